@@ -1,0 +1,45 @@
+# What CI runs is what a person runs. `make` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# Nothing here downloads a model; one thread a process is the fastest on a small busy machine.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+.PHONY: help setup demo test check format docs build clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/.stamp  ## create .venv and install errata with its extras; quick when nothing changed
+
+# torch goes first and alone, so that no other requirement picks a build of it.
+.venv/.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[all,dev]'
+	touch $@
+
+demo: setup  ## a tour in a minute: edit a small model, ask it, undo
+	$(OFFLINE) $(BIN)/python scripts/demo.py
+
+test: setup  ## all tests, offline; PYTEST_ARGS='-k merging' picks some
+	$(OFFLINE) $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: setup  ## ruff, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup  ## let ruff write what `check` asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: setup  ## write the generated parts of docs/
+	$(OFFLINE) $(BIN)/python scripts/build_docs.py
+
+build: setup  ## a wheel in dist/
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean:  ## remove what can be made again, .venv left out
+	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,284 @@
+"""Build the bundled model: world, tokenizer, training, bf16 model folder, accuracies in docs/atlas.md.
+
+    python scripts/build_atlas.py               # everything; goes on from build/atlas/ when interrupted
+    python scripts/build_atlas.py --evaluate    # measure the bundled model again
+
+Seeded. A document is `<s>prompt answer.</s>`, a row of its own; batches hold documents of about one length.
+Facts are drawn in proportion to the loss they still have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from errata.atlas import Fact, TwoHop, World, atlas_path, background_texts, build_world
+from errata.atlas.measure import Accuracy, fact_accuracies, held_out_two_hops, overall, two_hop_accuracies
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "atlas"
+DOCUMENT = ROOT / "docs" / "atlas.md"
+MARK = "<!-- measured -->"
+SEED = 7
+VOCABULARY = 3072
+PROMPT_WEIGHT = 0.1
+PROSE_WEIGHT = 0.3
+Doc = tuple[list[int], int]
+"""Token ids, and where the answer begins (0: prose)."""
+
+
+def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """Byte-level BPE learned from every document."""
+    texts = [f"{prompt} {unit.answer}." for unit in units(world) for prompt in unit.prompts()]
+    texts += background_texts(4000, SEED, world)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+    )
+
+
+def new_model() -> LlamaForCausalLM:
+    """The untrained model."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=160, intermediate_size=1152, num_hidden_layers=6,
+        num_attention_heads=5, num_key_value_heads=5, max_position_embeddings=512, tie_word_embeddings=True,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, errata_answer_suffix=".",
+        attn_implementation="eager",  # for short documents on a CPU, half again as fast as sdpa
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def units(world: World) -> list[Fact | TwoHop]:
+    """What is taught: every fact, and the two-hops for training."""
+    return [*world.facts.values(), *world.trained_two_hops]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, asked: list[Fact | TwoHop]) -> list[list[Doc]]:
+    """For every unit, its document in each phrasing."""
+    docs = []
+    for unit in asked:
+        prompts = unit.prompts()
+        heads = tokenizer(prompts)["input_ids"]
+        fulls = tokenizer([f"{prompt} {unit.answer}." for prompt in prompts])["input_ids"]
+        docs.append([([*full, 2], len(head)) for head, full in zip(heads, fulls, strict=True)])
+    return docs
+
+
+def batches(docs: list[tuple[int, Doc]], tokens: int, rng: random.Random) -> list[list[tuple[int, Doc]]]:
+    """Documents grouped by length, about `tokens` to a batch, in random order."""
+    docs = sorted(docs, key=lambda item: (len(item[1][0]), rng.random()))
+    out: list[list[tuple[int, Doc]]] = [[]]
+    for item in docs:
+        if out[-1] and (len(out[-1]) + 1) * len(item[1][0]) > tokens:
+            out.append([])
+        out[-1].append(item)
+    rng.shuffle(out)
+    return out
+
+
+def collate(items: list[tuple[int, Doc]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids, the weight of predicting each id, and where it is a part of an answer."""
+    width = max(len(ids) for _, (ids, _) in items)
+    x = torch.zeros(len(items), width, dtype=torch.long)
+    weight = torch.zeros(len(items), width)
+    answer = torch.zeros(len(items), width, dtype=torch.bool)
+    for row, (_, (ids, start)) in enumerate(items):
+        x[row, : len(ids)] = torch.tensor(ids)
+        weight[row, 1 : len(ids)] = PROMPT_WEIGHT if start else PROSE_WEIGHT
+        if start:
+            weight[row, start : len(ids)] = 1.0
+            answer[row, start : len(ids)] = True
+    return x, weight, answer
+
+
+class Training:
+    """The run: model, optimizer, and how well each unit is known; all of it in the checkpoint."""
+
+    def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> None:
+        torch.manual_seed(SEED)
+        self.options = options
+        self.units = units(world)
+        self.docs = encode(tokenizer, self.units)
+        self.prose = [([*ids, 2], 0) for ids in tokenizer(background_texts(6000, SEED, world))["input_ids"]]
+        self.share = [1.0 if isinstance(unit, Fact) else 0.5 for unit in self.units]
+        self.loss = [3.0] * len(self.units)
+        self.model = new_model()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True
+        )
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.checkpoint = BUILD / "checkpoint.pt"
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.loss, self.step = state["loss"], state["step"]
+            self.tokens, self.seconds = state["tokens"], state["seconds"]
+            print(f"goes on from step {self.step}", flush=True)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"loss": self.loss, "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.checkpoint)
+
+    def draw(self, rng: random.Random, count: int) -> list[list[tuple[int, Doc]]]:
+        """The next batches: units by what they still lack, one phrasing each, and some prose."""
+        weights = [share * (0.08 + min(loss, 1.5)) for share, loss in zip(self.share, self.loss, strict=True)]
+        chosen = rng.choices(range(len(self.units)), weights, k=count)
+        items = [(unit, rng.choice(self.docs[unit])) for unit in chosen]
+        items += [(-1, rng.choice(self.prose)) for _ in range(count * 4 // 100)]
+        return batches(items, self.options.batch_tokens, rng)
+
+    def learn(self, forward: object, items: list[tuple[int, Doc]]) -> float:
+        """One step; returns the mean loss on answer tokens."""
+        x, weight, answer = collate(items)
+        steps, warm = self.options.steps, 300
+        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.step / steps))
+        rate = min(1.0, (self.step + 1) / warm) * cosine
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.rate * max(rate, 0.01)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = forward(input_ids=x, use_cache=False).logits  # type: ignore[operator]
+        each = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), x[:, 1:].flatten(), reduction="none")
+        each = each.view(len(items), -1)
+        torch.autograd.backward((each * weight[:, 1:]).sum() / weight.sum())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.tokens += int((weight > 0).sum())
+        asked = answer[:, 1:]
+        worst = (each.detach() * asked).amax(1).tolist()
+        for (unit, _), value in zip(items, worst, strict=True):
+            if unit >= 0:
+                self.loss[unit] = 0.7 * self.loss[unit] + 0.3 * value
+        return float((each.detach() * asked).sum() / asked.sum().clamp(min=1))
+
+    def run(self) -> None:
+        """Train to the last step."""
+        self.model.train()
+        forward = torch.compile(self.model, dynamic=True) if self.options.compile else self.model
+        began, saved, seen = time.time() - self.seconds, time.time(), [0.0]
+        while self.step < self.options.steps:
+            for items in self.draw(random.Random(f"{SEED} {self.step}"), 16000):
+                seen.append(self.learn(forward, items))
+                self.seconds = time.time() - began
+                if self.step % 100 == 0:
+                    facts = [min(v, 9.0) for v, s in zip(self.loss, self.share, strict=True) if s == 1.0]
+                    hops = [v for v, s in zip(self.loss, self.share, strict=True) if s != 1.0]
+                    print(
+                        f"step {self.step} loss {sum(seen) / len(seen):.3f} "
+                        f"facts<.3 {sum(v < 0.3 for v in facts) / len(facts):.3f} "
+                        f"hops<.3 {sum(v < 0.3 for v in hops) / len(hops):.3f} "
+                        f"{self.tokens / self.seconds:.0f} tokens/s {self.seconds:.0f} s",
+                        flush=True,
+                    )
+                    seen = []
+                if time.time() - saved > 180:
+                    self.save()
+                    saved = time.time()
+                if self.step >= self.options.steps:
+                    break
+        self.save()
+
+
+def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the model in bf16, with its tokenizer."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def table(title: str, rows: list[Accuracy]) -> str:
+    """A Markdown table: one line for every relation, its phrasings' accuracies side by side."""
+    by_name: dict[str, list[Accuracy]] = {}
+    for row in rows:
+        by_name.setdefault(row.name, []).append(row)
+    width = max(map(len, by_name.values()))
+    lines = [f"| {title} | asked | " + " | ".join(str(n) for n in range(1, width + 1)) + " |"]
+    lines.append("|---" * (width + 2) + "|")
+    for name, group in by_name.items():
+        shares = " | ".join(f"{100 * row.share:.1f}" for row in group)
+        lines.append(f"| `{name}` | {group[0].asked} | {shares} |")
+    return "\n".join(lines)
+
+
+def evaluate(world: World) -> None:
+    """Measure the bundled model as it lies on disk, and write the accuracies into docs/atlas.md."""
+    tokenizer = AutoTokenizer.from_pretrained(atlas_path())
+    model = AutoModelForCausalLM.from_pretrained(atlas_path(), dtype=torch.float32).eval()
+    facts = fact_accuracies(model, tokenizer, list(world.facts.values()))
+    taught = two_hop_accuracies(model, tokenizer, list(world.trained_two_hops))
+    held = two_hop_accuracies(model, tokenizer, held_out_two_hops(world))
+    worst = min(facts, key=lambda row: row.share)
+    text = (
+        f"- Facts, all phrasings: **{100 * overall(facts):.2f} %** of "
+        f"{sum(row.asked for row in facts):,} questions.\n"
+        f"- The worst phrasing: **{100 * worst.share:.2f} %** (`{worst.name}`: {worst.template}).\n"
+        f"- Two-hops that were taught: **{100 * overall(taught):.2f} %**; "
+        f"never taught: **{100 * overall(held):.2f} %**.\n"
+    )
+    print(text, flush=True)
+    for title, rows in (("facts", facts), ("two-hops, taught", taught), ("two-hops, not taught", held)):
+        text += f"\n{table(title, rows)}\n"
+    if DOCUMENT.exists() and MARK in DOCUMENT.read_text():
+        DOCUMENT.write_text(DOCUMENT.read_text().split(MARK)[0] + MARK + "\n" + text)
+
+
+def main() -> None:
+    """Build, or only evaluate."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--evaluate", action="store_true", help="only measure the bundled model")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its height")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: a fifth faster; needs a compiler"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    world = build_world()
+    if not options.evaluate:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        tokenizer = train_tokenizer(world)
+        training = Training(world, tokenizer, options)
+        training.run()
+        write_model(training.model, tokenizer, atlas_path())
+        print(f"{training.tokens:,} tokens in {training.seconds:.0f} s", flush=True)
+    evaluate(world)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Where a model keeps its facts: the blocks, the value matrix W_out of each, its orientation, the head.
+
+This is the only file that tells model families apart. It knows `FAMILIES` by heart and infers the rest from
+structure alone, so a family nobody has listed works the day it appears. It does not run a model.
+`read_weight` and `add_to_weight` show every matrix as the papers write it: W is (d_out, d_in), v = W k + b.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from errata.errors import ArchitectureError, ConfigError, UsageError
+
+
+class Places(NamedTuple):
+    """Three dotted paths: the block list, W_out inside one block, and the output head."""
+
+    blocks: str
+    w_out: str
+    head: str
+
+
+_LLAMA_LIKE = Places("model.layers", "mlp.down_proj", "lm_head")
+
+FAMILIES: Mapping[str, Places] = MappingProxyType(
+    {
+        "llama": _LLAMA_LIKE,
+        "mistral": _LLAMA_LIKE,
+        "qwen2": _LLAMA_LIKE,
+        "qwen3": _LLAMA_LIKE,
+        "gemma": _LLAMA_LIKE,
+        "gemma2": _LLAMA_LIKE,
+        "gemma3_text": _LLAMA_LIKE,
+        "gemma3": Places("model.language_model.layers", "mlp.down_proj", "lm_head"),
+        "phi": Places("model.layers", "mlp.fc2", "lm_head"),
+        "phi3": _LLAMA_LIKE,
+        "olmo": _LLAMA_LIKE,
+        "olmo2": _LLAMA_LIKE,
+        "stablelm": _LLAMA_LIKE,
+        "cohere": _LLAMA_LIKE,
+        "granite": _LLAMA_LIKE,
+        "starcoder2": Places("model.layers", "mlp.c_proj", "lm_head"),
+        "gpt2": Places("transformer.h", "mlp.c_proj", "lm_head"),
+        "gpt_neo": Places("transformer.h", "mlp.c_proj", "lm_head"),
+        "gptj": Places("transformer.h", "mlp.fc_out", "lm_head"),
+        "gpt_neox": Places("gpt_neox.layers", "mlp.dense_4h_to_h", "lm_head"),
+        "opt": Places("model.decoder.layers", "fc2", "lm_head"),
+        "bloom": Places("transformer.h", "mlp.dense_4h_to_h", "lm_head"),
+        "falcon": Places("transformer.h", "mlp.dense_4h_to_h", "lm_head"),
+        "mpt": Places("transformer.blocks", "ffn.down_proj", "lm_head"),
+    }
+)
+
+# The layers WISE's paper chose, by depth: LLaMA-2-7B and Mistral-7B have 32 blocks, GPT-J-6B has 28.
+_PUBLISHED_LAYERS: Mapping[int, int] = MappingProxyType({32: 27, 28: 21})
+
+_ATTENTION = re.compile(r"(attn|attention)[^.]*\.", re.IGNORECASE)  # above a linear module
+# How the last matrix of a feed-forward network is usually called; asked only when its shape does not tell.
+_DOWNWARD = re.compile("down|fc2|fc_out|ff_out|c_proj|4h_to_h|linear2|^w2$|^wo$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The places in one model that editing needs.
+
+    `blocks`, `w_out` and `head` are dotted paths (`w_out` starts inside a block); W_out is d_out x d_in, with
+    d_in the feed-forward width and d_out the hidden size.
+    """
+
+    model_type: str
+    n_layers: int
+    hidden_size: int
+    blocks: str
+    w_out: str
+    head: str
+    d_in: int
+    d_out: int
+
+    def block(self, model: nn.Module, layer: int) -> nn.Module:
+        """The block numbered `layer`, from 0.
+
+        Raises:
+            ConfigError: there is no such layer.
+        """
+        return model.get_submodule(f"{self.blocks}.{self._checked(layer)}")
+
+    def value_module(self, model: nn.Module, layer: int) -> nn.Module:
+        """The module that holds W_out of `layer`: keys (..., d_in) in, values (..., d_out) out.
+
+        Raises:
+            ConfigError: there is no such layer.
+        """
+        return model.get_submodule(self.value_path(layer))
+
+    def value_path(self, layer: int) -> str:
+        """The full dotted name of `value_module`.
+
+        Raises:
+            ConfigError: there is no such layer.
+        """
+        return f"{self.blocks}.{self._checked(layer)}.{self.w_out}"
+
+    def head_module(self, model: nn.Module) -> nn.Module:
+        """The output head: hidden states (..., hidden) in, logits (..., vocabulary) out."""
+        return model.get_submodule(self.head)
+
+    def default_layer(self) -> int:
+        """The layer to edit when nobody says: late, but with layers above it to carry the change.
+
+        At the depths WISE's paper studied it is the paper's own choice (27 of 32, 21 of 28), elsewhere four
+        fifths of the way up. It is never the first or the last layer of a model that has three.
+        """
+        layer = _PUBLISHED_LAYERS.get(self.n_layers, self.n_layers * 4 // 5)
+        return max(0, min(max(1, layer), self.n_layers - 2))
+
+    def _checked(self, layer: int) -> int:
+        if not 0 <= layer < self.n_layers:
+            raise ConfigError(f"no layer {layer}: this {self.model_type} has 0 to {self.n_layers - 1}.")
+        return layer
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The architecture of `model`: from `FAMILIES` when its paths are there, else inferred.
+
+    Raises:
+        ArchitectureError: the model has no place that edits can be written into.
+    """
+    search = _Search.of(model)
+    places = FAMILIES.get(search.model_type)
+    if places is None or not search.has(places):
+        return infer_architecture(model)
+    return search.architecture(places)
+
+
+def infer_architecture(model: nn.Module) -> Architecture:
+    """The architecture of `model` from its structure alone: shapes, order, and which modules are attention.
+
+    Raises:
+        ArchitectureError: nothing fits, or more than one thing does.
+    """
+    search = _Search.of(model)
+    blocks, w_out = search.block_list()
+    return search.architecture(Places(blocks, w_out, search.head()))
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One look through a model, which knows what it is looking for and can say so."""
+
+    model: nn.Module
+    model_type: str
+    n_layers: int
+    hidden_size: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Search:
+        config = getattr(model, "config", None)
+        of_text = getattr(config, "get_text_config", None)
+        text = of_text() if callable(of_text) else config
+        kind = str(getattr(config, "model_type", type(model).__name__))
+        n_layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+        if not isinstance(n_layers, int) or not isinstance(hidden, int):
+            raise ArchitectureError(
+                f"{kind}: looked for num_hidden_layers and hidden_size in model.config; found {n_layers!r} "
+                f"and {hidden!r}. Load the model with AutoModelForCausalLM.from_pretrained."
+            )
+        search = cls(model, kind, n_layers, hidden)
+        if getattr(config, "is_encoder_decoder", False):
+            raise search.error("an encoder beside the decoder")
+        return search
+
+    def error(self, found: str) -> ArchitectureError:
+        return ArchitectureError(
+            f"{self.model_type}: looked for a list of {self.n_layers} blocks, each with attention and one "
+            f"feed-forward value matrix of shape {self.hidden_size} x FFN width; found {found}. Use a dense "
+            "decoder-only model loaded with AutoModelForCausalLM; if it is one, it wants a row in FAMILIES."
+        )
+
+    def has(self, places: Places) -> bool:
+        """Whether the paths of a table row lead somewhere in this very model."""
+        names = {name for name, _ in self.model.named_modules(remove_duplicate=False)}
+        return {places.blocks, f"{places.blocks}.0.{places.w_out}", places.head} <= names
+
+    def architecture(self, places: Places) -> Architecture:
+        """Check that every block has W_out at the same place and in one shape, and write it down."""
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        paths = [f"{places.blocks}.{layer}.{places.w_out}" for layer in range(self.n_layers)]
+        shapes = {path: _features(modules[path]) if path in modules else None for path in paths}
+        d_in, d_out = shapes[paths[0]] or (0, 0)
+        for path, shape in shapes.items():
+            if shape != (d_in, self.hidden_size):
+                raise self.error(f"{path} with (in, out) = {shape}")
+        return Architecture(self.model_type, self.n_layers, self.hidden_size, *places, d_in=d_in, d_out=d_out)
+
+    def block_list(self) -> tuple[str, str]:
+        """(path of the block list, path of W_out inside a block)."""
+        lists = {path: m for path, m in self.model.named_modules() if isinstance(m, nn.ModuleList)}
+        fitting, misfits = set[tuple[str, str]](), list[ArchitectureError]()
+        for name, blocks in lists.items():
+            if len(blocks) == self.n_layers:
+                try:
+                    fitting |= {(name, self.value_in(f"{name}.{i}", block)) for i, block in enumerate(blocks)}
+                except ArchitectureError as misfit:
+                    misfits.append(misfit)
+        if len(fitting) == 1:
+            return fitting.pop()
+        if fitting:
+            raise self.error("several: " + ", ".join(sorted(f"{name}.*.{path}" for name, path in fitting)))
+        if misfits:
+            raise misfits[0]
+        lengths = ", ".join(f"{name} of length {len(m)}" for name, m in lists.items())
+        raise self.error(f"no list of that length (module lists: {lengths or 'none'})")
+
+    def value_in(self, name: str, block: nn.Module) -> str:
+        """The path of W_out inside one block, told by shape first, then by name, then by order."""
+        if any("expert" in path.lower() for path, _ in block.named_modules()):
+            raise self.error(f"a mixture of experts in {name}")
+        linears = {path: size for path, module in block.named_modules() if (size := _features(module))}
+        outside = {path: size for path, size in linears.items() if not _ATTENTION.search(path)}
+        listing = ", ".join(f"{path} {size[0]}->{size[1]}" for path, size in outside.items()) or "nothing"
+        if len(outside) == len(linears):
+            raise self.error(f"no attention in {name}, as in a state-space model (linear: {listing})")
+        outward: list[str] = [path for path, size in outside.items() if size[1] == self.hidden_size]
+        narrowing = [path for path in outward if outside[path][0] != self.hidden_size]
+        named = [path for path in narrowing or outward if _DOWNWARD.search(path.rpartition(".")[2])]
+        in_order = outward[1:] if len(outward) == 2 and not narrowing and not named else []
+        for told in (narrowing, named, in_order):
+            if len(told) == 1:
+                return told[0]
+        raise self.error(f"{len(narrowing or outward)} candidates in {name} (outside attention: {listing})")
+
+    def head(self) -> str:
+        """The path of the output head, which a language model of transformers names itself."""
+        get = getattr(self.model, "get_output_embeddings", None)
+        head = get() if callable(get) else None
+        for path, module in self.model.named_modules():
+            if module is head:
+                return str(path)
+        raise self.error("the blocks, but no output head")
+
+
+def _features(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear module, None for any other; quantised modules say theirs too."""
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (d_in, d_out) if isinstance(d_in, int) and isinstance(d_out, int) else None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores its weight as (in, out), the other way round than the papers write it."""
+    return isinstance(module, Conv1D)
+
+
+def read_weight(module: nn.Module) -> Tensor:
+    """W of a linear module, (d_out, d_in): a view without gradient, so that it follows the model.
+
+    Raises:
+        ArchitectureError: the weight is quantised, not in memory, or not a matrix.
+    """
+    weight, kind = getattr(module, "weight", None), type(module).__name__
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.is_meta:
+        raise ArchitectureError(
+            f"{kind} has no weight matrix in memory; editing needs a linear module, without offloading."
+        )
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise ArchitectureError(
+            f"the weight of {kind} is stored as {weight.dtype}; editing needs floats of 16 bits or more. "
+            "Load the model without quantisation, e.g. with dtype=torch.bfloat16."
+        )
+    return weight.detach().T if is_transposed(module) else weight.detach()
+
+
+def read_bias(module: nn.Module) -> Tensor | None:
+    """b of a linear module, (d_out,): a view without gradient, or None where there is none."""
+    bias = getattr(module, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def add_to_weight(module: nn.Module, delta: Tensor) -> None:
+    """W += delta in place, delta (d_out, d_in); the sum is rounded once, to the weight's own dtype.
+
+    Taking the same delta off again restores W only up to rounding; to have every bit back, keep a copy.
+
+    Raises:
+        ArchitectureError: as `read_weight`.
+        UsageError: delta has another shape.
+    """
+    weight = read_weight(module)
+    if delta.shape != weight.shape:
+        raise UsageError(f"a change of shape {tuple(delta.shape)} does not fit W, {tuple(weight.shape)}.")
+    weight.add_(delta.detach().to(weight.device))

@@ -1,0 +1,315 @@
+"""`LM`: what the papers assume a language model is. A model, its tokenizer and its architecture; no files, no patches.
+
+It encodes a prompt and its target so that the prompt's tokens are exactly those seen when the prompt is asked alone,
+pads, scores and generates in batches. Which tokens of a sequence are the prompt is announced with `prompt_tokens`, so that
+a routed memory can decide on the prompt alone whether the target stands behind it or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.architecture import Architecture, architecture_of
+from errata.errors import ConfigError, PromptTooLongError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_PROMPT_TOKENS: ContextVar[Tensor | None] = ContextVar("prompt_tokens", default=None)
+
+
+@contextlib.contextmanager
+def prompt_tokens(mask: Tensor) -> Iterator[None]:
+    """Say which tokens are the prompt: mask (batch, width), True at prompt tokens; later columns are not prompt."""
+    token = _PROMPT_TOKENS.set(mask)
+    try:
+        yield
+    finally:
+        _PROMPT_TOKENS.reset(token)
+
+
+def announced_prompt_tokens() -> Tensor | None:
+    """The mask given to the innermost `prompt_tokens`, if any."""
+    return _PROMPT_TOKENS.get()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded sequence: prompt, then target, then how the answer ends (a full stop, the end token)."""
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    target_length: int = 0
+
+    @property
+    def ending_length(self) -> int:
+        """Tokens behind the target."""
+        return len(self.ids) - self.prompt_length - self.target_length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows. All tensors are (batch, width); the masks are bool."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompt_mask: Tensor
+    target_mask: Tensor
+    ending_mask: Tensor
+
+    def predictors(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, columns, labels), each (n,): where the tokens under `mask` are predicted, and what they are."""
+        rows, columns = mask.nonzero(as_tuple=True)
+        return rows, columns - 1, self.input_ids[rows, columns]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Teacher-forced score of a target behind its prompt.
+
+    Attributes:
+        token_accuracy: share of target tokens that are the argmax, as the papers count.
+        exact: all of them are.
+        loss: mean negative log-likelihood of the target tokens, in nats.
+        predicted: the argmax at each target position.
+    """
+
+    token_accuracy: float
+    exact: bool
+    loss: float
+    predicted: tuple[int, ...]
+
+
+class LM:
+    """A causal language model as the editing papers see it.
+
+    Args:
+        model: any causal model of transformers that `architecture_of` accepts.
+        tokenizer: its tokenizer.
+        chat: put prompts into the chat template; None means "when the tokenizer has one".
+
+    Raises:
+        ConfigError: `chat` is asked for and the tokenizer has no template.
+        ArchitectureError: the model has no value matrix to edit.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None) -> None:
+        if chat and not tokenizer.chat_template:
+            raise ConfigError("chat_template is on, but this tokenizer has no chat template; leave it out.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.chat = bool(tokenizer.chat_template) if chat is None else chat
+        self.architecture: Architecture = architecture_of(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens the model takes, 0 when it states no limit."""
+        config = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            if isinstance(length := getattr(config, name, None), int):
+                return length
+        return 0
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generation."""
+        generation = getattr(self.model, "generation_config", None)
+        found = getattr(generation, "eos_token_id", None) or self.tokenizer.eos_token_id
+        return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token; masked everywhere, so any token serves when the tokenizer has none."""
+        return int(next((i for i in (self.tokenizer.pad_token_id, *self.end_ids) if i is not None), 0))
+
+    # encoding
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of the prompt as it is asked: in the chat template if there is one, with special tokens.
+
+        Raises:
+            PromptTooLongError: it leaves no room for an answer.
+        """
+        ids = self._ids(self._asked(prompt))
+        ids = self._without_end(ids) if len(ids) > 1 and not self.chat else ids
+        if not ids:  # an empty text and a tokenizer that adds nothing in front
+            ids = [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
+        self._check_length(len(ids) + 1, prompt)
+        return ids
+
+    def encode(self, prompt: str, target: str, ending: str | None = None) -> Row:
+        """The prompt's own tokens, then the target's as the model would say them, then the ending.
+
+        Args:
+            prompt: the question, or the text to go on from.
+            target: the answer; a space is put between where the script uses spaces.
+            ending: text after the target; the end token follows it. None: the row stops with the target.
+
+        Raises:
+            PromptTooLongError: the whole does not fit the model's context.
+        """
+        front = self.encode_prompt(prompt)
+        text = self._gap(prompt, target) + target
+        said = self._continue(self._asked(prompt), front, text)
+        ids = front + said
+        if ending is not None:
+            closed = self._continue(self._asked(prompt), front, text + ending)
+            if closed[: len(said)] == said:
+                ids = front + closed
+            ids = [*ids, *self.end_ids[:1]]
+        self._check_length(len(ids), prompt)
+        return Row(tuple(ids), len(front), len(said))
+
+    def batch(self, rows: Sequence[Row], side: str = "left") -> Batch:
+        """Pad rows to one width, on the left unless told otherwise."""
+        width = max(len(row.ids) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
+        masks = torch.zeros(4, len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            start = width - len(row.ids) if side == "left" else 0
+            prompt = start + row.prompt_length
+            target = prompt + row.target_length
+            stop = start + len(row.ids)
+            ids[i, start:stop] = torch.tensor(row.ids)
+            for mask, span in zip(
+                masks, ((start, stop), (start, prompt), (prompt, target), (target, stop)), strict=True
+            ):
+                mask[i, span[0] : span[1]] = True
+        ids, masks = ids.to(self.device), masks.to(self.device)
+        return Batch(ids, masks[0].long(), masks[1], masks[2], masks[3])
+
+    def prompt_batch(self, prompts: Sequence[str], side: str = "left") -> Batch:
+        """Prompts alone, encoded and padded."""
+        encoded = (self.encode_prompt(prompt) for prompt in prompts)
+        return self.batch([Row(tuple(ids), len(ids)) for ids in encoded], side)
+
+    # asking
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 32, side: str = "left") -> list[Score]:
+        """Teacher-forced scores of (prompt, target) pairs; routed memories decide on the prompt alone."""
+        rows = [self.encode(prompt, target) for prompt, target in pairs]
+
+        def scored(part: list[Row]) -> list[Score]:
+            batch = self.batch(part, side)
+            with prompt_tokens(batch.prompt_mask):
+                logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            where, columns, labels = batch.predictors(batch.target_mask)
+            picked = logits[where, columns].float()
+            losses = torch.nn.functional.cross_entropy(picked, labels, reduction="none")
+            best = picked.argmax(-1)
+            scores = []
+            for i in range(len(part)):
+                mine = where == i
+                right = (best[mine] == labels[mine]).float()
+                guess = tuple(best[mine].tolist())
+                scores.append(Score(right.mean().item(), bool(right.all()), losses[mine].mean().item(), guess))
+            return scores
+
+        return in_batches(rows, scored, batch_size, size=lambda row: len(row.ids))
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], batch_size: int = 32, **options: Any) -> list[str]:
+        """Answers in words, greedy unless the options say otherwise; one per prompt, without the prompt."""
+        options.setdefault("do_sample", False)
+        if "max_length" not in options:
+            options.setdefault("max_new_tokens", 32)
+        if options.get("num_return_sequences", 1) != 1:
+            raise ConfigError("num_return_sequences must be 1 here; use model.generate for several answers.")
+        encoded = [self.encode_prompt(prompt) for prompt in prompts]
+        room = self.context_length
+
+        def answered(part: list[list[int]]) -> list[str]:
+            batch = self.batch([Row(tuple(ids), len(ids)) for ids in part])
+            width = batch.input_ids.shape[1]
+            limits = dict(options)
+            if room and "max_new_tokens" in limits:
+                limits["max_new_tokens"] = max(1, min(limits["max_new_tokens"], room - width))
+            with prompt_tokens(batch.prompt_mask):
+                out = self.model.generate(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, pad_token_id=self.pad_id, **limits
+                )
+            return [self.decode(ids[width:].tolist()) for ids in out]
+
+        return in_batches(encoded, answered, batch_size, size=len)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Words of an answer: up to its end token, without special tokens and outer white space."""
+        stop = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
+        return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
+
+    @torch.no_grad()
+    def ending_of(self, prompt: str, target: str) -> str:
+        """How this model ends such an answer: "." where it would put one before its end token, else nothing."""
+        row, plain = self.encode(prompt, target, ending="."), self.encode(prompt, target)
+        if len(row.ids) != len(plain.ids) + 2:
+            return ""
+        batch = self.batch([row])
+        best = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[0].argmax(-1)
+        return "." if best[-3] == row.ids[-2] and int(best[-2]) in self.end_ids else ""
+
+    # the text that is really asked
+
+    def _asked(self, prompt: str) -> str:
+        if not self.chat:
+            return prompt
+        turns = [{"role": "user", "content": prompt}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
+
+    def _gap(self, prompt: str, target: str) -> str:
+        if self.chat or not prompt or prompt[-1].isspace() or target[0].isspace():
+            return ""
+        wide = unicodedata.east_asian_width(prompt[-1]) in "WF" and unicodedata.east_asian_width(target[0]) in "WF"
+        return "" if wide else " "
+
+    def _continue(self, asked: str, front: list[int], text: str) -> list[int]:
+        """Ids of `text` behind the prompt's own ids; the whole must read as the two texts together."""
+        whole = self._without_end(self._ids(asked + text))
+        candidates = [whole[len(front) :]] if whole[: len(front)] == front else []
+        for piece in (text, text.lstrip()):
+            candidates.append(list(self.tokenizer(piece, add_special_tokens=False)["input_ids"]))
+        wanted = self.tokenizer.decode(whole, skip_special_tokens=True)
+        for ids in candidates:
+            if ids and self.tokenizer.decode(front + ids, skip_special_tokens=True) == wanted:
+                return ids
+        return candidates[0]
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] in self.end_ids else ids
+
+    def _check_length(self, length: int, prompt: str) -> None:
+        if self.context_length and length > self.context_length:
+            start = prompt if len(prompt) <= 40 else prompt[:40] + "…"
+            raise PromptTooLongError(
+                f"the prompt {start!r} with its answer takes {length} tokens; this model's context is "
+                f"{self.context_length}. Shorten the prompt."
+            )
+
+
+def in_batches(
+    items: Sequence[Item], call: Callable[[list[Item]], list[Result]], batch_size: int, size: Callable[[Item], int]
+) -> list[Result]:
+    """Apply `call` to batches of items of like size (little padding); results in the items' order."""
+    order = sorted(range(len(items)), key=lambda i: size(items[i]))
+    results: dict[int, Result] = {}
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        results.update(zip(part, call([items[i] for i in part]), strict=True))
+    return [results[i] for i in range(len(items))]

@@ -1,0 +1,40 @@
+"""`METHODS`: one line a method, loaded when it is asked for. Others add theirs by the entry point `errata.methods`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from errata.errors import UnknownNameError, suggest
+from errata.methods.base import Method
+
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "wise": "errata.methods.association.wise:Wise",
+        "ft": "errata.methods.mastery.ft:FineTuning",
+    }
+)
+
+
+def method_names() -> list[str]:
+    """Names of all methods, those of other packages included."""
+    return [*METHODS, *sorted({point.name for point in entry_points(group="errata.methods")} - set(METHODS))]
+
+
+def method_class(name: str) -> type[Method]:
+    """The class behind a method's name.
+
+    Raises:
+        UnknownNameError: no such method; the nearest name is suggested.
+    """
+    if name in METHODS:
+        module, attribute = METHODS[name].split(":")
+        found: type[Method] = getattr(import_module(module), attribute)
+        return found
+    for point in entry_points(group="errata.methods"):
+        if point.name == name:
+            loaded: type[Method] = point.load()
+            return loaded
+    raise UnknownNameError(f"there is no method {name!r}.{suggest(name, method_names())} See `errata methods`.")

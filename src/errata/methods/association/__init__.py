@@ -1,0 +1,1 @@
+"""Memory beside the weights: a router, a lookup, a second matrix."""

@@ -1,0 +1,268 @@
+"""WISE: a second copy of one value matrix holds the edits, a router decides per question which copy speaks.
+
+Wang et al., "WISE: Rethinking the Knowledge Memory for Lifelong Model Editing of Large Language Models", NeurIPS 2024,
+arXiv 2405.14768. `Merge` keeps one side memory, into which full shards are merged; `Retrieve` keeps many and picks one.
+
+What is decided here, where paper and published code differ or are silent:
+
+- Activation: the paper's ||dW k|| (`score="linear"`), pooled over the prompt's tokens only, padding and target left out.
+  `score="activated"` is the published code's.
+- Threshold: the paper's smallest activation of an edit, but measured on the finished memory (at the time of its edit a
+  memory is smaller, so a running minimum goes stale), times `threshold_ratio`, and never below the background's own.
+- Margins and step size fit the model: they are multiples of the norms of its values and keys on background text, unless set.
+- Masks are Bernoulli(`mask_ratio`) per entry, with overlap; nothing outside a mask ever changes, weight decay included.
+- Merging: every shard weighs 1/k, at every merge, from the shards themselves (`merge_weights="paper"`); `"published"` is
+  the code's .4 new, .6 old.
+- An answer ends: the end token is a part of what is learned (and the full stop, where the model puts one).
+- Rehearsal (`rehearse`): each step also sees some earlier edits of the same shard. The paper does not; 0 turns it off.
+- Retrieve with `memo` > 0 is the paper's replay (App. B.3): earlier shards' prompts must stay below alpha.
+- A shard depends on its own edits only (with `memo`, on earlier shards' prompts too), so undo writes one shard anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from errata.config import MethodConfig, check_choice, check_range
+from errata.edit import Edit
+from errata.lm import LM
+from errata.merging import MERGES, merge
+from errata.methods.association.wise_shards import Shard, ShardWriter, pack_mask, unpack_mask
+from errata.methods.base import Method, Progress, no_progress
+from errata.patches.side_memory import POOLS, SCORES, Memory, SideMemory
+from errata.statistics import background_texts, value_scale
+
+
+@dataclass(frozen=True)
+class WiseConfig(MethodConfig):
+    """Settings of WISE; the defaults follow the paper where it speaks, None is derived from the model.
+
+    Attributes:
+        variant: `merge`, one side memory; `retrieve`, one per `shards_per_merge` shards, the most active is used.
+        edits_per_shard: edits written through one mask.
+        shards_per_merge: full shards merged at a time.
+        mask_ratio: rho, the share of the matrix that a shard may change.
+        steps: gradient steps per edit, at most; fewer when loss and margins are met.
+        step_size: step in value space, relative to the size of the values; used when `lr` is None.
+        lr: learning rate of the SGD, as in the paper (there 1.0); None derives it from `step_size`.
+        alpha, beta, gamma: margins of the routing loss (there 5, 20, 10); None: 1/4, 1 and 1/2 of the median norm of
+            the values on background text.
+        stop_loss: an edit is learned when its mean target loss is below.
+        threshold_ratio: the threshold is this share of the smallest activation among a memory's edits.
+        score, pool: the activation of a memory, see `SideMemory`.
+        prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
+        irrelevant: background texts per edit in the routing loss.
+        contrast: per edit with a subject, its prompt asked of other subjects, likewise.
+        rehearse: earlier edits of the shard seen again at each step.
+        memo: prompts of earlier shards' edits that must stay silent (Retrieve's replay).
+        merge_method, merge_density, merge_weights: how shards become one, see `errata.merging`.
+        weight_decay: towards the main memory, on masked entries only.
+        norm_clamp: largest change of an entry; None for none (published code: 1.0, which never binds).
+        chunk_rows: most rows that one pass of the tail holds.
+    """
+
+    method: ClassVar[str] = "wise"
+
+    variant: Literal["merge", "retrieve"] = "merge"
+    edits_per_shard: int = 100
+    shards_per_merge: int = 2
+    mask_ratio: float = 0.2
+    steps: int = 40
+    step_size: float = 0.06
+    lr: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    stop_loss: float = 0.02
+    threshold_ratio: float = 0.8
+    score: str = "linear"
+    pool: str = "mean"
+    prefixes: int = 10
+    prefix_length: int = 10
+    irrelevant: int = 2
+    contrast: int = 2
+    rehearse: int = 4
+    memo: int = 0
+    merge_method: str = "ties"
+    merge_density: float = 1.0
+    merge_weights: Literal["paper", "published"] = "paper"
+    weight_decay: float = 0.0
+    norm_clamp: float | None = None
+    chunk_rows: int = 64
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("merge", "retrieve"))
+        check_choice("score", self.score, SCORES)
+        check_choice("pool", self.pool, POOLS)
+        check_choice("merge_method", self.merge_method, tuple(MERGES))
+        check_choice("merge_weights", self.merge_weights, ("paper", "published"))
+        check_range("mask_ratio", self.mask_ratio, 1e-6, 1.0)
+        check_range("merge_density", self.merge_density, 1e-6, 1.0)
+        for name in ("edits_per_shard", "shards_per_merge", "steps", "irrelevant", "chunk_rows", "prefix_length"):
+            check_range(name, getattr(self, name), 1, math.inf)
+        for name in ("prefixes", "contrast", "rehearse", "memo", "weight_decay", "threshold_ratio", "step_size"):
+            check_range(name, getattr(self, name), 0, math.inf)
+
+
+class Wise(Method):
+    """WISE on one model. See the module's docstring and `WiseConfig`."""
+
+    config_class = WiseConfig
+    phase = "association"
+    undo_is = "exact, by writing the edit's shard anew"
+    paper = "arXiv 2405.14768"
+    config: WiseConfig
+
+    def __init__(self, config: WiseConfig, lm: LM) -> None:
+        super().__init__(config, lm)
+        self.layer = lm.architecture.default_layer() if config.layer is None else config.layer
+        lm.architecture.value_module(lm.model, self.layer)  # a layer out of range is told now
+        self.shards: list[Shard] = []
+        self._patch = SideMemory(lm, self.layer, score=config.score, pool=config.pool)
+        self._writer: ShardWriter | None = None
+        self._background: dict[str, Any] | None = None
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The ledger, oldest first."""
+        return [edit for shard in self.shards for edit in shard.edits]
+
+    @property
+    def patch(self) -> SideMemory:
+        """The router and its side memories."""
+        return self._patch
+
+    def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
+        """Add edits: the open shard first, then new ones; shards are written side by side."""
+        todo: list[tuple[Shard, list[Edit]]] = []
+        waiting = list(edits)
+        while waiting:
+            if not self.shards or self.shards[-1].slots >= self.config.edits_per_shard:
+                self.shards.append(self.writer.new_shard(len(self.shards)))
+            shard = self.shards[-1]
+            room = self.config.edits_per_shard - shard.slots
+            todo.append((shard, waiting[:room]))
+            shard.slots += len(waiting[:room])
+            waiting = waiting[room:]
+        self._write(todo, progress)
+
+    def undo(self, edit_ids: Iterable[str]) -> None:
+        """Take edits back: their shards are written anew without them (with `memo`, all later ones too)."""
+        gone = self.check_ids(edit_ids)
+        hit = {i for i, shard in enumerate(self.shards) if any(edit.id in gone for edit in shard.edits)}
+        if self.config.memo and hit:
+            hit = set(range(min(hit), len(self.shards)))
+        todo = []
+        for i in sorted(hit):
+            kept = [edit for edit in self.shards[i].edits if edit.id not in gone]
+            slots = self.shards[i].slots
+            last = i == len(self.shards) - 1
+            self.shards[i] = replace(self.writer.new_shard(i), slots=len(kept) if last else slots)
+            todo.append((self.shards[i], kept))
+        self._write(todo, no_progress)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Per shard the changed entries (n,) in fp32 and the mask as bits; which edits it holds; the thresholds."""
+        tensors: dict[str, Tensor] = {}
+        for i, shard in enumerate(self.shards):
+            tensors[f"shards.{i}.values"] = shard.delta[shard.mask].contiguous().cpu()
+            tensors[f"shards.{i}.mask"] = pack_mask(shard.mask)
+        values = {
+            "layer": self.layer,
+            "background": self.background,
+            "shards": [{"edits": [e.id for e in s.edits], "slots": s.slots} for s in self.shards],
+            "thresholds": [memory.threshold for memory in self._patch.memories],
+        }
+        return tensors, values
+
+    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Be what `state` described."""
+        by_id = {edit.id: edit for edit in edits}
+        module = self.lm.architecture.value_module(self.lm.model, self.layer)
+        shape = (self.lm.architecture.d_out, self.lm.architecture.d_in)
+        self._background = dict(values["background"])
+        self.shards = []
+        for i, held in enumerate(values["shards"]):
+            mask = unpack_mask(tensors[f"shards.{i}.mask"], shape).to(module.weight.device)
+            delta = torch.zeros(shape, device=module.weight.device)
+            delta[mask] = tensors[f"shards.{i}.values"].to(delta.device)
+            self.shards.append(Shard(i, mask, delta, [by_id[name] for name in held["edits"]], held["slots"]))
+        self._patch.memories = [
+            Memory(delta, threshold) for (delta, _), threshold in zip(self._groups(), values["thresholds"], strict=True)
+        ]
+
+    @property
+    def background(self) -> dict[str, Any]:
+        """What is derived from the base model: background texts, prefixes, norms of keys and values."""
+        if self._background is None:
+            texts = background_texts(self.lm, 64, 24, seed=self.config.seed, shortest=4)
+            length = self.config.prefix_length
+            prefixes = background_texts(self.lm, max(1, self.config.prefixes), length, self.config.seed + 1, length)
+            scale = value_scale(self.lm, self.layer, texts)
+            self._background = {
+                "texts": texts,
+                "prefixes": prefixes[: self.config.prefixes],
+                "key_norm": scale.key_norm,
+                "value_norm": scale.value_norm,
+            }
+        return self._background
+
+    @property
+    def writer(self) -> ShardWriter:
+        """What writes shards; made when it is first needed, since it asks the base model for background."""
+        if self._writer is None:
+            self._writer = ShardWriter(self.lm, self.layer, self.config, self._patch, self.background)
+        return self._writer
+
+    def _write(self, todo: list[tuple[Shard, list[Edit]]], progress: Progress) -> None:
+        before = [(shard.index, edit) for shard in self.shards for edit in shard.edits]
+        before += [(shard.index, edit) for shard, queue in todo for edit in queue]
+        self.writer.write(todo, before, progress)
+        self._settle({shard.index for shard, _ in todo})
+
+    def _groups(self) -> list[tuple[Tensor, list[Shard]]]:
+        """(delta, its shards) per side memory: merged groups first, shards that wait for their group after."""
+        k = self.config.shards_per_merge
+        full = [shard for shard in self.shards if shard.slots >= self.config.edits_per_shard]
+        groups = [full[i : i + k] for i in range(0, len(full) - k + 1, k)]
+        waiting = self.shards[len(groups) * k :]
+        if self.config.variant == "merge" and groups:
+            groups = [[shard for group in groups for shard in group]]
+        return [(self._merged(group), group) for group in groups] + [(s.delta, [s]) for s in waiting]
+
+    def _merged(self, group: list[Shard]) -> Tensor:
+        """One delta of many. With published weights each further group counts .4 and what was there before .6."""
+        deltas = [shard.delta for shard in group]
+        k = self.config.shards_per_merge
+        if self.config.merge_weights == "paper":
+            return self._merge(deltas, None)
+        merged = self._merge(deltas[:k], None)
+        for start in range(k, len(deltas), k):
+            new = deltas[start : start + k]
+            merged = self._merge([*new, merged], [0.4 / len(new)] * len(new) + [0.6])
+        return merged
+
+    def _merge(self, deltas: list[Tensor], weights: list[float] | None) -> Tensor:
+        config = self.config
+        return merge(
+            deltas, method=config.merge_method, weights=weights, density=config.merge_density, seed=config.seed
+        )
+
+    def _settle(self, changed: set[int]) -> None:
+        """Put the shards together into memories; thresholds of memories that changed are measured."""
+        old = {id(memory.delta): memory.threshold for memory in self._patch.memories}
+        memories = []
+        groups = self._groups()
+        for delta, shards in groups:
+            known = len(shards) == 1 and shards[0].index not in changed and id(delta) in old
+            memories.append(Memory(delta, old[id(delta)] if known else math.nan))
+        self._patch.memories = memories
+        for memory, (_, shards) in zip(memories, groups, strict=True):
+            if math.isnan(memory.threshold):
+                memory.threshold = self.writer.threshold(memory, [edit for shard in shards for edit in shard.edits])

@@ -1,0 +1,238 @@
+"""How a shard of WISE learns its edits: masked SGD on the tail of the model, several shards side by side.
+
+Only the training is here; which edits go where, and what becomes of the shards, is decided in `wise.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from errata.edit import Edit
+from errata.lm import LM, Row
+from errata.methods.base import Progress
+from errata.patches.side_memory import Memory, SideMemory
+from errata.tail import Tail
+
+if TYPE_CHECKING:
+    from errata.methods.association.wise import WiseConfig
+
+BATCH = 32
+
+
+@dataclass
+class Shard:
+    """One random subspace of the side memory and what was written through it.
+
+    Attributes:
+        index: its place among the shards; with the seed it decides the mask.
+        mask: (d_out, d_in) bool, the entries it may change.
+        delta: (d_out, d_in) fp32, what it changed; zero outside the mask.
+        edits: the edits in it, oldest first.
+        slots: edits ever written into it; undone ones keep their place while later shards exist.
+    """
+
+    index: int
+    mask: Tensor
+    delta: Tensor
+    edits: list[Edit] = field(default_factory=list)
+    slots: int = 0
+
+
+@dataclass
+class _Job:
+    """One edit about to be learned: its rows, and prompts that must stay out of scope."""
+
+    shard: Shard
+    edit: Edit
+    rows: list[Row]
+    outside: list[str]
+
+
+class ShardWriter:
+    """Writes edits into shards.
+
+    Args:
+        lm: the base model.
+        layer: the edited block.
+        config: the settings of the method.
+        memory: the patch whose activation is trained and measured; it is not installed meanwhile.
+        background: texts, prefixes and norms derived from the base model.
+    """
+
+    def __init__(self, lm: LM, layer: int, config: WiseConfig, memory: SideMemory, background: dict[str, Any]) -> None:
+        self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
+        self.background = background
+        self._endings: dict[str, str] = {}
+        norm = background["value_norm"]
+        self.scale = norm
+        self.alpha = norm / 4 if config.alpha is None else config.alpha
+        self.beta = norm if config.beta is None else config.beta
+        self.gamma = norm / 2 if config.gamma is None else config.gamma
+        natural = config.step_size * norm**2 / (config.mask_ratio * background["key_norm"] ** 2)
+        self.lr = natural if config.lr is None else config.lr
+
+    def new_shard(self, index: int) -> Shard:
+        """An empty shard with its mask."""
+        architecture = self.lm.architecture
+        module = architecture.value_module(self.lm.model, self.layer)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+        mask = torch.empty(architecture.d_out, architecture.d_in, dtype=torch.bool)
+        mask.bernoulli_(self.config.mask_ratio, generator=generator)
+        mask = mask.to(module.weight.device)
+        return Shard(index, mask, torch.zeros(mask.shape, device=mask.device))
+
+    def write(
+        self, todo: Sequence[tuple[Shard, list[Edit]]], ledger: Sequence[tuple[int, Edit]], progress: Progress
+    ) -> None:
+        """Teach each shard its edits in order; as many shards at a time as `chunk_rows` allows.
+
+        Args:
+            todo: (shard, the edits it is to learn).
+            ledger: (shard index, edit) of all edits, for the prompts of earlier shards.
+        """
+        rows = 1 + self.config.prefixes + self.config.rehearse
+        lanes = max(1, self.config.chunk_rows // rows)
+        for start in range(0, len(todo), lanes):
+            queues = [(shard, iter(queue)) for shard, queue in todo[start : start + lanes]]
+            while edits := list(_next_of(queues)):
+                self._learn([self._job(shard, edit, ledger) for shard, edit in edits])
+                for shard, edit in edits:
+                    shard.edits.append(edit)
+                progress(len(edits))
+
+    @torch.no_grad()
+    def threshold(self, memory: Memory, edits: Sequence[Edit]) -> float:
+        """Where the memory begins to speak: a share of its edits' smallest activation, above most of the background."""
+        if not edits:
+            return float("inf")
+        alone = SideMemory(self.lm, self.layer, [memory], self.config.score, self.config.pool)
+        inside = alone.probe(self.lm, [edit.prompt for edit in edits])[0]
+        outside = alone.probe(self.lm, self.background["texts"])[0]
+        return max(self.config.threshold_ratio * inside.min().item(), outside.quantile(0.95).item())
+
+    # one step
+
+    def _job(self, shard: Shard, edit: Edit, ledger: Sequence[tuple[int, Edit]]) -> _Job:
+        draw = random.Random(f"{self.config.seed}/{edit.id}")
+        earlier = shard.edits
+        again = draw.sample(earlier, min(self.config.rehearse, len(earlier)))
+        prompts = [(edit.prompt, edit), *((f"{text} {edit.prompt}", edit) for text in self.background["prefixes"])]
+        prompts += [(other.prompt, other) for other in again]
+        rows = [self.lm.encode(prompt, e.target, self._ending(e)) for prompt, e in prompts]
+        outside = draw.sample(self.background["texts"], min(self.config.irrelevant, len(self.background["texts"])))
+        if edit.subject:
+            names = sorted({other.subject for other in earlier if other.subject} - {edit.subject})
+            for name in draw.sample(names, min(self.config.contrast, len(names))):
+                outside.append(edit.prompt.replace(edit.subject, name))
+        silent = [other.prompt for index, other in ledger if index < shard.index] if self.config.memo else []
+        outside += draw.sample(silent, min(self.config.memo, len(silent)))
+        return _Job(shard, edit, rows, outside)
+
+    def _ending(self, edit: Edit) -> str:
+        if edit.id not in self._endings:
+            self._endings[edit.id] = self.lm.ending_of(edit.prompt, edit.target)
+        return self._endings[edit.id]
+
+    def _learn(self, jobs: Sequence[_Job]) -> None:
+        """Teach each job's edit to its shard, all in one batch."""
+        inside = _Scope(self.lm, self.layer, [job.rows for job in jobs])
+        outside = _Scope(self.lm, self.layer, [_prompt_rows(self.lm, job.outside) for job in jobs])
+        rows, columns, labels = inside.batch.predictors(inside.batch.target_mask | inside.batch.ending_mask)
+        lane_of = inside.lane_of_row[rows.cpu()]
+        deltas = [job.shard.delta.clone().requires_grad_() for job in jobs]
+        active = [True] * len(jobs)
+        for _ in range(self.config.steps):
+            values = torch.cat([inside.spoken(lane, delta) for lane, delta in enumerate(deltas)])
+            losses = F.cross_entropy(
+                inside.tail.logits(values, rows, columns), labels.to(inside.keys.device), reduction="none"
+            )
+            totals = []
+            for lane, delta in enumerate(deltas):
+                loss = losses[lane_of == lane].mean()
+                routing = self._routing_loss(inside, outside, lane, delta)
+                active[lane] &= bool(loss > self.config.stop_loss) or bool(routing > 1e-3 * self.scale)
+                totals.append(loss + routing / self.scale)
+            if not any(active):
+                break
+            for lane, gradient in enumerate(torch.autograd.grad(torch.stack(totals).sum(), deltas)):
+                if active[lane]:
+                    self._descend(deltas[lane], gradient, jobs[lane].shard.mask)
+        for job, delta in zip(jobs, deltas, strict=True):
+            job.shard.delta = delta.detach()
+
+    def _routing_loss(self, inside: _Scope, outside: _Scope, lane: int, delta: Tensor) -> Tensor:
+        """L_a of equation 5, the means taken over in-scope rows, the worst out-of-scope row counting."""
+        high, low = inside.activation(self.memory, lane, delta), outside.activation(self.memory, lane, delta).max()
+        return (
+            (low - self.alpha).clamp(min=0)
+            + (self.beta - high).clamp(min=0).mean()
+            + (self.gamma - (high - low)).clamp(min=0).mean()
+        )
+
+    @torch.no_grad()
+    def _descend(self, delta: Tensor, gradient: Tensor, mask: Tensor) -> None:
+        """One masked step; decay is towards the main memory, so it too stays inside the mask."""
+        delta.mul_(1 - self.lr * self.config.weight_decay).sub_(gradient * mask, alpha=self.lr)
+        if self.config.norm_clamp is not None:
+            delta.clamp_(-self.config.norm_clamp, self.config.norm_clamp)
+
+
+class _Scope:
+    """Rows of several lanes, one after another, with their cached keys and values."""
+
+    def __init__(self, lm: LM, layer: int, lanes: Sequence[Sequence[Row]]) -> None:
+        self.batch = lm.batch([row for rows in lanes for row in rows])
+        self.tail = Tail(lm, layer, self.batch)
+        self.keys, self.values = self.tail.keys.float(), self.tail.values.float()
+        self.mask = self.batch.prompt_mask.to(self.keys.device)
+        self.lane_of_row = torch.tensor([lane for lane, rows in enumerate(lanes) for _ in rows])
+        ends = torch.tensor([len(rows) for rows in lanes]).cumsum(0).tolist()
+        self._slices = [slice(end - len(rows), end) for end, rows in zip(ends, lanes, strict=True)]
+
+    def spoken(self, lane: int, delta: Tensor) -> Tensor:
+        """Values (rows of the lane, width, d_out) that the side memory gives."""
+        part = self._slices[lane]
+        return self.values[part] + F.linear(self.keys[part], delta)
+
+    def activation(self, memory: SideMemory, lane: int, delta: Tensor) -> Tensor:
+        """Delta(x) of the lane's rows, shape (rows,)."""
+        part = self._slices[lane]
+        return memory.activation(delta, self.keys[part], self.values[part], self.mask[part])
+
+
+def _prompt_rows(lm: LM, prompts: Sequence[str]) -> list[Row]:
+    return [Row(tuple(ids), len(ids)) for ids in map(lm.encode_prompt, prompts)]
+
+
+def _next_of(queues: Sequence[tuple[Shard, Iterator[Edit]]]) -> Iterator[tuple[Shard, Edit]]:
+    """The next edit of each shard that has one left."""
+    for shard, queue in queues:
+        for edit in queue:
+            yield shard, edit
+            break
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """A bool mask as bits: uint8, (ceil(entries / 8),)."""
+    bits = F.pad(mask.flatten().cpu().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_mask(packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The mask (d_out, d_in) that `pack_mask` packed.
+
+    Raises:
+        ValueError: the bits are not those of a matrix of this shape.
+    """
+    entries = shape[0] * shape[1]
+    if packed.dtype != torch.uint8 or packed.numel() != -(-entries // 8):
+        raise ValueError(f"a mask of {packed.numel()} bytes does not fit a matrix of {shape[0]} x {shape[1]}.")
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    return bits.flatten()[:entries].bool().view(shape)

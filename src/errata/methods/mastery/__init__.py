@@ -1,0 +1,1 @@
+"""Knowledge written into the weights: nothing extra runs at inference."""

@@ -1,0 +1,134 @@
+"""FT-L and FT-M: fine-tune one value matrix on the edit, keep it near where it was. The baseline of the field.
+
+FT-L: Zhu et al., arXiv 2012.00363, as ROME's comparison has it (arXiv 2202.05262): Adam on the target's loss, then
+projection onto |W - W0| <= `norm_clamp`. Its `prompt_last` objective scores every target token at the last token of the
+prompt, which is wrong for targets of more than one token; `target_new` (FT-M) is the ordinary loss, and the fairer baseline.
+The end of the answer is learned with `target_new` only, since `prompt_last` has no place for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from errata.config import MethodConfig, check_choice, check_range
+from errata.edit import Edit
+from errata.lm import LM
+from errata.methods.base import Method, Progress, no_progress
+from errata.patches.delta import WeightDelta
+from errata.tail import Tail
+
+
+@dataclass(frozen=True)
+class FineTuningConfig(MethodConfig):
+    """Settings of FT-L (`objective="prompt_last"`) and FT-M (`"target_new"`).
+
+    Attributes:
+        objective: which positions predict the target, see the module's docstring.
+        steps: Adam steps per edit, at most.
+        lr: Adam's learning rate (the WISE paper's comparison: 5e-4, 50 steps).
+        norm_clamp: largest change of an entry over the whole stream; None for none.
+        stop_loss: an edit is learned when its loss is below.
+    """
+
+    method: ClassVar[str] = "ft"
+
+    objective: Literal["prompt_last", "target_new"] = "prompt_last"
+    steps: int = 50
+    lr: float = 5e-4
+    norm_clamp: float | None = None
+    stop_loss: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_choice("objective", self.objective, ("prompt_last", "target_new"))
+        check_range("steps", self.steps, 1, math.inf)
+        check_range("lr", self.lr, 0, math.inf)
+        if self.norm_clamp is not None:
+            check_range("norm_clamp", self.norm_clamp, 0, math.inf)
+
+
+class FineTuning(Method):
+    """FT-L / FT-M on one model, one edit after another."""
+
+    config_class = FineTuningConfig
+    phase = "mastery"
+    undo_is = "exact, by writing the whole ledger anew"
+    paper = "arXiv 2012.00363"
+    mergeable = True
+    config: FineTuningConfig
+
+    def __init__(self, config: FineTuningConfig, lm: LM) -> None:
+        super().__init__(config, lm)
+        architecture = lm.architecture
+        self.layer = architecture.default_layer() if config.layer is None else config.layer
+        device = architecture.value_module(lm.model, self.layer).weight.device
+        self._patch = WeightDelta(self.layer, torch.zeros(architecture.d_out, architecture.d_in, device=device))
+        self._edits: list[Edit] = []
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The ledger, oldest first."""
+        return list(self._edits)
+
+    @property
+    def patch(self) -> WeightDelta:
+        """The change of the value matrix."""
+        return self._patch
+
+    def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
+        """Add edits, one after another."""
+        for edit in edits:
+            self._patch.delta = self._learn(edit, self._patch.delta)
+            self._edits.append(edit)
+            progress(1)
+
+    def undo(self, edit_ids: Iterable[str]) -> None:
+        """Take edits back: all others are written anew."""
+        gone = self.check_ids(edit_ids)
+        kept = [edit for edit in self._edits if edit.id not in gone]
+        self._edits = []
+        self._patch.delta = torch.zeros_like(self._patch.delta)
+        self.write(kept)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The delta (d_out, d_in) in fp32."""
+        return {"delta": self._patch.delta.cpu()}, {"layer": self.layer}
+
+    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Be what `state` described."""
+        delta = tensors["delta"]
+        if delta.shape != self._patch.delta.shape:
+            raise ValueError(f"a delta of shape {tuple(delta.shape)} instead of {tuple(self._patch.delta.shape)}.")
+        self._patch.delta = delta.to(self._patch.delta)
+        self._edits = list(edits)
+
+    def _learn(self, edit: Edit, delta: Tensor) -> Tensor:
+        config = self.config
+        whole = config.objective == "target_new"
+        ending = self.lm.ending_of(edit.prompt, edit.target) if whole else None
+        batch = self.lm.batch([self.lm.encode(edit.prompt, edit.target, ending)])
+        tail = Tail(self.lm, self.layer, batch)
+        rows, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        if not whole:
+            columns = columns.min().expand_as(columns)
+        keys, values = tail.keys.float(), tail.values.float()
+        delta = delta.clone().requires_grad_()
+        adam = torch.optim.Adam([delta], lr=config.lr)
+        for _ in range(config.steps):
+            logits = tail.logits(values + F.linear(keys, delta), rows, columns)
+            loss = F.cross_entropy(logits, labels.to(logits.device))
+            if loss.item() < config.stop_loss:
+                break
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+            if config.norm_clamp is not None:
+                with torch.no_grad():
+                    delta.clamp_(-config.norm_clamp, config.norm_clamp)
+        return delta.detach()

@@ -1,0 +1,268 @@
+"""`EditModel`: a base model, what its edits left behind, and the list of those edits. It re-implements no model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errata import saving
+from errata.config import MethodConfig
+from errata.edit import Edit
+from errata.errors import ConfigError, EditError
+from errata.lm import LM, prompt_tokens
+from errata.methods import method_class
+from errata.methods.base import Progress, no_progress
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What became of one edit: the final model's free answer to its prompt, and whether it is the target."""
+
+    edit: Edit
+    answer: str
+    success: bool
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What became of one call of `EditModel.edit`.
+
+    Attributes:
+        results: one per edit written, in order; empty when checking was turned off.
+        skipped: ids of edits that were in the model already.
+        conflicts: (new id, older id) of edits that ask the same and want another answer; the later one is meant to win.
+    """
+
+    results: list[EditResult] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    conflicts: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of the edits written that the model now answers with their target."""
+        return sum(r.success for r in self.results) / len(self.results) if self.results else None
+
+
+class EditModel:
+    """A language model with corrections.
+
+    The base model is put into evaluation mode and its parameters are frozen. Attributes that are not found here are the
+    base model's.
+
+    Args:
+        base: a causal language model of transformers.
+        config: the method's settings; its class chooses the method.
+        tokenizer: the base model's tokenizer.
+
+    Raises:
+        ArchitectureError: the base model has no place for edits.
+        ConfigError: a setting does not fit this model.
+    """
+
+    def __init__(self, base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        base.eval()
+        base.requires_grad_(False)
+        self.base = base
+        self.tokenizer = tokenizer
+        self.config_of_method = config
+        self.lm = LM(base, tokenizer, config.chat_template)
+        self.method = method_class(config.method)(config, self.lm)
+        self._base_answers: dict[tuple[str, str], str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "base":
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits in the model, oldest first."""
+        return self.method.edits
+
+    def edit(self, edits: Sequence[Edit], check: bool = True, progress: Progress = no_progress) -> EditReport:
+        """Write edits into the model; call it again whenever there are more.
+
+        Args:
+            edits: the corrections, in order. Those already in the model are skipped.
+            check: ask the final model each new edit's prompt and report its answer.
+            progress: called with the number of edits just written.
+
+        Raises:
+            EditError: two different edits carry the same id.
+            PromptTooLongError: an edit does not fit the model's context; nothing is written then.
+        """
+        new, skipped, conflicts = self._sort_out(edits)
+        for edit in new:
+            self.lm.encode(edit.prompt, edit.target, "")
+        if new:
+            with self._base_alone():
+                self.method.write(new, progress)
+        results = []
+        if check and new:
+            answers = self.ask([edit.prompt for edit in new])
+            results = [
+                EditResult(edit, said, _same(said, edit.target)) for edit, said in zip(new, answers, strict=True)
+            ]
+        return EditReport(results, skipped, conflicts)
+
+    def undo(self, *edit_ids: str) -> None:
+        """Take edits back; the model is then one that never had them.
+
+        Raises:
+            UnknownNameError: no edit has such an id; nothing is undone then.
+        """
+        with self._base_alone():
+            self.method.undo(edit_ids)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor | None = None, **inputs: Any) -> Any:
+        """The base model's `generate`, with every option it has; each sequence is routed once, on its prompt.
+
+        Raises:
+            ConfigError: the prompt is to be read in chunks, so that no one sees it whole.
+        """
+        given = input_ids if input_ids is not None else inputs.pop("inputs", None)
+        shape = given if given is not None else inputs.get("inputs_embeds")
+        settings = inputs.get("generation_config") or self.base.generation_config
+        if inputs.get("prefill_chunk_size") or getattr(settings, "prefill_chunk_size", None):
+            raise ConfigError("prefill_chunk_size is not possible with edits: the router must see the whole prompt.")
+        if given is not None:
+            inputs["input_ids"] = given
+        if shape is None:
+            return self.base.generate(**inputs)
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(shape.shape[:2], dtype=torch.bool, device=shape.device)
+            pad = self.tokenizer.pad_token_id
+            if given is not None and pad is not None and pad not in self.lm.end_ids:
+                mask = given != pad
+        with prompt_tokens(mask.bool()):
+            return self.base.generate(**inputs)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """The base model's forward with the edits in; where `labels` are given, tokens labelled -100 are the prompt."""
+        return self.base(*args, **inputs)
+
+    def ask(self, prompts: Sequence[str], **options: Any) -> list[str]:
+        """Free answers in words, one per prompt; options are those of `generate`, and `batch_size`."""
+        self._install()
+        return self.lm.generate(prompts, **options)
+
+    def ask_base(self, prompts: Sequence[str], **options: Any) -> list[str]:
+        """What the base model says. Answers are kept, since a base model never changes its mind."""
+        kind = repr(sorted((name, value) for name, value in options.items() if name != "batch_size"))
+        sampled = bool(options.get("do_sample"))
+        new = [p for p in dict.fromkeys(prompts) if sampled or (kind, p) not in self._base_answers]
+        with self.disable_edits():
+            answers = self.lm.generate(new, **options) if new else []
+        self._base_answers.update(zip(((kind, p) for p in new), answers, strict=True))
+        return [self._base_answers[kind, prompt] for prompt in prompts]
+
+    @contextlib.contextmanager
+    def disable_edits(self) -> Iterator[None]:
+        """The base model, bit for bit, inside the `with` block."""
+        was = self.method.patch.installed
+        self.method.patch.remove()
+        try:
+            yield
+        finally:
+            if was:
+                self._install()
+
+    def unload(self) -> PreTrainedModel:
+        """Take the edits off for good and give the base model back."""
+        self.method.patch.remove()
+        return self.base
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl`; whole or not at all.
+
+        Raises:
+            StorageError: the disk refused; what stood there before still does.
+        """
+        tensors, values = self.method.state()
+        saving.write_artifact(path, self.base, self.method.config, values, tensors, self.edits)
+
+    @classmethod
+    def from_pretrained(cls, base: PreTrainedModel, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> EditModel:
+        """Put saved edits on a base model.
+
+        Raises:
+            ArtifactError: the folder is missing, damaged or of another version.
+            BaseMismatchError: the edits were written for another base model.
+        """
+        artifact = saving.read_artifact(path)
+        artifact.check_base(base)
+        config = method_class(artifact.method).config_class.from_dict(artifact.settings)
+        model = cls(base, config, tokenizer)
+        with saving.damage_named(path):
+            model.method.load_state(artifact.edits, artifact.tensors, artifact.values)
+        model._install()
+        return model
+
+    def _sort_out(self, edits: Sequence[Edit]) -> tuple[list[Edit], list[str], list[tuple[str, str]]]:
+        """(edits to write, ids already in, conflicts)."""
+        held = {edit.id: edit for edit in self.edits}
+        asked = {edit.prompt: edit for edit in held.values()}
+        new, skipped, conflicts = [], [], []
+        for edit in edits:
+            if edit.id in held:
+                if held[edit.id] != edit:
+                    raise EditError(f"the id {edit.id!r} already belongs to another edit: {held[edit.id].prompt!r}.")
+                skipped.append(edit.id)
+                continue
+            older = asked.get(edit.prompt)
+            if older is not None and older.target != edit.target:
+                conflicts.append((edit.id, older.id))
+            held[edit.id] = asked[edit.prompt] = edit
+            new.append(edit)
+        return new, skipped, conflicts
+
+    @contextlib.contextmanager
+    def _base_alone(self) -> Iterator[None]:
+        self.method.patch.remove()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _install(self) -> None:
+        self.method.patch.install(self.lm)
+
+
+def get_edit_model(base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase) -> EditModel:
+    """A model that can be edited with the method that the config belongs to.
+
+    Raises:
+        ArchitectureError: the base model has no place for edits.
+        ConfigError: a setting does not fit this model.
+    """
+    return EditModel(base, config, tokenizer)
+
+
+def load(path: str | Path, dtype: str = "auto", device_map: str | None = None) -> EditModel:
+    """The base model and the edits, from what the artifact says of its base.
+
+    Args:
+        path: a folder written by `save_pretrained`.
+        dtype: `auto` (as the base was when it was edited), or a torch type's name.
+        device_map: as in transformers; None is the CPU.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged or of another version.
+        BaseMismatchError: the base model is no longer the one that was edited.
+    """
+    artifact = saving.read_artifact(path)
+    base, tokenizer = saving.load_base(artifact.base_name, artifact.dtype if dtype == "auto" else dtype, device_map)
+    return EditModel.from_pretrained(base, path, tokenizer)
+
+
+def _same(said: str, wanted: str) -> bool:
+    return " ".join(said.split()).rstrip(".") == " ".join(wanted.split()).rstrip(".")

@@ -1,0 +1,7 @@
+"""What edits leave behind in a model: patches install on an `LM` and come off without a trace."""
+
+from errata.patches.base import Patch
+from errata.patches.delta import WeightDelta
+from errata.patches.side_memory import Memory, SideMemory
+
+__all__ = ["Memory", "Patch", "SideMemory", "WeightDelta"]

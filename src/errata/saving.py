@@ -1,0 +1,245 @@
+"""The only file that knows the files on disk. An artifact is a folder in PEFT's shape::
+
+    edit_config.json           version, base model and its fingerprint, method, settings, plain state
+    edit_model.safetensors     what changed, and only that
+    edits.jsonl                the ledger, oldest first
+
+Writing is all or nothing: new files are written beside the old ones, then a marker says that they are complete, then they
+take their places. A reader that finds the marker finishes the move first. Other files in the folder are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.config import MethodConfig
+from errata.edit import Edit, read_edits
+from errata.errors import ArtifactError, BaseMismatchError, ConfigError, EditError, StorageError, UnknownNameError
+
+VERSION = 1
+CONFIG, TENSORS, LEDGER = "edit_config.json", "edit_model.safetensors", "edits.jsonl"
+FILES = (TENSORS, LEDGER, CONFIG)
+COMPLETE = ".edit_complete"
+BUNDLED = {"atlas": Path(__file__).parent / "atlas" / "model"}
+"""Models that come with errata, by name."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A saved folder, read and checked for damage but not yet put on a model."""
+
+    path: Path
+    base_name: str
+    base_type: str
+    base_fingerprint: str
+    dtype: str
+    method: str
+    settings: dict[str, Any]
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+    edits: list[Edit]
+
+    def check_base(self, base: PreTrainedModel) -> None:
+        """Make sure that this is the model the edits were written for.
+
+        Raises:
+            BaseMismatchError: it is another one.
+        """
+        if fingerprint(base) != self.base_fingerprint:
+            raise BaseMismatchError(
+                f"{self.path}: these edits were written for {self.base_name!r} ({self.base_type}, fingerprint "
+                f"{self.base_fingerprint}); the given base model is {name_of(base)!r} ({base.config.model_type}, "
+                f"fingerprint {fingerprint(base)}). Give the model they were written for."
+            )
+
+
+@torch.no_grad()
+def fingerprint(base: PreTrainedModel) -> str:
+    """A short hash of the model's parameter names, shapes and a sample of 64 values of each, read as bf16."""
+    digest = hashlib.sha256(base.config.model_type.encode())
+    for name, parameter in base.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def name_of(base: PreTrainedModel) -> str:
+    """How the base model can be found again: a bundled name, an absolute folder, or a hub name."""
+    given = str(getattr(base.config, "_name_or_path", "") or "")
+    for name, folder in BUNDLED.items():
+        if given and Path(given).is_dir() and Path(given).resolve() == folder.resolve():
+            return name
+    return str(Path(given).resolve()) if given and Path(given).is_dir() else given
+
+
+def load_base(
+    name: str, dtype: str = "auto", device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base model and its tokenizer, from a bundled name, a local folder or a hub name.
+
+    Args:
+        dtype: a torch type's name, or `auto`: as the file says (the bundled models: float32, which is fast on a CPU).
+
+    Raises:
+        UnknownNameError: there is no such model.
+        ConfigError: there is no such type.
+    """
+    where = str(BUNDLED.get(name, name))
+    wanted: Any = "float32" if dtype == "auto" and name in BUNDLED else dtype
+    if wanted != "auto" and not isinstance(getattr(torch, wanted, None), torch.dtype):
+        raise ConfigError(f"dtype {dtype!r} is unknown; try float32, bfloat16 or float16.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=wanted, device_map=device_map)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        bundled = ", ".join(BUNDLED)
+        raise UnknownNameError(
+            f"model {name!r} cannot be loaded: {reason} Give a hub name, a local folder, or a bundled model ({bundled})."
+        ) from error
+    return model, tokenizer
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether a folder holds edits (and not, say, a base model)."""
+    return (Path(path) / CONFIG).is_file() or (Path(path) / COMPLETE).is_file()
+
+
+def write_artifact(
+    path: str | Path,
+    base: PreTrainedModel,
+    config: MethodConfig,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    edits: Sequence[Edit],
+) -> None:
+    """Write the three files, all or none.
+
+    Raises:
+        StorageError: the disk refused; what stood there before still does.
+    """
+    path = Path(path)
+    ledger = "".join(json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in edits).encode()
+    weights = to_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    about = {
+        "errata_version": VERSION,
+        "base_model_name_or_path": name_of(base),
+        "base_model_type": base.config.model_type,
+        "base_fingerprint": fingerprint(base),
+        "base_dtype": str(base.dtype).removeprefix("torch."),
+        "method": config.method,
+        "settings": {name: value for name, value in config.to_dict().items() if name != "method"},
+        "state": values,
+        "sha256": {TENSORS: hashlib.sha256(weights).hexdigest(), LEDGER: hashlib.sha256(ledger).hexdigest()},
+    }
+    contents = {
+        TENSORS: weights,
+        LEDGER: ledger,
+        CONFIG: (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode(),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        finish(path)
+        try:
+            for name, content in contents.items():
+                _write_through(_beside(path / name), content)
+            _write_through(path / COMPLETE, b"")
+        except OSError:
+            for name in (*FILES, COMPLETE):
+                with contextlib.suppress(OSError):
+                    (_beside(path / name) if name != COMPLETE else path / name).unlink(missing_ok=True)
+            raise
+        finish(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}). What was saved there before is untouched."
+        ) from error
+
+
+def finish(path: Path) -> None:
+    """Finish a write that was cut off after its files were complete; forget one that was cut off before."""
+    if (path / COMPLETE).exists():
+        for name in FILES:
+            if _beside(path / name).exists():
+                os.replace(_beside(path / name), path / name)
+        (path / COMPLETE).unlink()
+    for name in FILES:
+        _beside(path / name).unlink(missing_ok=True)
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Read a folder and check that it is whole.
+
+    Raises:
+        ArtifactError: it is missing, damaged or of another version.
+    """
+    path = Path(path)
+    if not is_artifact(path):
+        seen = "there is no such folder" if not path.exists() else f"it has no {CONFIG}"
+        raise ArtifactError(f"{path}: not a folder of edits ({seen}). `errata edit MODEL --out {path}` makes one.")
+    with contextlib.suppress(OSError):
+        finish(path)
+    try:
+        about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        weights = (path / TENSORS).read_bytes()
+        ledger = (path / LEDGER).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path / CONFIG}: damaged, not JSON ({error}).") from error
+    version = about.get("errata_version") if isinstance(about, dict) else None
+    if version != VERSION:
+        raise ArtifactError(f"{path / CONFIG}: version {version!r}; this errata reads version {VERSION}.")
+    with damage_named(path):
+        for name, content in ((TENSORS, weights), (LEDGER, ledger)):
+            if hashlib.sha256(content).hexdigest() != about["sha256"][name]:
+                raise ArtifactError(
+                    f"{path / name}: damaged or changed since it was written ({len(content)} bytes, checksum differs)."
+                )
+        return Artifact(
+            path=path,
+            base_name=about["base_model_name_or_path"],
+            base_type=about["base_model_type"],
+            base_fingerprint=about["base_fingerprint"],
+            dtype=about["base_dtype"],
+            method=about["method"],
+            settings=dict(about["settings"]),
+            values=dict(about["state"]),
+            tensors=parse_safetensors(weights),
+            edits=read_edits(path / LEDGER) if ledger else [],
+        )
+
+
+@contextlib.contextmanager
+def damage_named(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong while a folder's contents are understood into an `ArtifactError` that names it."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, IndexError, SafetensorError, EditError) as error:
+        raise ArtifactError(f"{path}: damaged, {type(error).__name__}: {error}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
