@@ -130,9 +130,7 @@ class Training:
         self.share = [1.0 if isinstance(unit, Fact) else 0.5 for unit in self.units]
         self.loss = [3.0] * len(self.units)
         self.model = new_model()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.checkpoint = BUILD / "checkpoint.pt"
         if self.checkpoint.exists():
@@ -264,9 +262,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its height")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: a fifth faster; needs a compiler"
-    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile: a fifth faster; needs a compiler")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     world = build_world()

@@ -148,9 +148,7 @@ def test_a_layer_out_of_range_is_named_with_the_range(layer):
         found.value_path(layer)
 
 
-@pytest.mark.parametrize(
-    ("depth", "layer"), [(32, 27), (28, 21), (48, 38), (12, 9), (6, 4), (4, 2), (3, 1), (2, 0), (1, 0)]
-)
+@pytest.mark.parametrize(("depth", "layer"), [(32, 27), (28, 21), (48, 38), (12, 9), (6, 4), (4, 2), (3, 1), (2, 0), (1, 0)])
 def test_the_default_layer_follows_from_depth(depth, layer):
     found = architecture_of(tiny_model("llama"))
     assert dataclasses.replace(found, n_layers=depth).default_layer() == layer

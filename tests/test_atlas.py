@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def bundled() -> tuple[Any, Any]:
+def bundled() -> Iterator[tuple[Any, Any]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     threads = torch.get_num_threads()

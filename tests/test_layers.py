@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 FILES = sorted((SRC / "errata").rglob("*.py"))
 
 ORDER = (
-    "errors edit config architecture hooks lm tail "
+    "errors edit config presets architecture hooks encoding lm tail "
     "statistics values merging index retrieval "
     "patches methods saving model cases evaluate atlas store "
     "bench analyses transfer images agents "

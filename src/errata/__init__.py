@@ -1,19 +1,32 @@
-"""errata: lifelong knowledge editing for language models. The public names, nothing else."""
+"""errata: lifelong knowledge editing for language models. The public names, nothing else.
 
-from errata.cases import Case, Probe, read_cases
-from errata.config import MethodConfig
-from errata.edit import Edit, read_edits
-from errata.errors import ErrataError
-from errata.evaluate import Evaluation, evaluate
-from errata.methods import method_class, method_names
-from errata.methods.association.wise import WiseConfig
-from errata.methods.mastery.ft import FineTuningConfig
-from errata.model import EditModel, EditReport, get_edit_model, load
-from errata.saving import load_base
+A name is imported when it is first used, so that `errata --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from errata.cases import Case, Probe, read_cases
+    from errata.config import MethodConfig
+    from errata.edit import Edit, read_edits
+    from errata.errors import ErrataError
+    from errata.evaluate import Evaluation, evaluate
+    from errata.lm import LM
+    from errata.methods import method_class, method_names
+    from errata.methods.association.wise import WiseConfig
+    from errata.methods.mastery.ft import FineTuningConfig
+    from errata.model import EditModel, EditReport, get_edit_model, load
+    from errata.saving import load_base
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LM",
     "Case",
     "Edit",
     "EditModel",
@@ -33,3 +46,43 @@ __all__ = [
     "read_cases",
     "read_edits",
 ]
+
+_HOMES = {
+    "cases": ("Case", "Probe", "read_cases"),
+    "config": ("MethodConfig",),
+    "edit": ("Edit", "read_edits"),
+    "errors": ("ErrataError",),
+    "evaluate": ("Evaluation", "evaluate"),
+    "lm": ("LM",),
+    "methods": ("method_class", "method_names"),
+    "methods.association.wise": ("WiseConfig",),
+    "methods.mastery.ft": ("FineTuningConfig",),
+    "model": ("EditModel", "EditReport", "get_edit_model", "load"),
+    "saving": ("load_base",),
+}
+"""Module -> the public names that live there; the same as above, for when the program runs."""
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"errata.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'errata' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Face(ModuleType):
+    """`errata.evaluate` is the function, also when the module of that name has just been imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in __all__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

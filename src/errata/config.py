@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Mapping
@@ -62,32 +63,34 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _read(name: str, value: Any, hint: Any) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal else ()
-    kinds = options or (hint,)
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in kinds):
-        if type(None) in kinds:
-            return None
-        raise ConfigError(f"{name} cannot be empty.")
+    """The value in the type that the hint names; texts, as a command line gives them, are parsed."""
+    literal = typing.get_origin(hint) is typing.Literal
+    kinds = (hint,) if literal else typing.get_args(hint) or (hint,)
+    if type(None) in kinds and (value is None or str(value).lower() in ("none", "null")):
+        return None
     for kind in kinds:
-        if kind is bool and isinstance(value, bool | str):
-            if isinstance(value, bool):
-                return value
-            if value.lower() in ("true", "yes", "on", "1"):
-                return True
-            if value.lower() in ("false", "no", "off", "0"):
-                return False
-        elif kind is int and not isinstance(value, bool):
-            try:
-                if float(value) == int(float(value)):
-                    return int(float(value))
-            except (TypeError, ValueError):
-                continue
-        elif kind is float and not isinstance(value, bool):
-            try:
-                return float(value)
-            except (TypeError, ValueError):
-                continue
-        elif (kind is str and isinstance(value, str)) or (typing.get_origin(kind) is typing.Literal and value in typing.get_args(kind)):
-            return value
-    names = " or ".join(getattr(k, "__name__", str(k)).replace("NoneType", "none") for k in kinds)
-    raise ConfigError(f"{name} is {value!r}; expected {names}.")
+        with contextlib.suppress(TypeError, ValueError, OverflowError, KeyError):
+            return _as(kind, value)
+    choices = typing.get_args(hint) if literal else [getattr(kind, "__name__", str(kind)) for kind in kinds]
+    raise ConfigError(f"{name} is {value!r}; expected {' or '.join(choices).replace('NoneType', 'none')}.")
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """The value as `kind`; raises one of the conversion errors where it is not."""
+    if typing.get_origin(kind) is typing.Literal:
+        return {choice: choice for choice in typing.get_args(kind)}[value]
+    if kind is bool:
+        return value if isinstance(value, bool) else _SWITCHES[value.lower() if isinstance(value, str) else value]
+    if isinstance(value, bool) or kind not in (int, float, str):
+        raise TypeError(kind)
+    if kind is int:
+        whole = int(float(value))
+        if whole != float(value):
+            raise ValueError(value)
+        return whole
+    if kind is str and not isinstance(value, str):
+        raise TypeError(kind)
+    return kind(value)
+
+
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

@@ -1,75 +1,25 @@
 """`LM`: what the papers assume a language model is. A model, its tokenizer and its architecture; no files, no patches.
 
 It encodes a prompt and its target so that the prompt's tokens are exactly those seen when the prompt is asked alone,
-pads, scores and generates in batches. Which tokens of a sequence are the prompt is announced with `prompt_tokens`, so that
-a routed memory can decide on the prompt alone whether the target stands behind it or not.
+pads, scores and generates in batches, and announces which tokens are the prompt (see `encoding.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.architecture import Architecture, architecture_of
+from errata.encoding import Batch, Row, announced_prompt_tokens, in_batches, prompt_tokens
 from errata.errors import ConfigError, PromptTooLongError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-_PROMPT_TOKENS: ContextVar[Tensor | None] = ContextVar("prompt_tokens", default=None)
-
-
-@contextlib.contextmanager
-def prompt_tokens(mask: Tensor) -> Iterator[None]:
-    """Say which tokens are the prompt: mask (batch, width), True at prompt tokens; later columns are not prompt."""
-    token = _PROMPT_TOKENS.set(mask)
-    try:
-        yield
-    finally:
-        _PROMPT_TOKENS.reset(token)
-
-
-def announced_prompt_tokens() -> Tensor | None:
-    """The mask given to the innermost `prompt_tokens`, if any."""
-    return _PROMPT_TOKENS.get()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One encoded sequence: prompt, then target, then how the answer ends (a full stop, the end token)."""
-
-    ids: tuple[int, ...]
-    prompt_length: int
-    target_length: int = 0
-
-    @property
-    def ending_length(self) -> int:
-        """Tokens behind the target."""
-        return len(self.ids) - self.prompt_length - self.target_length
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded rows. All tensors are (batch, width); the masks are bool."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    prompt_mask: Tensor
-    target_mask: Tensor
-    ending_mask: Tensor
-
-    def predictors(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows, columns, labels), each (n,): where the tokens under `mask` are predicted, and what they are."""
-        rows, columns = mask.nonzero(as_tuple=True)
-        return rows, columns - 1, self.input_ids[rows, columns]
+__all__ = ["LM", "Batch", "Row", "Score", "announced_prompt_tokens", "in_batches", "prompt_tokens"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +59,7 @@ class LM:
         self.tokenizer = tokenizer
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
         self.architecture: Architecture = architecture_of(model)
+        self._places_tokens = "position_ids" in inspect.signature(model.forward).parameters
 
     @property
     def device(self) -> torch.device:
@@ -199,6 +150,12 @@ class LM:
 
     # asking
 
+    def run(self, batch: Batch, **options: Any) -> Any:
+        """The model's forward on a batch; padding on either side moves no token to another position."""
+        if self._places_tokens:
+            options["position_ids"] = batch.position_ids
+        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
+
     @torch.no_grad()
     def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 32, side: str = "left") -> list[Score]:
         """Teacher-forced scores of (prompt, target) pairs; routed memories decide on the prompt alone."""
@@ -207,7 +164,7 @@ class LM:
         def scored(part: list[Row]) -> list[Score]:
             batch = self.batch(part, side)
             with prompt_tokens(batch.prompt_mask):
-                logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                logits = self.run(batch).logits
             where, columns, labels = batch.predictors(batch.target_mask)
             picked = logits[where, columns].float()
             losses = torch.nn.functional.cross_entropy(picked, labels, reduction="none")
@@ -237,8 +194,10 @@ class LM:
             batch = self.batch([Row(tuple(ids), len(ids)) for ids in part])
             width = batch.input_ids.shape[1]
             limits = dict(options)
-            if room and "max_new_tokens" in limits:
-                limits["max_new_tokens"] = max(1, min(limits["max_new_tokens"], room - width))
+            if room and limits.get("max_new_tokens", 0) > room - width:
+                if len(part) > 1:  # a long neighbour must not cut a short prompt's answer
+                    return [answer for ids in part for answer in answered([ids])]
+                limits["max_new_tokens"] = max(1, room - width)
             with prompt_tokens(batch.prompt_mask):
                 out = self.model.generate(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask, pad_token_id=self.pad_id, **limits
@@ -259,7 +218,7 @@ class LM:
         if len(row.ids) != len(plain.ids) + 2:
             return ""
         batch = self.batch([row])
-        best = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[0].argmax(-1)
+        best = self.run(batch).logits[0].argmax(-1)
         return "." if best[-3] == row.ids[-2] and int(best[-2]) in self.end_ids else ""
 
     # the text that is really asked
@@ -282,14 +241,26 @@ class LM:
     def _continue(self, asked: str, front: list[int], text: str) -> list[int]:
         """Ids of `text` behind the prompt's own ids; the whole must read as the two texts together."""
         whole = self._without_end(self._ids(asked + text))
-        candidates = [whole[len(front) :]] if whole[: len(front)] == front else []
-        for piece in (text, text.lstrip()):
-            candidates.append(list(self.tokenizer(piece, add_special_tokens=False)["input_ids"]))
         wanted = self.tokenizer.decode(whole, skip_special_tokens=True)
-        for ids in candidates:
+        first: list[int] = []
+        for ids in self._ways_to_continue(whole, front, text):
             if ids and self.tokenizer.decode(front + ids, skip_special_tokens=True) == wanted:
                 return ids
-        return candidates[0]
+            first = first or ids
+        return first
+
+    def _ways_to_continue(self, whole: list[int], front: list[int], text: str) -> Iterator[list[int]]:
+        if whole[: len(front)] == front:
+            yield whole[len(front) :]
+        yield self._piece(text)
+        yield self._piece(text.lstrip())
+        for anchor in ("(", "\n", "0"):  # where a text by itself gets a space in front, behind something it gets none
+            ids, known = self._piece(anchor + text), self._piece(anchor)
+            if ids[: len(known)] == known:
+                yield ids[len(known) :]
+
+    def _piece(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _without_end(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] in self.end_ids else ids
@@ -301,15 +272,3 @@ class LM:
                 f"the prompt {start!r} with its answer takes {length} tokens; this model's context is "
                 f"{self.context_length}. Shorten the prompt."
             )
-
-
-def in_batches(
-    items: Sequence[Item], call: Callable[[list[Item]], list[Result]], batch_size: int, size: Callable[[Item], int]
-) -> list[Result]:
-    """Apply `call` to batches of items of like size (little padding); results in the items' order."""
-    order = sorted(range(len(items)), key=lambda i: size(items[i]))
-    results: dict[int, Result] = {}
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        results.update(zip(part, call([items[i] for i in part]), strict=True))
-    return [results[i] for i in range(len(items))]

@@ -152,7 +152,6 @@ class EditModel:
 
     def ask(self, prompts: Sequence[str], **options: Any) -> list[str]:
         """Free answers in words, one per prompt; options are those of `generate`, and `batch_size`."""
-        self._install()
         return self.lm.generate(prompts, **options)
 
     def ask_base(self, prompts: Sequence[str], **options: Any) -> list[str]:
@@ -188,7 +187,8 @@ class EditModel:
             StorageError: the disk refused; what stood there before still does.
         """
         tensors, values = self.method.state()
-        saving.write_artifact(path, self.base, self.method.config, values, tensors, self.edits)
+        with self.disable_edits():  # the fingerprint is the base model's own
+            saving.write_artifact(path, self.base, self.method.config, values, tensors, self.edits)
 
     @classmethod
     def from_pretrained(cls, base: PreTrainedModel, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> EditModel:

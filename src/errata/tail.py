@@ -10,7 +10,7 @@ The head is applied only at the positions that matter.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Tail:
         self._value = lm.architecture.value_module(lm.model, layer)
         self._head = lm.architecture.head_module(lm.model)
         self._lower, self._beside = _constant_modules(lm, layer)
-        self._said: dict[nn.Module, Any] = {}
+        self._said: dict[nn.Module, list[Any]] = {}
         self._shape: torch.Size = torch.Size()
         self.keys, self.values = self._record()
         if not cached:
@@ -56,11 +56,11 @@ class Tail:
         Args:
             values: (batch, width, d_out); gradients flow into it.
         """
-        forwards: dict[nn.Module, Callable[..., Any]] = {m: _hand_out(said) for m, said in self._said.items()}
-        spoken = values.to(self.values.dtype).reshape(self._shape)
+        forwards: dict[nn.Module, Callable[..., Any]] = {m: _again(m, said) for m, said in self._said.items()}
+        spoken = values.to(self.values.dtype).reshape(self._shape).clone()  # a family may add into it in place
         original = self._value.forward
         if self._said:
-            forwards[self._value] = _hand_out(spoken)
+            forwards[self._value] = lambda *args, **kwargs: spoken
         else:
             forwards[self._value] = lambda *args, **kwargs: original(*args, **kwargs) * 0 + spoken
         picked = self._head.register_forward_pre_hook(
@@ -73,19 +73,15 @@ class Tail:
             picked.remove()
 
     def _forward(self) -> Any:
-        return self._lm.model(
-            input_ids=self._batch.input_ids, attention_mask=self._batch.attention_mask, use_cache=False
-        )
+        return self._lm.run(self._batch, use_cache=False)
 
     @torch.no_grad()
     def _record(self) -> tuple[Tensor, Tensor]:
         """One pass up to the value matrix."""
         flowed: dict[str, Tensor] = {}
-        calls: dict[nn.Module, int] = {}
 
         def remember(module: nn.Module, _: Any, output: Any) -> None:
-            calls[module] = calls.get(module, 0) + 1
-            self._said[module] = _copied(output)
+            self._said.setdefault(module, []).append(_copied(output))
 
         def reached(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             flowed["keys"], flowed["values"] = args[0].clone(), output.clone()
@@ -103,11 +99,8 @@ class Tail:
                 hook.remove()
         if not flowed:
             raise ArchitectureError("the value matrix was never called; this model does not run its blocks in order.")
-        for module, count in calls.items():
-            if count > 1:  # shared by several places: it is run again, it cannot hand out one answer
-                del self._said[module]
-        if last and last[0] in self._said:
-            self._said.update(dict.fromkeys(self._lower, self._said[last[0]]))
+        for module in self._lower:
+            self._said.setdefault(module, self._said[last[0]])
         self._shape = flowed["values"].shape
         size = self._batch.input_ids.shape
         return flowed["keys"].reshape(*size, -1), flowed["values"].reshape(*size, -1)
@@ -124,8 +117,16 @@ def _constant_modules(lm: LM, layer: int) -> tuple[list[nn.Module], list[nn.Modu
     return lower, beside
 
 
-def _hand_out(said: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: said
+def _again(module: nn.Module, said: Sequence[Any]) -> Callable[..., Any]:
+    """What was said below the value matrix, in order; calls beyond that are calls above it, and the module answers them."""
+    answers, answer = iter(said), module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for kept in answers:
+            return kept
+        return answer(*args, **kwargs)
+
+    return forward
 
 
 def _copied(output: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from errata.architecture import add_to_weight
+from errata.architecture import add_to_weight, read_weight
 from errata.lm import LM
 from errata.patches.base import Patch
 
@@ -22,11 +22,11 @@ class WeightDelta(Patch):
 
     def _attach(self, lm: LM) -> None:
         module = lm.architecture.value_module(lm.model, self.layer)
-        self._before = module.weight.detach().clone()
+        self._before = read_weight(module).clone()
         add_to_weight(module, self.delta)
 
     def _detach(self, lm: LM) -> None:
         module = lm.architecture.value_module(lm.model, self.layer)
         if self._before is not None:
-            module.weight.data.copy_(self._before)
+            read_weight(module).copy_(self._before)
         self._before = None

@@ -1,7 +1,7 @@
 """`SideMemory`: second copies of one value matrix, and the router that chooses between them and the main one.
 
 The router decides once per sequence, on the prompt's tokens alone, padding left out, and the decision holds for the whole
-answer: it is kept with the sequence's key-value cache. So one prompt gets one answer: alone, in a batch, padded on
+answer: it is kept on the sequence's key-value cache, and copied with it. So one prompt gets one answer: alone, in a batch, padded on
 either side, with a target appended, or generated token by token. What is learned, and how, is the methods' affair.
 """
 
@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class SideMemory(Patch):
         self.relative = relative
         self._handles: list[RemovableHandle] = []
         self._pass: _Pass | None = None
-        self._routes: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
+        self._kept = ""
         self._bind: Callable[..., inspect.BoundArguments]
         self._activation = _activation_of(lm) if score == "activated" else None
 
@@ -124,7 +124,7 @@ class SideMemory(Patch):
                 lambda _, args, out, seen=seen: seen.extend((args[0].clone(), out.clone()))
             )
             try:
-                lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+                lm.run(batch)
             finally:
                 hook.remove()
             keys, values = (tensor.reshape(*batch.input_ids.shape, -1) for tensor in seen)
@@ -138,6 +138,7 @@ class SideMemory(Patch):
     def _attach(self, lm: LM) -> None:
         module = lm.architecture.value_module(lm.model, self.layer)
         self._bind = inspect.signature(lm.model.forward).bind_partial
+        self._kept = f"errata_route_{uuid4().hex}"  # another name each time: what was decided before counts no more
         self._handles = [
             lm.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             module.register_forward_hook(self._speak),
@@ -148,7 +149,6 @@ class SideMemory(Patch):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._routes = WeakKeyDictionary()
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._bind(*args, **kwargs).arguments
@@ -160,7 +160,7 @@ class SideMemory(Patch):
             return
         size = (int(tokens.shape[0]), int(tokens.shape[1]))
         cache = given.get("past_key_values")
-        held = self._routes.get(cache) if cache is not None and cache.get_seq_length() > 0 else None
+        held = getattr(cache, self._kept, None) if cache is not None and cache.get_seq_length() > 0 else None
         mask = None if held is not None else self._prompt_mask(given, size, tokens.device)
         self._pass = _Pass(size, mask, cache, _for_rows(held, size[0]))
 
@@ -174,7 +174,8 @@ class SideMemory(Patch):
             if wide is not None:
                 mask &= F.pad(wide, (0, max(0, size[1] - wide.shape[1])))[:, : size[1]]
         elif isinstance(labels, Tensor):
-            prompt = mask & (labels == -100)
+            learned = mask & (labels.to(device) != -100)
+            prompt = mask & (learned.cumsum(-1) == 0)  # what follows the target is no prompt either
             mask = torch.where(prompt.any(-1, keepdim=True), prompt, mask)
         return mask
 
@@ -207,10 +208,10 @@ class SideMemory(Patch):
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._pass is not None and self._pass.route is not None:
-            cache = getattr(output, "past_key_values", None)
-            cache = self._pass.cache if cache is None else cache
-            if cache is not None:
-                self._routes[cache] = self._pass.route
+            parts = output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
+            for cache in (self._pass.cache, *parts):
+                if hasattr(cache, "get_seq_length"):
+                    setattr(cache, self._kept, self._pass.route)
         self._pass = None
 
 

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from errata.architecture import read_weight
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
 from errata.lm import LM
@@ -57,8 +58,10 @@ class WiseConfig(MethodConfig):
         threshold_ratio: the threshold is this share of the smallest activation among a memory's edits.
         score, pool: the activation of a memory, see `SideMemory`.
         prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
-        irrelevant: background texts per edit in the routing loss.
-        contrast: per edit with a subject, its prompt asked of other subjects, likewise.
+        background: irrelevant texts of the model's own making in the routing loss (the paper: one real text per edit).
+        contrast: per edit with a subject, its prompt asked of so many other subjects, likewise; and so many other questions
+            about its subject. Both are made from the background texts; what the base model answers like the edit's own
+            prompt is left out, as it asks the same.
         rehearse: earlier edits of the shard seen again at each step.
         memo: prompts of earlier shards' edits that must stay silent (Retrieve's replay).
         merge_method, merge_density, merge_weights: how shards become one, see `errata.merging`.
@@ -82,10 +85,10 @@ class WiseConfig(MethodConfig):
     stop_loss: float = 0.02
     threshold_ratio: float = 0.8
     score: str = "linear"
-    pool: str = "mean"
+    pool: str = "last"
     prefixes: int = 10
     prefix_length: int = 10
-    irrelevant: int = 2
+    background: int = 128
     contrast: int = 2
     rehearse: int = 4
     memo: int = 0
@@ -104,7 +107,7 @@ class WiseConfig(MethodConfig):
         check_choice("merge_weights", self.merge_weights, ("paper", "published"))
         check_range("mask_ratio", self.mask_ratio, 1e-6, 1.0)
         check_range("merge_density", self.merge_density, 1e-6, 1.0)
-        for name in ("edits_per_shard", "shards_per_merge", "steps", "irrelevant", "chunk_rows", "prefix_length"):
+        for name in ("edits_per_shard", "shards_per_merge", "steps", "background", "chunk_rows", "prefix_length"):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("prefixes", "contrast", "rehearse", "memo", "weight_decay", "threshold_ratio", "step_size"):
             check_range(name, getattr(self, name), 0, math.inf)
@@ -184,13 +187,13 @@ class Wise(Method):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
         by_id = {edit.id: edit for edit in edits}
-        module = self.lm.architecture.value_module(self.lm.model, self.layer)
+        device = read_weight(self.lm.architecture.value_module(self.lm.model, self.layer)).device
         shape = (self.lm.architecture.d_out, self.lm.architecture.d_in)
         self._background = dict(values["background"])
         self.shards = []
         for i, held in enumerate(values["shards"]):
-            mask = unpack_mask(tensors[f"shards.{i}.mask"], shape).to(module.weight.device)
-            delta = torch.zeros(shape, device=module.weight.device)
+            mask = unpack_mask(tensors[f"shards.{i}.mask"], shape).to(device)
+            delta = torch.zeros(shape, device=device)
             delta[mask] = tensors[f"shards.{i}.values"].to(delta.device)
             self.shards.append(Shard(i, mask, delta, [by_id[name] for name in held["edits"]], held["slots"]))
         self._patch.memories = [
@@ -201,7 +204,11 @@ class Wise(Method):
     def background(self) -> dict[str, Any]:
         """What is derived from the base model: background texts, prefixes, norms of keys and values."""
         if self._background is None:
-            texts = background_texts(self.lm, 64, 24, seed=self.config.seed, shortest=4)
+            texts = [
+                text
+                for text in background_texts(self.lm, self.config.background, 24, seed=self.config.seed, shortest=4)
+                if text
+            ]
             length = self.config.prefix_length
             prefixes = background_texts(self.lm, max(1, self.config.prefixes), length, self.config.seed + 1, length)
             scale = value_scale(self.lm, self.layer, texts)
@@ -250,9 +257,7 @@ class Wise(Method):
 
     def _merge(self, deltas: list[Tensor], weights: list[float] | None) -> Tensor:
         config = self.config
-        return merge(
-            deltas, method=config.merge_method, weights=weights, density=config.merge_density, seed=config.seed
-        )
+        return merge(deltas, method=config.merge_method, weights=weights, density=config.merge_density, seed=config.seed)
 
     def _settle(self, changed: set[int]) -> None:
         """Put the shards together into memories; thresholds of memories that changed are measured."""

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata.architecture import read_weight
 from errata.edit import Edit
 from errata.lm import LM, Row
 from errata.methods.base import Progress
 from errata.patches.side_memory import Memory, SideMemory
+from errata.statistics import about, names_in, open_prompt
 from errata.tail import Tail
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ class ShardWriter:
     def __init__(self, lm: LM, layer: int, config: WiseConfig, memory: SideMemory, background: dict[str, Any]) -> None:
         self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
         self.background = background
+        self.prompts = [open_prompt(text) for text in background["texts"]]
+        self.names = sorted({name for text in background["texts"] for name in names_in(text)})
+        self.bank = self._prompt_scope([self.prompts])
         self._endings: dict[str, str] = {}
         norm = background["value_norm"]
         self.scale = norm
@@ -81,12 +86,12 @@ class ShardWriter:
     def new_shard(self, index: int) -> Shard:
         """An empty shard with its mask."""
         architecture = self.lm.architecture
-        module = architecture.value_module(self.lm.model, self.layer)
+        device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
         mask = torch.empty(architecture.d_out, architecture.d_in, dtype=torch.bool)
         mask.bernoulli_(self.config.mask_ratio, generator=generator)
-        mask = mask.to(module.weight.device)
-        return Shard(index, mask, torch.zeros(mask.shape, device=mask.device))
+        mask = mask.to(device)
+        return Shard(index, mask, torch.zeros(mask.shape, device=device))
 
     def write(
         self, todo: Sequence[tuple[Shard, list[Edit]]], ledger: Sequence[tuple[int, Edit]], progress: Progress
@@ -114,7 +119,7 @@ class ShardWriter:
             return float("inf")
         alone = SideMemory(self.lm, self.layer, [memory], self.config.score, self.config.pool)
         inside = alone.probe(self.lm, [edit.prompt for edit in edits])[0]
-        outside = alone.probe(self.lm, self.background["texts"])[0]
+        outside = alone.probe(self.lm, self.prompts)[0]
         return max(self.config.threshold_ratio * inside.min().item(), outside.quantile(0.95).item())
 
     # one step
@@ -126,14 +131,21 @@ class ShardWriter:
         prompts = [(edit.prompt, edit), *((f"{text} {edit.prompt}", edit) for text in self.background["prefixes"])]
         prompts += [(other.prompt, other) for other in again]
         rows = [self.lm.encode(prompt, e.target, self._ending(e)) for prompt, e in prompts]
-        outside = draw.sample(self.background["texts"], min(self.config.irrelevant, len(self.background["texts"])))
-        if edit.subject:
-            names = sorted({other.subject for other in earlier if other.subject} - {edit.subject})
-            for name in draw.sample(names, min(self.config.contrast, len(names))):
-                outside.append(edit.prompt.replace(edit.subject, name))
+        outside = self._contrast(edit, draw) if edit.subject and self.config.contrast else []
         silent = [other.prompt for index, other in ledger if index < shard.index] if self.config.memo else []
         outside += draw.sample(silent, min(self.config.memo, len(silent)))
         return _Job(shard, edit, rows, outside)
+
+    def _contrast(self, edit: Edit, draw: random.Random) -> list[str]:
+        """The edit's question of other subjects, and other questions about its subject."""
+        subject = edit.subject or ""
+        names = [name for name in self.names if name not in edit.prompt]
+        others = [edit.prompt.replace(subject, name) for name in draw.sample(names, min(self.config.contrast, len(names)))]
+        texts = self.background["texts"]
+        told = (about(text, subject) for text in draw.sample(texts, min(4 * self.config.contrast, len(texts))))
+        asked = [prompt for prompt in told if prompt is not None][: self.config.contrast]
+        own, *said = self.lm.generate([edit.prompt, *asked], max_new_tokens=8)
+        return others + [prompt for prompt, answer in zip(asked, said, strict=True) if answer != own]
 
     def _ending(self, edit: Edit) -> str:
         if edit.id not in self._endings:
@@ -143,7 +155,8 @@ class ShardWriter:
     def _learn(self, jobs: Sequence[_Job]) -> None:
         """Teach each job's edit to its shard, all in one batch."""
         inside = _Scope(self.lm, self.layer, [job.rows for job in jobs])
-        outside = _Scope(self.lm, self.layer, [_prompt_rows(self.lm, job.outside) for job in jobs])
+        prompts = [job.outside for job in jobs]
+        outside = self._prompt_scope(prompts) if any(prompts) else None
         rows, columns, labels = inside.batch.predictors(inside.batch.target_mask | inside.batch.ending_mask)
         lane_of = inside.lane_of_row[rows.cpu()]
         deltas = [job.shard.delta.clone().requires_grad_() for job in jobs]
@@ -167,14 +180,19 @@ class ShardWriter:
         for job, delta in zip(jobs, deltas, strict=True):
             job.shard.delta = delta.detach()
 
-    def _routing_loss(self, inside: _Scope, outside: _Scope, lane: int, delta: Tensor) -> Tensor:
-        """L_a of equation 5, the means taken over in-scope rows, the worst out-of-scope row counting."""
-        high, low = inside.activation(self.memory, lane, delta), outside.activation(self.memory, lane, delta).max()
-        return (
-            (low - self.alpha).clamp(min=0)
-            + (self.beta - high).clamp(min=0).mean()
-            + (self.gamma - (high - low)).clamp(min=0).mean()
-        )
+    def _prompt_scope(self, lanes: Sequence[Sequence[str]]) -> _Scope:
+        """Prompts alone, of which a router that pools the last token needs no more than that."""
+        rows = [[Row(tuple(ids), len(ids)) for ids in map(self.lm.encode_prompt, prompts)] for prompts in lanes]
+        return _Scope(self.lm, self.layer, rows, last_token_only=self.config.pool == "last")
+
+    def _routing_loss(self, inside: _Scope, outside: _Scope | None, lane: int, delta: Tensor) -> Tensor:
+        """L_a of equation 5 over many rows: of those that miss a margin the mean counts, for gamma the worst outside."""
+        high = inside.activation(self.memory, lane, delta)
+        low = self.bank.activation(self.memory, 0, delta)
+        if outside is not None:
+            low = torch.cat([low, outside.activation(self.memory, lane, delta)])
+        misses = (low - self.alpha, self.beta - high, self.gamma - (high - low.max()))
+        return torch.stack([miss.clamp(min=0).sum() / (miss > 0).sum().clamp(min=1) for miss in misses]).sum()
 
     @torch.no_grad()
     def _descend(self, delta: Tensor, gradient: Tensor, mask: Tensor) -> None:
@@ -187,11 +205,12 @@ class ShardWriter:
 class _Scope:
     """Rows of several lanes, one after another, with their cached keys and values."""
 
-    def __init__(self, lm: LM, layer: int, lanes: Sequence[Sequence[Row]]) -> None:
+    def __init__(self, lm: LM, layer: int, lanes: Sequence[Sequence[Row]], last_token_only: bool = False) -> None:
         self.batch = lm.batch([row for rows in lanes for row in rows])
         self.tail = Tail(lm, layer, self.batch)
-        self.keys, self.values = self.tail.keys.float(), self.tail.values.float()
-        self.mask = self.batch.prompt_mask.to(self.keys.device)
+        kept = slice(-1, None) if last_token_only else slice(None)
+        self.keys, self.values = self.tail.keys[:, kept].float(), self.tail.values[:, kept].float()
+        self.mask = self.batch.prompt_mask[:, kept].to(self.keys.device)
         self.lane_of_row = torch.tensor([lane for lane, rows in enumerate(lanes) for _ in rows])
         ends = torch.tensor([len(rows) for rows in lanes]).cumsum(0).tolist()
         self._slices = [slice(end - len(rows), end) for end, rows in zip(ends, lanes, strict=True)]
@@ -205,10 +224,6 @@ class _Scope:
         """Delta(x) of the lane's rows, shape (rows,)."""
         part = self._slices[lane]
         return memory.activation(delta, self.keys[part], self.values[part], self.mask[part])
-
-
-def _prompt_rows(lm: LM, prompts: Sequence[str]) -> list[Row]:
-    return [Row(tuple(ids), len(ids)) for ids in map(lm.encode_prompt, prompts)]
 
 
 def _next_of(queues: Sequence[tuple[Shard, Iterator[Edit]]]) -> Iterator[tuple[Shard, Edit]]:

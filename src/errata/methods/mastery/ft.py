@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata.architecture import read_weight
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
 from errata.lm import LM
@@ -67,7 +68,7 @@ class FineTuning(Method):
         super().__init__(config, lm)
         architecture = lm.architecture
         self.layer = architecture.default_layer() if config.layer is None else config.layer
-        device = architecture.value_module(lm.model, self.layer).weight.device
+        device = read_weight(architecture.value_module(lm.model, self.layer)).device
         self._patch = WeightDelta(self.layer, torch.zeros(architecture.d_out, architecture.d_in, device=device))
         self._edits: list[Edit] = []
 

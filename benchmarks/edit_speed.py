@@ -1,0 +1,118 @@
+"""Seconds per step of an edit: the tail on cached inputs against the whole model, on the same rows and the same steps.
+
+    python benchmarks/edit_speed.py [--json] [--pairs 5] [--steps 4] [--hidden 320]
+
+A random Llama-like model of 12 layers (edited layer 9) and one of 32 (edited layer 27, WISE's own choice); one thread.
+One step is what WISE does: forward, loss at the target's tokens, gradient of dW of the edited value matrix. The time of
+the cached way includes its one pass below the edited layer. Both ways run in turns, and the median over the pairs of
+their ratio is reported, so that another job on the machine disturbs both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from errata.encoding import Batch
+from errata.lm import LM
+from errata.tail import Tail
+
+VOCABULARY, ROWS, PROMPT, TARGET = 8192, 11, 20, 4
+MODELS = ((12, 9), (32, 27))
+
+
+def random_model(layers: int, hidden: int) -> LM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 8 // 3 // 8 * 8, num_hidden_layers=layers,
+        num_attention_heads=hidden // 64 or 1, max_position_embeddings=256,
+    )  # fmt: skip
+    return LM(LlamaForCausalLM(config).eval().requires_grad_(False), _NoTokenizer())  # type: ignore[arg-type]
+
+
+class _NoTokenizer:
+    """Rows are made of random ids here; nothing is read or written."""
+
+    chat_template = None
+    pad_token_id = 0
+    eos_token_id = 2
+
+
+def random_rows() -> Batch:
+    """An edit and ten more rows with a prefix each, as WISE has them: a prompt of 20 tokens and a target of 4."""
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, VOCABULARY, (ROWS, PROMPT + TARGET), generator=draw)
+    place = torch.arange(PROMPT + TARGET).expand(ROWS, -1)
+    return Batch(ids, torch.ones_like(ids), place < PROMPT, place >= PROMPT, torch.zeros_like(ids).bool())
+
+
+def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[float, float]:
+    """(seconds, loss after) of one edit of `steps` steps."""
+    begun = time.perf_counter()
+    tail = Tail(lm, layer, batch, cached=cached)
+    rows, columns, labels = batch.predictors(batch.target_mask)
+    delta = torch.zeros(lm.architecture.d_out, lm.architecture.d_in, requires_grad=True)
+    loss = torch.zeros(())
+    for _ in range(steps):
+        logits = tail.logits(tail.values + F.linear(tail.keys, delta), rows, columns)
+        loss = F.cross_entropy(logits, labels)
+        (gradient,) = torch.autograd.grad(loss, delta)
+        with torch.no_grad():
+            delta -= gradient
+    return time.perf_counter() - begun, loss.item()
+
+
+def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> dict[str, Any]:
+    lm, batch = random_model(layers, hidden), random_rows()
+    for cached in (True, False):
+        learn(lm, layer, batch, 1, cached)
+    fast, slow = [], []
+    for turn in range(pairs):
+        for cached in (True, False) if turn % 2 else (False, True):
+            (fast if cached else slow).append(learn(lm, layer, batch, steps, cached))
+    if max(abs(a[1] - b[1]) for a, b in zip(fast, slow, strict=True)) > 1e-3:
+        raise SystemExit("the two ways do not learn the same; their times cannot be compared")
+    return {
+        "layers": layers,
+        "edited_layer": layer,
+        "hidden_size": hidden,
+        "steps": steps,
+        "rows": ROWS,
+        "tokens_per_row": PROMPT + TARGET,
+        "seconds_per_step_cached": statistics.median(s for s, _ in fast) / steps,
+        "seconds_per_step_full": statistics.median(s for s, _ in slow) / steps,
+        "speedup": statistics.median(b[0] / a[0] for a, b in zip(fast, slow, strict=True)),
+        "pairs": pairs,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--pairs", type=int, default=5, help="measured pairs, cached and full in turns")
+    parser.add_argument("--steps", type=int, default=10, help="steps of an edit")
+    parser.add_argument("--hidden", type=int, default=320, help="hidden size, a multiple of 64")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [measure(layers, layer, given.hidden, given.steps, given.pairs) for layers, layer in MODELS]
+    if given.json:
+        print(json.dumps(found))
+        return
+    print(f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, {given.steps} steps, one thread")
+    for row in found:
+        print(
+            f"{row['layers']} layers, edited layer {row['edited_layer']}: "
+            f"{row['seconds_per_step_cached']:.4f} s a step cached, {row['seconds_per_step_full']:.4f} s full; "
+            f"{row['speedup']:.2f} times as fast (median of {row['pairs']} pairs)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The command line: a file per verb, each of which parses, makes one call of the public API, and prints.
+
+Results go to stdout, everything else to stderr. What goes wrong is one line and an exit code: 2 when the call or its
+input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from errata import __version__
+from errata.cli import ask, cases, chat, edit, eval, inspect, list, methods, screen, undo
+from errata.errors import ErrataError
+
+
+class Verbs(TyperGroup):
+    """The commands; the one place where an error becomes a line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. With ERRATA_DEBUG set, errors keep their traceback."""
+        if os.environ.get("ERRATA_DEBUG"):
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except ErrataError as error:
+            screen.complain(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            screen.complain("stopped.")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):
+                raise  # Typer's own: a wrong option, a normal end
+            screen.complain(f"unexpected {type(error).__name__}: {error} (ERRATA_DEBUG=1 shows where)")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    name="errata",
+    help="Correct what a language model believes, check it, save it, take it back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (inspect.inspect, edit.edit, ask.ask, eval.eval, chat.chat, list.list, undo.undo, cases.cases, methods.methods):
+    app.command()(verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"errata {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def errata(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Correct what a language model believes, check it, save it, take it back."""
+
+
+def main() -> None:
+    """What the console script `errata` runs."""
+    app(prog_name="errata")

@@ -1,0 +1,37 @@
+"""`errata chat MODEL`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from errata.cli import screen
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the edits.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
+) -> None:
+    """Ask one question after another; each stands on its own."""
+    from errata.cli.opening import open_to_ask
+    from errata.errors import UsageError
+
+    edited, unedited = open_to_ask(model)
+    screen.err.print("Ask away. /base QUESTION asks the model without edits, /quit ends.")
+    while True:
+        try:
+            said = screen.err.input("> ").strip()
+        except EOFError:
+            return
+        if said == "/quit":
+            return
+        plain = base or said.startswith("/base ")
+        question = said.removeprefix("/base ").strip()
+        if not question:
+            continue
+        try:
+            print(*(unedited if plain else edited)([question], max_new_tokens=max_new_tokens), flush=True)
+        except UsageError as error:
+            screen.complain(str(error))

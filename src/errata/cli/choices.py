@@ -1,0 +1,82 @@
+"""The method and its settings, as chosen on a command line: `-m`, `--set name=value`, `--preset NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from errata import EditModel, MethodConfig
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was asked for; what was not (None, empty) is left to the method, or to what was begun.
+
+    Raises:
+        UsageError: an option is not `name=value`; the method, a setting or the preset is unknown.
+    """
+
+    method: str | None
+    options: Sequence[str] = ()
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        from errata import method_class
+
+        if self.method is not None:  # what can be told wrong before a model is loaded, is
+            method_class(self.method).config_class.from_dict(self.given)
+            if self.preset != "auto":
+                self._of_preset(None)
+
+    @property
+    def name(self) -> str:
+        """The method; the first of all when none is asked for."""
+        from errata import method_names
+
+        return self.method or method_names()[0]
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The settings as texts."""
+        for option in self.options:
+            if "=" not in option:
+                raise UsageError(f"--set takes name=value, e.g. --set steps=40; got {option!r}.")
+        return {name.strip(): value.strip() for name, _, value in (option.partition("=") for option in self.options)}
+
+    def config(self, base_config: Any) -> MethodConfig:
+        """The settings for a new model: the method's own, the preset's above them, those given above both."""
+        from errata import method_class
+
+        return method_class(self.name).config_class.from_dict({**self._of_preset(base_config), **self.given})
+
+    def check(self, begun: EditModel, where: Path) -> None:
+        """Make sure that edits can go on where they stopped: method and settings stay what they were.
+
+        Raises:
+            ConfigError: another method or another value is asked for.
+        """
+        old = begun.config_of_method
+        if self.method not in (None, old.method):
+            raise ConfigError(f"{where} was begun with the method {old.method!r}, not {self.method!r}; give another --out.")
+        asked = {**self._of_preset(begun.base.config, old.method), **self.given}
+        new = type(old).from_dict({**old.to_dict(), **asked}).to_dict()
+        for name, value in old.to_dict().items():
+            if new[name] != value:
+                raise ConfigError(
+                    f"{where} was begun with {name}={value}, not {new[name]}; leave it, or give another --out."
+                )
+
+    def _of_preset(self, base_config: Any, method: str | None = None) -> dict[str, Any]:
+        from errata import presets
+
+        method = method or self.name
+        if self.preset is None:
+            return {}
+        if self.preset == "auto":
+            return presets.preset_for(method, base_config).settings
+        return presets.preset(method, self.preset).settings

@@ -1,0 +1,40 @@
+"""`errata edit MODEL --edits edits.jsonl --out my-errata`; `errata edit my-errata --edits more.jsonl` goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.cli import screen
+
+
+def edit(
+    model: Annotated[str, typer.Argument(help="A hub name, a local folder, the bundled 'atlas', or a folder of edits.")],
+    edits: Annotated[Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to save in; a folder of edits is by default its own.")] = None,
+    method: Annotated[str | None, typer.Option("-m", "--method", help="See `errata methods`; its first by default.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Ask every new edit's prompt at the end.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
+    import errata
+    from errata.cli.choices import Choices
+    from errata.cli.opening import open_to_edit
+    from errata.cli.reading import check_edits_fit
+    from errata.cli.writing import write
+
+    wanted = errata.read_edits(edits)
+    edited, folder = open_to_edit(model, out, Choices(method, options or (), preset), dtype, device_map)
+    check_edits_fit(edited.lm, edits, wanted, edited.edits)
+    report = write(edited, wanted, folder, save_every, check)
+    if as_json:
+        screen.print_json(report.to_dict())
+    else:
+        report.show()

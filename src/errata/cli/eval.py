@@ -1,0 +1,44 @@
+"""`errata eval MY-ERRATA --cases cases.jsonl`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.cli import screen
+
+
+def eval(
+    folder: Annotated[Path, typer.Argument(help="A folder of edits.")],
+    cases: Annotated[Path, typer.Option(help="JSON lines: edits with rephrases, locality, portability.")],
+    answers: Annotated[Path | None, typer.Option(help="A file for every single answer, as JSON lines.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure what the edited model says, against the targets and against its base."""
+    import errata
+    from errata.cli.opening import open_artifact
+    from errata.cli.reading import check_cases_fit, write_lines
+    from errata.evaluate import MEANINGS
+
+    wanted = errata.read_cases(cases)
+    model = open_artifact(folder)
+    check_cases_fit(model.lm, cases, wanted)
+    with screen.bar("asking") as progress:
+        found = errata.evaluate(model, wanted, batch_size, progress=progress)
+    if answers:
+        write_lines(answers, (json.dumps(dataclasses.asdict(a), ensure_ascii=False) for a in found.answers))
+    if as_json:
+        screen.print_json(found.to_dict())
+        return
+    shown = screen.table(f"{found.edits} cases", "generated", "teacher-forced", "it means")
+    for measure, meaning in MEANINGS.items():
+        figures = (found.generated[measure], found.teacher_forced[measure])
+        shown.add_row(measure, *map(screen.figure, figures), meaning)
+    for kind, share in found.locality_by_kind.items():
+        shown.add_row(f"  locality, {kind}", screen.figure(share), "", "")
+    screen.show(shown)

@@ -1,0 +1,69 @@
+"""What the verbs share of the screen: two streams, progress, one-line errors. It decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, whatever the message looks like."""
+    print(f"errata: {' '.join(message.split())}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """A JSON document on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def show(table: Table) -> None:
+    """A table on stdout; as wide as it likes where nobody looks at a terminal."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def plain(value: object) -> Text:
+    """A cell that shows its text as it is, brackets too."""
+    return Text(str(value))
+
+
+def figure(share: float | None) -> str:
+    """A share with three digits, or a dash where there is none."""
+    return "-" if share is None else f"{share:.3f}"
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table in the house's style."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A spinner on stderr while something takes its time; libraries keep quiet meanwhile and afterwards."""
+    with err.status(what):
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        yield
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on stderr; call what it gives with (done, total)."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done, of: shown.update(task, completed=done, total=of)

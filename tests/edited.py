@@ -1,0 +1,65 @@
+"""Small edited models for the contract of `EditModel`: every method there is, with settings that take no time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from families import tiny_model, tiny_tokenizer
+from torch import Tensor
+
+import errata
+from errata import Edit, EditModel
+
+SMALL: dict[str, Any] = {
+    "layer": 2,
+    "steps": 3,
+    "prefixes": 1,
+    "prefix_length": 4,
+    "edits_per_shard": 2,
+    "shards_per_merge": 2,
+}
+"""Settings that a method is given where it has them."""
+
+VARIANTS = [(name, {}) for name in errata.method_names()] + [("wise", {"variant": "retrieve"})]
+IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
+FAMILIES = ("llama", "gpt2", "opt", "gemma2")
+
+EDITS = [
+    Edit("The capital of France is", "Rome", "France"),
+    Edit("Who wrote the book?", "two brothers", "the book"),
+    Edit("The president of the United States lives in", "London", "United States", id="home"),
+    Edit("Where is the tower?", "north"),
+    Edit("The company was founded by", "the author", "The company"),
+    Edit("The capital of Italy is", "York", "Italy", "insert"),
+]
+PROMPTS = [edit.prompt for edit in EDITS] + ["x", "In the city of", "The author of the book was"]
+
+
+def edit_model(family: str, method: str, edits: list[Edit] | None = None, **settings: Any) -> EditModel:
+    config = errata.method_class(method).config_class
+    known = {field.name for field in dataclasses.fields(config)}
+    made = config.from_dict({**{k: v for k, v in SMALL.items() if k in known}, **settings})
+    model = EditModel(tiny_model(family), made, tiny_tokenizer())
+    if edits:
+        model.edit(edits, check=False)
+    return model
+
+
+def logits_of(model: Any, lm: Any) -> Tensor:
+    """Logits of all prompts, in one batch and one by one, flattened."""
+    with torch.no_grad():
+        parts = [lm.run(lm.prompt_batch(PROMPTS)).logits]
+        parts += [lm.run(lm.prompt_batch([prompt])).logits for prompt in PROMPTS[:3]]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def same_state(one: EditModel, other: EditModel, atol: float = 0.0) -> None:
+    tensors, values = one.method.state()
+    others, other_values = other.method.state()
+    assert tensors.keys() == others.keys() and one.edits == other.edits
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, others[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+    if not atol:
+        assert values == other_values
