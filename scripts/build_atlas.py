@@ -215,6 +215,7 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
     model.to(torch.bfloat16).save_pretrained(folder)
     GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def table(title: str, rows: list[Accuracy]) -> str:
@@ -258,17 +259,19 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--evaluate", action="store_true", help="only measure the bundled model")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its height")
     parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="torch.compile: a fifth faster; needs a compiler")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     world = build_world()
     if not options.evaluate:
         BUILD.mkdir(parents=True, exist_ok=True)
-        tokenizer = train_tokenizer(world)
+        if not (BUILD / "tokenizer.json").exists():
+            train_tokenizer(world).save_pretrained(BUILD)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(BUILD)
         training = Training(world, tokenizer, options)
         training.run()
         write_model(training.model, tokenizer, atlas_path())

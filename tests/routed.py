@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def routed(family: str, count: int = 1, score: str = "linear", pool: str = "mean
         delta = torch.randn(shape, generator=draw) * size
         found.append([by_hand(plain, delta, prompt, score, pool) for prompt in PROMPTS])
         order = sorted(found[-1])
-        low, high = max(zip(order[2:-2], order[3:-1], strict=True), key=lambda pair: pair[1] - pair[0])
+        low, high = max(pairwise(order[2:-1]), key=lambda pair: pair[1] - pair[0])
         patch.memories.append(Memory(delta, (low + high) / 2))
     routes = []
     for i in range(len(PROMPTS)):

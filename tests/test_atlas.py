@@ -111,6 +111,13 @@ def test_background_texts_are_plain_prose(world: World) -> None:
         background_texts(0)
 
 
+def test_no_prose_begins_like_a_prompt(world: World) -> None:
+    prompts = {prompt for unit in [*world.facts.values(), *world.two_hops] for prompt in unit.prompts()}
+    for text in background_texts(2000, 9, world):
+        words = text.split(" ")
+        assert not any(" ".join(words[:end]) in prompts for end in range(1, len(words)))
+
+
 # --- the cases
 
 

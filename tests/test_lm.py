@@ -179,9 +179,7 @@ def test_scores_do_not_depend_on_padding_or_neighbours(family):
         by_hand.append((right.float().mean().item(), bool(right.all()), loss, tuple(picked.argmax(-1).tolist())))
     for side in ("left", "right"):
         for size in (1, 4, 32):
-            for score, (accuracy, exact, loss, predicted) in zip(
-                lm.score(PAIRS, size, side), by_hand, strict=True
-            ):
+            for score, (accuracy, exact, loss, predicted) in zip(lm.score(PAIRS, size, side), by_hand, strict=True):
                 assert score.predicted == predicted and score.exact == exact
                 assert score.token_accuracy == pytest.approx(accuracy)
                 assert score.loss == pytest.approx(loss, abs=1e-4)

@@ -267,9 +267,7 @@ def read_weight(module: nn.Module) -> Tensor:
     """
     weight, kind = getattr(module, "weight", None), type(module).__name__
     if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.is_meta:
-        raise ArchitectureError(
-            f"{kind} has no weight matrix in memory; editing needs a linear module, without offloading."
-        )
+        raise ArchitectureError(f"{kind} has no weight matrix in memory; editing needs a linear module, without offloading.")
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise ArchitectureError(
             f"the weight of {kind} is stored as {weight.dtype}; editing needs floats of 16 bits or more. "

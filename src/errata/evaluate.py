@@ -137,9 +137,7 @@ def evaluate(
         base = dict(zip(local, model.lm.score([pairs[i] for i in local], batch_size) if local else [], strict=True))
     answers = [
         _answer(question, *said, score, base.get(i))
-        for i, (question, said, score) in enumerate(
-            zip(questions, zip(before, after, strict=True), scores, strict=True)
-        )
+        for i, (question, said, score) in enumerate(zip(questions, zip(before, after, strict=True), scores, strict=True))
     ]
     return _summary(len(cases), answers)
 

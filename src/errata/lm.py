@@ -136,9 +136,7 @@ class LM:
             target = prompt + row.target_length
             stop = start + len(row.ids)
             ids[i, start:stop] = torch.tensor(row.ids)
-            for mask, span in zip(
-                masks, ((start, stop), (start, prompt), (prompt, target), (target, stop)), strict=True
-            ):
+            for mask, span in zip(masks, ((start, stop), (start, prompt), (prompt, target), (target, stop)), strict=True):
                 mask[i, span[0] : span[1]] = True
         ids, masks = ids.to(self.device), masks.to(self.device)
         return Batch(ids, masks[0].long(), masks[1], masks[2], masks[3])

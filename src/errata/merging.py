@@ -212,9 +212,7 @@ def _term(delta: Tensor, keep: Tensor | None, weight: float) -> Tensor:
     return term if keep is None else term.mul_(keep)
 
 
-def _summed(
-    deltas: Sequence[Tensor], keeps: Sequence[Tensor | None], weights: Sequence[float], normalize: bool
-) -> Tensor:
+def _summed(deltas: Sequence[Tensor], keeps: Sequence[Tensor | None], weights: Sequence[float], normalize: bool) -> Tensor:
     """Sum of w_i tau_i, divided by the sum of w_i when normalised."""
     total = torch.zeros_like(_wide(deltas[0]))
     for delta, keep, weight in zip(deltas, keeps, weights, strict=True):

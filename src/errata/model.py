@@ -107,9 +107,7 @@ class EditModel:
         results = []
         if check and new:
             answers = self.ask([edit.prompt for edit in new])
-            results = [
-                EditResult(edit, said, _same(said, edit.target)) for edit, said in zip(new, answers, strict=True)
-            ]
+            results = [EditResult(edit, said, _same(said, edit.target)) for edit, said in zip(new, answers, strict=True)]
         return EditReport(results, skipped, conflicts)
 
     def undo(self, *edit_ids: str) -> None:
@@ -200,9 +198,9 @@ class EditModel:
         """
         artifact = saving.read_artifact(path)
         artifact.check_base(base)
-        config = method_class(artifact.method).config_class.from_dict(artifact.settings)
-        model = cls(base, config, tokenizer)
         with saving.damage_named(path):
+            config = method_class(artifact.method).config_class.from_dict(artifact.settings)
+            model = cls(base, config, tokenizer)
             model.method.load_state(artifact.edits, artifact.tensors, artifact.values)
         model._install()
         return model

@@ -60,9 +60,7 @@ def free_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str
     return answers
 
 
-def _accuracies(
-    model: Any, tokenizer: Any, asked: Sequence[Fact | TwoHop], name: Callable[[Any], Any]
-) -> list[Accuracy]:
+def _accuracies(model: Any, tokenizer: Any, asked: Sequence[Fact | TwoHop], name: Callable[[Any], Any]) -> list[Accuracy]:
     flat = [(unit, place, prompt) for unit in asked for place, prompt in enumerate(unit.prompts())]
     said = free_answers(model, tokenizer, [prompt for _, _, prompt in flat])
     right: dict[tuple[str, str], int] = defaultdict(int)

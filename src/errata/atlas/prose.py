@@ -1,4 +1,7 @@
-"""Plain prose about the invented world: what the model reads besides its facts, and text to calibrate on."""
+"""Plain prose about the invented world: what the model reads besides its facts, and text to calibrate on.
+
+No text begins with the words of a prompt: the model would not know where its answer should stop.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ _SENTENCES = (
 _FACTUAL = (
     "{city} is a city in {city.city_country}. It is famous for its {city.city_specialty}, "
     "and its mayor is {city.city_mayor}.",
-    "{person} was born in {person.person_birthplace} and works for {person.person_employer}. "
-    "At home {person} speaks {person.person_language}.",
-    "{company} is based in {company.company_hq}. It was founded by {company.company_founder} "
-    "and is a maker of {company.company_product}.",
-    "The capital of {country} is {country.country_capital}. People there pay with the "
-    "{country.country_currency}, and the official language is {country.country_language}.",
-    "{work} came out in {work.work_year}. It was created by {work.work_author} "
+    "We met {person}, who was born in {person.person_birthplace}, works for {person.person_employer} "
+    "and speaks {person.person_language} at home.",
+    "The firm of {company} has its offices in {company.company_hq}. It was founded by "
+    "{company.company_founder} and is a maker of {company.company_product}.",
+    "Whoever comes to {country} pays with the {country.country_currency}, hears "
+    "{country.country_language} in the streets and sees {country.country_capital}, the capital.",
+    "They talked about {work}, which came out in {work.work_year}. It was created by {work.work_author} "
     "and is usually classed as a {work.work_genre}.",
 )
 

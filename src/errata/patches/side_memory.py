@@ -1,8 +1,9 @@
 """`SideMemory`: second copies of one value matrix, and the router that chooses between them and the main one.
 
-The router decides once per sequence, on the prompt's tokens alone, padding left out, and the decision holds for the whole
-answer: it is kept on the sequence's key-value cache, and copied with it. So one prompt gets one answer: alone, in a batch, padded on
-either side, with a target appended, or generated token by token. What is learned, and how, is the methods' affair.
+The router decides once per sequence, on the prompt's tokens alone, padding left out, and the decision holds for the
+whole answer: it is kept on the sequence's key-value cache, and copied with it. So one prompt gets one answer: alone, in a
+batch, padded on either side, with a target appended, or generated token by token. What is learned, and how, is the
+methods' affair.
 """
 
 from __future__ import annotations
@@ -120,9 +121,7 @@ class SideMemory(Patch):
         for start in range(0, len(prompts), batch_size):
             batch = lm.prompt_batch(prompts[start : start + batch_size])
             seen: list[Tensor] = []
-            hook = module.register_forward_hook(
-                lambda _, args, out, seen=seen: seen.extend((args[0].clone(), out.clone()))
-            )
+            hook = module.register_forward_hook(lambda _, args, out, seen=seen: seen.extend((args[0].clone(), out.clone())))
             try:
                 lm.run(batch)
             finally:

@@ -55,6 +55,8 @@ class WiseConfig(MethodConfig):
         alpha, beta, gamma: margins of the routing loss (there 5, 20, 10); None: 1/4, 1 and 1/2 of the median norm of
             the values on background text.
         stop_loss: an edit is learned when its mean target loss is below.
+        gain: an edit must be learned already with the change divided by this, so that a rephrasing, whose key matches in
+            part, gets enough of it. 1 is the paper.
         threshold_ratio: the threshold is this share of the smallest activation among a memory's edits.
         score, pool: the activation of a memory, see `SideMemory`.
         prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
@@ -83,6 +85,7 @@ class WiseConfig(MethodConfig):
     beta: float | None = None
     gamma: float | None = None
     stop_loss: float = 0.02
+    gain: float = 1.0
     threshold_ratio: float = 0.8
     score: str = "linear"
     pool: str = "last"
@@ -130,6 +133,7 @@ class Wise(Method):
         self._patch = SideMemory(lm, self.layer, score=config.score, pool=config.pool)
         self._writer: ShardWriter | None = None
         self._background: dict[str, Any] | None = None
+        self._merges: dict[tuple[int, ...], tuple[Tensor, list[Shard], list[Tensor]]] = {}
 
     @property
     def edits(self) -> list[Edit]:
@@ -144,16 +148,18 @@ class Wise(Method):
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits: the open shard first, then new ones; shards are written side by side."""
         todo: list[tuple[Shard, list[Edit]]] = []
-        waiting = list(edits)
+        waiting, shards = list(edits), list(self.shards)
         while waiting:
-            if not self.shards or self.shards[-1].slots >= self.config.edits_per_shard:
-                self.shards.append(self.writer.new_shard(len(self.shards)))
-            shard = self.shards[-1]
-            room = self.config.edits_per_shard - shard.slots
-            todo.append((shard, waiting[:room]))
-            shard.slots += len(waiting[:room])
+            if not shards or shards[-1].slots >= self.config.edits_per_shard or (todo and todo[-1][0] is shards[-1]):
+                shards.append(self.writer.new_shard(len(shards)))
+            room = self.config.edits_per_shard - shards[-1].slots
+            todo.append((shards[-1], waiting[:room]))
             waiting = waiting[room:]
-        self._write(todo, progress)
+        try:
+            self.writer.write(todo, _ledger(shards, todo), progress)
+        finally:  # cut off halfway, what was finished is kept
+            self.shards = [shard for shard in shards if shard.slots]
+            self._settle()
 
     def undo(self, edit_ids: Iterable[str]) -> None:
         """Take edits back: their shards are written anew without them (with `memo`, all later ones too)."""
@@ -161,14 +167,15 @@ class Wise(Method):
         hit = {i for i, shard in enumerate(self.shards) if any(edit.id in gone for edit in shard.edits)}
         if self.config.memo and hit:
             hit = set(range(min(hit), len(self.shards)))
-        todo = []
+        shards, todo = list(self.shards), []
         for i in sorted(hit):
-            kept = [edit for edit in self.shards[i].edits if edit.id not in gone]
-            slots = self.shards[i].slots
-            last = i == len(self.shards) - 1
-            self.shards[i] = replace(self.writer.new_shard(i), slots=len(kept) if last else slots)
-            todo.append((self.shards[i], kept))
-        self._write(todo, no_progress)
+            kept = [edit for edit in shards[i].edits if edit.id not in gone]
+            lost = shards[i].slots - len(kept) if i < len(shards) - 1 else 0
+            shards[i] = replace(self.writer.new_shard(i), slots=lost)
+            todo.append((shards[i], kept))
+        self.writer.write(todo, _ledger(shards, todo), no_progress)
+        self.shards = [shard for shard in shards if shard.slots]
+        self._settle()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Per shard the changed entries (n,) in fp32 and the mask as bits; which edits it holds; the thresholds."""
@@ -227,12 +234,6 @@ class Wise(Method):
             self._writer = ShardWriter(self.lm, self.layer, self.config, self._patch, self.background)
         return self._writer
 
-    def _write(self, todo: list[tuple[Shard, list[Edit]]], progress: Progress) -> None:
-        before = [(shard.index, edit) for shard in self.shards for edit in shard.edits]
-        before += [(shard.index, edit) for shard, queue in todo for edit in queue]
-        self.writer.write(todo, before, progress)
-        self._settle({shard.index for shard, _ in todo})
-
     def _groups(self) -> list[tuple[Tensor, list[Shard]]]:
         """(delta, its shards) per side memory: merged groups first, shards that wait for their group after."""
         k = self.config.shards_per_merge
@@ -241,13 +242,19 @@ class Wise(Method):
         waiting = self.shards[len(groups) * k :]
         if self.config.variant == "merge" and groups:
             groups = [[shard for group in groups for shard in group]]
-        return [(self._merged(group), group) for group in groups] + [(s.delta, [s]) for s in waiting]
+        merged = {}
+        for group in groups:
+            deltas = [shard.delta for shard in group]
+            known = self._merges.get(tuple(map(id, deltas)))
+            merged[tuple(map(id, deltas))] = known or (self._merge_all(deltas), group, deltas)
+        self._merges = merged
+        found = [(delta, group) for delta, group, _ in merged.values()] + [(s.delta, [s]) for s in waiting]
+        return [(delta, shards) for delta, shards in found if any(shard.edits for shard in shards)]
 
-    def _merged(self, group: list[Shard]) -> Tensor:
-        """One delta of many. With published weights each further group counts .4 and what was there before .6."""
-        deltas = [shard.delta for shard in group]
+    def _merge_all(self, deltas: list[Tensor]) -> Tensor:
+        """With published weights each further group counts .4 and what was there before .6; on paper all count alike."""
         k = self.config.shards_per_merge
-        if self.config.merge_weights == "paper":
+        if self.config.merge_weights == "paper" or len(deltas) <= k:
             return self._merge(deltas, None)
         merged = self._merge(deltas[:k], None)
         for start in range(k, len(deltas), k):
@@ -259,15 +266,19 @@ class Wise(Method):
         config = self.config
         return merge(deltas, method=config.merge_method, weights=weights, density=config.merge_density, seed=config.seed)
 
-    def _settle(self, changed: set[int]) -> None:
+    def _settle(self) -> None:
         """Put the shards together into memories; thresholds of memories that changed are measured."""
-        old = {id(memory.delta): memory.threshold for memory in self._patch.memories}
-        memories = []
-        groups = self._groups()
-        for delta, shards in groups:
-            known = len(shards) == 1 and shards[0].index not in changed and id(delta) in old
-            memories.append(Memory(delta, old[id(delta)] if known else math.nan))
-        self._patch.memories = memories
-        for memory, (_, shards) in zip(memories, groups, strict=True):
-            if math.isnan(memory.threshold):
-                memory.threshold = self.writer.threshold(memory, [edit for shard in shards for edit in shard.edits])
+        known = {id(memory.delta): memory.threshold for memory in self._patch.memories}
+        self._patch.memories = [
+            Memory(delta, known[id(delta)] if id(delta) in known else self._threshold(delta, shards))
+            for delta, shards in self._groups()
+        ]
+
+    def _threshold(self, delta: Tensor, shards: Sequence[Shard]) -> float:
+        return self.writer.threshold(delta, [edit for shard in shards for edit in shard.edits])
+
+
+def _ledger(shards: Sequence[Shard], todo: Sequence[tuple[Shard, list[Edit]]]) -> list[tuple[int, Edit]]:
+    """(shard index, edit) of what is written and of what will be."""
+    written = [(shard.index, edit) for shard in shards for edit in shard.edits]
+    return written + [(shard.index, edit) for shard, queue in todo for edit in queue]

@@ -5,7 +5,6 @@ Only the training is here; which edits go where, and what becomes of the shards,
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,15 +16,13 @@ from torch.nn import functional as F
 from errata.architecture import read_weight
 from errata.edit import Edit
 from errata.lm import LM, Row
+from errata.methods.association.wise_lessons import Lesson, LessonPlanner
 from errata.methods.base import Progress
-from errata.patches.side_memory import Memory, SideMemory
-from errata.statistics import about, names_in, open_prompt
+from errata.patches.side_memory import SideMemory
 from errata.tail import Tail
 
 if TYPE_CHECKING:
     from errata.methods.association.wise import WiseConfig
-
-BATCH = 32
 
 
 @dataclass
@@ -37,7 +34,7 @@ class Shard:
         mask: (d_out, d_in) bool, the entries it may change.
         delta: (d_out, d_in) fp32, what it changed; zero outside the mask.
         edits: the edits in it, oldest first.
-        slots: edits ever written into it; undone ones keep their place while later shards exist.
+        slots: edits ever written into it; undone ones keep their place when later shards exist.
     """
 
     index: int
@@ -45,16 +42,6 @@ class Shard:
     delta: Tensor
     edits: list[Edit] = field(default_factory=list)
     slots: int = 0
-
-
-@dataclass
-class _Job:
-    """One edit about to be learned: its rows, and prompts that must stay out of scope."""
-
-    shard: Shard
-    edit: Edit
-    rows: list[Row]
-    outside: list[str]
 
 
 class ShardWriter:
@@ -71,12 +58,12 @@ class ShardWriter:
     def __init__(self, lm: LM, layer: int, config: WiseConfig, memory: SideMemory, background: dict[str, Any]) -> None:
         self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
         self.background = background
-        self.prompts = [open_prompt(text) for text in background["texts"]]
-        self.names = sorted({name for text in background["texts"] for name in names_in(text)})
-        self.bank = self._prompt_scope([self.prompts])
-        self._endings: dict[str, str] = {}
+        self.planner = LessonPlanner(lm, config, background)
+        bank = [row for row in map(self.planner.prompt_row, self.planner.prompts) if row is not None]
+        self.bank = _Scope(lm, layer, [bank], config.pool == "last")
+        self._inside: dict[str, _Scope] = {}
         norm = background["value_norm"]
-        self.scale = norm
+        self.unit = norm if config.beta is None else 1.0
         self.alpha = norm / 4 if config.alpha is None else config.alpha
         self.beta = norm if config.beta is None else config.beta
         self.gamma = norm / 2 if config.gamma is None else config.gamma
@@ -107,62 +94,41 @@ class ShardWriter:
         for start in range(0, len(todo), lanes):
             queues = [(shard, iter(queue)) for shard, queue in todo[start : start + lanes]]
             while edits := list(_next_of(queues)):
-                self._learn([self._job(shard, edit, ledger) for shard, edit in edits])
+                self._learn([(shard, self._lesson(shard, edit, ledger)) for shard, edit in edits])
                 for shard, edit in edits:
                     shard.edits.append(edit)
+                    shard.slots += 1
                 progress(len(edits))
 
     @torch.no_grad()
-    def threshold(self, memory: Memory, edits: Sequence[Edit]) -> float:
-        """Where the memory begins to speak: a share of its edits' smallest activation, above most of the background."""
-        if not edits:
-            return float("inf")
-        alone = SideMemory(self.lm, self.layer, [memory], self.config.score, self.config.pool)
-        inside = alone.probe(self.lm, [edit.prompt for edit in edits])[0]
-        outside = alone.probe(self.lm, self.prompts)[0]
-        return max(self.config.threshold_ratio * inside.min().item(), outside.quantile(0.95).item())
+    def threshold(self, delta: Tensor, edits: Sequence[Edit]) -> float:
+        """Where a memory begins to speak: a share of its edits' smallest activation, above most of the background's."""
+        for edit in edits:
+            if edit.id not in self._inside:
+                row = self.planner.row(edit)
+                alone = Row(row.ids[: row.prompt_length], row.prompt_length)
+                self._inside[edit.id] = _Scope(self.lm, self.layer, [[alone]], self.config.pool == "last")
+        inside = [self._inside[edit.id].activation(self.memory, 0, delta) for edit in edits]
+        outside = self.bank.activation(self.memory, 0, delta)
+        return max(self.config.threshold_ratio * torch.cat(inside).min().item(), outside.quantile(0.95).item())
 
     # one step
 
-    def _job(self, shard: Shard, edit: Edit, ledger: Sequence[tuple[int, Edit]]) -> _Job:
-        draw = random.Random(f"{self.config.seed}/{edit.id}")
-        earlier = shard.edits
-        again = draw.sample(earlier, min(self.config.rehearse, len(earlier)))
-        prompts = [(edit.prompt, edit), *((f"{text} {edit.prompt}", edit) for text in self.background["prefixes"])]
-        prompts += [(other.prompt, other) for other in again]
-        rows = [self.lm.encode(prompt, e.target, self._ending(e)) for prompt, e in prompts]
-        outside = self._contrast(edit, draw) if edit.subject and self.config.contrast else []
-        silent = [other.prompt for index, other in ledger if index < shard.index] if self.config.memo else []
-        outside += draw.sample(silent, min(self.config.memo, len(silent)))
-        return _Job(shard, edit, rows, outside)
+    def _lesson(self, shard: Shard, edit: Edit, ledger: Sequence[tuple[int, Edit]]) -> Lesson:
+        silent = [other for index, other in ledger if index < shard.index] if self.config.memo else []
+        return self.planner.lesson(edit, shard.edits, silent)
 
-    def _contrast(self, edit: Edit, draw: random.Random) -> list[str]:
-        """The edit's question of other subjects, and other questions about its subject."""
-        subject = edit.subject or ""
-        names = [name for name in self.names if name not in edit.prompt]
-        others = [edit.prompt.replace(subject, name) for name in draw.sample(names, min(self.config.contrast, len(names)))]
-        texts = self.background["texts"]
-        told = (about(text, subject) for text in draw.sample(texts, min(4 * self.config.contrast, len(texts))))
-        asked = [prompt for prompt in told if prompt is not None][: self.config.contrast]
-        own, *said = self.lm.generate([edit.prompt, *asked], max_new_tokens=8)
-        return others + [prompt for prompt, answer in zip(asked, said, strict=True) if answer != own]
-
-    def _ending(self, edit: Edit) -> str:
-        if edit.id not in self._endings:
-            self._endings[edit.id] = self.lm.ending_of(edit.prompt, edit.target)
-        return self._endings[edit.id]
-
-    def _learn(self, jobs: Sequence[_Job]) -> None:
-        """Teach each job's edit to its shard, all in one batch."""
-        inside = _Scope(self.lm, self.layer, [job.rows for job in jobs])
-        prompts = [job.outside for job in jobs]
-        outside = self._prompt_scope(prompts) if any(prompts) else None
+    def _learn(self, lessons: Sequence[tuple[Shard, Lesson]]) -> None:
+        """Teach each shard its lesson, all in one batch."""
+        inside = _Scope(self.lm, self.layer, [lesson.inside for _, lesson in lessons])
+        rows_outside = [lesson.outside for _, lesson in lessons]
+        outside = _Scope(self.lm, self.layer, rows_outside, self.config.pool == "last") if any(rows_outside) else None
         rows, columns, labels = inside.batch.predictors(inside.batch.target_mask | inside.batch.ending_mask)
         lane_of = inside.lane_of_row[rows.cpu()]
-        deltas = [job.shard.delta.clone().requires_grad_() for job in jobs]
-        active = [True] * len(jobs)
+        deltas = [shard.delta.clone().requires_grad_() for shard, _ in lessons]
+        active = [True] * len(lessons)
         for _ in range(self.config.steps):
-            values = torch.cat([inside.spoken(lane, delta) for lane, delta in enumerate(deltas)])
+            values = torch.cat([inside.spoken(lane, delta / self.config.gain) for lane, delta in enumerate(deltas)])
             losses = F.cross_entropy(
                 inside.tail.logits(values, rows, columns), labels.to(inside.keys.device), reduction="none"
             )
@@ -170,20 +136,15 @@ class ShardWriter:
             for lane, delta in enumerate(deltas):
                 loss = losses[lane_of == lane].mean()
                 routing = self._routing_loss(inside, outside, lane, delta)
-                active[lane] &= bool(loss > self.config.stop_loss) or bool(routing > 1e-3 * self.scale)
-                totals.append(loss + routing / self.scale)
+                active[lane] &= bool(loss > self.config.stop_loss) or bool(routing > 1e-3 * self.unit)
+                totals.append(loss + routing / self.unit)
             if not any(active):
                 break
             for lane, gradient in enumerate(torch.autograd.grad(torch.stack(totals).sum(), deltas)):
                 if active[lane]:
-                    self._descend(deltas[lane], gradient, jobs[lane].shard.mask)
-        for job, delta in zip(jobs, deltas, strict=True):
-            job.shard.delta = delta.detach()
-
-    def _prompt_scope(self, lanes: Sequence[Sequence[str]]) -> _Scope:
-        """Prompts alone, of which a router that pools the last token needs no more than that."""
-        rows = [[Row(tuple(ids), len(ids)) for ids in map(self.lm.encode_prompt, prompts)] for prompts in lanes]
-        return _Scope(self.lm, self.layer, rows, last_token_only=self.config.pool == "last")
+                    self._descend(deltas[lane], gradient, lessons[lane][0].mask)
+        for (shard, _), delta in zip(lessons, deltas, strict=True):
+            shard.delta = delta.detach()
 
     def _routing_loss(self, inside: _Scope, outside: _Scope | None, lane: int, delta: Tensor) -> Tensor:
         """L_a of equation 5 over many rows: of those that miss a margin the mean counts, for gamma the worst outside."""
