@@ -92,7 +92,7 @@ def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
     module = lm.architecture.value_module(lm.model, layer)
     batch = lm.prompt_batch(texts)
     with capture_input(module) as keys, capture_output(module) as values:
-        lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        lm.run(batch)
     size = (*batch.input_ids.shape, -1)
     mask = batch.prompt_mask
     key_norms, value_norms = (seen[0].reshape(size).float().norm(dim=-1)[mask.to(seen[0].device)] for seen in (keys, values))

@@ -68,7 +68,8 @@ class Tail:
         )
         try:
             with _replaced(forwards):
-                return self._forward().logits[0].float()
+                logits: Tensor = self._forward().logits
+                return logits[0].float()
         finally:
             picked.remove()
 
@@ -144,11 +145,11 @@ def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
         yield
     finally:
         for module, forward_before in before.items():
             if forward_before is None:
                 del module.forward
             else:
-                module.forward = forward_before  # type: ignore[method-assign]
+                module.forward = forward_before

@@ -193,12 +193,13 @@ class SideMemory(Patch):
 
     def _answer(self, keys: Tensor, output: Tensor, route: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The main memory's output, with dW k added in the rows that are routed to a side memory."""
-        used = [j for j in route.unique().tolist() if j != MAIN]
+        used = set(route.tolist()) - {MAIN}
         if not used:
             return None
-        if len(used) == 1 and bool((route == used[0]).all()):
-            delta = self.memories[used[0]].delta
-            return output + F.linear(keys.to(delta.dtype), delta).to(output.dtype)
+        if len(used) == 1 and bool((route != MAIN).all()):
+            delta = self.memories[used.pop()].delta
+            flat = keys.reshape(-1, keys.shape[-1]).to(delta.dtype)
+            return torch.addmm(output.reshape(flat.shape[0], -1).to(delta.dtype), flat, delta.t()).view_as(output).to(output)
         rows_in, rows_out = keys.reshape(*size, -1), output.reshape(*size, -1).clone()
         for j in used:
             delta, mine = self.memories[j].delta, route == j
