@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from errata.methods import METHODS
+
 SRC = Path(__file__).resolve().parent.parent / "src"
 FILES = sorted((SRC / "errata").rglob("*.py"))
 
@@ -181,3 +183,14 @@ def test_the_checks_see_what_they_should() -> None:
     assert {r for r in rooms if not allowed("patches", r)} == {"cli", FACE, "serve", "store"}
     assert allowed("bench", FACE) and not allowed("unheard_of", "errors")
     assert [text for _, text in said_in_code(tree) if FAMILIES.search(text)] == ["LlamaForCausalLM"]
+
+
+def test_only_a_methods_own_file_the_registry_and_the_presets_name_a_method() -> None:
+    named = [
+        f"{path.name}:{node.lineno} {node.value!r}"
+        for path in FILES
+        if room(module_name(path)) != "methods"
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Constant) and node.value in set(METHODS)
+    ]
+    assert not named

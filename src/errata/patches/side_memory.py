@@ -43,8 +43,12 @@ def pool_tokens(scores: Tensor, mask: Tensor, pool: str) -> Tensor:
         return kept.sum(-1) / mask.sum(-1).clamp(min=1)
     if pool == "max":
         return kept.amax(-1)
-    last = (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).argmax(-1)
-    return kept.gather(-1, last.expand(kept.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    return kept.gather(-1, last_token(mask).expand(kept.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """The last column under mask (batch, width), shape (batch,)."""
+    return (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).argmax(-1)
 
 
 @dataclass
@@ -93,6 +97,9 @@ class SideMemory(Patch):
 
     def activations(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Delta_j(x), shape (memories, batch), of keys (batch, width, d_in), values (batch, width, d_out) under mask."""
+        if self.pool == "last" and keys.shape[1] > 1:  # no more than one token of each row is looked at
+            at = torch.arange(keys.shape[0], device=keys.device), last_token(mask)
+            keys, values, mask = keys[at][:, None], values[at][:, None], mask[at][:, None]
         return torch.stack([self.activation(memory.delta, keys, values, mask) for memory in self.memories])
 
     def activation(self, delta: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

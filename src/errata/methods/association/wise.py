@@ -46,7 +46,7 @@ class WiseConfig(MethodConfig):
 
     Attributes:
         variant: `merge`, one side memory; `retrieve`, one per `shards_per_merge` shards, the most active is used.
-        edits_per_shard: edits written through one mask.
+        edits_per_shard: edits written through one mask; None: one per 48 input features, at least 10 (the paper: 500).
         shards_per_merge: full shards merged at a time.
         mask_ratio: rho, the share of the matrix that a shard may change.
         steps: gradient steps per edit, at most; fewer when loss and margins are met.
@@ -74,25 +74,25 @@ class WiseConfig(MethodConfig):
 
     method: ClassVar[str] = "wise"
 
-    variant: Literal["merge", "retrieve"] = "merge"
-    edits_per_shard: int = 100
-    shards_per_merge: int = 2
-    mask_ratio: float = 0.2
+    variant: Literal["merge", "retrieve"] = "retrieve"
+    edits_per_shard: int | None = None
+    shards_per_merge: int = 1
+    mask_ratio: float = 0.5
     steps: int = 40
-    step_size: float = 0.06
+    step_size: float = 0.4
     lr: float | None = None
     alpha: float | None = None
     beta: float | None = None
     gamma: float | None = None
     stop_loss: float = 0.02
-    gain: float = 1.0
-    threshold_ratio: float = 0.8
+    gain: float = 2.0
+    threshold_ratio: float = 0.9
     score: str = "linear"
     pool: str = "last"
     prefixes: int = 10
     prefix_length: int = 10
-    background: int = 128
-    contrast: int = 2
+    background: int = 256
+    contrast: int = 8
     rehearse: int = 4
     memo: int = 0
     merge_method: str = "ties"
@@ -110,7 +110,9 @@ class WiseConfig(MethodConfig):
         check_choice("merge_weights", self.merge_weights, ("paper", "published"))
         check_range("mask_ratio", self.mask_ratio, 1e-6, 1.0)
         check_range("merge_density", self.merge_density, 1e-6, 1.0)
-        for name in ("edits_per_shard", "shards_per_merge", "steps", "background", "chunk_rows", "prefix_length"):
+        if self.edits_per_shard is not None:
+            check_range("edits_per_shard", self.edits_per_shard, 1, math.inf)
+        for name in ("shards_per_merge", "steps", "background", "chunk_rows", "prefix_length"):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("prefixes", "contrast", "rehearse", "memo", "weight_decay", "threshold_ratio", "step_size"):
             check_range(name, getattr(self, name), 0, math.inf)
@@ -129,6 +131,7 @@ class Wise(Method):
         super().__init__(config, lm)
         self.layer = lm.architecture.default_layer() if config.layer is None else config.layer
         lm.architecture.value_module(lm.model, self.layer)  # a layer out of range is told now
+        self.quota = config.edits_per_shard or max(10, lm.architecture.d_in // 48)
         self.shards: list[Shard] = []
         self._patch = SideMemory(lm, self.layer, score=config.score, pool=config.pool)
         self._writer: ShardWriter | None = None
@@ -150,9 +153,9 @@ class Wise(Method):
         todo: list[tuple[Shard, list[Edit]]] = []
         waiting, shards = list(edits), list(self.shards)
         while waiting:
-            if not shards or shards[-1].slots >= self.config.edits_per_shard or (todo and todo[-1][0] is shards[-1]):
+            if not shards or shards[-1].slots >= self.quota or (todo and todo[-1][0] is shards[-1]):
                 shards.append(self.writer.new_shard(len(shards)))
-            room = self.config.edits_per_shard - shards[-1].slots
+            room = self.quota - shards[-1].slots
             todo.append((shards[-1], waiting[:room]))
             waiting = waiting[room:]
         try:
@@ -237,7 +240,7 @@ class Wise(Method):
     def _groups(self) -> list[tuple[Tensor, list[Shard]]]:
         """(delta, its shards) per side memory: merged groups first, shards that wait for their group after."""
         k = self.config.shards_per_merge
-        full = [shard for shard in self.shards if shard.slots >= self.config.edits_per_shard]
+        full = [shard for shard in self.shards if shard.slots >= self.quota]
         groups = [full[i : i + k] for i in range(0, len(full) - k + 1, k)]
         waiting = self.shards[len(groups) * k :]
         if self.config.variant == "merge" and groups:
