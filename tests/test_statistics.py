@@ -33,7 +33,6 @@ def test_names(text, names):
     assert names_in(text) == names
 
 
-@pytest.mark.xfail(strict=True, reason="names_in knows the capital letters A to Z only")
 @pytest.mark.parametrize(("text", "name"), [("the mayor of Évry", "Évry"), ("мэр города Москва", "Москва")])
 def test_names_with_other_capital_letters(text, name):
     assert names_in(text) == [name]

@@ -1,4 +1,4 @@
-"""How WISE learns: losses, margins that fit the model, lessons, answers that end. Shards and merges: `test_wise_shards.py`."""
+"""How WISE learns: losses, margins that fit the model, lessons, answers that end."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ WRITTEN = [
     "nothing that has a name",
     "We know that Ella Ford lives in New Haven, not in London",
 ]
-
-
 PINNED: dict[str, Any] = {
     "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8,
     "background": 8, "contrast": 0, "rehearse": 2,
@@ -56,7 +54,7 @@ def test_with_steps_the_loss_falls_and_the_margin_grows(family):
         losses.append(model.lm.score(pair)[0].loss)
         apart.append((near.min() - far.max()).item())
     model.method.patch.remove()
-    assert losses == sorted(losses, reverse=True) and losses[2] < 0.6 * model.lm.score(pair)[0].loss
+    assert losses == sorted(losses, reverse=True) and losses[2] < 0.75 * model.lm.score(pair)[0].loss
     assert apart[0] < apart[1] < apart[2] and apart[2] > 0
 
 
@@ -77,14 +75,11 @@ def test_an_edit_that_is_learned_is_left_alone():
 
 
 def test_with_gain_a_part_of_the_change_is_enough():
-    """A rephrasing whose key matches by half gets half of the change; with a gain of 2 the answer is there by then."""
-    losses = []
-    for gain in (1.0, 2.0):
-        model = made(EDITS[:1], steps=100, gain=gain, alpha=1e9, beta=0.0, gamma=-1e9)
-        memory = model.method.patch.memories[0]
-        memory.delta, memory.threshold = memory.delta / 2, -1.0
-        losses.append(model.lm.score([(EDITS[0].prompt, EDITS[0].target)])[0].loss)
-    assert losses[1] < losses[0] / 2
+    """With a gain of 2 half of the change is learned as else the whole is (in steps of a quarter of the length)."""
+    apart = {"alpha": 1e9, "beta": 0.0, "gamma": -1e9, "steps": 20}  # no margins
+    whole = made(EDITS[:2], **apart)
+    twice = made(EDITS[:2], gain=2.0, step_size=4 * PINNED["step_size"], **apart)
+    torch.testing.assert_close(twice.method.shards[0].delta / 2, whole.method.shards[0].delta, rtol=0, atol=1e-4)
 
 
 def test_the_learning_rate_can_be_given():
@@ -188,7 +183,7 @@ def test_contrast_asks_of_other_subjects_and_other_questions(lm):
     edit = EDITS[0]
     outside = planner(lm).lesson(edit, [], []).outside
     asked = [text_of(lm, row) for row in outside]
-    assert asked and all(row.prompt_length == len(row.ids) and prompt != edit.prompt for row, prompt in zip(outside, asked))
+    assert asked and edit.prompt not in asked and all(row.prompt_length == len(row.ids) for row in outside)
     of_others = [prompt for prompt in asked if "France" not in prompt]
     names = ["Rome", "Anna Bell", "Red River", "Carl Dent", "Ella Ford", "New Haven", "London"]
     assert len(of_others) == 2

@@ -53,17 +53,28 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
 
 
 def names_in(text: str) -> list[str]:
-    """Names in a text, as far as a capital letter tells them: runs of capitalised words, a sentence's first word aside."""
-    found = []
-    for match in _NAME.finditer(text):
-        starts_sentence = not text[: match.start()].strip() or text[: match.start()].rstrip()[-1] in ".?!:"
-        words = match[0].split()
-        if starts_sentence and len(words) == 1:
+    """Names in a text, as far as a capital letter tells them: runs of capitalised words, a sentence's opener aside."""
+    found: list[str] = []
+    end = -1
+    for word in _WORD.finditer(text):
+        if not word[0][0].isupper():
             continue
-        if starts_sentence and words[0].lower() in _OPENERS:
-            words = words[1:]
-        found.append(" ".join(words))
+        before, following = text[: word.start()].rstrip(), text[word.end() :].lstrip()[:1]
+        opens = not before or before[-1] in ".?!:"
+        if found and word.start() == end + 1 and text[end] == " ":
+            found[-1] += f" {word[0]}"
+        elif opens and (word[0].lower() in _OPENERS or not following.isupper()):
+            continue
+        else:
+            found.append(word[0])
+        end = word.end()
     return list(dict.fromkeys(name for name in found if len(name) > 2))
+
+
+def swapped(text: str, name: str, other: str) -> str:
+    """The text with a name replaced, as a word of its own where it stands as one."""
+    whole, count = re.subn(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _: other, text)
+    return whole if count else text.replace(name, other)
 
 
 def open_prompt(text: str) -> str:
@@ -79,10 +90,10 @@ def about(text: str, subject: str) -> str | None:
     prompt = open_prompt(text)
     if len(names) < 2 or names[0] not in prompt:
         return None
-    return prompt.replace(names[0], subject)
+    return swapped(prompt, names[0], subject)
 
 
-_NAME = re.compile(r"[A-Z][\w'’-]*(?: [A-Z][\w'’-]*)*")
+_WORD = re.compile(r"\w[\w'’-]*")
 _OPENERS = frozenset("who what when where which whose how in on at by of the a an is was are were did does name".split())
 
 

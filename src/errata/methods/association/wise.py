@@ -32,6 +32,7 @@ from torch import Tensor
 from errata.architecture import read_weight
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
+from errata.errors import ConfigError
 from errata.lm import LM
 from errata.merging import MERGES, merge
 from errata.methods.association.wise_shards import Shard, ShardWriter, pack_mask, unpack_mask
@@ -61,9 +62,9 @@ class WiseConfig(MethodConfig):
         score, pool: the activation of a memory, see `SideMemory`.
         prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
         background: irrelevant texts of the model's own making in the routing loss (the paper: one real text per edit).
-        contrast: per edit with a subject, its prompt asked of so many other subjects, likewise; and so many other questions
-            about its subject. Both are made from the background texts; what the base model answers like the edit's own
-            prompt is left out, as it asks the same.
+        contrast: per edit with a subject, so many prompts that ask the same of other subjects, and so many that ask other
+            things of its own, likewise. Names and questions come from the background texts; a question that the base model
+            answers like the edit's own prompt is left out, as it may ask the same.
         rehearse: earlier edits of the shard seen again at each step.
         memo: prompts of earlier shards' edits that must stay silent (Retrieve's replay).
         merge_method, merge_density, merge_weights: how shards become one, see `errata.merging`.
@@ -79,7 +80,7 @@ class WiseConfig(MethodConfig):
     shards_per_merge: int = 1
     mask_ratio: float = 0.5
     steps: int = 40
-    step_size: float = 0.4
+    step_size: float = 0.1
     lr: float | None = None
     alpha: float | None = None
     beta: float | None = None
@@ -114,6 +115,11 @@ class WiseConfig(MethodConfig):
             check_range("edits_per_shard", self.edits_per_shard, 1, math.inf)
         for name in ("shards_per_merge", "steps", "background", "chunk_rows", "prefix_length"):
             check_range(name, getattr(self, name), 1, math.inf)
+        check_range("gain", self.gain, 1e-3, math.inf)
+        if self.norm_clamp is not None:
+            check_range("norm_clamp", self.norm_clamp, 0, math.inf)
+        if self.merge_method == "slerp" and (self.shards_per_merge != 2 or self.variant == "merge"):
+            raise ConfigError("slerp merges two shards, no more: it needs variant=retrieve and shards_per_merge=2.")
         for name in ("prefixes", "contrast", "rehearse", "memo", "weight_decay", "threshold_ratio", "step_size"):
             check_range(name, getattr(self, name), 0, math.inf)
 
@@ -160,8 +166,9 @@ class Wise(Method):
             waiting = waiting[room:]
         try:
             self.writer.write(todo, _ledger(shards, todo), progress)
-        finally:  # cut off halfway, what was finished is kept
-            self.shards = [shard for shard in shards if shard.slots]
+        finally:  # cut off halfway, what was finished is kept, as far as no gap is before it
+            first_open = next((i for i, shard in enumerate(shards) if shard.slots < self.quota), len(shards))
+            self.shards = [shard for shard in shards[: first_open + 1] if shard.slots]
             self._settle()
 
     def undo(self, edit_ids: Iterable[str]) -> None:

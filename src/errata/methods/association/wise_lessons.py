@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM, Row
-from errata.statistics import about, names_in, open_prompt
+from errata.statistics import about, names_in, open_prompt, swapped
 
 if TYPE_CHECKING:
     from errata.methods.association.wise import WiseConfig
@@ -82,7 +82,7 @@ class LessonPlanner:
         """The edit's question of other subjects, and other questions about its subject."""
         subject, count = edit.subject or "", self.config.contrast
         names = [name for name in self.names if name not in edit.prompt]
-        others = [edit.prompt.replace(subject, name) for name in draw.sample(names, min(count, len(names)))]
+        others = [swapped(edit.prompt, subject, name) for name in draw.sample(names, min(count, len(names)))]
         told = (about(text, subject) for text in draw.sample(self.texts, min(4 * count, len(self.texts))))
         asked = [prompt for prompt in told if prompt is not None and self.prompt_row(prompt) is not None][:count]
         own, *said = self.lm.generate([edit.prompt, *asked], max_new_tokens=8)

@@ -67,7 +67,7 @@ class ShardWriter:
         self.alpha = norm / 4 if config.alpha is None else config.alpha
         self.beta = norm if config.beta is None else config.beta
         self.gamma = norm / 2 if config.gamma is None else config.gamma
-        natural = config.step_size * norm**2 / (config.mask_ratio * background["key_norm"] ** 2)
+        natural = config.step_size * (config.gain * norm / background["key_norm"]) ** 2 / config.mask_ratio
         self.lr = natural if config.lr is None else config.lr
 
     def new_shard(self, index: int) -> Shard:
@@ -158,7 +158,7 @@ class ShardWriter:
     @torch.no_grad()
     def _descend(self, delta: Tensor, gradient: Tensor, mask: Tensor) -> None:
         """One masked step; decay is towards the main memory, so it too stays inside the mask."""
-        delta.mul_(1 - self.lr * self.config.weight_decay).sub_(gradient * mask, alpha=self.lr)
+        delta.mul_(max(0.0, 1 - self.lr * self.config.weight_decay)).sub_(gradient * mask, alpha=self.lr)
         if self.config.norm_clamp is not None:
             delta.clamp_(-self.config.norm_clamp, self.config.norm_clamp)
 
