@@ -220,7 +220,7 @@ def test_cut_off_in_the_middle_of_a_call_no_shard_is_lost_later():
         model.edit(EDITS, check=False, progress=cut)
     model.edit(EDITS, check=False)
     assert {edit.id for edit in model.edits} == {edit.id for edit in EDITS}
-    spoken_for = [shard.index for _, shards in model.method._groups() for shard in shards]
+    spoken_for = [shard.index for shards in model.method._groups() for shard in shards]
     assert sorted(spoken_for) == [shard.index for shard in shards_of(model)], "a shard is in no memory, or in two"
 
 

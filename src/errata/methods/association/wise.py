@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from errata.architecture import read_weight
@@ -35,7 +35,7 @@ from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.merging import MERGES, merge
-from errata.methods.association.wise_shards import Shard, ShardWriter, pack_mask, unpack_mask
+from errata.methods.association.wise_shards import Shard, ShardWriter
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.side_memory import POOLS, SCORES, Memory, SideMemory
 from errata.statistics import background_texts, value_scale
@@ -142,7 +142,7 @@ class Wise(Method):
         self._patch = SideMemory(lm, self.layer, score=config.score, pool=config.pool)
         self._writer: ShardWriter | None = None
         self._background: dict[str, Any] | None = None
-        self._merges: dict[tuple[int, ...], tuple[Tensor, list[Shard], list[Tensor]]] = {}
+        self._memories: dict[tuple[object, ...], Memory] = {}
 
     @property
     def edits(self) -> list[Edit]:
@@ -181,7 +181,8 @@ class Wise(Method):
         for i in sorted(hit):
             kept = [edit for edit in shards[i].edits if edit.id not in gone]
             lost = shards[i].slots - len(kept) if i < len(shards) - 1 else 0
-            shards[i] = replace(self.writer.new_shard(i), slots=lost)
+            shards[i] = self.writer.new_shard(i)
+            shards[i].slots = lost
             todo.append((shards[i], kept))
         self.writer.write(todo, _ledger(shards, todo), no_progress)
         self.shards = [shard for shard in shards if shard.slots]
@@ -191,8 +192,8 @@ class Wise(Method):
         """Per shard the changed entries (n,) in fp32 and the mask as bits; which edits it holds; the thresholds."""
         tensors: dict[str, Tensor] = {}
         for i, shard in enumerate(self.shards):
-            tensors[f"shards.{i}.values"] = shard.delta[shard.mask].contiguous().cpu()
-            tensors[f"shards.{i}.mask"] = pack_mask(shard.mask)
+            bits, changed = shard.folded()
+            tensors |= {f"shards.{i}.mask": bits, f"shards.{i}.values": changed.cpu()}
         values = {
             "layer": self.layer,
             "background": self.background,
@@ -209,13 +210,11 @@ class Wise(Method):
         self._background = dict(values["background"])
         self.shards = []
         for i, held in enumerate(values["shards"]):
-            mask = unpack_mask(tensors[f"shards.{i}.mask"], shape).to(device)
-            delta = torch.zeros(shape, device=device)
-            delta[mask] = tensors[f"shards.{i}.values"].to(delta.device)
-            self.shards.append(Shard(i, mask, delta, [by_id[name] for name in held["edits"]], held["slots"]))
-        self._patch.memories = [
-            Memory(delta, threshold) for (delta, _), threshold in zip(self._groups(), values["thresholds"], strict=True)
-        ]
+            bits, changed = tensors[f"shards.{i}.mask"], tensors[f"shards.{i}.values"].to(device)
+            ledger = [by_id[name] for name in held["edits"]]
+            self.shards.append(Shard.from_folded(i, bits, changed, shape, ledger, held["slots"]))
+        known = dict(zip(map(_stamps, self._groups()), values["thresholds"], strict=True))
+        self._settle(known)
 
     @property
     def background(self) -> dict[str, Any]:
@@ -244,22 +243,16 @@ class Wise(Method):
             self._writer = ShardWriter(self.lm, self.layer, self.config, self._patch, self.background)
         return self._writer
 
-    def _groups(self) -> list[tuple[Tensor, list[Shard]]]:
-        """(delta, its shards) per side memory: merged groups first, shards that wait for their group after."""
+    def _groups(self) -> list[list[Shard]]:
+        """The shards of each side memory: merged groups first, shards that wait for their group after."""
         k = self.config.shards_per_merge
         full = [shard for shard in self.shards if shard.slots >= self.quota]
         groups = [full[i : i + k] for i in range(0, len(full) - k + 1, k)]
         waiting = self.shards[len(groups) * k :]
         if self.config.variant == "merge" and groups:
             groups = [[shard for group in groups for shard in group]]
-        merged = {}
-        for group in groups:
-            deltas = [shard.delta for shard in group]
-            known = self._merges.get(tuple(map(id, deltas)))
-            merged[tuple(map(id, deltas))] = known or (self._merge_all(deltas), group, deltas)
-        self._merges = merged
-        found = [(delta, group) for delta, group, _ in merged.values()] + [(s.delta, [s]) for s in waiting]
-        return [(delta, shards) for delta, shards in found if any(shard.edits for shard in shards)]
+        groups += [[shard] for shard in waiting]
+        return [group for group in groups if any(shard.edits for shard in group)]
 
     def _merge_all(self, deltas: list[Tensor]) -> Tensor:
         """With published weights each further group counts .4 and what was there before .6; on paper all count alike."""
@@ -276,16 +269,28 @@ class Wise(Method):
         config = self.config
         return merge(deltas, method=config.merge_method, weights=weights, density=config.merge_density, seed=config.seed)
 
-    def _settle(self) -> None:
-        """Put the shards together into memories; thresholds of memories that changed are measured."""
-        known = {id(memory.delta): memory.threshold for memory in self._patch.memories}
-        self._patch.memories = [
-            Memory(delta, known[id(delta)] if id(delta) in known else self._threshold(delta, shards))
-            for delta, shards in self._groups()
-        ]
+    def _settle(self, thresholds: Mapping[tuple[object, ...], float] = MappingProxyType({})) -> None:
+        """Put the shards together into memories; those that changed are merged again and their thresholds measured.
 
-    def _threshold(self, delta: Tensor, shards: Sequence[Shard]) -> float:
-        return self.writer.threshold(delta, [edit for shard in shards for edit in shard.edits])
+        Args:
+            thresholds: by stamps of the shards, where they are known already.
+        """
+        kept = {}
+        for shards in self._groups():
+            key = _stamps(shards)
+            if (memory := self._memories.get(key)) is None:
+                delta = self._merge_all([shard.delta for shard in shards]) if len(shards) > 1 else shards[0].delta
+                edits = [edit for shard in shards for edit in shard.edits]
+                memory = Memory(delta, thresholds[key] if key in thresholds else self.writer.threshold(delta, edits))
+            kept[key] = memory
+        self._memories = kept
+        self._patch.memories = list(kept.values())
+        for shard in self.shards[:-1]:
+            shard.fold()
+
+
+def _stamps(shards: Sequence[Shard]) -> tuple[object, ...]:
+    return tuple(shard.stamp for shard in shards)
 
 
 def _ledger(shards: Sequence[Shard], todo: Sequence[tuple[Shard, list[Edit]]]) -> list[tuple[int, Edit]]:

@@ -6,7 +6,6 @@ Only the training is here; which edits go where, and what becomes of the shards,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,23 +24,72 @@ if TYPE_CHECKING:
     from errata.methods.association.wise import WiseConfig
 
 
-@dataclass
 class Shard:
     """One random subspace of the side memory and what was written through it.
 
+    While it is written it is dense; `fold` leaves its bits and the entries under them, and it unfolds where it is looked at.
+
     Attributes:
         index: its place among the shards; with the seed it decides the mask.
-        mask: (d_out, d_in) bool, the entries it may change.
-        delta: (d_out, d_in) fp32, what it changed; zero outside the mask.
         edits: the edits in it, oldest first.
         slots: edits ever written into it; undone ones keep their place when later shards exist.
+        stamp: changes whenever something is written.
     """
 
-    index: int
-    mask: Tensor
-    delta: Tensor
-    edits: list[Edit] = field(default_factory=list)
-    slots: int = 0
+    def __init__(self, index: int, mask: Tensor, delta: Tensor, edits: Sequence[Edit] = (), slots: int = 0) -> None:
+        self.index = index
+        self.edits = list(edits)
+        self.slots = slots
+        self.stamp = object()
+        self._shape = (mask.shape[0], mask.shape[1])
+        self._dense: tuple[Tensor, Tensor] | None = (mask, delta)
+        self._folded: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def from_folded(
+        cls, index: int, bits: Tensor, values: Tensor, shape: tuple[int, int], edits: Sequence[Edit], slots: int
+    ) -> Shard:
+        """The shard that `folded` described.
+
+        Args:
+            bits: (ceil(entries / 8),) uint8, on the CPU.
+            values: (n,), the entries under the mask.
+        """
+        mask = unpack_mask(bits, shape).to(values.device)
+        delta = torch.zeros(shape, device=values.device)
+        delta[mask] = values.float()
+        return cls(index, mask, delta, edits, slots)
+
+    @property
+    def mask(self) -> Tensor:
+        """(d_out, d_in) bool, the entries it may change."""
+        return self._unfolded()[0]
+
+    @property
+    def delta(self) -> Tensor:
+        """(d_out, d_in) fp32, what it changed; zero outside the mask."""
+        return self._unfolded()[1]
+
+    def learned(self, delta: Tensor) -> None:
+        """Take what was learned."""
+        self._dense, self._folded, self.stamp = (self.mask, delta), None, object()
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """(the mask as bits, the entries under it)."""
+        if self._folded is None:
+            mask, delta = self._unfolded()
+            return pack_mask(mask), delta[mask].contiguous()
+        return self._folded
+
+    def fold(self) -> None:
+        """Keep no more than `folded`."""
+        self._folded, self._dense = self.folded(), None
+
+    def _unfolded(self) -> tuple[Tensor, Tensor]:
+        if self._dense is not None:
+            return self._dense
+        bits, values = self.folded()
+        return self.from_folded(self.index, bits, values, self._shape, (), 0)._unfolded()
 
 
 class ShardWriter:
@@ -126,6 +174,7 @@ class ShardWriter:
         rows, columns, labels = inside.batch.predictors(inside.batch.target_mask | inside.batch.ending_mask)
         lane_of = inside.lane_of_row[rows.cpu()]
         deltas = [shard.delta.clone().requires_grad_() for shard, _ in lessons]
+        masks = [shard.mask for shard, _ in lessons]
         active = [True] * len(lessons)
         for _ in range(self.config.steps):
             values = torch.cat([inside.spoken(lane, delta / self.config.gain) for lane, delta in enumerate(deltas)])
@@ -142,9 +191,9 @@ class ShardWriter:
                 break
             for lane, gradient in enumerate(torch.autograd.grad(torch.stack(totals).sum(), deltas)):
                 if active[lane]:
-                    self._descend(deltas[lane], gradient, lessons[lane][0].mask)
+                    self._descend(deltas[lane], gradient, masks[lane])
         for (shard, _), delta in zip(lessons, deltas, strict=True):
-            shard.delta = delta.detach()
+            shard.learned(delta.detach())
 
     def _routing_loss(self, inside: _Scope, outside: _Scope | None, lane: int, delta: Tensor) -> Tensor:
         """L_a of equation 5 over many rows: of those that miss a margin the mean counts, for gamma the worst outside."""
