@@ -181,7 +181,7 @@ def test_rehearsal_leaves_out_edits_with_the_same_prompt(lm):
 
 def test_contrast_asks_of_other_subjects_and_other_questions(lm):
     edit = EDITS[0]
-    outside = planner(lm).lesson(edit, [], []).outside
+    outside = planner(lm).contrast(edit)
     asked = [text_of(lm, row) for row in outside]
     assert asked and edit.prompt not in asked and all(row.prompt_length == len(row.ids) for row in outside)
     of_others = [prompt for prompt in asked if "France" not in prompt]
@@ -194,23 +194,23 @@ def test_contrast_asks_of_other_subjects_and_other_questions(lm):
         "The author of France is",
         "We know that France lives in New Haven, not in",
     }
-    assert planner(lm, contrast=0).lesson(edit, [], []).outside == []
-    assert planner(lm).lesson(EDITS[3], [], []).outside == []  # an edit without a subject
-    assert planner(lm, texts=["no names at all"]).lesson(edit, [], []).outside == []
+    assert planner(lm, contrast=0).contrast(edit) == []
+    assert planner(lm).contrast(EDITS[3]) == []  # an edit without a subject
+    assert planner(lm, texts=["no names at all"]).contrast(edit) == []
 
 
 def test_contrast_leaves_out_what_is_answered_like_the_edit(lm, monkeypatch):
     monkeypatch.setattr(lm, "generate", lambda prompts, **_: ["same"] * len(prompts))
-    asked = [text_of(lm, row) for row in planner(lm).lesson(EDITS[0], [], []).outside]
+    asked = [text_of(lm, row) for row in planner(lm).contrast(EDITS[0])]
     assert len(asked) == 2 and not any("France" in prompt for prompt in asked)
 
 
 def test_prompts_of_earlier_shards_are_silent(lm):
     plan = planner(lm, contrast=0, memo=2)
-    silent = [text_of(lm, row) for row in plan.lesson(EDITS[0], [], EDITS[1:5]).outside]
+    silent = [text_of(lm, row) for row in plan.lesson(EDITS[0], [], EDITS[1:5]).silent]
     assert len(set(silent)) == 2 and set(silent) <= {edit.prompt for edit in EDITS[1:5]}
-    assert len(planner(lm, contrast=0, memo=9).lesson(EDITS[0], [], EDITS[1:5]).outside) == 4
-    assert planner(lm, contrast=0, memo=0).lesson(EDITS[0], [], EDITS[1:5]).outside == []
+    assert len(planner(lm, contrast=0, memo=9).lesson(EDITS[0], [], EDITS[1:5]).silent) == 4
+    assert planner(lm, contrast=0, memo=0).lesson(EDITS[0], [], EDITS[1:5]).silent == []
 
 
 def test_a_lesson_follows_from_seed_and_edit(lm):
@@ -229,7 +229,7 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
     assert plan.prompt_row("zq" * 90) is None and plan.row_behind("zq" * 20, near) is None
     lesson = plan.lesson(near, [], [Edit("zq" * 90, "x"), EDITS[1]])
     assert lesson.inside == [plan.row(near)]
-    assert all(len(row.ids) < 128 for row in lesson.outside)
+    assert all(len(row.ids) < 128 for row in [*lesson.silent, *plan.contrast(near)])
 
     texts = [*WRITTEN, "zq" * 90]
     monkeypatch.setattr(wise, "background_texts", lambda lm, count, *_, **__: [*texts[:3], "zq" * 60])
@@ -237,7 +237,7 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
     assert model.edits == [near]
     model.method.background["texts"].append("zq" * 90)
     fresh = wise.ShardWriter(model.lm, 2, model.method.config, model.method.patch, model.method.background)
-    assert len(fresh.planner.prompts) == 5 and fresh.bank.batch.input_ids.shape[0] == 4
+    assert len(fresh.planner.prompts) == 5 and fresh.bank.mask.shape[0] == 4
 
 
 # other models and tokenizers

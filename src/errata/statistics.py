@@ -14,6 +14,8 @@ import torch
 from errata.hooks import capture_input, capture_output
 from errata.lm import LM
 
+BATCH = 128
+
 
 @dataclass(frozen=True)
 class ValueScale:
@@ -35,21 +37,24 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
     if lm.context_length:
         length = max(1, min(length, lm.context_length - 2))
     devices = [lm.device] if lm.device.type == "cuda" else []
+    texts: list[str] = []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        ids = torch.full((count, 1), start, device=lm.device)
-        out = lm.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=length,
-            min_new_tokens=min(shortest, length),
-            pad_token_id=lm.pad_id,
-        )
-    return [lm.decode(row[1:].tolist()) for row in out]
+        while len(texts) < count:
+            ids = torch.full((min(BATCH, count - len(texts)), 1), start, device=lm.device)
+            out = lm.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=length,
+                min_new_tokens=min(shortest, length),
+                pad_token_id=lm.pad_id,
+            )
+            texts += [lm.decode(row[1:].tolist()) for row in out]
+    return texts
 
 
 def names_in(text: str) -> list[str]:
@@ -99,9 +104,9 @@ _OPENERS = frozenset("who what when where which whose how in on at by of the a a
 
 @torch.no_grad()
 def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
-    """Median norms of keys and values of `layer` over the tokens of the texts."""
+    """Median norms of keys and values of `layer` over the tokens of (the first 128 of) the texts."""
     module = lm.architecture.value_module(lm.model, layer)
-    batch = lm.prompt_batch(texts)
+    batch = lm.prompt_batch(texts[:BATCH])
     with capture_input(module) as keys, capture_output(module) as values:
         lm.run(batch)
     size = (*batch.input_ids.shape, -1)

@@ -1,7 +1,7 @@
 """WISE: a second copy of one value matrix holds the edits, a router decides per question which copy speaks.
 
-Wang et al., "WISE: Rethinking the Knowledge Memory for Lifelong Model Editing of Large Language Models", NeurIPS 2024,
-arXiv 2405.14768. `Merge` keeps one side memory, into which full shards are merged; `Retrieve` keeps many and picks one.
+Wang et al., "WISE: Rethinking the Knowledge Memory for Lifelong Model Editing", NeurIPS 2024, arXiv 2405.14768. `Merge`
+keeps one side memory, into which full shards are merged; `Retrieve` keeps many and picks one.
 
 What is decided here, where paper and published code differ or are silent:
 
@@ -10,11 +10,10 @@ What is decided here, where paper and published code differ or are silent:
 - Threshold: the paper's smallest activation of an edit, but measured on the finished memory (at the time of its edit a
   memory is smaller, so a running minimum goes stale), times `threshold_ratio`, and never below the background's own.
 - Margins and step size fit the model: they are multiples of the norms of its values and keys on background text, unless set.
-- Masks are Bernoulli(`mask_ratio`) per entry, with overlap; nothing outside a mask ever changes, weight decay included.
-- Merging: every shard weighs 1/k, at every merge, from the shards themselves (`merge_weights="paper"`); `"published"` is
-  the code's .4 new, .6 old.
+- Masks are Bernoulli(`mask_ratio`) per entry; nothing outside a mask ever changes, weight decay included.
+- Merging, where `shards_per_merge` > 1: every shard weighs 1/k (`merge_weights="paper"`), or the code's .4 new, .6 old.
 - An answer ends: the end token is a part of what is learned (and the full stop, where the model puts one).
-- Rehearsal (`rehearse`): each step also sees some earlier edits of the same shard. The paper does not; 0 turns it off.
+- Rehearsal (`rehearse`): each step also sees some earlier edits of the same shard; 0 turns it off, as in the paper.
 - Retrieve with `memo` > 0 is the paper's replay (App. B.3): earlier shards' prompts must stay below alpha.
 - A shard depends on its own edits only (with `memo`, on earlier shards' prompts too), so undo writes one shard anew.
 """
@@ -35,7 +34,8 @@ from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.merging import MERGES, merge
-from errata.methods.association.wise_shards import Shard, ShardWriter
+from errata.methods.association.wise_shards import Shard
+from errata.methods.association.wise_writer import ShardWriter
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.side_memory import POOLS, SCORES, Memory, SideMemory
 from errata.statistics import background_texts, value_scale
@@ -43,7 +43,7 @@ from errata.statistics import background_texts, value_scale
 
 @dataclass(frozen=True)
 class WiseConfig(MethodConfig):
-    """Settings of WISE; the defaults follow the paper where it speaks, None is derived from the model.
+    """Settings of WISE. None is derived from the model; how the defaults were found, and the paper's: docs/wise.md.
 
     Attributes:
         variant: `merge`, one side memory; `retrieve`, one per `shards_per_merge` shards, the most active is used.
@@ -53,18 +53,17 @@ class WiseConfig(MethodConfig):
         steps: gradient steps per edit, at most; fewer when loss and margins are met.
         step_size: step in value space, relative to the size of the values; used when `lr` is None.
         lr: learning rate of the SGD, as in the paper (there 1.0); None derives it from `step_size`.
-        alpha, beta, gamma: margins of the routing loss (there 5, 20, 10); None: 1/4, 1 and 1/2 of the median norm of
-            the values on background text.
+        alpha, beta, gamma: routing margins (there 5, 20, 10); None: 1/4, 1, 1/2 of the values' median norm on background.
         stop_loss: an edit is learned when its mean target loss is below.
-        gain: an edit must be learned already with the change divided by this, so that a rephrasing, whose key matches in
-            part, gets enough of it. 1 is the paper.
+        gain: an edit must be learned with the change divided by this, for rephrasings get but a part of it. 1: the paper.
         threshold_ratio: the threshold is this share of the smallest activation among a memory's edits.
+        false_route: the share of what is out of scope (background, contrasts) that a memory may still speak on.
         score, pool: the activation of a memory, see `SideMemory`.
         prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
         background: irrelevant texts of the model's own making in the routing loss (the paper: one real text per edit).
+        outside_rows: of background and contrasts together, how many one lesson sees.
         contrast: per edit with a subject, so many prompts that ask the same of other subjects, and so many that ask other
-            things of its own, likewise. Names and questions come from the background texts; a question that the base model
-            answers like the edit's own prompt is left out, as it may ask the same.
+            things of its own, likewise; names and questions come from the background texts.
         rehearse: earlier edits of the shard seen again at each step.
         memo: prompts of earlier shards' edits that must stay silent (Retrieve's replay).
         merge_method, merge_density, merge_weights: how shards become one, see `errata.merging`.
@@ -88,12 +87,14 @@ class WiseConfig(MethodConfig):
     stop_loss: float = 0.02
     gain: float = 2.0
     threshold_ratio: float = 0.9
+    false_route: float = 0.01
     score: str = "linear"
     pool: str = "last"
-    prefixes: int = 10
+    prefixes: int = 2
     prefix_length: int = 10
-    background: int = 256
-    contrast: int = 8
+    background: int = 512
+    outside_rows: int = 512
+    contrast: int = 12
     rehearse: int = 4
     memo: int = 0
     merge_method: str = "ties"
@@ -113,8 +114,9 @@ class WiseConfig(MethodConfig):
         check_range("merge_density", self.merge_density, 1e-6, 1.0)
         if self.edits_per_shard is not None:
             check_range("edits_per_shard", self.edits_per_shard, 1, math.inf)
-        for name in ("shards_per_merge", "steps", "background", "chunk_rows", "prefix_length"):
+        for name in ("shards_per_merge", "steps", "background", "outside_rows", "chunk_rows", "prefix_length"):
             check_range(name, getattr(self, name), 1, math.inf)
+        check_range("false_route", self.false_route, 0, 1)
         check_range("gain", self.gain, 1e-3, math.inf)
         if self.norm_clamp is not None:
             check_range("norm_clamp", self.norm_clamp, 0, math.inf)
@@ -205,16 +207,14 @@ class Wise(Method):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
         by_id = {edit.id: edit for edit in edits}
-        device = read_weight(self.lm.architecture.value_module(self.lm.model, self.layer)).device
-        shape = (self.lm.architecture.d_out, self.lm.architecture.d_in)
+        weight = read_weight(self.lm.architecture.value_module(self.lm.model, self.layer))
         self._background = dict(values["background"])
         self.shards = []
         for i, held in enumerate(values["shards"]):
-            bits, changed = tensors[f"shards.{i}.mask"], tensors[f"shards.{i}.values"].to(device)
+            bits, changed = tensors[f"shards.{i}.mask"], tensors[f"shards.{i}.values"].to(weight.device)
             ledger = [by_id[name] for name in held["edits"]]
-            self.shards.append(Shard.from_folded(i, bits, changed, shape, ledger, held["slots"]))
-        known = dict(zip(map(_stamps, self._groups()), values["thresholds"], strict=True))
-        self._settle(known)
+            self.shards.append(Shard.from_folded(i, bits, changed, weight.shape, ledger, held["slots"]))
+        self._settle(dict(zip(map(_stamps, self._groups()), values["thresholds"], strict=True)))
 
     @property
     def background(self) -> dict[str, Any]:
@@ -266,8 +266,8 @@ class Wise(Method):
         return merged
 
     def _merge(self, deltas: list[Tensor], weights: list[float] | None) -> Tensor:
-        config = self.config
-        return merge(deltas, method=config.merge_method, weights=weights, density=config.merge_density, seed=config.seed)
+        how = self.config
+        return merge(deltas, how.merge_method, weights=weights, density=how.merge_density, seed=how.seed)
 
     def _settle(self, thresholds: Mapping[tuple[object, ...], float] = MappingProxyType({})) -> None:
         """Put the shards together into memories; those that changed are merged again and their thresholds measured.

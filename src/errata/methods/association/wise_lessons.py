@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Rows in scope (prompt, target, ending), and prompts out of scope."""
+    """An edit, rows in scope (prompt, target, ending), and prompts of earlier shards that must stay out of scope."""
 
+    edit: Edit
     inside: list[Row]
-    outside: list[Row]
+    silent: list[Row]
 
 
 class LessonPlanner:
@@ -55,9 +56,15 @@ class LessonPlanner:
         rows += self._fitting(self.row_behind(prefix, edit) for prefix in self.prefixes)
         agreeing = [other for other in earlier if other.prompt != edit.prompt]  # the later of two answers is to win
         rows += [self.row(other) for other in draw.sample(agreeing, min(self.config.rehearse, len(agreeing)))]
-        outside = self._contrast(edit, draw) if edit.subject and self.config.contrast else []
-        outside += [other.prompt for other in draw.sample(silent, min(self.config.memo, len(silent)))]
-        return Lesson(rows, self._fitting(self.prompt_row(prompt) for prompt in outside))
+        quiet = (self.prompt_row(other.prompt) for other in draw.sample(silent, min(self.config.memo, len(silent))))
+        return Lesson(edit, rows, self._fitting(quiet))
+
+    def contrast(self, edit: Edit) -> list[Row]:
+        """Prompts out of the edit's scope: its question of other subjects, and other questions about its subject."""
+        if not edit.subject or not self.config.contrast:
+            return []
+        draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
+        return self._fitting(self.prompt_row(prompt) for prompt in self._contrast(edit.prompt, edit.subject, draw))
 
     def row(self, edit: Edit) -> Row:
         """The edit as it is learned, the end of the answer included."""
@@ -78,15 +85,14 @@ class LessonPlanner:
             return None
         return Row(tuple(ids), len(ids))
 
-    def _contrast(self, edit: Edit, draw: random.Random) -> list[str]:
-        """The edit's question of other subjects, and other questions about its subject."""
-        subject, count = edit.subject or "", self.config.contrast
-        names = [name for name in self.names if name not in edit.prompt]
-        others = [swapped(edit.prompt, subject, name) for name in draw.sample(names, min(count, len(names)))]
+    def _contrast(self, prompt: str, subject: str, draw: random.Random) -> list[str]:
+        count = self.config.contrast
+        names = [name for name in self.names if name not in prompt]
+        others = [swapped(prompt, subject, name) for name in draw.sample(names, min(count, len(names)))]
         told = (about(text, subject) for text in draw.sample(self.texts, min(4 * count, len(self.texts))))
-        asked = [prompt for prompt in told if prompt is not None and self.prompt_row(prompt) is not None][:count]
-        own, *said = self.lm.generate([edit.prompt, *asked], max_new_tokens=8)
-        return others + [prompt for prompt, answer in zip(asked, said, strict=True) if answer != own]
+        asked = [other for other in told if other is not None and self.prompt_row(other) is not None][:count]
+        own, *said = self.lm.generate([prompt, *asked], max_new_tokens=8)
+        return others + [other for other, answer in zip(asked, said, strict=True) if answer != own]
 
     def _ending(self, edit: Edit) -> str:
         if edit.id not in self._endings:
