@@ -86,11 +86,11 @@ class WiseConfig(MethodConfig):
     gamma: float | None = None
     stop_loss: float = 0.02
     gain: float = 2.0
-    threshold_ratio: float = 0.9
+    threshold_ratio: float = 0.7
     false_route: float = 0.01
     score: str = "linear"
     pool: str = "last"
-    prefixes: int = 2
+    prefixes: int = 4
     prefix_length: int = 10
     background: int = 512
     outside_rows: int = 512
