@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = dict(item.split("=", 1) for item in options.set)
     config = errata.method_class(options.method).config_class.from_dict(settings)
     cases = errata.read_cases(options.cases)[: options.edits] if options.cases else make_cases(options.edits, options.seed)
-    saved = options.out / f"{options.method}-{Path(options.model).name}-{len(cases)}-{'-'.join(sorted(options.set))}"
+    data = Path(options.cases).stem if options.cases else f"seed-{options.seed}"
+    saved = options.out / "-".join([options.method, Path(options.model).name, data, str(len(cases)), *sorted(options.set)])
     if is_artifact(saved):
         model = errata.load(saved)
     else:

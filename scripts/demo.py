@@ -1,6 +1,6 @@
 """What errata does, in one go: ask the bundled model, correct it with WISE, ask again, beside plain fine-tuning.
 
-python scripts/demo.py [--edits 60] [--out out/demo]
+python scripts/demo.py [--edits 50] [--out out/demo]
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def show_life(model: errata.EditModel, out: Path) -> None:
     """Saved, reloaded, and one edit taken back."""
     model.save_pretrained(out / "my-errata")
     again = errata.load(out / "my-errata")
-    edit = again.edits[0]
+    edit = again.edits[-1]
     size = sum(file.stat().st_size for file in (out / "my-errata").iterdir())
     console.print(f"saved to {out / 'my-errata'} ({size / 1e6:.1f} MB) and loaded again: {len(again.edits)} edits")
     console.print(f"  {edit.prompt} -> {again.ask([edit.prompt])[0]}")
@@ -94,7 +94,7 @@ def show_life(model: errata.EditModel, out: Path) -> None:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--edits", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
