@@ -25,7 +25,8 @@ CASES = [
 
 @pytest.fixture(scope="module", params=["merge", "retrieve"])
 def model(request):
-    settings = {"variant": request.param, "edits_per_shard": 1, "shards_per_merge": 1, "steps": 30, "background": 8}
+    settings = {"variant": request.param, "edits_per_shard": 1, "shards_per_merge": 1, "steps": 30}
+    settings |= {"background": 8, "false_route": 1.0}
     return edit_model("llama", "wise", EDITS[:2], **settings)
 
 

@@ -194,7 +194,7 @@ def test_it_learns(family, method, settings):
 
 
 def test_of_two_answers_to_one_question_the_later_wins():
-    model = edit_model("llama", "wise", steps=200, step_size=0.2)
+    model = edit_model("llama", "wise", steps=200, step_size=0.2, gain=1.0, contrast=0, false_route=1.0)
     rival = Edit(EDITS[0].prompt, "York")
     report = model.edit([EDITS[0], rival])
     assert report.conflicts == [(rival.id, EDITS[0].id)]

@@ -56,14 +56,13 @@ class WiseConfig(MethodConfig):
         alpha, beta, gamma: routing margins (there 5, 20, 10); None: 1/4, 1, 1/2 of the values' median norm on background.
         stop_loss: an edit is learned when its mean target loss is below.
         gain: an edit must be learned with the change divided by this, for rephrasings get but a part of it. 1: the paper.
-        threshold_ratio: the threshold is this share of the smallest activation among a memory's edits.
+        threshold_ratio, threshold_quantile: the threshold is this share of that quantile of the edits' activations (0: min).
         false_route: the share of what is out of scope (background, contrasts) that a memory may still speak on.
         score, pool: the activation of a memory, see `SideMemory`.
         prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
         background: irrelevant texts of the model's own making in the routing loss (the paper: one real text per edit).
         outside_rows: of background and contrasts together, how many one lesson sees.
-        contrast: per edit with a subject, so many prompts that ask the same of other subjects, and so many that ask other
-            things of its own, likewise; names and questions come from the background texts.
+        contrast: per edit with a subject, so many prompts that ask the same of others, and other things of it, likewise.
         rehearse: earlier edits of the shard seen again at each step.
         memo: prompts of earlier shards' edits that must stay silent (Retrieve's replay).
         merge_method, merge_density, merge_weights: how shards become one, see `errata.merging`.
@@ -87,6 +86,7 @@ class WiseConfig(MethodConfig):
     stop_loss: float = 0.02
     gain: float = 2.0
     threshold_ratio: float = 0.7
+    threshold_quantile: float = 0.0
     false_route: float = 0.01
     score: str = "linear"
     pool: str = "last"
@@ -116,7 +116,8 @@ class WiseConfig(MethodConfig):
             check_range("edits_per_shard", self.edits_per_shard, 1, math.inf)
         for name in ("shards_per_merge", "steps", "background", "outside_rows", "chunk_rows", "prefix_length"):
             check_range(name, getattr(self, name), 1, math.inf)
-        check_range("false_route", self.false_route, 0, 1)
+        for name in ("false_route", "threshold_quantile"):
+            check_range(name, getattr(self, name), 0, 1)
         check_range("gain", self.gain, 1e-3, math.inf)
         if self.norm_clamp is not None:
             check_range("norm_clamp", self.norm_clamp, 0, math.inf)

@@ -121,10 +121,10 @@ class ShardWriter:
 
     @torch.no_grad()
     def threshold(self, delta: Tensor, edits: Sequence[Edit]) -> float:
-        """Where a memory begins to speak: a share of its edits' smallest activation, above what is out of scope."""
+        """Where a memory begins to speak: a share of its edits' smallest activations, above what is out of scope."""
         inside, outside = (prompts.activation(self.memory, delta) for prompts in self._scope(edits))
         silent = outside.quantile(1 - self.config.false_route).item()
-        return max(self.config.threshold_ratio * inside.min().item(), silent)
+        return max(self.config.threshold_ratio * inside.quantile(self.config.threshold_quantile).item(), silent)
 
     # one step
 
