@@ -9,7 +9,8 @@ import pytest
 from edited import EDITS, PROMPTS, edit_model
 
 from errata import Case, Edit, Probe, evaluate
-from errata.evaluate import MEANINGS, MEASURES, OOD_LOSS, same_answer
+from errata.edit import same_answer
+from errata.evaluate import MEANINGS, MEASURES, OOD_LOSS
 from errata.lm import Score
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.edit import PROBE_FIELDS, Edit, read_json_lines
+from errata.edit import PROBE_FIELDS, Edit, parse_json_lines
 from errata.errors import EditError, suggest
 
 LOCALITY_KINDS = ("unrelated", "neighbour", "same_subject")
@@ -107,15 +107,7 @@ def read_cases(path: str | Path) -> list[Case]:
     Raises:
         EditError: with file and line; also when the file holds no case.
     """
-    cases = []
-    for number, data in read_json_lines(path):
-        try:
-            cases.append(Case.from_dict(data))
-        except EditError as error:
-            raise EditError(f"{path}:{number}: {error}") from error
-    if not cases:
-        raise EditError(f"{path}: no case in it; expected one JSON object a line.")
-    return cases
+    return parse_json_lines(path, Case.from_dict)
 
 
 def cases_to_json_lines(cases: Iterable[Case]) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from errata.errors import EditError, suggest
 
 Operation = Literal["insert", "modify", "erase"]
+Parsed = TypeVar("Parsed")
 OPERATIONS: tuple[str, ...] = get_args(Operation)
 
 
@@ -112,21 +113,39 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, data
 
 
+def parse_json_lines(path: str | Path, parse: Callable[[Mapping[str, Any]], Parsed]) -> list[Parsed]:
+    """Every line of a JSON-lines file, parsed.
+
+    Raises:
+        EditError: with file and line; also when the file holds nothing.
+    """
+    parsed = []
+    for number, data in read_json_lines(path):
+        try:
+            parsed.append(parse(data))
+        except EditError as error:
+            raise EditError(f"{path}:{number}: {error}") from error
+    if not parsed:
+        raise EditError(f"{path}: no edit in it; expected one JSON object a line.")
+    return parsed
+
+
 def read_edits(path: str | Path) -> list[Edit]:
     """Read a JSON-lines file of edits. A file of cases is one too: its probes are passed over.
 
     Raises:
         EditError: with file and line; also when the file holds no edit.
     """
-    edits = []
-    for number, data in read_json_lines(path):
-        try:
-            edits.append(Edit.from_dict(data, also=PROBE_FIELDS))
-        except EditError as error:
-            raise EditError(f"{path}:{number}: {error}") from error
-    if not edits:
-        raise EditError(f"{path}: no edit in it; expected one JSON object a line.")
-    return edits
+    return parse_json_lines(path, lambda data: Edit.from_dict(data, also=PROBE_FIELDS))
+
+
+def same_answer(said: str, wanted: str) -> bool:
+    """Whether two answers are the same words, white space and a closing full stop aside."""
+    return _plain(said) == _plain(wanted)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").rstrip()
 
 
 PROBE_FIELDS = ("rephrases", "locality", "portability")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from errata.cases import LOCALITY_KINDS, Case
+from errata.edit import same_answer
 from errata.lm import Score
 from errata.model import EditModel
 
@@ -88,11 +89,6 @@ class _Question:
     prompt: str
     wanted: str | None
     kind: str | None = None
-
-
-def same_answer(said: str, wanted: str) -> bool:
-    """Whether two answers are the same words, white space and a closing full stop aside."""
-    return _plain(said) == _plain(wanted)
 
 
 def evaluate(
@@ -193,7 +189,3 @@ def _summary(edits: int, answers: list[Answer]) -> Evaluation:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).rstrip(".").rstrip()

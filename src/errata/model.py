@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata import saving
 from errata.config import MethodConfig
-from errata.edit import Edit
+from errata.edit import Edit, same_answer
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
 from errata.methods import method_class
@@ -107,7 +107,9 @@ class EditModel:
         results = []
         if check and new:
             answers = self.ask([edit.prompt for edit in new])
-            results = [EditResult(edit, said, _same(said, edit.target)) for edit, said in zip(new, answers, strict=True)]
+            results = [
+                EditResult(edit, said, same_answer(said, edit.target)) for edit, said in zip(new, answers, strict=True)
+            ]
         return EditReport(results, skipped, conflicts)
 
     def undo(self, *edit_ids: str) -> None:
@@ -260,7 +262,3 @@ def load(path: str | Path, dtype: str = "auto", device_map: str | None = None) -
     artifact = saving.read_artifact(path)
     base, tokenizer = saving.load_base(artifact.base_name, artifact.dtype if dtype == "auto" else dtype, device_map)
     return EditModel.from_pretrained(base, path, tokenizer)
-
-
-def _same(said: str, wanted: str) -> bool:
-    return " ".join(said.split()).rstrip(".") == " ".join(wanted.split()).rstrip(".")

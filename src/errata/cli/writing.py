@@ -32,7 +32,7 @@ class Report:
     @property
     def right(self) -> list[bool] | None:
         """Whether each answer is its target; None when nobody asked."""
-        from errata.evaluate import same_answer
+        from errata.edit import same_answer
 
         if self.answers is None:
             return None
