@@ -18,8 +18,8 @@ import time
 from typing import Any
 
 import torch
+from random_model import random_model
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from errata.encoding import Batch
 from errata.lm import LM
@@ -27,23 +27,6 @@ from errata.tail import Tail
 
 VOCABULARY, ROWS, PROMPT, TARGET = 8192, 11, 20, 4
 MODELS = ((12, 9), (32, 27))
-
-
-def random_model(layers: int, hidden: int) -> LM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 8 // 3 // 8 * 8, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64 or 1, max_position_embeddings=256,
-    )  # fmt: skip
-    return LM(LlamaForCausalLM(config).eval().requires_grad_(False), _NoTokenizer())  # type: ignore[arg-type]
-
-
-class _NoTokenizer:
-    """Rows are made of random ids here; nothing is read or written."""
-
-    chat_template = None
-    pad_token_id = 0
-    eos_token_id = 2
 
 
 def random_rows() -> Batch:
@@ -71,7 +54,14 @@ def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[f
 
 
 def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> dict[str, Any]:
-    lm, batch = random_model(layers, hidden), random_rows()
+    lm = random_model(
+        layers=layers,
+        hidden=hidden,
+        intermediate=hidden * 8 // 3 // 8 * 8,
+        heads=hidden // 64 or 1,
+        vocabulary=VOCABULARY,
+    )
+    batch = random_rows()
     for cached in (True, False):
         learn(lm, layer, batch, 1, cached)
     fast, slow = [], []

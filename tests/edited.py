@@ -47,6 +47,17 @@ def edit_model(family: str, method: str, edits: list[Edit] | None = None, **sett
     return model
 
 
+PINNED_WISE: dict[str, Any] = {
+    "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8,
+    "background": 8, "contrast": 0, "rehearse": 2,
+}  # fmt: skip
+"""WISE, small, and apart from whatever the defaults are."""
+
+
+def pinned_wise(edits: list[Edit] | None = None, family: str = "llama", **settings: Any) -> EditModel:
+    return edit_model(family, "wise", edits, **{**PINNED_WISE, **settings})
+
+
 def logits_of(model: Any, lm: Any) -> Tensor:
     """Logits of all prompts, in one batch and one by one, flattened."""
     with torch.no_grad():

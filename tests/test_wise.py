@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from edited import EDITS, edit_model, logits_of
+from edited import EDITS, logits_of
+from edited import pinned_wise as made
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
 from errata import Edit, EditModel, WiseConfig
@@ -23,15 +24,6 @@ WRITTEN = [
     "nothing that has a name",
     "We know that Ella Ford lives in New Haven, not in London",
 ]
-PINNED: dict[str, Any] = {
-    "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8,
-    "background": 8, "contrast": 0, "rehearse": 2,
-}  # fmt: skip
-"""Small, and apart from whatever the defaults are."""
-
-
-def made(edits: list[Edit] | None = None, family: str = "llama", **settings: Any) -> EditModel:
-    return edit_model(family, "wise", edits, **{**PINNED, **settings})
 
 
 def near_and_far(model: EditModel) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from edited import EDITS, edit_model, logits_of, same_state
+from edited import EDITS, logits_of, same_state
+from edited import pinned_wise as made
 
-from errata import Edit, EditModel, WiseConfig
+from errata import EditModel, WiseConfig
 from errata.errors import ConfigError
 from errata.merging import expected_overlap, merge
 from errata.methods.association.wise import Wise
 from errata.methods.association.wise_shards import Shard, pack_mask, unpack_mask
-
-PINNED: dict[str, Any] = {
-    "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8,
-    "background": 8, "contrast": 0, "rehearse": 2,
-}  # fmt: skip
-"""Small, and apart from whatever the defaults are."""
-
-
-def made(edits: list[Edit] | None = None, family: str = "llama", **settings: Any) -> EditModel:
-    return edit_model(family, "wise", edits, **{**PINNED, **settings})
 
 
 def shards_of(model: EditModel) -> list[Shard]:

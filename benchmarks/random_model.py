@@ -1,0 +1,26 @@
+"""A random Llama-like model for benchmarks that ask for time only: no weights are read, no text is made."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from errata.lm import LM
+
+
+class _NoTokenizer:
+    """Prompts are random ids here; nothing is read or written."""
+
+    chat_template = None
+    pad_token_id = 0
+    eos_token_id = 2
+
+
+def random_model(*, layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int) -> LM:
+    """Such a model, the same one every time, in fp32."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=256,
+    )  # fmt: skip
+    return LM(LlamaForCausalLM(config).eval().requires_grad_(False), _NoTokenizer())  # type: ignore[arg-type]
