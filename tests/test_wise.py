@@ -15,7 +15,7 @@ from errata import Edit, EditModel, WiseConfig
 from errata.architecture import read_weight
 from errata.lm import LM
 from errata.methods.association import wise
-from errata.methods.association.wise_lessons import LessonPlanner
+from errata.methods.association.wise_lessons import Around, LessonPlanner
 
 PROMPTS = [edit.prompt for edit in EDITS[:2]]
 WRITTEN = [
@@ -124,7 +124,7 @@ def test_the_same_model_in_other_units_learns_the_same():
 
 
 def planner(lm: LM, texts: list[str] = WRITTEN, prefixes: list[str] | None = None, **settings: Any) -> LessonPlanner:
-    config = WiseConfig(**{"contrast": 2, "rehearse": 2, **settings})
+    config = WiseConfig(**{"contrast": 2, "rehearse": 2, "rewordings": 0, **settings})
     return LessonPlanner(lm, config, {"texts": texts, "prefixes": ["So"] if prefixes is None else prefixes})
 
 
@@ -171,11 +171,10 @@ def test_rehearsal_leaves_out_edits_with_the_same_prompt(lm):
     assert planner(lm, prefixes=[], rehearse=0).lesson(EDITS[0], others, []).inside == [plan.row(EDITS[0])]
 
 
-def test_contrast_asks_of_other_subjects_and_other_questions(lm):
+def test_around_an_edit_are_other_subjects_and_other_questions(lm):
     edit = EDITS[0]
-    outside = planner(lm).contrast(edit)
-    asked = [text_of(lm, row) for row in outside]
-    assert asked and edit.prompt not in asked and all(row.prompt_length == len(row.ids) for row in outside)
+    asked = planner(lm).around(edit).others
+    assert asked and edit.prompt not in asked
     of_others = [prompt for prompt in asked if "France" not in prompt]
     names = ["Rome", "Anna Bell", "Red River", "Carl Dent", "Ella Ford", "New Haven", "London"]
     assert len(of_others) == 2
@@ -186,15 +185,42 @@ def test_contrast_asks_of_other_subjects_and_other_questions(lm):
         "The author of France is",
         "We know that France lives in New Haven, not in",
     }
-    assert planner(lm, contrast=0).contrast(edit) == []
-    assert planner(lm).contrast(EDITS[3]) == []  # an edit without a subject
-    assert planner(lm, texts=["no names at all"]).contrast(edit) == []
+    assert planner(lm, contrast=0).around(edit) == Around()
+    assert planner(lm).around(EDITS[3]) == Around()  # an edit without a subject
+    assert planner(lm, texts=["no names at all"]).around(edit) == Around()
 
 
-def test_contrast_leaves_out_what_is_answered_like_the_edit(lm, monkeypatch):
-    monkeypatch.setattr(lm, "generate", lambda prompts, **_: ["same"] * len(prompts))
-    asked = [text_of(lm, row) for row in planner(lm).contrast(EDITS[0])]
-    assert len(asked) == 2 and not any("France" in prompt for prompt in asked)
+def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
+    asked = ["Who is the mayor of France?", "The author of France is", "We know that France lives in New Haven, not in"]
+
+    def said(prompts, **_):
+        return ["other" if prompt == asked[0] else "own" for prompt in prompts]
+
+    monkeypatch.setattr(lm, "generate", said)
+    found = planner(lm, rewordings=4).around(EDITS[0])
+    assert set(found.rewordings) == set(asked[1:]) and [p for p in found.others if "France" in p] == asked[:1]
+    assert len(planner(lm, rewordings=1).around(EDITS[0]).rewordings) == 1
+    none = planner(lm).around(EDITS[0])
+    assert none.rewordings == () and not set(asked[1:]) & set(none.others)
+
+    rows = planner(lm, rewordings=4).lesson(EDITS[0], [], []).inside
+    assert {text_of(lm, row, slice(row.prompt_length)) for row in rows} == {
+        EDITS[0].prompt, f"So {EDITS[0].prompt}", *asked[1:],
+    }  # fmt: skip
+    assert all(text_of(lm, row, slice(row.prompt_length, -row.ending_length)) == " Rome" for row in rows)
+
+
+def test_rewordings_are_in_scope(monkeypatch):
+    reworded = "The main city of France is called"
+    monkeypatch.setattr(LessonPlanner, "around", lambda self, edit: Around((reworded,) if self.config.rewordings else ()))
+    active = {}
+    for count in (0, 1):
+        model = made(EDITS[:1], rewordings=count, steps=40)
+        patch = model.method.patch
+        (active[count],) = (patch.probe(model.lm, [reworded])[0] / patch.memories[0].threshold).tolist()
+        own, far = model.method.writer._scope(EDITS[:1])
+        assert own.mask.shape[0] == 1 + count and far.mask.shape[0] == 8
+    assert active[1] > 1 and active[1] > active[0]
 
 
 def test_prompts_of_earlier_shards_are_silent(lm):
@@ -218,10 +244,10 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
     near = Edit("France " + "zq" * 55, "x", "France")
     assert len(lm.encode_prompt(near.prompt)) < 128 <= len(lm.tokenizer(f"{long} is")["input_ids"])
     plan = planner(lm, texts=[*WRITTEN, long], prefixes=["zq" * 20])
-    assert plan.prompt_row("zq" * 90) is None and plan.row_behind("zq" * 20, near) is None
+    assert plan.prompt_row("zq" * 90) is None and plan.row_asking("zq" * 90, near) is None
     lesson = plan.lesson(near, [], [Edit("zq" * 90, "x"), EDITS[1]])
     assert lesson.inside == [plan.row(near)]
-    assert all(len(row.ids) < 128 for row in [*lesson.silent, *plan.contrast(near)])
+    assert all(len(row.ids) < 128 for row in [*lesson.silent, *filter(None, map(plan.prompt_row, plan.around(near).others))])
 
     texts = [*WRITTEN, "zq" * 90]
     monkeypatch.setattr(wise, "background_texts", lambda lm, count, *_, **__: [*texts[:3], "zq" * 60])
@@ -261,7 +287,7 @@ def test_a_model_that_chats(family, tmp_path):
     row = model.method.writer.planner.row(EDITS[0])
     asked = "<s>user: The capital of France is\nassistant:"
     assert text_of(model.lm, row, slice(row.prompt_length)) == asked and row.ids[-1] in model.lm.end_ids
-    behind = model.method.writer.planner.row_behind("So", EDITS[0])
+    behind = model.method.writer.planner.row_asking(f"So {EDITS[0].prompt}", EDITS[0])
     assert text_of(model.lm, behind).startswith("<s>user: So The capital of France is\nassistant:")
     model.save_pretrained(tmp_path)
     loaded = EditModel.from_pretrained(tiny_model(family), tmp_path, chat_tokenizer())

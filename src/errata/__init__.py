@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from errata.evaluate import Evaluation, evaluate
     from errata.lm import LM
     from errata.methods import method_class, method_names
-    from errata.methods.association.wise import WiseConfig
+    from errata.methods.association.wise_config import WiseConfig
     from errata.methods.mastery.ft import FineTuningConfig
     from errata.model import EditModel, EditReport, get_edit_model, load
     from errata.saving import load_base
@@ -55,7 +55,7 @@ _HOMES = {
     "evaluate": ("Evaluation", "evaluate"),
     "lm": ("LM",),
     "methods": ("method_class", "method_names"),
-    "methods.association.wise": ("WiseConfig",),
+    "methods.association.wise_config": ("WiseConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),
     "model": ("EditModel", "EditReport", "get_edit_model", "load"),
     "saving": ("load_base",),

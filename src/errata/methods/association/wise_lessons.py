@@ -1,4 +1,4 @@
-"""What WISE is shown when it learns an edit: the edit's rows, earlier edits, and prompts that must stay out of scope.
+"""What WISE is shown when it learns an edit: the edit's rows, earlier edits, and the prompts around it, in scope and out.
 
 A lesson is a function of the edit, of what its shard learned before, and of the base model. Nothing is learned here.
 """
@@ -8,15 +8,24 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM, Row
+from errata.methods.association.wise_config import WiseConfig
 from errata.statistics import about, names_in, open_prompt, swapped
 
-if TYPE_CHECKING:
-    from errata.methods.association.wise import WiseConfig
+ASKED, AT_ONCE = 128, 32
+"""Texts of the background that are asked about an edit's subject, at most: so many together, until enough is found."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """Prompts around an edit's own: the same question in other words, and others that it must not answer."""
+
+    rewordings: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class LessonPlanner:
         self.prompts = [open_prompt(text) for text in self.texts]
         self.names = sorted({name for text in self.texts for name in names_in(text)})
         self._endings: dict[str, str] = {}
+        self._around: dict[str, Around] = {}
 
     def lesson(self, edit: Edit, earlier: Sequence[Edit], silent: Sequence[Edit]) -> Lesson:
         """Plan one edit's lesson.
@@ -53,27 +63,32 @@ class LessonPlanner:
         """
         draw = random.Random(f"{self.config.seed}/{edit.id}")
         rows = [self.row(edit)]
-        rows += self._fitting(self.row_behind(prefix, edit) for prefix in self.prefixes)
+        prompts = [*(f"{prefix} {edit.prompt}" for prefix in self.prefixes), *self.around(edit).rewordings]
+        rows += self._fitting(self.row_asking(prompt, edit) for prompt in prompts)
         agreeing = [other for other in earlier if other.prompt != edit.prompt]  # the later of two answers is to win
         rows += [self.row(other) for other in draw.sample(agreeing, min(self.config.rehearse, len(agreeing)))]
         quiet = (self.prompt_row(other.prompt) for other in draw.sample(silent, min(self.config.memo, len(silent))))
         return Lesson(edit, rows, self._fitting(quiet))
 
-    def contrast(self, edit: Edit) -> list[Row]:
-        """Prompts out of the edit's scope: its question of other subjects, and other questions about its subject."""
-        if not edit.subject or not self.config.contrast:
-            return []
-        draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
-        return self._fitting(self.prompt_row(prompt) for prompt in self._contrast(edit.prompt, edit.subject, draw))
+    def around(self, edit: Edit) -> Around:
+        """What the model itself would ask near the edit: of its subject, and the same of other subjects.
+
+        Of the background's prompts, put to the edit's subject, those that the base model answers as it answers the edit's
+        own prompt are rewordings; the rest are other questions. An edit that names no subject has nothing around it.
+        """
+        if edit.id not in self._around:
+            draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
+            self._around[edit.id] = self._look_around(edit.prompt, edit.subject, draw) if edit.subject else Around()
+        return self._around[edit.id]
 
     def row(self, edit: Edit) -> Row:
         """The edit as it is learned, the end of the answer included."""
         return self.lm.encode(edit.prompt, edit.target, self._ending(edit))
 
-    def row_behind(self, prefix: str, edit: Edit) -> Row | None:
-        """The edit with a text before its prompt; None if that makes it too long."""
+    def row_asking(self, prompt: str, edit: Edit) -> Row | None:
+        """The edit's answer behind another prompt; None if that is too long."""
         try:
-            return self.lm.encode(f"{prefix} {edit.prompt}", edit.target, self._ending(edit))
+            return self.lm.encode(prompt, edit.target, self._ending(edit))
         except PromptTooLongError:
             return None
 
@@ -85,14 +100,26 @@ class LessonPlanner:
             return None
         return Row(tuple(ids), len(ids))
 
-    def _contrast(self, prompt: str, subject: str, draw: random.Random) -> list[str]:
-        count = self.config.contrast
+    def _look_around(self, prompt: str, subject: str, draw: random.Random) -> Around:
+        most, wanted = self.config.contrast, self.config.rewordings
+        if not (most or wanted):
+            return Around()
         names = [name for name in self.names if name not in prompt]
-        others = [swapped(prompt, subject, name) for name in draw.sample(names, min(count, len(names)))]
-        told = (about(text, subject) for text in draw.sample(self.texts, min(4 * count, len(self.texts))))
-        asked = [other for other in told if other is not None and self.prompt_row(other) is not None][:count]
-        own, *said = self.lm.generate([prompt, *asked], max_new_tokens=8)
-        return others + [other for other, answer in zip(asked, said, strict=True) if answer != own]
+        others = [swapped(prompt, subject, name) for name in draw.sample(names, min(most, len(names)))]
+        told = (about(text, subject) for text in draw.sample(self.texts, min(ASKED, len(self.texts))))
+        asked = [
+            other for other in dict.fromkeys(told) if other not in (None, prompt) and self.prompt_row(other) is not None
+        ]
+        (own,) = self.lm.generate([prompt], max_new_tokens=8)
+        alike: list[str] = []
+        unlike: list[str] = []
+        for start in range(0, len(asked), AT_ONCE):
+            part = asked[start : start + AT_ONCE]
+            for other, answer in zip(part, self.lm.generate(part, max_new_tokens=8), strict=True):
+                (alike if answer == own else unlike).append(other)
+            if len(alike) >= wanted and len(unlike) >= most:
+                break
+        return Around(tuple(alike[:wanted]), tuple(others + unlike[:most]))
 
     def _ending(self, edit: Edit) -> str:
         if edit.id not in self._endings:

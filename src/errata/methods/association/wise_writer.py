@@ -6,9 +6,9 @@ Only the training is here; which edits go where, and what becomes of the shards,
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,12 @@ from torch.nn import functional as F
 from errata.architecture import read_weight
 from errata.edit import Edit
 from errata.lm import LM, Row
+from errata.methods.association.wise_config import WiseConfig
 from errata.methods.association.wise_lessons import Lesson, LessonPlanner
 from errata.methods.association.wise_shards import Shard
 from errata.methods.base import Progress
 from errata.patches.side_memory import SideMemory
 from errata.tail import Tail
-
-if TYPE_CHECKING:
-    from errata.methods.association.wise import WiseConfig
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,7 @@ class ShardWriter:
         self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
         self.background = background
         self.planner = LessonPlanner(lm, config, background)
-        bank = [row for row in map(self.planner.prompt_row, self.planner.prompts) if row is not None]
-        self.bank = self._read(bank)
+        self.bank = self._read(self._rows(self.planner.prompts))
         self._own: dict[str, Prompts] = {}
         self._other: dict[str, Prompts | None] = {}
         norm = background["value_norm"]
@@ -108,7 +105,7 @@ class ShardWriter:
             todo: (shard, the edits it is to learn).
             ledger: (shard index, edit) of all edits, for the prompts of earlier shards.
         """
-        rows = 1 + self.config.prefixes + self.config.rehearse
+        rows = 1 + self.config.prefixes + self.config.rewordings + self.config.rehearse
         lanes = max(1, self.config.chunk_rows // rows)
         for start in range(0, len(todo), lanes):
             queues = [(shard, iter(queue)) for shard, queue in todo[start : start + lanes]]
@@ -133,15 +130,19 @@ class ShardWriter:
         return self.planner.lesson(edit, shard.edits, silent)
 
     def _scope(self, edits: Sequence[Edit]) -> tuple[Prompts, Prompts]:
-        """(the edits' own prompts, what is out of their scope: their contrasts and the bank)."""
+        """(prompts of the edits, as given and reworded; what is out of their scope: other questions and the bank)."""
         for edit in edits:
             if edit.id not in self._own:
-                row, contrast = self.planner.row(edit), self.planner.contrast(edit)
-                self._own[edit.id] = self._read([Row(row.ids[: row.prompt_length], row.prompt_length)])
-                self._other[edit.id] = self._read(contrast) if contrast else None
+                around = self.planner.around(edit)
+                self._own[edit.id] = self._read(self._rows([edit.prompt, *around.rewordings]))
+                self._other[edit.id] = self._read(rows) if (rows := self._rows(around.others)) else None
         others = [self._other[edit.id] for edit in edits]
         outside = Prompts.joined([self.bank, *(other for other in others if other is not None)])
         return Prompts.joined([self._own[edit.id] for edit in edits]), outside
+
+    def _rows(self, prompts: Iterable[str]) -> list[Row]:
+        """Those prompts that fit the model's context."""
+        return [row for row in map(self.planner.prompt_row, prompts) if row is not None]
 
     def _lesson_scope(self, shard: Shard, lesson: Lesson) -> tuple[Prompts, Prompts]:
         """(in scope of the shard, out of it) while an edit is learned: its own contrasts, some of all others."""
