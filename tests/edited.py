@@ -19,6 +19,8 @@ SMALL: dict[str, Any] = {
     "prefix_length": 4,
     "edits_per_shard": 2,
     "shards_per_merge": 2,
+    "background": 32,
+    "contrast": 4,
 }
 """Settings that a method is given where it has them."""
 

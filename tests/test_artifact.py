@@ -53,7 +53,7 @@ def test_only_what_changed_is_on_disk(two):
     assert sum(t.nbytes for t in tensors.values()) <= entries * 4 + 3 * (32 * 64 // 8 + 1)
     assert (two / "new" / "edit_model.safetensors").stat().st_size < entries * 4 + 3 * 256 + 2000
     for shard in model.method.shards:
-        ratio = model.method.config.mask_ratio
+        ratio = model.method.config.density
         assert abs(shard.mask.float().mean() - ratio) < 0.05 and not shard.delta[~shard.mask].any()
 
 

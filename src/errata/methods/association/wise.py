@@ -51,7 +51,7 @@ class Wise(Method):
         super().__init__(config, lm)
         self.layer = lm.architecture.default_layer() if config.layer is None else config.layer
         lm.architecture.value_module(lm.model, self.layer)  # a layer out of range is told now
-        self.quota = config.edits_per_shard or max(10, lm.architecture.d_in // 48)
+        self.quota = config.edits_per_shard or min(500, max(10, lm.architecture.d_in // 12))
         self.shards: list[Shard] = []
         self._patch = SideMemory(lm, self.layer, score=config.score, pool=config.pool)
         self._writer: ShardWriter | None = None

@@ -18,9 +18,10 @@ class WiseConfig(MethodConfig):
 
     Attributes:
         variant: `merge`, one side memory; `retrieve`, one per `shards_per_merge` shards, the most active is used.
-        edits_per_shard: edits written through one mask; None: one per 48 input features, at least 10 (the paper: 500).
+        edits_per_shard: edits written through one mask; None: one per 12 input features, 10 to 500 (the paper: 500).
         shards_per_merge: full shards merged at a time.
-        mask_ratio: rho, the share of the matrix that a shard may change.
+        mask_ratio: rho, the share of the matrix that a shard may change. None: all of it where each shard is a memory of its
+            own, and half of it where shards are merged (the paper: .2).
         steps: gradient steps per edit, at most; fewer when loss and margins are met.
         step_size: step in value space, relative to the size of the values; used when `lr` is None.
         lr: learning rate of the SGD, as in the paper (there 1.0); None derives it from `step_size`.
@@ -32,7 +33,8 @@ class WiseConfig(MethodConfig):
         score, pool: the activation of a memory, see `SideMemory`.
         prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
         background: irrelevant texts of the model's own making in the routing loss (the paper: one real text per edit).
-        outside_rows: of background and contrasts together, how many one lesson sees.
+        scope_rows: how many prompts in the shard's scope, and how many out of it, a step sees, drawn anew each time; what is
+            nearest to the edit it always sees.
         contrast: per edit with a subject, so many prompts that ask the same of others, and other things of it, likewise.
         rewordings: per edit with a subject, at most so many prompts of the model's own making that it answers as it answered
             the edit's prompt; they are learned with it, and are in its scope.
@@ -49,8 +51,8 @@ class WiseConfig(MethodConfig):
     variant: Literal["merge", "retrieve"] = "retrieve"
     edits_per_shard: int | None = None
     shards_per_merge: int = 1
-    mask_ratio: float = 0.5
-    steps: int = 40
+    mask_ratio: float | None = None
+    steps: int = 30
     step_size: float = 0.1
     lr: float | None = None
     alpha: float | None = None
@@ -58,16 +60,16 @@ class WiseConfig(MethodConfig):
     gamma: float | None = None
     stop_loss: float = 0.02
     gain: float = 2.0
-    threshold_ratio: float = 0.7
-    threshold_quantile: float = 0.0
-    false_route: float = 0.01
+    threshold_ratio: float = 0.5
+    threshold_quantile: float = 0.05
+    false_route: float = 0.005
     score: str = "linear"
     pool: str = "last"
-    prefixes: int = 4
+    prefixes: int = 2
     prefix_length: int = 10
-    background: int = 512
-    outside_rows: int = 512
-    contrast: int = 12
+    background: int = 2048
+    scope_rows: int = 64
+    contrast: int = 64
     rewordings: int = 4
     rehearse: int = 4
     memo: int = 0
@@ -84,11 +86,11 @@ class WiseConfig(MethodConfig):
         check_choice("pool", self.pool, POOLS)
         check_choice("merge_method", self.merge_method, tuple(MERGES))
         check_choice("merge_weights", self.merge_weights, ("paper", "published"))
-        check_range("mask_ratio", self.mask_ratio, 1e-6, 1.0)
+        check_range("mask_ratio", self.density, 1e-6, 1.0)
         check_range("merge_density", self.merge_density, 1e-6, 1.0)
         if self.edits_per_shard is not None:
             check_range("edits_per_shard", self.edits_per_shard, 1, math.inf)
-        for name in ("shards_per_merge", "steps", "background", "outside_rows", "chunk_rows", "prefix_length"):
+        for name in ("shards_per_merge", "steps", "background", "scope_rows", "chunk_rows", "prefix_length"):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("false_route", "threshold_quantile"):
             check_range(name, getattr(self, name), 0, 1)
@@ -108,3 +110,10 @@ class WiseConfig(MethodConfig):
             "step_size",
         ):
             check_range(name, getattr(self, name), 0, math.inf)
+
+    @property
+    def density(self) -> float:
+        """The share of the matrix that a shard may change, `mask_ratio` or what stands for it."""
+        if self.mask_ratio is not None:
+            return self.mask_ratio
+        return 1.0 if self.variant == "retrieve" and self.shards_per_merge == 1 else 0.5

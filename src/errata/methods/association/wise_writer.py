@@ -48,11 +48,11 @@ class Prompts:
             torch.cat([padded(part.mask) for part in parts]),
         )
 
-    def some(self, count: int, seed: str) -> Prompts:
-        """At most `count` of them, drawn by the seed."""
+    def some(self, count: int, draw: random.Random) -> Prompts:
+        """At most `count` of them, drawn anew."""
         if self.mask.shape[0] <= count:
             return self
-        drawn = torch.tensor(sorted(random.Random(seed).sample(range(self.mask.shape[0]), count)), device=self.mask.device)
+        drawn = torch.tensor(sorted(draw.sample(range(self.mask.shape[0]), count)), device=self.mask.device)
         return Prompts(self.keys[drawn], self.values[drawn], self.mask[drawn])
 
     def activation(self, memory: SideMemory, delta: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class ShardWriter:
         self.alpha = norm / 4 if config.alpha is None else config.alpha
         self.beta = norm if config.beta is None else config.beta
         self.gamma = norm / 2 if config.gamma is None else config.gamma
-        natural = config.step_size * (config.gain * norm / background["key_norm"]) ** 2 / config.mask_ratio
+        natural = config.step_size * (config.gain * norm / background["key_norm"]) ** 2 / config.density
         self.lr = natural if config.lr is None else config.lr
 
     def new_shard(self, index: int) -> Shard:
@@ -92,7 +92,7 @@ class ShardWriter:
         device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
         mask = torch.empty(architecture.d_out, architecture.d_in, dtype=torch.bool)
-        mask.bernoulli_(self.config.mask_ratio, generator=generator)
+        mask.bernoulli_(self.config.density, generator=generator)
         mask = mask.to(device)
         return Shard(index, mask, torch.zeros(mask.shape, device=device))
 
@@ -144,15 +144,15 @@ class ShardWriter:
         """Those prompts that fit the model's context."""
         return [row for row in map(self.planner.prompt_row, prompts) if row is not None]
 
-    def _lesson_scope(self, shard: Shard, lesson: Lesson) -> tuple[Prompts, Prompts]:
-        """(in scope of the shard, out of it) while an edit is learned: its own contrasts, some of all others."""
+    def _glimpses(self, shard: Shard, lesson: Lesson) -> Iterator[tuple[Prompts, Prompts]]:
+        """(some prompts in scope of the shard, some out of it, and all that are nearest) for one step after another."""
         own, outside = self._scope([*shard.edits, lesson.edit])
-        parts = [outside.some(self.config.outside_rows, f"{self.config.seed}/outside/{lesson.edit.id}")]
-        if (contrast := self._other[lesson.edit.id]) is not None:
-            parts.append(contrast)
+        near = [prompts for prompts in (self._other[lesson.edit.id],) if prompts is not None]
         if lesson.silent:
-            parts.append(self._read(lesson.silent))
-        return own, Prompts.joined(parts)
+            near.append(self._read(lesson.silent))
+        draw = random.Random(f"{self.config.seed}/glimpse/{lesson.edit.id}")
+        while True:
+            yield own.some(self.config.scope_rows, draw), Prompts.joined([outside.some(self.config.scope_rows, draw), *near])
 
     @torch.no_grad()
     def _read(self, rows: Sequence[Row]) -> Prompts:
@@ -169,7 +169,7 @@ class ShardWriter:
     def _learn(self, lessons: Sequence[tuple[Shard, Lesson]]) -> None:
         """Teach each shard its lesson, all in one batch."""
         inside = _Rows(self.lm, self.layer, [lesson.inside for _, lesson in lessons])
-        scopes = [self._lesson_scope(shard, lesson) for shard, lesson in lessons]
+        glimpses = [self._glimpses(shard, lesson) for shard, lesson in lessons]
         rows, columns, labels = inside.batch.predictors(inside.batch.target_mask | inside.batch.ending_mask)
         lane_of = inside.lane_of_row[rows.cpu()]
         deltas = [shard.delta.clone().requires_grad_() for shard, _ in lessons]
@@ -183,7 +183,7 @@ class ShardWriter:
             totals = []
             for lane, delta in enumerate(deltas):
                 loss = losses[lane_of == lane].mean()
-                routing = self._routing_loss(inside.activation(self.memory, lane, delta), *scopes[lane], delta)
+                routing = self._routing_loss(inside.activation(self.memory, lane, delta), *next(glimpses[lane]), delta)
                 active[lane] &= bool(loss > self.config.stop_loss) or bool(routing > 1e-3 * self.unit)
                 totals.append(loss + routing / self.unit)
             if not any(active):
@@ -195,7 +195,7 @@ class ShardWriter:
             shard.learned(delta.detach())
 
     def _routing_loss(self, rows: Tensor, inside: Prompts, outside: Prompts, delta: Tensor) -> Tensor:
-        """L_a of equation 5 over the whole shard: of what misses a margin the mean counts, for gamma the worst outside.
+        """L_a of equation 5 over the shard: of what misses a margin the mean counts, for gamma the worst outside.
 
         Args:
             rows: activations of the lesson's rows, which stand behind prefixes.
