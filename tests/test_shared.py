@@ -23,7 +23,7 @@ def test_wise_corrects_real_facts_and_moves_nothing_else() -> None:
         edit = Edit(record["src"], record["alt"], record["subject"])
         cases.append(Case(edit, (record["rephrase"],), (Probe(record["loc"], record["loc_ans"]),)))
     base, tokenizer = load_base(str(MODEL), "float32")
-    model = get_edit_model(base, WiseConfig(prefixes=2, background=64), tokenizer)
+    model = get_edit_model(base, WiseConfig(background=512), tokenizer)
     before = evaluate(model, cases)
     model.edit([case.edit for case in cases], check=False)
     after = evaluate(model, cases)
