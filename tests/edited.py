@@ -50,8 +50,8 @@ def edit_model(family: str, method: str, edits: list[Edit] | None = None, **sett
 
 
 PINNED_WISE: dict[str, Any] = {
-    "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8, "threshold_quantile": 0.0, "false_route": 0.01,
-    "background": 8, "contrast": 0, "rewordings": 0, "rehearse": 2,
+    "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8, "threshold_quantile": 0.0,
+    "false_route": 0.01, "background": 8, "contrast": 0, "rewordings": 0, "rehearse": 2,
 }  # fmt: skip
 """WISE, small, and apart from whatever the defaults are."""
 
