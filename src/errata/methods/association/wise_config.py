@@ -62,7 +62,7 @@ class WiseConfig(MethodConfig):
     gain: float = 2.0
     threshold_ratio: float = 0.5
     threshold_quantile: float = 0.05
-    false_route: float = 0.005
+    false_route: float = 0.01
     score: str = "linear"
     pool: str = "last"
     prefixes: int = 2
