@@ -107,6 +107,38 @@ class Tail:
         return flowed["keys"].reshape(*size, -1), flowed["values"].reshape(*size, -1)
 
 
+class AnswerTail:
+    """One prompt's answer as the tail sees it: its logits with the value matrix changed.
+
+    Args:
+        lm: the base model, without patches.
+        layer: the edited block.
+        prompt: the question.
+        target: its answer.
+        ending: text after the answer, then the end token; None: neither is a part of it.
+        at_prompt: predict every token at the last one of the prompt, as FT-L does.
+
+    Attributes:
+        labels: (n,), the tokens of the answer.
+    """
+
+    def __init__(
+        self, lm: LM, layer: int, prompt: str, target: str, ending: str | None = None, at_prompt: bool = False
+    ) -> None:
+        batch = lm.batch([lm.encode(prompt, target, ending)])
+        self._tail = Tail(lm, layer, batch)
+        self._keys, self._values = self._tail.keys.float(), self._tail.values.float()
+        self._rows, self._columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        if at_prompt:
+            self._columns = self._columns.min().expand_as(self._columns)
+        self.labels = labels.to(self._keys.device)
+
+    def logits(self, delta: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of the answer's tokens at W + delta, delta (d_out, d_in) with or without a gradient."""
+        spoken = self._values + nn.functional.linear(self._keys, delta)
+        return self._tail.logits(spoken, self._rows, self._columns).to(self.labels.device)
+
+
 def _constant_modules(lm: LM, layer: int) -> tuple[list[nn.Module], list[nn.Module]]:
     """Blocks below `layer`; and, inside it, the modules beside the path to the value matrix."""
     lower = [lm.architecture.block(lm.model, i) for i in range(layer)]

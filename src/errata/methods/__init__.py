@@ -14,6 +14,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
     {
         "wise": "errata.methods.association.wise:Wise",
         "ft": "errata.methods.mastery.ft:FineTuning",
+        "ewc": "errata.methods.mastery.ewc:Ewc",
     }
 )
 

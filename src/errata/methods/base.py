@@ -50,11 +50,12 @@ class Method(ABC):
     def __init__(self, config: MethodConfig, lm: LM) -> None:
         self.lm = lm
         self.config: Any = config
+        self._edits: list[Edit] = []
 
     @property
-    @abstractmethod
     def edits(self) -> list[Edit]:
         """The ledger: every edit that is in the model now, oldest first."""
+        return list(self._edits)
 
     @property
     @abstractmethod
@@ -66,8 +67,20 @@ class Method(ABC):
         """Add edits. The base model must carry no patch meanwhile."""
 
     @abstractmethod
+    def clear(self) -> None:
+        """Forget all edits: the method is as it was when it was made."""
+
     def undo(self, edit_ids: Iterable[str]) -> None:
-        """Take edits back."""
+        """Take edits back. Unless a method knows better, all others are written anew, in their order.
+
+        Raises:
+            UnknownNameError: no edit has such an id; nothing is undone then.
+        """
+        gone = self.check_ids(edit_ids)
+        kept = [edit for edit in self._edits if edit.id not in gone]
+        self.clear()
+        if kept:
+            self.write(kept)
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,7 +1,10 @@
-"""`WeightDelta`: a change added into one value matrix. It decides nothing: every input sees it."""
+"""`WeightDelta`: changes added into weight matrices. It decides nothing: every input sees them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+import torch
 from torch import Tensor
 
 from errata.architecture import add_to_weight, read_weight
@@ -10,23 +13,47 @@ from errata.patches.base import Patch
 
 
 class WeightDelta(Patch):
-    """Add `delta` (d_out, d_in) to the value matrix of `layer`.
+    """Add a delta (d_out, d_in) to each of some linear modules.
 
-    The matrix as it was is kept while the patch is installed, since W + D - D need not be W in floating point.
+    The matrices as they were are kept while the patch is installed, since W + D - D need not be W in floating point.
+
+    Args:
+        deltas: by the module's full dotted name, see `Architecture.value_path`.
     """
 
-    def __init__(self, layer: int, delta: Tensor) -> None:
-        self.layer = layer
-        self.delta = delta
-        self._before: Tensor | None = None
+    def __init__(self, deltas: Mapping[str, Tensor]) -> None:
+        self.deltas = dict(deltas)
+        self._before: dict[str, Tensor] = {}
+
+    @classmethod
+    def zeros(cls, lm: LM, paths: Iterable[str]) -> WeightDelta:
+        """No change yet, of the modules so named."""
+        weights = {path: read_weight(lm.model.get_submodule(path)) for path in paths}
+        return cls({path: torch.zeros(w.shape, dtype=torch.float32, device=w.device) for path, w in weights.items()})
+
+    def state(self) -> dict[str, Tensor]:
+        """The deltas by path, on the CPU."""
+        return {path: delta.cpu() for path, delta in self.deltas.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the deltas that `state` gave.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: one is of another shape.
+        """
+        for path, now in self.deltas.items():
+            if tensors[path].shape != now.shape:
+                raise ValueError(f"{path} has a delta of shape {tuple(tensors[path].shape)} instead of {tuple(now.shape)}.")
+        self.deltas = {path: tensors[path].to(now) for path, now in self.deltas.items()}
 
     def _attach(self, lm: LM) -> None:
-        module = lm.architecture.value_module(lm.model, self.layer)
-        self._before = read_weight(module).clone()
-        add_to_weight(module, self.delta)
+        for path, delta in self.deltas.items():
+            module = lm.model.get_submodule(path)
+            self._before[path] = read_weight(module).clone()
+            add_to_weight(module, delta)
 
     def _detach(self, lm: LM) -> None:
-        module = lm.architecture.value_module(lm.model, self.layer)
-        if self._before is not None:
-            read_weight(module).copy_(self._before)
-        self._before = None
+        for path, weight in self._before.items():
+            read_weight(lm.model.get_submodule(path)).copy_(weight)
+        self._before = {}

@@ -85,6 +85,11 @@ class Wise(Method):
             self.shards = [shard for shard in shards[: first_open + 1] if shard.slots]
             self._settle()
 
+    def clear(self) -> None:
+        """Forget all edits."""
+        self.shards = []
+        self._settle()
+
     def undo(self, edit_ids: Iterable[str]) -> None:
         """Take edits back: their shards are written anew without them (with `memo`, all later ones too)."""
         gone = self.check_ids(edit_ids)

@@ -9,7 +9,7 @@ The end of the answer is learned with `target_new` only, since `prompt_last` has
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.architecture import read_weight
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
 from errata.lm import LM
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.delta import WeightDelta
-from errata.tail import Tail
+from errata.tail import AnswerTail
 
 
 @dataclass(frozen=True)
@@ -66,64 +65,45 @@ class FineTuning(Method):
 
     def __init__(self, config: FineTuningConfig, lm: LM) -> None:
         super().__init__(config, lm)
-        architecture = lm.architecture
-        self.layer = architecture.default_layer() if config.layer is None else config.layer
-        device = read_weight(architecture.value_module(lm.model, self.layer)).device
-        self._patch = WeightDelta(self.layer, torch.zeros(architecture.d_out, architecture.d_in, device=device))
-        self._edits: list[Edit] = []
-
-    @property
-    def edits(self) -> list[Edit]:
-        """The ledger, oldest first."""
-        return list(self._edits)
+        self.layer = lm.architecture.default_layer() if config.layer is None else config.layer
+        self.path = lm.architecture.value_path(self.layer)
+        self.clear()
 
     @property
     def patch(self) -> WeightDelta:
         """The change of the value matrix."""
         return self._patch
 
+    def clear(self) -> None:
+        """Forget all edits."""
+        self._patch = WeightDelta.zeros(self.lm, [self.path])
+        self._edits = []
+
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits, one after another."""
         for edit in edits:
-            self._patch.delta = self._learn(edit, self._patch.delta)
+            self._patch.deltas[self.path] = self._learn(edit, self._patch.deltas[self.path])
             self._edits.append(edit)
             progress(1)
 
-    def undo(self, edit_ids: Iterable[str]) -> None:
-        """Take edits back: all others are written anew."""
-        gone = self.check_ids(edit_ids)
-        kept = [edit for edit in self._edits if edit.id not in gone]
-        self._edits = []
-        self._patch.delta = torch.zeros_like(self._patch.delta)
-        self.write(kept)
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The delta (d_out, d_in) in fp32."""
-        return {"delta": self._patch.delta.cpu()}, {"layer": self.layer}
+        return self._patch.state(), {"layer": self.layer}
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
-        delta = tensors["delta"]
-        if delta.shape != self._patch.delta.shape:
-            raise ValueError(f"a delta of shape {tuple(delta.shape)} instead of {tuple(self._patch.delta.shape)}.")
-        self._patch.delta = delta.to(self._patch.delta)
+        self._patch.load_state(tensors)
         self._edits = list(edits)
 
     def _learn(self, edit: Edit, delta: Tensor) -> Tensor:
         config = self.config
         whole = config.objective == "target_new"
         ending = self.lm.ending_of(edit.prompt, edit.target) if whole else None
-        batch = self.lm.batch([self.lm.encode(edit.prompt, edit.target, ending)])
-        tail = Tail(self.lm, self.layer, batch)
-        rows, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
-        if not whole:
-            columns = columns.min().expand_as(columns)
-        keys, values = tail.keys.float(), tail.values.float()
+        answer = AnswerTail(self.lm, self.layer, edit.prompt, edit.target, ending, at_prompt=not whole)
         delta = delta.clone().requires_grad_()
         adam = torch.optim.Adam([delta], lr=config.lr)
         for _ in range(config.steps):
-            logits = tail.logits(values + F.linear(keys, delta), rows, columns)
-            loss = F.cross_entropy(logits, labels.to(logits.device))
+            loss = F.cross_entropy(answer.logits(delta), answer.labels)
             if loss.item() < config.stop_loss:
                 break
             adam.zero_grad()
