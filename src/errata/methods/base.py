@@ -16,7 +16,7 @@ from errata.config import MethodConfig
 from errata.edit import Edit
 from errata.errors import UnknownNameError, suggest
 from errata.lm import LM
-from errata.patches import Patch
+from errata.patches import Patch, WeightDelta
 
 Progress = Callable[[int], None]
 """Called with the number of edits just finished."""
@@ -106,3 +106,51 @@ class Method(ABC):
             near = suggest(name, known) if len(known) <= 20 else " `errata list` shows the ids."
             raise UnknownNameError(f"no edit has the id {name!r}.{near}")
         return wanted
+
+
+class WeightMethod(Method):
+    """A method that changes weight matrices, one edit after another.
+
+    Args:
+        config: the method's settings.
+        lm: the base model without patches.
+        paths: the modules it changes, see `Architecture.value_path`.
+    """
+
+    phase = "mastery"
+    undo_is = "exact, by writing the whole ledger anew"
+    mergeable = True
+
+    def __init__(self, config: MethodConfig, lm: LM, paths: Iterable[str]) -> None:
+        super().__init__(config, lm)
+        self._patch = WeightDelta.zeros(lm, paths)
+
+    @property
+    def patch(self) -> WeightDelta:
+        """The changes, by path."""
+        return self._patch
+
+    @abstractmethod
+    def learn(self, edit: Edit) -> None:
+        """Change the deltas so that the model knows one more edit; the ledger still lacks it."""
+
+    def clear(self) -> None:
+        """Forget all edits."""
+        self._patch = WeightDelta.zeros(self.lm, self._patch.deltas)
+        self._edits = []
+
+    def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
+        """Add edits, one after another."""
+        for edit in edits:
+            self.learn(edit)
+            self._edits.append(edit)
+            progress(1)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The deltas (d_out, d_in) in fp32, by path."""
+        return self._patch.state(), {}
+
+    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Be what `state` described."""
+        self._patch.load_state(tensors)
+        self._edits = list(edits)

@@ -12,9 +12,8 @@ learned too. Nothing here knows of text that is not an edit: locality is lost, w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ from torch.nn import functional as F
 from errata.config import MethodConfig, check_range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.base import Method, Progress, no_progress
-from errata.patches.delta import WeightDelta
+from errata.methods.base import WeightMethod
 from errata.tail import AnswerTail
 
 
@@ -53,47 +51,17 @@ class EwcConfig(MethodConfig):
             check_range(name, getattr(self, name), 0, math.inf)
 
 
-class Ewc(Method):
+class Ewc(WeightMethod):
     """FT-EWC on one model, one edit after another."""
 
     config_class = EwcConfig
-    phase = "mastery"
-    undo_is = "exact, by writing the whole ledger anew"
     paper = "arXiv 1612.00796"
-    mergeable = True
     config: EwcConfig
 
     def __init__(self, config: EwcConfig, lm: LM) -> None:
-        super().__init__(config, lm)
         self.layer = lm.architecture.default_layer() if config.layer is None else config.layer
         self.path = lm.architecture.value_path(self.layer)
-        self.clear()
-
-    @property
-    def patch(self) -> WeightDelta:
-        """The change of the value matrix."""
-        return self._patch
-
-    def clear(self) -> None:
-        """Forget all edits."""
-        self._patch = WeightDelta.zeros(self.lm, [self.path])
-        self._edits = []
-
-    def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
-        """Add edits, one after another."""
-        for edit in edits:
-            self._patch.deltas[self.path] = self._learn(edit, self._patch.deltas[self.path])
-            self._edits.append(edit)
-            progress(1)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The delta (d_out, d_in) in fp32. The Fisher information follows from it and from the ledger."""
-        return self._patch.state(), {"layer": self.layer}
-
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Be what `state` described."""
-        self._patch.load_state(tensors)
-        self._edits = list(edits)
+        super().__init__(config, lm, [self.path])
 
     def fisher(self, delta: Tensor) -> Tensor:
         """The empirical Fisher information (d_out, d_in) of the latest edits, at W + delta; zero before the first edit."""
@@ -106,7 +74,9 @@ class Ewc(Method):
             total += gradient.square()
         return total / max(1, len(latest))
 
-    def _learn(self, edit: Edit, before: Tensor) -> Tensor:
+    def learn(self, edit: Edit) -> None:
+        """Adam on loss and penalty."""
+        before = self.patch.deltas[self.path]
         fisher, answer = self.fisher(before), self._answer(edit)
         delta = before.clone().requires_grad_()
         adam = torch.optim.Adam([delta], lr=self.config.lr)
@@ -118,7 +88,7 @@ class Ewc(Method):
             adam.zero_grad()
             (F.cross_entropy(logits, answer.labels) + penalty).backward()  # type: ignore[no-untyped-call]
             adam.step()
-        return delta.detach()
+        self.patch.deltas[self.path] = delta.detach()
 
     def _answer(self, edit: Edit) -> AnswerTail:
         return AnswerTail(self.lm, self.layer, edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))

@@ -9,19 +9,16 @@ The end of the answer is learned with `target_new` only, since `prompt_last` has
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.base import Method, Progress, no_progress
-from errata.patches.delta import WeightDelta
+from errata.methods.base import WeightMethod
 from errata.tail import AnswerTail
 
 
@@ -53,54 +50,25 @@ class FineTuningConfig(MethodConfig):
             check_range("norm_clamp", self.norm_clamp, 0, math.inf)
 
 
-class FineTuning(Method):
+class FineTuning(WeightMethod):
     """FT-L / FT-M on one model, one edit after another."""
 
     config_class = FineTuningConfig
-    phase = "mastery"
-    undo_is = "exact, by writing the whole ledger anew"
     paper = "arXiv 2012.00363"
-    mergeable = True
     config: FineTuningConfig
 
     def __init__(self, config: FineTuningConfig, lm: LM) -> None:
-        super().__init__(config, lm)
         self.layer = lm.architecture.default_layer() if config.layer is None else config.layer
         self.path = lm.architecture.value_path(self.layer)
-        self.clear()
+        super().__init__(config, lm, [self.path])
 
-    @property
-    def patch(self) -> WeightDelta:
-        """The change of the value matrix."""
-        return self._patch
-
-    def clear(self) -> None:
-        """Forget all edits."""
-        self._patch = WeightDelta.zeros(self.lm, [self.path])
-        self._edits = []
-
-    def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
-        """Add edits, one after another."""
-        for edit in edits:
-            self._patch.deltas[self.path] = self._learn(edit, self._patch.deltas[self.path])
-            self._edits.append(edit)
-            progress(1)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The delta (d_out, d_in) in fp32."""
-        return self._patch.state(), {"layer": self.layer}
-
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Be what `state` described."""
-        self._patch.load_state(tensors)
-        self._edits = list(edits)
-
-    def _learn(self, edit: Edit, delta: Tensor) -> Tensor:
+    def learn(self, edit: Edit) -> None:
+        """Adam on the edit's loss, with projection."""
         config = self.config
         whole = config.objective == "target_new"
         ending = self.lm.ending_of(edit.prompt, edit.target) if whole else None
         answer = AnswerTail(self.lm, self.layer, edit.prompt, edit.target, ending, at_prompt=not whole)
-        delta = delta.clone().requires_grad_()
+        delta = self.patch.deltas[self.path].clone().requires_grad_()
         adam = torch.optim.Adam([delta], lr=config.lr)
         for _ in range(config.steps):
             loss = F.cross_entropy(answer.logits(delta), answer.labels)
@@ -112,4 +80,4 @@ class FineTuning(Method):
             if config.norm_clamp is not None:
                 with torch.no_grad():
                     delta.clamp_(-config.norm_clamp, config.norm_clamp)
-        return delta.detach()
+        self.patch.deltas[self.path] = delta.detach()
