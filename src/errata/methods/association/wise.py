@@ -7,8 +7,9 @@ What is decided here, where paper and published code differ or are silent:
 
 - Activation: the paper's ||dW k|| (`score="linear"`), pooled over the prompt's tokens only, padding and target left out.
   `score="activated"` is the published code's.
-- Threshold: the paper's smallest activation of an edit, but measured on the finished memory (at the time of its edit a
-  memory is smaller, so a running minimum goes stale), times `threshold_ratio`, and never below the background's own.
+- Threshold: the paper's is the smallest activation of an edit. Here it is `threshold_ratio` of a low quantile of them,
+  and never below what all but `false_route` of the prompts out of scope reach; both are measured on the finished memory
+  (at the time of its edit a memory is smaller, so a running minimum goes stale).
 - Margins and step size fit the model: they are multiples of the norms of its values and keys on background text, unless set.
 - Masks are Bernoulli(`mask_ratio`) per entry; nothing outside a mask ever changes, weight decay included.
 - Merging, where `shards_per_merge` > 1: every shard weighs 1/k (`merge_weights="paper"`), or the code's .4 new, .6 old.

@@ -4,9 +4,9 @@ Kirkpatrick et al., arXiv 1612.00796, as GRACE's comparison has it (arXiv 2211.1
 L = NLL(y | x) + `strength` * sum_j F_j (W_j - W*_j)^2, W* the matrix before the edit, F the mean squared gradient of the NLL
 over the last `memory` edits (the empirical Fisher information), until every token of the target is the model's choice.
 
-What departs from the published code: F and W* are means over the edits there are, not over ten whatever their number
-(there both are divided by ten, so W* shrinks towards nothing while the history is short); and the end of the answer is
-learned too. Nothing here knows of text that is not an edit: locality is lost, which is this method's known shape.
+What departs from the published code: F is the mean over the edits there are, and W* the matrix itself (there both are sums
+divided by ten, so W* shrinks towards nothing while the history is short); and the end of the answer is learned too.
+Nothing here knows of text that is not an edit: locality is lost, which is this method's known shape.
 """
 
 from __future__ import annotations
