@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from errata import EditModel
 from errata.errors import ConfigError
 from errata.methods.mastery.ultraedit import Normaliser, ridge
+from errata.statistics import background_texts
+from errata.tail import Tail
 
 SETTINGS = {"layer": 2, "layers": 2, "lr": 1e-3}
 
@@ -131,6 +133,19 @@ def test_a_turn_lowers_the_loss():
     model.edit(EDITS, check=False)
     after = [score.loss for score in model.lm.score(pairs)]
     assert sum(after) < 0.8 * sum(before)
+
+
+def test_without_a_rate_an_output_is_moved_by_as_much_as_outputs_are():
+    model = edit_model("llama", "ultraedit", layer=2, layers=2)
+    model.edit(EDITS, check=False)
+    texts = background_texts(model.lm, 64, 24, 0)
+    width = model.lm.architecture.d_in
+    for path, layer in zip(model.method.paths, (1, 2), strict=True):
+        with model.disable_edits():
+            values = torch.cat([Tail(model.lm, layer, model.lm.prompt_batch([text])).values[0] for text in texts if text])
+        typical = values.square().mean(-1).sqrt().median().item()
+        assert model.method.rate(path) == pytest.approx(typical / width, rel=0.1)
+    assert all(delta.any() for delta in model.method.patch.deltas.values())
 
 
 def test_which_layers():

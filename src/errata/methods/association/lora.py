@@ -75,7 +75,7 @@ class Lora(TunedMethod):
     config_class = LoraConfig
     paper = "arXiv 2106.09685"
     mergeable = True
-    variants = MappingProxyType({"lora-ties": {"merge": "ties"}})
+    variants = MappingProxyType({"lora-ties": {"merge": "ties", "merge_density": 0.2}})
     config: LoraConfig
 
     def __init__(self, config: LoraConfig, lm: LM) -> None:

@@ -9,8 +9,9 @@ What departs from the published code: every module has a normaliser of its own (
 deviation is that of all tokens (there it mixes two kinds of variance); the NLL is the sum over tokens, so that a mini-batch
 is no more than what fits into memory at once (there it is the mean, and edits in a ragged last one weigh more); the end of
 the answer is learned too; and only value matrices are edited, where some published settings have other matrices.
-The published learning rate is for models of 7B parameters. A first turn has no normaliser but its own: if it holds few
-tokens, it is an unstable one.
+The published learning rate, 1e-6, is for models of 7B parameters and does nothing in small ones. |h^|^2 is about the number
+of inputs and g^ about one in every coordinate, so eta = rms(value) / d_in moves an output by as much as outputs are: that is
+the rate unless one is given. A first turn has no normaliser but its own: if it holds few tokens, it is an unstable one.
 """
 
 from __future__ import annotations
@@ -32,19 +33,23 @@ from errata.errors import ConfigError
 from errata.hooks import capture_input, replace_output
 from errata.lm import LM, Batch
 from errata.methods.base import WeightMethod
+from errata.statistics import background_texts, value_scale
 
 TINY = 1e-8
 """Added to a variance, as published."""
 
+BACKGROUND, BACKGROUND_LENGTH = 64, 24
+"""Texts of the model's own making whose values give the learning rate, and their tokens at most."""
+
 
 @dataclass(frozen=True)
 class UltraEditConfig(MethodConfig):
-    """Settings of UltraEdit; the defaults are the paper's.
+    """Settings of UltraEdit; the defaults are the paper's, but for the learning rate.
 
     Attributes:
         layer: the last of the edited blocks; None: the last but one.
         layers: so many blocks up to `layer` are edited; None: those of the last quarter.
-        lr: eta, how far a module's output is moved.
+        lr: eta, how far a module's output is moved; None: the root mean square of its values over the number of its inputs.
         turn: edits that make one change of the weights together.
         batch: edits that go through the model at once.
     """
@@ -52,14 +57,15 @@ class UltraEditConfig(MethodConfig):
     method: ClassVar[str] = "ultraedit"
 
     layers: int | None = None
-    lr: float = 1e-6
+    lr: float | None = None
     turn: int = 100
     batch: int = 10
 
     def __post_init__(self) -> None:
         for name in ("turn", "batch"):
             check_range(name, getattr(self, name), 1, math.inf)
-        check_range("lr", self.lr, 0, math.inf)
+        if self.lr is not None:
+            check_range("lr", self.lr, 0, math.inf)
         if self.layers is not None:
             check_range("layers", self.layers, 1, math.inf)
 
@@ -79,7 +85,8 @@ class UltraEdit(WeightMethod):
             raise ConfigError(
                 f"layers is {count}, and up to layer {last} there are only {last + 1}; give a smaller 'layers'."
             )
-        self.paths = [architecture.value_path(layer) for layer in range(last - count + 1, last + 1)]
+        self.layers = {architecture.value_path(layer): layer for layer in range(last - count + 1, last + 1)}
+        self.paths = list(self.layers)
         super().__init__(config, lm, self.paths, config.turn)
 
     def learn(self, edits: Sequence[Edit]) -> None:
@@ -89,10 +96,23 @@ class UltraEdit(WeightMethod):
             both = torch.cat([inputs[path], gradients[path]], -1)
             seen = self.normaliser(path).updated(both)
             h, g = seen.normalised(both).tensor_split([inputs[path].shape[-1]], -1)
-            change = ridge(inputs[path], -self.config.lr * h.square().sum(-1, keepdim=True) * g)
+            change = ridge(inputs[path], -self.rate(path) * h.square().sum(-1, keepdim=True) * g)
             before = self.patch.deltas[path]
             self.patch.deltas[path] = before + change.T.to(before)
             self.carried = {**self.carried, **{f"{path}.{name}": tensor for name, tensor in vars(seen).items()}}
+
+    def rate(self, path: str) -> float:
+        """Eta of one module; found on background text when it is first needed, unless it is set."""
+        if self.config.lr is not None:
+            return self.config.lr
+        name = f"{path}.rate"
+        if name not in self.carried:
+            texts = background_texts(self.lm, BACKGROUND, BACKGROUND_LENGTH, self.config.seed)
+            scale = value_scale(self.lm, self.layers[path], texts)
+            architecture = self.lm.architecture
+            found = scale.value_norm / math.sqrt(architecture.d_out) / architecture.d_in
+            self.carried = {**self.carried, name: torch.tensor([found], dtype=torch.float64)}
+        return float(self.carried[name])
 
     def flows(self, edits: Sequence[Edit]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """By path, at each token that predicts one of the answers: inputs h (n, d_in), gradients of the NLL g (n, d_out)."""
