@@ -98,6 +98,30 @@ def test_a_method_that_refuses_has_rows_that_say_why(stream):
     assert stream.kept_row(Contender("ft", "ft", {"layer": 77}), 3) is None, "a failure is tried again"
 
 
+def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr("errata.bench.run.SAVE_SECONDS", 0.0)
+    stream = dataclasses.replace(stream, training=training_cases(6, CASES, 1), checkpoints=(1,))
+    trained = Contender("mend", "mend", {"layer": 5, "training_steps": 4, "batch": 2})
+    seen = []
+
+    def cut(_, what, done, total):
+        if what == "training":
+            seen.append((done, total))
+            if done == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trained, stream, lambda *said: cut(None, *said))
+    assert seen == [(1, 4), (2, 4), (3, 4)]
+    seen.clear()
+    run(trained, stream, lambda *said: cut(None, *said))
+    assert seen == [(1, 2), (2, 2)]  # two steps were saved; the third was being told of
+    unbroken = dataclasses.replace(stream, folder=tmp_path / "unbroken")
+    run(trained, unbroken, told)
+    assert read(stream, "mend", 1)["figures"] == read(unbroken, "mend", 1)["figures"]
+    assert read(stream, "mend", 1)["training_seconds"] > 0
+
+
 def test_processes(stream):
     """Each contender in its own; one that dies takes no other with it."""
     racers = [Contender(UNEDITED, None), FAST, Contender("dies", "no such method")]

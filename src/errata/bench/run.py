@@ -23,6 +23,8 @@ from errata.saving import is_artifact
 
 BATCHES = (1, 8)
 NEW_TOKENS, ROUNDS = 16, 5
+SAVE_SECONDS = 60.0
+"""Between two saves while a method is trained."""
 Tell = Callable[[str, int, int], None]
 """Called with (what is being done, how much of it is done, out of how much)."""
 
@@ -81,16 +83,23 @@ class _Run:
         method = self.model.method
         if method.prepared:
             return
-        done, began = 0, time.perf_counter()
+        total, done, began = method.steps_left, 0, time.perf_counter()
+
+        def save() -> None:
+            nonlocal began
+            self.times["training"] += time.perf_counter() - began
+            self._save()
+            began = time.perf_counter()
 
         def step(count: int) -> None:
             nonlocal done
             done += count
-            self.tell("training", done, 0)
+            self.tell("training", done, total)
+            if time.perf_counter() - began > SAVE_SECONDS:
+                save()
 
         self.model.prepare([case.example() for case in self.stream.training], step)
-        self.times["training"] += time.perf_counter() - began
-        self._save()
+        save()
 
     def _too_long(self, edits: int) -> str | None:
         done = len(self.model.edits)
