@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from checkpoint import Run
 
 from errata.atlas import World
 from errata.atlas.contexts import KEEP_KINDS, READ_KINDS, Context, ContextWriter, Line
@@ -132,7 +133,7 @@ def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     return padded("ids", 0, torch.long), padded("weights", 0, torch.float), padded("positions", 0, torch.long), mask[:, None]
 
 
-class Reading:
+class Reading(Run):
     """The run: model, optimizer, and how well each fact is still known; all of it in the checkpoint."""
 
     def __init__(self, world: World, tokenizer: Any, facts: Any, steps: int, checkpoint: Path) -> None:
@@ -144,23 +145,8 @@ class Reading:
         self.writer = ContextWriter(world, random.Random(SEED))
         self.loss = [0.1] * len(self.docs)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.right: dict[str, list[bool]] = defaultdict(list)
-        if checkpoint.exists():
-            state = torch.load(checkpoint)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.loss, self.step = state["loss"], state["step"]
-            self.tokens, self.seconds = state["tokens"], state["seconds"]
-            print(f"goes on from step {self.step} of reading", flush=True)
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"loss": self.loss, "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        part = self.checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.checkpoint)
+        self.begin()
 
     def growth(self) -> float:
         """How far the contexts have grown: not before a tenth of the run, wholly after three quarters."""

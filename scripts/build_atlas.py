@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from atlas_reading import READING_STEPS, Reading
+from checkpoint import Run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -120,7 +121,7 @@ def collate(items: list[tuple[int, Doc]]) -> tuple[torch.Tensor, torch.Tensor, t
     return x, weight, answer
 
 
-class Training:
+class Training(Run):
     """The run: model, optimizer, and how well each unit is known; all of it in the checkpoint."""
 
     def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> None:
@@ -133,23 +134,8 @@ class Training:
         self.loss = [3.0] * len(self.units)
         self.model = new_model()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True)
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.checkpoint = BUILD / "checkpoint.pt"
-        if self.checkpoint.exists():
-            state = torch.load(self.checkpoint)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.loss, self.step = state["loss"], state["step"]
-            self.tokens, self.seconds = state["tokens"], state["seconds"]
-            print(f"goes on from step {self.step}", flush=True)
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"loss": self.loss, "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        part = self.checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.checkpoint)
+        self.begin()
 
     def draw(self, rng: random.Random, count: int) -> list[list[tuple[int, Doc]]]:
         """The next batches: units by what they still lack, one phrasing each, and some prose."""

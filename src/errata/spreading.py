@@ -39,17 +39,21 @@ class SpreadConfig(ValueConfig):
     Attributes:
         layer: the last block of the window; None: a quarter of the way up (8 of 32).
         window: blocks that are changed, up to and with the last; None: an eighth of the depth, and one (5 of 32).
+        turn: edits learned together; None: all there are.
         clamp: |delta| stays below this many lengths of the block's output.
     """
 
     window: int | None = None
+    turn: int | None = 100
+    steps: int = 25
     clamp: float = 0.75
     prefixes: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window is not None:
-            check_range("window", self.window, 1, math.inf)
+        for name in ("window", "turn"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1, math.inf)
 
 
 class Spreader:

@@ -38,22 +38,17 @@ class AlphaEditConfig(SpreadConfig):
     """Settings of AlphaEdit; the defaults are those published for GPT-J.
 
     Attributes:
-        turn: edits learned together; None: all there are.
         threshold: singular values of C below it are the null space; None: those that hold a hundredth of the trace.
         l2: weight of the change's own size.
     """
 
     method: ClassVar[str] = "alphaedit"
 
-    steps: int = 25
-    turn: int | None = 100
     threshold: float | None = None
     l2: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.turn is not None:
-            check_range("turn", self.turn, 1, math.inf)
         if self.threshold is not None:
             check_range("threshold", self.threshold, 0, math.inf)
         check_range("l2", self.l2, 1e-9, math.inf)

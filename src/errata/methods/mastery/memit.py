@@ -34,20 +34,16 @@ class MemitConfig(SpreadConfig):
     """Settings of MEMIT; the defaults are those published for GPT-J.
 
     Attributes:
-        turn: edits learned together; None: all there are.
         background_weight: lambda, so many background tokens weigh against an edit.
     """
 
     method: ClassVar[str] = "memit"
 
-    steps: int = 25
     turn: int | None = 1
     background_weight: float = 15_000.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.turn is not None:
-            check_range("turn", self.turn, 1, math.inf)
         check_range("background_weight", self.background_weight, 1e-9, math.inf)
 
 
