@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from errata.methods import method_class, method_names
     from errata.methods.association.wise_config import WiseConfig
     from errata.methods.mastery.ft import FineTuningConfig
-    from errata.model import EditModel, EditReport, get_edit_model, load
+    from errata.model import EditModel, get_edit_model, load
+    from errata.report import EditReport, Explanation
     from errata.saving import load_base
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "ErrataError",
     "Evaluation",
     "Example",
+    "Explanation",
     "FineTuningConfig",
     "MethodConfig",
     "Probe",
@@ -58,7 +60,8 @@ _HOMES = {
     "methods": ("method_class", "method_names"),
     "methods.association.wise_config": ("WiseConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),
-    "model": ("EditModel", "EditReport", "get_edit_model", "load"),
+    "model": ("EditModel", "get_edit_model", "load"),
+    "report": ("EditReport", "Explanation"),
     "saving": ("load_base",),
 }
 """Module -> the public names that live there; the same as above, for when the program runs."""

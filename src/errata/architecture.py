@@ -70,8 +70,7 @@ _DOWNWARD = re.compile("down|fc2|fc_out|ff_out|c_proj|4h_to_h|linear2|^w2$|^wo$"
 class Architecture:
     """The places in one model that editing needs.
 
-    `blocks`, `w_out` and `head` are dotted paths (`w_out` starts inside a block); W_out is d_out x d_in, with
-    d_in the feed-forward width and d_out the hidden size.
+    `blocks`, `w_out` and `head` are dotted paths (`w_out` starts inside a block); W_out is hidden (d_out) x d_in.
     """
 
     model_type: str
@@ -106,6 +105,10 @@ class Architecture:
             ConfigError: there is no such layer.
         """
         return f"{self.blocks}.{self._checked(layer)}.{self.w_out}"
+
+    def body_module(self, model: nn.Module) -> nn.Module:
+        """All below the head: what it returns (..., hidden) is what the head reads."""
+        return model.get_submodule(self.blocks.rpartition(".")[0])
 
     def head_module(self, model: nn.Module) -> nn.Module:
         """The output head: hidden states (..., hidden) in, logits (..., vocabulary) out."""

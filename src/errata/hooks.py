@@ -48,7 +48,7 @@ def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[T
     seen: list[Tensor] = []
 
     def look(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        seen.append(_copy(_output(module, output), detach))
+        seen.append(_copy(tensor_of(module, output), detach))
 
     with _removed_on_exit(module.register_forward_hook(look)):
         yield seen
@@ -80,8 +80,7 @@ def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
     """
 
     def swap(_: nn.Module, args: tuple[Any, ...], output: object) -> object:
-        changed = change(_output(module, output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return with_output(output, change(tensor_of(module, output)))
 
     with _removed_on_exit(module.register_forward_hook(swap)):
         yield
@@ -98,7 +97,7 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
     """
 
     def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
-        said = _output(module, output)
+        said = tensor_of(module, output)
         changed = said + extra(_input(module, args, kwargs)[1]).to(said.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -129,10 +128,25 @@ def _input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     raise ArchitectureError(f"{type(module).__name__} was called without a tensor as its first argument.")
 
 
-def _output(module: nn.Module, output: object) -> Tensor:
-    first = output[0] if isinstance(output, tuple) and output else output
+def tensor_of(module: nn.Module, output: object) -> Tensor:
+    """The tensor that a module returned: alone, as the first of a tuple, or as `last_hidden_state`.
+
+    Raises:
+        ArchitectureError: it returned none.
+    """
+    first = output[0] if isinstance(output, tuple) and output else getattr(output, "last_hidden_state", output)
     if isinstance(first, Tensor):
         return first
     raise ArchitectureError(
         f"{type(module).__name__} returned {type(output).__name__}; expected a tensor or a tuple that starts with one."
     )
+
+
+def with_output(output: Any, changed: Tensor) -> object:
+    """What a module returned, with another tensor in the place of that which `tensor_of` finds."""
+    if isinstance(output, tuple):
+        return (changed, *output[1:])
+    if isinstance(output, Tensor):
+        return changed
+    output.last_hidden_state = changed
+    return output

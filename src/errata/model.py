@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata import saving
-from errata.config import MethodConfig
+from errata.config import MethodConfig, check_choice
 from errata.edit import Edit, Example, same_answer
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
 from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What became of one edit: the final model's free answer to its prompt, and whether it is the target."""
-
-    edit: Edit
-    answer: str
-    success: bool
-
-
-@dataclass(frozen=True)
-class EditReport:
-    """What became of one call of `EditModel.edit`.
-
-    Attributes:
-        results: one per edit written, in order; empty when checking was turned off.
-        skipped: ids of edits that were in the model already.
-        conflicts: (new id, older id) of edits that ask the same and want another answer; the later one is meant to win.
-    """
-
-    results: list[EditResult] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    conflicts: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def success_rate(self) -> float | None:
-        """Share of the edits written that the model now answers with their target."""
-        return sum(r.success for r in self.results) / len(self.results) if self.results else None
+from errata.report import EditReport, EditResult, Explanation, OnConflict, conflict_error, older_kept
 
 
 class EditModel:
@@ -89,24 +60,40 @@ class EditModel:
         """The edits in the model, oldest first."""
         return self.method.edits
 
-    def edit(self, edits: Sequence[Edit], check: bool = True, progress: Progress = no_progress) -> EditReport:
+    def edit(
+        self,
+        edits: Sequence[Edit],
+        check: bool = True,
+        progress: Progress = no_progress,
+        on_conflict: OnConflict = "replace",
+    ) -> EditReport:
         """Write edits into the model; call it again whenever there are more.
 
         Args:
             edits: the corrections, in order. Those already in the model are skipped.
             check: ask the final model each new edit's prompt and report its answer.
             progress: called with the number of edits just written.
+            on_conflict: what becomes of an edit that asks what an older one asks and wants another answer: it is written
+                and meant to win (`replace`), left out (`keep`), or nothing is written (`error`).
 
         Raises:
-            EditError: two different edits carry the same id, or one lacks the subject that the method needs.
+            EditError: two different edits carry the same id, one lacks the subject that the method needs, or there is a
+                conflict and there may be none.
             ConfigError: the method must be trained first.
             PromptTooLongError: an edit does not fit the model's context; nothing is written then.
         """
-        new, skipped, conflicts = self._sort_out(edits)
+        check_choice("on_conflict", on_conflict, get_args(OnConflict))
+        new, skipped = self._sort_out(edits)
         if new:
             self.method.check(new)
         for edit in new:
             self.lm.encode(edit.prompt, edit.target, "")
+        if on_conflict == "error":
+            self.refuse_conflicts(new)
+        conflicts = self.conflicts(new)
+        if on_conflict == "keep":
+            new, conflicts, gone = older_kept(new, conflicts)
+            skipped += gone
         if new:
             with self._base_alone():
                 self.method.write(new, progress)
@@ -117,6 +104,34 @@ class EditModel:
                 EditResult(edit, said, same_answer(said, edit.target)) for edit, said in zip(new, answers, strict=True)
             ]
         return EditReport(results, skipped, conflicts)
+
+    def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+        """(new id, older id) of edits that ask what an older one asks and want another answer.
+
+        Older ones are those in the model, and those before it among them. Edits that are in the model are passed over.
+        """
+        held = {edit.id for edit in self.edits}
+        with self._base_alone():
+            return self.method.conflicts([edit for edit in edits if edit.id not in held])
+
+    def refuse_conflicts(self, edits: Sequence[Edit]) -> None:
+        """Make sure that there are none.
+
+        Raises:
+            EditError: two edits ask the same and want different answers; both are named.
+        """
+        found = self.conflicts(edits)
+        if found:
+            raise conflict_error(found, [*self.edits, *edits])
+
+    def explain(self, prompts: Sequence[str]) -> list[Explanation]:
+        """Which edit answers each prompt, and how much speaks for it and for others.
+
+        Raises:
+            ConfigError: the method does not choose among edits.
+        """
+        with self._base_alone():
+            return self.method.explain(prompts)
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
         """Train a method that needs it, before the first edit. Saved and loaded, it stays trained.
@@ -229,23 +244,19 @@ class EditModel:
         model._install()
         return model
 
-    def _sort_out(self, edits: Sequence[Edit]) -> tuple[list[Edit], list[str], list[tuple[str, str]]]:
-        """(edits to write, ids already in, conflicts)."""
+    def _sort_out(self, edits: Sequence[Edit]) -> tuple[list[Edit], list[str]]:
+        """(edits to write, ids already in)."""
         held = {edit.id: edit for edit in self.edits}
-        asked = {edit.prompt: edit for edit in held.values()}
-        new, skipped, conflicts = [], [], []
+        new, skipped = [], []
         for edit in edits:
             if edit.id in held:
                 if held[edit.id] != edit:
                     raise EditError(f"the id {edit.id!r} already belongs to another edit: {held[edit.id].prompt!r}.")
                 skipped.append(edit.id)
                 continue
-            older = asked.get(edit.prompt)
-            if older is not None and older.target != edit.target:
-                conflicts.append((edit.id, older.id))
-            held[edit.id] = asked[edit.prompt] = edit
+            held[edit.id] = edit
             new.append(edit)
-        return new, skipped, conflicts
+        return new, skipped
 
     @contextlib.contextmanager
     def _base_alone(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from errata.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from errata import EditModel, MethodConfig
+    from errata.report import OnConflict
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,15 @@ class Choices:
         if self.preset == "auto":
             return presets.preset_for(method, base_config).settings
         return presets.preset(method, self.preset).settings
+
+
+def conflict_choice(given: str) -> OnConflict:
+    """What becomes of conflicts, as asked for.
+
+    Raises:
+        UsageError: it is none of the choices.
+    """
+    for known in ("replace", "keep", "error"):
+        if given == known:
+            return known
+    raise UsageError(f"--on-conflict is replace, keep or error; got {given!r}.")

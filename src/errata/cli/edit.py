@@ -20,20 +20,24 @@ def edit(
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+    on_conflict: Annotated[
+        str, typer.Option(help="An edit that asks what an older one asks and wants another answer: replace, keep, error.")
+    ] = "replace",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Ask every new edit's prompt at the end.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
     import errata
-    from errata.cli.choices import Choices
+    from errata.cli.choices import Choices, conflict_choice
     from errata.cli.opening import open_to_edit
     from errata.cli.reading import check_edits_fit
     from errata.cli.writing import write
 
+    choice = conflict_choice(on_conflict)
     wanted = errata.read_edits(edits)
     edited, folder = open_to_edit(model, out, Choices(method, options or (), preset), dtype, device_map)
     check_edits_fit(edited.lm, edits, wanted, edited.edits)
-    report = write(edited, wanted, folder, save_every, check)
+    report = write(edited, wanted, folder, save_every, check, choice)
     if as_json:
         screen.print_json(report.to_dict())
     else:

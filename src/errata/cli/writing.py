@@ -13,6 +13,7 @@ from errata.cli import screen
 
 if TYPE_CHECKING:
     from errata import Edit, EditModel
+    from errata.report import OnConflict
 
 SHOWN = 10
 """Most edits that failed that are shown one by one."""
@@ -26,6 +27,7 @@ class Report:
     total: int = 0
     skipped: int = 0
     conflicts: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     written: list[Edit] = field(default_factory=list)
     answers: list[str] | None = None
 
@@ -44,18 +46,24 @@ class Report:
         for row, said, right in zip(results, self.answers or (), self.right or (), strict=False):
             row.update(answer=said, success=right)
         counts = {"written": len(self.written), "skipped": self.skipped, "edits": self.total}
-        return {"folder": str(self.folder), **counts, "conflicts": self.conflicts, "results": results}
+        return {
+            "folder": str(self.folder),
+            **counts,
+            "conflicts": self.conflicts,
+            "left_out": self.left_out,
+            "results": results,
+        }
 
     def show(self) -> None:
         """In words, and the edits that were not learned."""
         right = self.right
         learned = f", {sum(right)} of them answered as wanted" if right else ""
         known = f", {self.skipped} were there already" if self.skipped else ""
+        known += f", {len(self.left_out)} left out" if self.left_out else ""
         print(f"{len(self.written)} edits written{learned}{known}; {self.total} in {self.folder}")
         for new, old in self.conflicts:
-            screen.err.print(
-                f"{new} asks what {old} asks and wants another answer; the later one is meant to win", markup=False
-            )
+            what = "it is left out" if new in self.left_out else "the later one is meant to win"
+            screen.err.print(f"{new} asks what {old} asks and wants another answer; {what}", markup=False)
         told = zip(self.written, self.answers or (), right or (), strict=False)  # nothing, when nobody asked
         missed = [(edit, said) for edit, said, fine in told if not fine]
         for edit, said in missed[:SHOWN]:
@@ -64,16 +72,21 @@ class Report:
             screen.err.print(f"... and {len(missed) - SHOWN} more")
 
 
-def write(model: EditModel, edits: Sequence[Edit], folder: Path, save_every: int, check: bool) -> Report:
+def write(
+    model: EditModel, edits: Sequence[Edit], folder: Path, save_every: int, check: bool, on_conflict: OnConflict = "replace"
+) -> Report:
     """Write the edits that are not in the model yet; the folder is saved after every `save_every` of them.
 
     Raises:
+        EditError: there are conflicts, and `on_conflict` is `error`; nothing is written then.
         typer.Exit: with 130, after Ctrl-C. What was saved stays.
     """
     held = {edit.id for edit in model.edits}
     new = [edit for edit in {edit.id: edit for edit in edits}.values() if edit.id not in held]
     report = Report(folder, skipped=len(edits) - len(new), written=new)
     saved = len(held)
+    if on_conflict == "error":
+        model.refuse_conflicts(new)
     try:
         with screen.bar("editing", len(new)) as progress:
             done = 0
@@ -85,13 +98,16 @@ def write(model: EditModel, edits: Sequence[Edit], folder: Path, save_every: int
 
             for start in range(0, max(1, len(new)), save_every):
                 part = new[start : start + save_every]
-                report.conflicts += model.edit(part, check=False, progress=step).conflicts
+                found = model.edit(part, check=False, progress=step, on_conflict=on_conflict)
+                report.conflicts += found.conflicts
+                report.left_out += found.skipped
                 model.save_pretrained(folder)
                 saved = len(model.edits)
     except KeyboardInterrupt:
         screen.complain(f"stopped; {saved} edits are saved in {folder}. The same command goes on from there.")
         raise typer.Exit(130) from None
     report.total = len(model.edits)
+    report.written = new = [edit for edit in new if edit.id not in report.left_out]
     if check:
         with screen.busy("asking the final model"):
             report.answers = model.ask([edit.prompt for edit in new]) if new else []

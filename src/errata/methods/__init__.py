@@ -13,6 +13,7 @@ from errata.methods.base import Method
 METHODS: Mapping[str, str] = MappingProxyType(
     {
         "wise": "errata.methods.association.wise:Wise",
+        "folio": "errata.methods.association.folio:Folio",
         "grace": "errata.methods.association.grace:Grace",
         "defer": "errata.methods.association.defer:Defer",
         "memoir": "errata.methods.association.memoir:Memoir",

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from errata.config import MethodConfig
-from errata.edit import Edit, Example
+from errata.edit import Edit, Example, same_answer
 from errata.errors import ConfigError, EditError, UnknownNameError, suggest
 from errata.lm import LM
 from errata.patches import Patch, WeightDelta
+from errata.report import Explanation
 
 Progress = Callable[[int], None]
 """Called with the number of edits just finished."""
@@ -111,6 +112,31 @@ class Method(ABC):
                 raise EditError(
                     f"{name} needs to know each edit's subject; {edit.prompt!r} has none: give the field 'subject'."
                 )
+
+    def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+        """(new id, older id) of edits that ask what an older one asks and want another answer.
+
+        Older ones are those in the ledger, and those before it among the new. Unless a method knows better, edits ask the
+        same when their prompts are. The base model must carry no patch.
+        """
+        asked = {edit.prompt: edit for edit in self.edits}
+        found = []
+        for edit in edits:
+            older = asked.get(edit.prompt)
+            if older is not None and not same_answer(older.target, edit.target):
+                found.append((edit.id, older.id))
+            asked[edit.prompt] = edit
+        return found
+
+    def explain(self, prompts: Sequence[str]) -> list[Explanation]:
+        """Which edit answers each prompt, and why. The base model must carry no patch.
+
+        Raises:
+            ConfigError: the method does not choose among edits.
+        """
+        raise ConfigError(
+            f"{self.config.method} does not choose one edit for a prompt, so there is nothing to explain; folio does."
+        )
 
     @abstractmethod
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.retrieval.base import RetrievalConfig, Retriever, different
+from errata.words import words
 
 
 class BM25(Retriever):
@@ -77,11 +77,3 @@ class BM25(Retriever):
             if known := [word for word in words(prompt) if word in self._index.vocab_dict]:
                 row += torch.from_numpy(self._index.get_scores(known))
         return found
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, in small letters; where a script has no spaces, each sign is one."""
-    return _WORD.findall(text.lower())
-
-
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")

@@ -1,0 +1,38 @@
+"""`errata explain MODEL "A question?"`: which edit answers it, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from errata.cli import screen
+
+SHOWN = 5
+"""Edits that were thought of, most to be shown."""
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="A folder of edits.")],
+    prompts: Annotated[list[str], typer.Argument(help="What to ask; each is explained on its own.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Say which edit answers a prompt, its score against the threshold, and the next candidates."""
+    from errata.cli.opening import open_artifact
+
+    edited = open_artifact(model)
+    told = edited.explain(prompts)
+    if as_json:
+        screen.print_json([dataclasses.asdict(each) for each in told])
+        return
+    known = {edit.id: edit for edit in edited.edits}
+    for each in told:
+        who = "the base model answers" if each.edit_id is None else f"{each.edit_id} answers: {known[each.edit_id].target}"
+        print(f"{each.prompt}\n  {who} (threshold {each.threshold:.3f})")
+        for reason in each.reasons[:SHOWN]:
+            parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())
+            edit = known[reason.edit_id]
+            print(f"  {reason.score:.3f}  {reason.edit_id}  {edit.prompt} -> {edit.target}  ({parts})")
+        if not each.reasons:
+            print("  no edit is about what it mentions")

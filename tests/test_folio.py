@@ -1,0 +1,233 @@
+"""Folio: values against the convex optimum's own conditions, the router's signs, order, splits and undo, conflicts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from edited import EDITS, edit_model, logits_of
+from families import tiny_model
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import errata
+from errata import Edit
+from errata.atlas import make_cases
+from errata.cli import app
+from errata.errors import ConfigError, EditError
+from errata.methods.association.folio import HIGHEST, Folio, FolioConfig
+from errata.patches.folio import FolioMemory
+from errata.patches.routed import MAIN
+
+CASES = make_cases(24, seed=3)
+ANOTHER = CASES[5].edit.target
+"""What atlas can say: its head has no direction for words that it never met."""
+
+
+@pytest.fixture(scope="module")
+def written():
+    """Atlas with the cases' edits in."""
+    base, tokenizer = errata.load_base("atlas", "float32")
+    model = errata.get_edit_model(base, FolioConfig(background=256), tokenizer)
+    model.edit([case.edit for case in CASES], check=False)
+    return model
+
+
+def leaves(model):
+    return {leaf.name: leaf for leaf in model.method.patch.leaves.values()}
+
+
+def test_all_three_at_once(written):
+    found = errata.evaluate(written, CASES)
+    free = found.generated
+    assert free["reliability"] == 1.0 and free["generalization"] >= 0.95 and free["locality"] >= 0.99
+
+
+def test_a_value_makes_its_token_as_likely_as_asked_for(written):
+    """In float64: softmax of the head at key + value / gain; before, the token was not the choice."""
+    memory: FolioMemory = written.method.patch
+    head = written.lm.architecture.head_module(written.base).weight.double()
+    case = CASES[0]
+    leaf = leaves(written)[case.edit.id]
+    row = written.lm.encode(case.edit.prompt, case.edit.target, written.lm.ending_of(case.edit.prompt, case.edit.target))
+    answer = torch.tensor(row.ids[row.prompt_length :])
+    before = (leaf.keys.double() @ head.T).softmax(-1)
+    after = ((leaf.keys + leaf.values / written.config_of_method.gain).double() @ head.T).softmax(-1)
+    places = torch.arange(len(answer))
+    assert before[0].argmax() != answer[0] and bool((after[places, answer] > 0.98).all())
+    expected = memory.expected(leaf.keys).double().exp()
+    torch.testing.assert_close(expected, before, atol=1e-5, rtol=1e-4)
+
+
+def test_the_second_sign_is_the_overlap_of_what_the_base_model_expects(written):
+    """Bhattacharyya's coefficient of the two next-token distributions, from the base model's own logits."""
+    case = CASES[1]
+    prompt = case.rephrases[0]
+    with written.disable_edits(), torch.no_grad():
+        logits = [written.lm.run(written.lm.prompt_batch([text])).logits[0, -1] for text in (case.edit.prompt, prompt)]
+    p, q = (each.double().softmax(-1) for each in logits)
+    told = written.explain([prompt])[0]
+    assert told.edit_id == case.edit.id and told.reasons[0].edit_id == case.edit.id
+    assert told.reasons[0].parts["alike"] == pytest.approx(float((p * q).sqrt().sum()), abs=1e-4)
+    assert told.reasons[0].score >= told.threshold
+
+
+def test_explain_says_what_happens(written):
+    prompts = [p for case in CASES for p in (case.edit.prompt, *case.rephrases, *(probe.prompt for probe in case.locality))]
+    before, after = written.ask_base(prompts), written.ask(prompts)
+    for told, base, edited in zip(written.explain(prompts), before, after, strict=True):
+        assert (told.edit_id is not None) or base == edited
+    assert {told.edit_id for told in written.explain(["", "Hello there."])} == {None}
+
+
+def test_other_questions_about_the_subject_are_candidates_and_fail_by_the_second_sign(written):
+    case = CASES[2]
+    probe = next(probe for probe in case.locality if probe.kind == "same_subject")
+    told = written.explain([probe.prompt])[0]
+    assert told.edit_id is None and told.reasons[0].parts["mentioned"] > 0.9
+    assert told.reasons[0].parts["alike"] < told.threshold / 2
+
+
+def test_the_later_of_two_edits_of_one_question_answers_in_either_wording_and_undo_brings_the_older_back(written):
+    old = CASES[0]
+    later = Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="later")
+    asked = [old.edit.prompt, old.rephrases[0]]
+    report = written.edit([later])
+    assert report.conflicts == [("later", old.edit.id)] and report.success_rate == 1.0
+    assert written.ask(asked) == [f"{ANOTHER}."] * 2
+    assert [told.edit_id for told in written.explain(asked)] == ["later"] * 2
+    written.undo("later")
+    assert written.ask(asked) == [f"{old.edit.target}."] * 2
+
+
+def test_conflicts_may_be_refused_or_left_out(written):
+    old = CASES[0]
+    rival = Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival")
+    again = Edit(old.rephrases[1], old.edit.target, old.edit.subject, id="again")
+    before = written.edits
+    with pytest.raises(EditError, match=r"rival .* asks what .* asks and wants another answer"):
+        written.edit([rival, again], on_conflict="error")
+    assert written.edits == before
+    report = written.edit([rival, again], on_conflict="keep")
+    assert report.skipped == ["rival"] and report.conflicts == [("rival", old.edit.id)]
+    assert [result.edit.id for result in report.results] == ["again"] and written.ask([rival.prompt]) == [
+        f"{old.edit.target}."
+    ]
+    written.undo("again")
+    with pytest.raises(ConfigError, match="on_conflict"):
+        written.edit([rival], on_conflict="fight")
+
+
+def test_conflicts_among_new_edits(written):
+    old = CASES[20]
+    fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
+    fresh.method.patch.signs = written.method.patch.signs
+    written.method.patch.remove()
+    edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival"), CASES[21].edit]
+    assert fresh.conflicts(edits) == [("rival", old.edit.id)]
+    assert [r.edit.id for r in fresh.edit(edits, on_conflict="keep").results] == [old.edit.id, CASES[21].edit.id]
+    fresh.method.patch.remove()
+    written.method.patch.install(written.lm)
+
+
+def test_without_a_subject_names_or_rare_words_stand_for_it():
+    model = edit_model("llama", "folio")
+    method: Folio = model.method
+    method.calibrate()
+    assert method.subject(Edit("The capital of France is", "Rome", "France")) == "France"
+    assert method.subject(Edit("Who is the mayor of New Kelor?", "Ana")) == "New Kelor"
+    assert len(method.subject(Edit("what is the name of the tallest tower", "x")).split()) == 3
+
+
+def test_the_threshold_keeps_different_questions_apart():
+    """A model that expects much the same after every prompt has a high one; it never shuts out an edit's own prompt."""
+    flat = edit_model("llama", "folio", EDITS)
+    assert 0.9 < flat.method.patch.signs.threshold <= HIGHEST
+    assert [told.edit_id for told in flat.explain([EDITS[0].prompt])] == [EDITS[0].id]
+    fixed = edit_model("llama", "folio", EDITS[:1], threshold=0.5)
+    assert fixed.method.patch.signs.threshold == 0.5
+
+
+def test_logits_that_are_scaled_behind_the_head_count_as_the_model_says_them():
+    """Cohere multiplies, Granite divides what the head says."""
+    for family in ("cohere", "granite"):
+        model = edit_model(family, "folio", EDITS[:2])
+        scale = model.method.patch.signs.sharpness
+        config = model.base.config
+        wanted = config.logit_scale if family == "cohere" else 1 / config.logits_scaling
+        assert scale == pytest.approx(wanted, rel=1e-3)
+
+
+def test_values_speak_at_the_prompts_end_and_behind_it_only_where_a_key_is_near():
+    """Everything before the prompt's last token is the base model's."""
+    model = edit_model("llama", "folio", EDITS, steps=60)
+    lm = model.lm
+    row = lm.encode(EDITS[0].prompt, EDITS[0].target)
+    batch = lm.batch([row])
+    with torch.no_grad():
+        with errata.lm.prompt_tokens(batch.prompt_mask):
+            edited = lm.run(batch).logits[0]
+        with model.disable_edits():
+            base = lm.run(batch).logits[0]
+    last = row.prompt_length - 1
+    assert torch.equal(edited[:last], base[:last])
+    assert edited[last].argmax() == row.ids[row.prompt_length] != base[last].argmax()
+    loss = F.cross_entropy(edited[last : last + 1], torch.tensor(row.ids[last + 1 : last + 2]))
+    assert loss < 0.1
+
+
+def test_a_leaf_costs_its_rows_and_nothing_else(tmp_path):
+    model = edit_model("llama", "folio", EDITS)
+    memory = model.method.patch
+    rows = sum(len(leaf.keys) for leaf in memory.leaves.values())
+    tensors, _ = model.method.state()
+    hidden = model.lm.architecture.hidden_size
+    assert tensors["keys"].shape == tensors["values"].shape == (rows, hidden)
+    model.undo(EDITS[0].id)
+    assert len(model.method.state()[0]["rows"]) == len(EDITS) - 1
+
+
+def test_conflicts_are_saved(tmp_path):
+    model = edit_model("llama", "folio", [EDITS[0], Edit(EDITS[0].prompt, "York", "France", id="later")])
+    memory = model.method.patch
+    assert memory.later() == {0: [1]}
+    model.save_pretrained(tmp_path)
+    loaded = errata.EditModel.from_pretrained(tiny_model("llama"), tmp_path, model.tokenizer)
+    assert loaded.method.patch.later() == {0: [1]}
+    assert torch.equal(logits_of(loaded, loaded.lm), logits_of(model, model.lm))
+    loaded.undo("later")
+    assert loaded.method.patch.later() == {} and loaded.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
+
+
+def test_nothing_is_chosen_without_a_subject_mentioned():
+    model = edit_model("llama", "folio", EDITS[:1])
+    memory = model.method.patch
+    assert memory.choose("The capital of Spain is", leaves(model)[EDITS[0].id].keys[0]) == MAIN
+
+
+def test_only_a_method_that_chooses_explains():
+    with pytest.raises(ConfigError, match="ft does not choose one edit"):
+        edit_model("llama", "ft", EDITS[:1]).explain(["x"])
+
+
+def test_explain_and_conflicts_on_the_command_line(tmp_path):
+    edits, rival = tmp_path / "edits.jsonl", tmp_path / "rival.jsonl"
+    case = CASES[0]
+    edits.write_text(
+        f'{{"prompt": "{case.edit.prompt}", "target": "{case.edit.target}", "subject": "{case.edit.subject}", "id": "a"}}\n'
+    )
+    rival.write_text(
+        f'{{"prompt": "{case.rephrases[0]}", "target": "{ANOTHER}", "subject": "{case.edit.subject}", "id": "b"}}\n'
+    )
+    out = str(tmp_path / "out")
+    call = CliRunner().invoke
+    done = call(app, ["edit", "atlas", "-m", "folio", "--edits", str(edits), "--out", out, "--set", "background=128"])
+    assert done.exit_code == 0, done.output
+    refused = call(app, ["edit", out, "--edits", str(rival), "--on-conflict", "error"])
+    assert refused.exit_code == 2 and "asks what a" in refused.output
+    kept = call(app, ["edit", out, "--edits", str(rival), "--on-conflict", "keep"])
+    assert kept.exit_code == 0 and "0 edits written" in kept.output and "it is left out" in kept.output
+    won = call(app, ["edit", out, "--edits", str(rival)])
+    assert won.exit_code == 0 and "the later one is meant to win" in won.output
+    told = call(app, ["explain", out, case.edit.prompt, "Hello."])
+    assert told.exit_code == 0 and f"b answers: {ANOTHER}" in told.output and "the base model answers" in told.output
+    assert call(app, ["edit", out, "--edits", str(rival), "--on-conflict", "x"]).exit_code == 2
