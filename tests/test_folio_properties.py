@@ -1,4 +1,4 @@
-"""What holds of Folio whatever is written, in whatever order and batches, and whatever is taken back: only what is there counts.
+"""What holds of Folio whatever is written, in whatever order and batches, and whatever is taken back.
 
 The model compared with is always one that had the remaining edits written into it in one call and nothing else.
 """

@@ -52,8 +52,8 @@ class WordWeights:
 class Mentions:
     """Names under numbers, and which of them a text mentions, by an inverted index.
 
-    A name stands in the index under its heaviest words only, as many as a text that mentions it cannot lack all of; so common
-    words are seldom looked up, and a lookup does not grow with the names.
+    A name stands in the index under its heaviest words only, as many as a text that mentions it cannot lack all of; so
+    common words are seldom looked up, and a lookup does not grow with the names.
 
     Args:
         weights: of the words.
