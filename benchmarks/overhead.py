@@ -1,12 +1,13 @@
-"""What an installed side memory costs while generating, as a share of the base model's own time.
+"""What an installed memory costs while generating, as a share of the base model's own time.
 
-    python benchmarks/overhead.py [--json] [--rounds 5] [--tokens 64]
+    python benchmarks/overhead.py [--json] [--rounds 5] [--tokens 64] [--memory wise|folio] [--leaves 10000]
 
 A random Llama-like model of 12 layers and hidden size 768, a prompt of 16 tokens and 64 new ones, batch 1 and 8, one
-thread; one merged WISE memory at the default layer, routed to the side memory (every prompt is in scope) or to the main one
-(none is). Base and edited model generate the same text in lockstep, one forward pass each in turns, so that whatever else
-the machine does falls on both alike. Of each pass (the prompt's, then each token's) the median over the rounds counts; the
-overhead compares their sums, and those of one pass per token only. Seconds are the processor's own.
+thread. With wise, one merged memory at the default layer, routed to the side memory (every prompt is in scope) or to the
+main one (none is). With folio, 10,000 leaves of six rows; every prompt mentions the subject of ten of them and one speaks
+(side), or it mentions none (main). Base and edited model generate the same text in lockstep, one forward pass each in turns,
+so that whatever else the machine does falls on both alike. Of each pass (the prompt's, then each token's) the median over
+the rounds counts; the overhead compares their sums, and those of one pass per token only. Seconds are the processor's own.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ import torch
 from random_model import random_model
 from transformers import DynamicCache, PreTrainedModel
 
+from errata.hooks import capture_output
 from errata.lm import LM
+from errata.patches.folio import FolioMemory, Leaf, Signs
 from errata.patches.side_memory import Memory, SideMemory
+from errata.words import WordWeights
 
 VOCABULARY, PROMPT = 32000, 16
 
@@ -46,15 +50,41 @@ class Generation:
         return took
 
 
+def side_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> SideMemory:
+    """WISE's, merged."""
+    draw = torch.Generator().manual_seed(2)
+    delta = torch.randn(lm.architecture.d_out, lm.architecture.d_in, generator=draw) * 0.01
+    return SideMemory(lm, lm.architecture.default_layer(), [Memory(delta, 0.0 if to == "side" else float("inf"))])
+
+
+def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory:
+    """Folio's; `ids` (batch, width) are the prompts, of which each row mentions the subject of ten leaves, or none."""
+    draw = torch.Generator().manual_seed(2)
+    hidden = lm.architecture.hidden_size
+    memory = FolioMemory(lm, mentioned=0.7, match=0.25)
+    memory.signs = Signs(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3)
+    with capture_output(memory.body) as seen:
+        lm.model(ids)
+    for number in range(leaves):
+        row = number % len(ids)
+        name = ids[row, 2:5] if to == "side" and number < 10 * len(ids) else torch.randint(VOCABULARY, (3,), generator=draw)
+        keys, values = torch.randn(2, 6, hidden, generator=draw)
+        if to == "side" and number < len(ids):
+            keys[0] = seen[0][row, -1]
+        memory.add(number, Leaf(str(number), memory.text(name.tolist()), keys, 0.01 * values))
+    return memory
+
+
+MEMORIES = {"wise": side_memory, "folio": folio_memory}
+
+
 @torch.no_grad()
-def measure(lm: LM, batch: int, to: str, tokens: int, rounds: int) -> dict[str, Any]:
+def measure(lm: LM, kind: str, leaves: int, batch: int, to: str, tokens: int, rounds: int) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(1)
     shared = {id(tensor): tensor for tensor in lm.model.parameters()}
     edited = LM(copy.deepcopy(lm.model, shared), lm.tokenizer)
-    delta = torch.randn(lm.architecture.d_out, lm.architecture.d_in, generator=draw) * 0.01
-    memory = Memory(delta, 0.0 if to == "side" else float("inf"))
-    SideMemory(edited, lm.architecture.default_layer(), [memory]).install(edited)
     ids = torch.randint(3, VOCABULARY, (batch, PROMPT), generator=draw)
+    MEMORIES[kind](edited, ids, to, leaves).install(edited)
     took: dict[bool, list[list[float]]] = {True: [], False: []}
     for turn in range(rounds + 1):
         pair = {True: Generation(edited.model, ids), False: Generation(lm.model, ids)}
@@ -67,6 +97,7 @@ def measure(lm: LM, batch: int, to: str, tokens: int, rounds: int) -> dict[str, 
                 took[which].append(found)
     passes = {which: [statistics.median(found) for found in zip(*took[which], strict=True)] for which in took}
     return {
+        "memory": kind,
         "batch": batch,
         "routed_to": to,
         "new_tokens": tokens,
@@ -82,16 +113,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--rounds", type=int, default=5, help="times that the text is generated by both")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens, at least 2")
+    parser.add_argument("--memory", choices=[*MEMORIES], default="wise")
+    parser.add_argument("--leaves", type=int, default=10_000, help="edits that folio holds")
     given = parser.parse_args()
     torch.set_num_threads(1)
     lm = random_model(layers=12, hidden=768, intermediate=3072, heads=12, vocabulary=VOCABULARY)
-    found = [measure(lm, batch, to, given.tokens, given.rounds) for batch in (1, 8) for to in ("side", "main")]
+    found = [
+        measure(lm, given.memory, given.leaves, batch, to, given.tokens, given.rounds)
+        for batch in (1, 8)
+        for to in ("side", "main")
+    ]
     if given.json:
         print(json.dumps(found))
         return
     for row in found:
         print(
-            f"batch {row['batch']}, routed to the {row['routed_to']} memory: {row['overhead']:+.1%} on "
+            f"batch {row['batch']}, {row['memory']}, routed to the {row['routed_to']} memory: {row['overhead']:+.1%} on "
             f"{row['base_seconds']:.2f} s ({row['overhead_per_token']:+.1%} without the prompt's pass; "
             f"{row['new_tokens']} new tokens, {row['rounds']} rounds)"
         )

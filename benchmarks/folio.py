@@ -1,0 +1,234 @@
+"""Folio measured: what it reaches, and each of its choices held against others. Makes the tables of docs/folio.md.
+
+    python benchmarks/folio.py --model FACTLM --data FOLDER      # everything, in order; figures go to results_folio.json
+    python benchmarks/folio.py results undo ...                  # some experiments; without --data those on atlas alone
+    python benchmarks/folio.py --table                           # write the recorded figures into docs/folio.md
+
+FACTLM is a small model trained on the facts of the published files, FOLDER has these files (see streams.py). One thread;
+seconds are the processor's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from folio_signs import signs_table, subjects_table, thresholds_table
+from folio_writes import places_table, writes_table
+from streams import drawn_again, enlarged, final, published, without_subject
+from tables import fill, markdown
+
+import errata
+from errata import Case, EditModel
+from errata.atlas import make_cases
+from errata.methods.association.folio import Folio, FolioConfig
+from errata.patches.folio import Leaf
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results_folio.json"
+PAGE = HERE.parent / "docs" / "folio.md"
+Rows = Iterator[dict[str, Any]]
+
+
+@dataclass
+class Bench:
+    """The models and files at hand."""
+
+    model: str | None
+    data: Path | None
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, model: str, **settings: Any) -> EditModel:
+        """A model without edits. What the base model answers is asked once."""
+        base, tokenizer = errata.load_base(model, "float32")
+        edited = errata.get_edit_model(base, FolioConfig(**settings), tokenizer)
+        edited.base_answers = self.answers.setdefault(model, {})
+        edited.method.calibrate()
+        return edited
+
+    def streams(
+        self, conflict_free: bool = True, counterfact: int = 1000, atlas: int = 1000
+    ) -> list[tuple[str, str, list[Case]]]:
+        """(name, model, cases) of what is at hand."""
+        found = []
+        if self.model and self.data:
+            for name in ("zsre", "counterfact", "knowedit"):
+                cases = published(self.data, name, conflict_free)
+                found.append((name, self.model, cases[:counterfact] if name == "counterfact" else cases))
+        return [*found, ("atlas", "atlas", make_cases(atlas))]
+
+
+def results(bench: Bench) -> Rows:
+    """All three, on the final model."""
+    for conflict_free in (True, False):
+        for name, model, cases in bench.streams(conflict_free):
+            if not conflict_free and name in ("counterfact", "atlas"):
+                continue  # they contradict themselves nowhere
+            for given in (True, False):
+                stream = cases if given else without_subject(cases)
+                label = f"{name}{'' if conflict_free else ', as it is'}{'' if given else ', no subject given'}"
+                yield {"stream": label, **_judged(bench.open(model), stream)}
+
+
+def many(bench: Bench) -> Rows:
+    """Ten thousand edits."""
+    for name, stream in (("drawn again", drawn_again(10_000)), ("enlarged world", enlarged(10_000))):
+        model = bench.open("atlas")
+        yield {"stream": f"atlas, {name}", **_judged(model, stream, final(stream) if name == "drawn again" else stream)}
+
+
+def _judged(model: EditModel, stream: Sequence[Case], asked: Sequence[Case] | None = None) -> dict[str, Any]:
+    begun = time.process_time()
+    report = model.edit([case.edit for case in stream], check=False)
+    seconds = (time.process_time() - begun) / len(stream)
+    found = errata.evaluate(model, stream if asked is None else asked)
+    kinds = {"unrelated": None, "neighbour": None, "same_subject": None, **found.locality_by_kind}
+    row: dict[str, Any] = {"T": len(stream), "conflicts": len({new for new, _ in report.conflicts})}
+    for name in ("reliability", "generalization", "locality"):
+        row[name] = f"**{found.generated[name]:.3f}** ({found.teacher_forced[name]:.3f})"
+    return {**row, **{kind.replace("_", " "): kinds[kind] for kind in kinds}, "s/edit": round(seconds, 4)}
+
+
+def speed(bench: Bench) -> Rows:
+    """Seconds of one more edit, one call each, and of taking one back; bytes of memory per edit."""
+    model = bench.open("atlas")
+    stream = [case.edit for case in enlarged(10_000)]
+    done = 0
+    for there in (1, 10, 100, 1000, 9900):
+        model.edit(stream[done:there], check=False)
+        writes, undos, more = [], [], stream[there : there + 100]
+        for edit in more:
+            begun = time.process_time()
+            model.edit([edit], check=False)
+            writes.append(time.process_time() - begun)
+        for edit in more:
+            begun = time.process_time()
+            model.undo(edit.id)
+            undos.append(time.process_time() - begun)
+        done = there
+        leaves = model.method.patch.leaves.values()
+        size = sum(leaf.keys.nbytes + leaf.values.nbytes for leaf in leaves) / len(leaves)
+        yield {
+            "edits there": there,
+            "ms per edit": 1e3 * statistics.median(writes),
+            "ms per undo": 1e3 * statistics.median(undos),
+            "bytes per edit": round(size),
+        }
+
+
+def index(bench: Bench) -> Rows:
+    """Routing among many leaves: rephrasings of 1,000 edits that are always there, and what each lookup costs."""
+    model = bench.open("atlas")
+    method: Folio = model.method
+    memory, stream = method.patch, enlarged(100_000)
+    known, prompts = stream[:1000], []
+    for case in known:
+        prompts += [(case.edit.id, text) for text in case.rephrases[:1]]
+    others = [probe.prompt for case in known[:500] for probe in case.locality]
+    model.method.patch.remove()
+    asked, other = ([text for _, text in prompts], others)
+    asked_keys, other_keys = (method._read(texts, all_tokens=False) for texts in (asked, other))
+    there = 0
+    for size in (1_000, 10_000, 100_000):
+        added = stream[there:size]
+        keys = method._read([case.edit.prompt for case in added], all_tokens=False)
+        for number, (case, key) in enumerate(zip(added, keys, strict=True), start=there):
+            memory.add(number, Leaf(case.edit.id, method.subject(case.edit), key[None], key[None]))
+        there = size
+        took, right = [], 0
+        for (name, text), key in zip(prompts, asked_keys, strict=True):
+            begun = time.process_time()
+            number = memory.choose(text, key)
+            took.append(time.process_time() - begun)
+            right += number >= 0 and memory.leaves[number].name == name
+        false = sum(memory.choose(text, key) >= 0 for text, key in zip(other, other_keys, strict=True))
+        yield {
+            "leaves": size,
+            "rephrasings to their own edit": right / len(prompts),
+            "other questions to any": false / len(other),
+            "ms per lookup, median": 1e3 * statistics.median(took),
+            "95 %": 1e3 * sorted(took)[int(0.95 * len(took))],
+        }
+
+
+def undo(bench: Bench) -> Rows:
+    """A hundred of a thousand taken back, in a random order, against a model that never had them; and two orders."""
+    cases = make_cases(1000, seed=2)
+    draw = torch.Generator().manual_seed(0)
+    gone = [cases[place].edit.id for place in torch.randperm(1000, generator=draw)[:100].tolist()]
+    prompts = [text for case in cases for text in (case.edit.prompt, case.rephrases[0])]
+
+    def made(edits: Sequence[Any], taken_back: Sequence[str] = ()) -> tuple[dict[str, Leaf], list[str], float]:
+        model = bench.open("atlas")
+        model.edit(edits, check=False)
+        longest = 0.0
+        for name in taken_back:
+            begun = time.process_time()
+            model.undo(name)
+            longest = max(longest, time.process_time() - begun)
+        return {leaf.name: leaf for leaf in model.method.patch.leaves.values()}, model.ask(prompts), longest
+
+    edits = [case.edit for case in cases]
+    whole = made(edits)
+    undone = made(edits, gone)
+    never = made([edit for edit in edits if edit.id not in gone])
+    mixed = made([edits[place] for place in torch.randperm(1000, generator=draw).tolist()])
+    for label, one, other in (("100 undone, never written", undone, never), ("any order, this order", mixed, whole)):
+        apart = max(float((one[0][name].values - leaf.values).abs().max()) for name, leaf in other[0].items())
+        yield {
+            "held against each other": label,
+            "leaves": f"{len(one[0]):,} and {len(other[0]):,}",
+            "largest difference of a value": apart,
+            "same answers": sum(a == b for a, b in zip(one[1], other[1], strict=True)) / len(prompts),
+            "longest undo, ms": 1e3 * one[2] if one[2] else None,
+        }
+
+
+EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
+    "results": results,
+    "many": many,
+    "speed": speed,
+    "index": index,
+    "undo": undo,
+    "signs": signs_table,
+    "thresholds": thresholds_table,
+    "subjects": subjects_table,
+    "writes": writes_table,
+    "places": places_table,
+}
+
+
+def main() -> None:
+    """Run experiments, or write their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "experiments", nargs="*", choices=[*EXPERIMENTS, []], metavar="EXPERIMENT", help=", ".join(EXPERIMENTS)
+    )
+    parser.add_argument("--model", help="a model that knows the facts of the published files")
+    parser.add_argument("--data", type=Path, help="the folder of the published files")
+    parser.add_argument("--table", action="store_true", help="write the recorded figures into docs/folio.md and stop")
+    options = parser.parse_args()
+    known: dict[str, list[dict[str, Any]]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not options.table:
+        torch.set_num_threads(1)
+        bench = Bench(options.model, options.data)
+        for name in options.experiments or EXPERIMENTS:
+            rows = []
+            for row in EXPERIMENTS[name](bench):
+                rows.append(row)
+                print(name, row, flush=True)
+            known = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), name: rows}
+            RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    for name, rows in known.items():
+        fill(PAGE, name, markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""How Folio's router tells what is asked: signs, thresholds and subjects held against others, without writing a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from streams import without_subject
+from torch import Tensor
+from torch.nn import functional as F
+
+from errata import Case, Edit
+from errata.hooks import capture_input
+from errata.lm import in_batches
+from errata.methods.association.folio import FEW, Folio
+from errata.patches.folio import Leaf
+from errata.statistics import background_texts
+from errata.words import words
+
+if TYPE_CHECKING:
+    from folio import Bench
+
+Rows = Iterator[dict[str, Any]]
+Pair = tuple[str, str]
+"""A prompt, and the edit's prompt that it is held against."""
+KEPT = 0.97
+SWEPT = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+
+
+def signs_table(bench: Bench) -> Rows:
+    """Ways to tell rephrasings from other questions about a subject: how many of these pass where 97 % of those do."""
+    for name, model, cases in bench.streams(atlas=300):
+        same = [
+            (probe.prompt, case.edit.prompt) for case in cases for probe in case.locality if probe.kind == "same_subject"
+        ]
+        if not same:
+            continue
+        rephrased = [(text, case.edit.prompt) for case in cases for text in case.rephrases]
+        edited = bench.open(model)
+        edited.method.patch.remove()
+        for sign, scored in _signs(edited.method, [*rephrased, *same]).items():
+            wanted, other = scored(rephrased), scored(same)
+            bound = wanted.sort().values[int((1 - KEPT) * len(wanted))]
+            yield {
+                "stream": name,
+                "sign": sign,
+                "threshold that 97 % of rephrasings pass": float(bound),
+                "other questions of the subject that pass": float((other >= bound).float().mean()),
+            }
+
+
+def _signs(method: Folio, pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence[Pair]], Tensor]]:
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    places = {text: place for place, text in enumerate(texts)}
+    lm, memory = method.lm, method.patch
+    last = method._read(texts, all_tokens=False)
+    halves = (0.5 * memory.expected(last)).exp()
+    layer = lm.architecture.default_layer()
+    background = _mean_keys(method, layer, background_texts(lm, 512, 24, 0, shortest=4))
+    means = F.normalize((_mean_keys(method, layer, texts) - background.mean(0)) / background.std(0).clamp(min=1e-6), dim=-1)
+    tips = memory.white(last)
+    weights = memory.signs.weights
+
+    def gathered(of: Tensor) -> Callable[[Sequence[Pair]], Tensor]:
+        return lambda pairs: torch.stack([(of[places[a]] * of[places[b]]).sum() for a, b in pairs])
+
+    def by_words(pairs: Sequence[Pair]) -> Tensor:
+        return torch.tensor([weights.share(words(b), words(a)) for a, b in pairs])
+
+    overlap, tip, mean = gathered(halves), gathered(tips), gathered(means)
+    return {
+        "overlap of the next-token distributions": overlap,
+        "cosine of the head's inputs": tip,
+        f"fingerprint: cosine of mean keys, block {layer}": mean,
+        "words in common, by weight": by_words,
+        "overlap x (1 + cosine of inputs) / 2": lambda pairs: overlap(pairs) * (1 + tip(pairs)) / 2,
+        "overlap + fingerprint": lambda pairs: overlap(pairs) + mean(pairs),
+        "fingerprint + words": lambda pairs: mean(pairs) + by_words(pairs),
+    }
+
+
+@torch.no_grad()
+def _mean_keys(method: Folio, layer: int, texts: Sequence[str]) -> Tensor:
+    lm = method.lm
+    module = lm.architecture.value_module(lm.model, layer)
+
+    def reading(part: list[str]) -> list[Tensor]:
+        batch = lm.prompt_batch(part)
+        with capture_input(module) as seen:
+            lm.run(batch)
+        keys = seen[0].reshape(*batch.input_ids.shape, -1).float()
+        mask = batch.prompt_mask[..., None].float()
+        return list((keys * mask).sum(1) / mask.sum(1))
+
+    return torch.stack(in_batches(texts, reading, 64, size=len))
+
+
+def thresholds_table(bench: Bench) -> Rows:
+    """Where a leaf begins to speak: rephrasings that find their answer, other prompts that find any leaf."""
+    for name, model, cases in bench.streams(counterfact=300, atlas=300):
+        method = bench.open(model).method
+        method.patch.remove()
+        found = _best(method, cases)
+        chosen = method.patch.signs.threshold
+        for threshold in (*SWEPT, None):
+            at = chosen if threshold is None else threshold
+            row: dict[str, Any] = {"stream": name, "threshold": f"calibrated: {chosen:.2f}" if threshold is None else at}
+            for kind, answers in found.items():
+                row[kind] = sum(score >= at and right for score, right in answers) / len(answers)
+            yield row
+
+
+def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, bool]]]:
+    """Kind of prompt -> (the best candidate's score, whether it is what is looked for) of each; no leaf has a value."""
+    memory = method.patch
+    targets = {case.edit.id: case.edit.target for case in cases}
+    keys = method._read([case.edit.prompt for case in cases], all_tokens=False)
+    for number, (case, key) in enumerate(zip(cases, keys, strict=True)):
+        memory.add(number, Leaf(case.edit.id, method.subject(case.edit), key[None], key[None]))
+    asked = [("rephrasings", text, case.edit.target) for case in cases for text in case.rephrases]
+    asked += [(probe.kind.replace("_", " "), probe.prompt, None) for case in cases for probe in case.locality]
+    found: dict[str, list[tuple[float, bool]]] = {}
+    for (kind, text, target), key in zip(asked, method._read([a[1] for a in asked], all_tokens=False), strict=True):
+        best = memory.candidates(text, key)[:1]
+        score, said = (best[0].score, targets[best[0].name]) if best else (0.0, None)
+        found.setdefault(kind, []).append((score, target is None or said == target))
+    return found
+
+
+def subjects_table(bench: Bench) -> Rows:
+    """What a prompt must mention, when an edit does not name its subject: who mentions it, and what it comes to."""
+    for name, model, cases in bench.streams(counterfact=300, atlas=300):
+        for way, subject in (
+            ("given", None),
+            ("names, else rare words", None),
+            ("rare words", _rare),
+            ("what moves the key", _moving),
+        ):
+            method = bench.open(model).method
+            method.patch.remove()
+            stream = cases if way == "given" else without_subject(cases)
+            if subject is not None:
+                method.subject = lambda edit, of=subject, method=method: of(method, edit)
+            found = _best(method, stream)
+            chosen = method.patch.signs.threshold
+            row: dict[str, Any] = {"stream": name, "subject": way}
+            for kind, answers in found.items():
+                row[kind] = sum(score >= chosen and right for score, right in answers) / len(answers)
+            yield row
+
+
+def _rare(method: Folio, edit: Edit) -> str:
+    weights = method.patch.signs.weights
+    return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
+
+
+def _moving(method: Folio, edit: Edit) -> str:
+    """The words of the prompt without which its key is another."""
+    parts = edit.prompt.split()
+    without = [" ".join(parts[:place] + parts[place + 1 :]) for place in range(len(parts))]
+    keys = method.patch.white(method._read([edit.prompt, *without], all_tokens=False))
+    order = (keys[1:] @ keys[0]).argsort()[:FEW]
+    return " ".join(parts[place] for place in sorted(order.tolist()))

@@ -1,0 +1,241 @@
+"""How Folio writes: gains, values and places held against others. The right leaf is given, so that only the write is judged.
+
+A rephrasing counts when every token of the answer, its end included, is the model's choice with the leaf's values added at
+the tokens that predict it: then, and only then, free generation says it. Beside it stands what a wrong route would do: of
+the probes (other questions about the subject where there are such, else the file's own) the share whose first token stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from errata import Case
+from errata.encoding import Batch
+from errata.hooks import replace_output
+from errata.lm import LM
+from errata.methods.association.folio import Folio
+from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise_lessons import LessonPlanner
+from errata.statistics import background_texts
+from errata.values import behind
+
+if TYPE_CHECKING:
+    from folio import Bench
+
+Rows = Iterator[dict[str, Any]]
+GAINS = (1.0, 1.5, 2.0, 3.0, 4.0)
+PREFIXES = REWORDINGS = 4
+
+
+@dataclass
+class Written:
+    """An edit's rows: the head's inputs behind its prompt, and what was solved there without gain, (n, hidden); the same
+    behind prefixes and in rewordings, (n, hidden) each.
+    """
+
+    keys: Tensor
+    values: Tensor
+    prefixed: list[Tensor]
+    reworded: list[tuple[Tensor, Tensor]]
+
+
+Adding = Callable[[Folio, Written, Tensor], Tensor]
+"""(method, an edit's rows, the head's inputs (m, hidden) of another wording) -> what is added there."""
+
+
+def writes_table(bench: Bench) -> Rows:
+    """Values that are solved alike and added differently."""
+    ways: dict[str, Adding] = {f"gain {gain:g}": _fixed(gain) for gain in GAINS}
+    ways |= {
+        "gain 1 / cosine of the keys": _adaptive(1.0),
+        "gain 2 / cosine of the keys": _adaptive(2.0),
+        "gain 2, nearest key at the first token too": _nearest_everywhere,
+        f"gain 2, values averaged over {PREFIXES} prefixes": _averaged,
+        f"gain 1, nearest of {REWORDINGS} rewordings of the model's own": _reworded(1.0),
+        f"gain 2, nearest of {REWORDINGS} rewordings of the model's own": _reworded(2.0),
+    }
+    for name, model, cases in bench.streams(counterfact=200, atlas=200):
+        method = bench.open(model).method
+        method.patch.remove()
+        texts = background_texts(method.lm, 512, 24, 0, shortest=4)
+        planner = LessonPlanner(method.lm, WiseConfig(contrast=0, rewordings=REWORDINGS), {"texts": texts, "prefixes": []})
+        written = [_written(method, case, planner, texts) for case in cases[:200]]
+        for way, adding in ways.items():
+            yield {"stream": name, "write": way, **_tried(method, list(zip(cases, written, strict=False)), adding)}
+
+
+def _written(method: Folio, case: Case, planner: LessonPlanner, texts: Sequence[str]) -> Written:
+    edit, lm = case.edit, method.lm
+    ending = lm.ending_of(edit.prompt, edit.target)
+
+    def rows(prompt: str) -> tuple[Tensor, Tensor]:
+        keys, labels = _read(method, lm.batch([lm.encode(prompt, edit.target, ending)]))
+        return keys, method.solved(keys, labels)
+
+    keys, values = rows(edit.prompt)
+    prefixed = [rows(behind(text, edit.prompt))[1] for text in texts[:PREFIXES]]
+    reworded = [rows(prompt) for prompt in (planner.around(edit).rewordings if edit.subject else ())]
+    return Written(keys, values, [each for each in prefixed if each.shape == values.shape], reworded)
+
+
+def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(the head's inputs (n, hidden) where the answer is predicted, its tokens (n,)) of a batch of one."""
+    _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+    return method.patch.read(batch)[0][0, columns].float(), labels
+
+
+@torch.no_grad()
+def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Adding) -> dict[str, float]:
+    lm, patch = method.lm, method.patch
+    right, stayed = [], []
+    for case, rows in written:
+        edit = case.edit
+        ending = lm.ending_of(edit.prompt, edit.target)
+        for text in case.rephrases:
+            keys, labels = _read(method, lm.batch([lm.encode(text, edit.target, ending)]))
+            right.append(bool((patch.logits(keys + adding(method, rows, keys)).argmax(-1) == labels).all()))
+        probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality)
+        keys = method._read([probe.prompt for probe in probes], all_tokens=False) if probes else torch.empty(0)
+        for key in keys:
+            moved = patch.logits(key[None] + adding(method, rows, key[None]))
+            stayed.append(bool(moved.argmax() == patch.logits(key[None]).argmax()))
+    return {"rephrasings": sum(right) / len(right), "misrouted probes that stay": sum(stayed) / len(stayed)}
+
+
+def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+    return (method.patch.white(keys) @ method.patch.white(stored).T).max(-1)
+
+
+def _added(method: Folio, keys: Tensor, stored: Tensor, values: Tensor, first: int | None = 0) -> Tensor:
+    near, which = _near(method, keys, stored)
+    speaks = near >= method.config.match
+    if first is not None:
+        which[0], speaks[0] = first, True
+    return values[which] * speaks[:, None]
+
+
+def _fixed(gain: float) -> Adding:
+    return lambda method, rows, keys: gain * _added(method, keys, rows.keys, rows.values)
+
+
+def _adaptive(gain: float) -> Adding:
+    def adding(method: Folio, rows: Written, keys: Tensor) -> Tensor:
+        cosine = (method.patch.white(keys) @ method.patch.white(rows.keys).T).amax(-1).clamp(min=0.25)
+        cosine[0] = (method.patch.white(keys[0]) @ method.patch.white(rows.keys[0])).clamp(min=0.25)
+        return gain * _added(method, keys, rows.keys, rows.values) / cosine[:, None]
+
+    return adding
+
+
+def _nearest_everywhere(method: Folio, rows: Written, keys: Tensor) -> Tensor:
+    return 2.0 * _added(method, keys, rows.keys, rows.values, first=None)
+
+
+def _averaged(method: Folio, rows: Written, keys: Tensor) -> Tensor:
+    return 2.0 * _added(method, keys, rows.keys, torch.stack([rows.values, *rows.prefixed]).mean(0))
+
+
+def _reworded(gain: float) -> Adding:
+    def adding(method: Folio, rows: Written, keys: Tensor) -> Tensor:
+        each = [(rows.keys, rows.values), *rows.reworded]
+        firsts = torch.stack([stored[0] for stored, _ in each])
+        nearest = int(_near(method, keys[:1], firsts)[1])
+        stored, values = (torch.cat(parts) for parts in zip(*each, strict=True))
+        start = sum(len(part) for part, _ in each[:nearest])
+        return gain * _added(method, keys, stored, values, first=start)
+
+    return adding
+
+
+def places_table(bench: Bench) -> Rows:
+    """Values added to what a block's value matrix says, by the answer's token, against the head's input."""
+    for name, model, cases in bench.streams(counterfact=60, atlas=60):
+        method = bench.open(model).method
+        method.patch.remove()
+        lm, some = method.lm, cases[:60]
+        last = lm.architecture.n_layers - 1
+        places: dict[str, tuple[int, ...]] = {f"block {layer}": (layer,) for layer in sorted({1, last // 2, last - 1, last})}
+        places[f"blocks {last - 3} to {last}"] = tuple(range(last - 3, last + 1))
+        for label, layers in places.items():
+            begun = time.process_time()
+            solved = [_solved_below(lm, case, layers) for case in some]
+            seconds = (time.process_time() - begun) / len(some)
+            for gain in (1.0, 2.0):
+                found = _tried_below(lm, some, solved, layers, gain)
+                yield {"stream": name, "place": label, "gain": gain, **found, "s/edit": round(seconds, 3)}
+        begun = time.process_time()
+        written = []
+        for case in some:
+            keys, labels = _read(method, _answer(lm, case.edit.prompt, case))
+            written.append((case, Written(keys, method.solved(keys, labels), [], [])))
+        seconds = (time.process_time() - begun) / len(some)
+        for gain in (1.0, 2.0):
+            found = _tried(method, written, _fixed(gain))
+            yield {"stream": name, "place": "the head's input", "gain": gain, **found, "s/edit": round(seconds, 3)}
+
+
+def _answer(lm: LM, prompt: str, case: Case) -> Batch:
+    ending = lm.ending_of(case.edit.prompt, case.edit.target)
+    return lm.batch([lm.encode(prompt, case.edit.target, ending)])
+
+
+@contextlib.contextmanager
+def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> Iterator[None]:
+    """values (layers, n, hidden) are added to what the layers' value matrices say at columns (n,) of the only row."""
+
+    def change(value: Tensor) -> Callable[[Tensor], Tensor]:
+        def changed(said: Tensor) -> Tensor:
+            moved = said.reshape(-1, said.shape[-1])
+            return moved.index_add(0, columns, value.to(said.dtype)).reshape(said.shape)
+
+        return changed
+
+    with contextlib.ExitStack() as stack:
+        for layer, value in zip(layers, values, strict=True):
+            stack.enter_context(replace_output(lm.architecture.value_module(lm.model, layer), change(value)))
+        yield
+
+
+def _solved_below(lm: LM, case: Case, layers: Sequence[int]) -> Tensor:
+    """Values (layers, n, hidden) that make the answer certain, by Adam; one loss for all."""
+    batch = _answer(lm, case.edit.prompt, case)
+    _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+    values = torch.zeros(len(layers), len(columns), lm.architecture.hidden_size, requires_grad=True)
+    adam = torch.optim.Adam([values], lr=0.05)
+    for _ in range(60):
+        with _adding(lm, layers, columns, values):
+            logits = lm.run(batch).logits[0, columns]
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        if bool((losses < 0.01).all()):
+            break
+        adam.zero_grad()
+        losses.sum().backward()
+        adam.step()
+    return values.detach()
+
+
+@torch.no_grad()
+def _tried_below(
+    lm: LM, cases: Sequence[Case], solved: Sequence[Tensor], layers: Sequence[int], gain: float
+) -> dict[str, float]:
+    right, stayed = [], []
+    for case, values in zip(cases, solved, strict=True):
+        for text in case.rephrases:
+            batch = _answer(lm, text, case)
+            _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+            with _adding(lm, layers, columns, gain * values[:, : len(columns)]):
+                right.append(bool((lm.run(batch).logits[0, columns].argmax(-1) == labels).all()))
+        for probe in [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality):
+            batch = lm.prompt_batch([probe.prompt])
+            before = lm.run(batch).logits[0, -1].argmax()
+            with _adding(lm, layers, torch.tensor([batch.input_ids.shape[1] - 1]), gain * values[:, :1]):
+                stayed.append(bool(lm.run(batch).logits[0, -1].argmax() == before))
+    return {"rephrasings": sum(right) / len(right), "misrouted probes that stay": sum(stayed) / len(stayed)}
