@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Rows = Iterator[dict[str, Any]]
 GAINS = (1.0, 1.5, 2.0, 3.0, 4.0)
 PREFIXES = REWORDINGS = 4
+SOME = 30
+"""Edits of a stream that places are compared on: a value below the head costs a second and more."""
 
 
 @dataclass
@@ -57,7 +59,7 @@ def writes_table(bench: Bench) -> Rows:
     ways |= {
         "gain 1 / cosine of the keys": _adaptive(1.0),
         "gain 2 / cosine of the keys": _adaptive(2.0),
-        "gain 2, nearest key at the first token too": _nearest_everywhere,
+        "gain 2, the value of the nearest key": _nearest_everywhere,
         f"gain 2, values averaged over {PREFIXES} prefixes": _averaged,
         f"gain 1, nearest of {REWORDINGS} rewordings of the model's own": _reworded(1.0),
         f"gain 2, nearest of {REWORDINGS} rewordings of the model's own": _reworded(2.0),
@@ -103,10 +105,10 @@ def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Addin
             keys, labels = _read(method, lm.batch([lm.encode(text, edit.target, ending)]))
             right.append(bool((patch.logits(keys + adding(method, rows, keys)).argmax(-1) == labels).all()))
         probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality)
-        keys = method._read([probe.prompt for probe in probes], all_tokens=False) if probes else torch.empty(0)
-        for key in keys:
-            moved = patch.logits(key[None] + adding(method, rows, key[None]))
-            stayed.append(bool(moved.argmax() == patch.logits(key[None]).argmax()))
+        for asked in method._asked([probe.prompt for probe in probes]) if probes else ():
+            key = asked.key[None]
+            moved = patch.logits(key + adding(method, rows, key))
+            stayed.append(bool(moved.argmax() == patch.logits(key).argmax()))
     return {"rephrasings": sum(right) / len(right), "misrouted probes that stay": sum(stayed) / len(stayed)}
 
 
@@ -114,33 +116,29 @@ def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
     return (method.patch.white(keys) @ method.patch.white(stored).T).max(-1)
 
 
-def _added(method: Folio, keys: Tensor, stored: Tensor, values: Tensor, first: int | None = 0) -> Tensor:
-    near, which = _near(method, keys, stored)
-    speaks = near >= method.config.match
-    if first is not None:
-        which[0], speaks[0] = first, True
-    return values[which] * speaks[:, None]
+def _added(keys: Tensor, values: Tensor) -> Tensor:
+    """Each token its own value: another wording says the same answer."""
+    return values[: len(keys)] if len(keys) <= len(values) else F.pad(values, (0, 0, 0, len(keys) - len(values)))
 
 
 def _fixed(gain: float) -> Adding:
-    return lambda method, rows, keys: gain * _added(method, keys, rows.keys, rows.values)
+    return lambda method, rows, keys: gain * _added(keys, rows.values)
 
 
 def _adaptive(gain: float) -> Adding:
     def adding(method: Folio, rows: Written, keys: Tensor) -> Tensor:
         cosine = (method.patch.white(keys) @ method.patch.white(rows.keys).T).amax(-1).clamp(min=0.25)
-        cosine[0] = (method.patch.white(keys[0]) @ method.patch.white(rows.keys[0])).clamp(min=0.25)
-        return gain * _added(method, keys, rows.keys, rows.values) / cosine[:, None]
+        return gain * _added(keys, rows.values) / cosine[:, None]
 
     return adding
 
 
 def _nearest_everywhere(method: Folio, rows: Written, keys: Tensor) -> Tensor:
-    return 2.0 * _added(method, keys, rows.keys, rows.values, first=None)
+    return 2.0 * rows.values[_near(method, keys, rows.keys)[1]]
 
 
 def _averaged(method: Folio, rows: Written, keys: Tensor) -> Tensor:
-    return 2.0 * _added(method, keys, rows.keys, torch.stack([rows.values, *rows.prefixed]).mean(0))
+    return 2.0 * _added(keys, torch.stack([rows.values, *rows.prefixed]).mean(0))
 
 
 def _reworded(gain: float) -> Adding:
@@ -148,19 +146,17 @@ def _reworded(gain: float) -> Adding:
         each = [(rows.keys, rows.values), *rows.reworded]
         firsts = torch.stack([stored[0] for stored, _ in each])
         nearest = int(_near(method, keys[:1], firsts)[1])
-        stored, values = (torch.cat(parts) for parts in zip(*each, strict=True))
-        start = sum(len(part) for part, _ in each[:nearest])
-        return gain * _added(method, keys, stored, values, first=start)
+        return gain * _added(keys, each[nearest][1])
 
     return adding
 
 
 def places_table(bench: Bench) -> Rows:
     """Values added to what a block's value matrix says, by the answer's token, against the head's input."""
-    for name, model, cases in bench.streams(counterfact=60, atlas=60):
+    for name, model, cases in bench.streams(counterfact=SOME, atlas=SOME):
         method = bench.open(model).method
         method.patch.remove()
-        lm, some = method.lm, cases[:60]
+        lm, some = method.lm, cases[:SOME]
         last = lm.architecture.n_layers - 1
         places: dict[str, tuple[int, ...]] = {f"block {layer}": (layer,) for layer in sorted({1, last // 2, last - 1, last})}
         places[f"blocks {last - 3} to {last}"] = tuple(range(last - 3, last + 1))

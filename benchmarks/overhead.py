@@ -61,7 +61,7 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
     """Folio's; `ids` (batch, width) are the prompts, of which each row mentions the subject of ten leaves, or none."""
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
-    memory = FolioMemory(lm, mentioned=0.7, match=0.25)
+    memory = FolioMemory(lm, mentioned=0.7)
     memory.signs = Signs(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3)
     with capture_output(memory.body) as seen:
         lm.model(ids)
@@ -71,7 +71,9 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
         keys, values = torch.randn(2, 6, hidden, generator=draw)
         if to == "side" and number < len(ids):
             keys[0] = seen[0][row, -1]
-        memory.add(number, Leaf(str(number), memory.text(name.tolist()), keys, 0.01 * values))
+        memory.add(
+            number, Leaf(str(number), memory.text(name.tolist()), "", (), keys[0], tuple(range(6)), keys, 0.01 * values)
+        )
     return memory
 
 

@@ -28,15 +28,30 @@ def published(folder: Path, name: str, conflict_free: bool = False) -> list[Case
 
     Args:
         conflict_free: without the records that ask what another one asks, of the same subject and with the same true answer,
-            and want another answer.
+            and want another answer; and without the locality probes that ask what a record edits: they mention its subject
+            and have its true answer.
     """
     records = json.loads((folder / FILES[name]).read_text("utf-8"))
+    wanted: dict[tuple[str, frozenset[str]], set[str]] = defaultdict(set)
+    for record in records:
+        wanted[record["subject"], frozenset(_truth(record))].add(record.get("alt") or record["target_new"])
     if conflict_free:
-        wanted = defaultdict(set)
-        for record in records:
-            wanted[_question(record)].add(record.get("alt") or record["target_new"])
-        records = [record for record in records if len(wanted[_question(record)]) == 1]
-    return [_READERS[name](record, str(place)) for place, record in enumerate(records)]
+        records = [record for record in records if len(wanted[record["subject"], frozenset(_truth(record))]) == 1]
+    cases = [_READERS[name](record, str(place)) for place, record in enumerate(records)]
+    return _apart_from([*wanted], cases) if conflict_free else cases
+
+
+def _apart_from(edited: Iterable[tuple[str, frozenset[str]]], cases: Iterable[Case]) -> list[Case]:
+    """The cases without the probes that ask for what is edited, (subject, true answers)."""
+    by_answer = defaultdict(list)
+    for subject, truth in edited:
+        for answer in truth:
+            by_answer[answer].append(subject)
+
+    def stays(probe: Probe) -> bool:
+        return not any(subject in probe.prompt for subject in by_answer[(probe.answer or "").lower()])
+
+    return [replace(case, locality=tuple(probe for probe in case.locality if stays(probe))) for case in cases]
 
 
 def without_subject(cases: Iterable[Case]) -> list[Case]:
@@ -72,13 +87,14 @@ def enlarged(n: int) -> list[Case]:
         asks = {prompt: fact.key for fact in world.facts.values() for prompt in fact.prompts()}
         for case in make_cases(max_cases(world), 0, world):
             case = replace(case, edit=replace(case.edit, id=f"{seed}-{case.edit.id}"))
-            found.setdefault(asks[case.edit.prompt], case)
+            if world is own or asks[case.edit.prompt] not in own.facts:
+                found.setdefault(asks[case.edit.prompt], case)
         seed += 1
     return list(found.values())[:n]
 
 
-def _question(record: Record) -> tuple[str, str]:
-    return record["subject"], str(record.get("answers") or record.get("ground_truth"))
+def _truth(record: Record) -> set[str]:
+    return _answers(record.get("answers") or record["ground_truth"])
 
 
 def _edit(record: Record, prompt: str, target: str, name: str) -> Edit:
@@ -97,7 +113,7 @@ def _counterfact(record: Record, name: str) -> Case:
 
 def _knowedit(record: Record, name: str) -> Case:
     """Probes whose true answer is the edited fact's own ask the edited fact, and are left out."""
-    own = _answers(record["ground_truth"])
+    own = _truth(record)
     probes = [probe for found in record["locality"].values() for probe in found]
     others = [probe for probe in probes if not own & _answers(probe["ground_truth"])]
     return Case(

@@ -15,7 +15,7 @@ from errata.atlas import make_cases
 from errata.cli import app
 from errata.errors import ConfigError, EditError
 from errata.methods.association.folio import HIGHEST, Folio, FolioConfig
-from errata.patches.folio import FolioMemory
+from errata.patches.folio import Asked, FolioMemory
 from errata.patches.routed import MAIN
 
 CASES = make_cases(24, seed=3)
@@ -201,7 +201,9 @@ def test_conflicts_are_saved(tmp_path):
 def test_nothing_is_chosen_without_a_subject_mentioned():
     model = edit_model("llama", "folio", EDITS[:1])
     memory = model.method.patch
-    assert memory.choose("The capital of Spain is", leaves(model)[EDITS[0].id].keys[0]) == MAIN
+    key = leaves(model)[EDITS[0].id].keys[0]
+    chosen = [memory.choose([Asked(text, [1, 2], key)]) for text in ("The capital of Spain is", "The capital of France is")]
+    assert chosen == [[MAIN], [0]]
 
 
 def test_only_a_method_that_chooses_explains():

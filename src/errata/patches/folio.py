@@ -1,17 +1,23 @@
 """`FolioMemory`: a leaf for each edit, what the head should read besides at each token of the answer. One leaf speaks.
 
 The head's input is the last thing a prompt becomes, and nothing that is stored is read before it: at the prompt's last token
-it says what the base model itself would answer. So a leaf is found by two signs, read in the same pass. The prompt mentions
-the edit's subject (by words, the rare ones counting most); and the base model would go on from it as from the edit's own
-prompt (the overlap of the two next-token distributions, sum_t sqrt(p_t q_t)). Other questions about the same subject fail by
-the second sign, the same question about others by the first. It is decided once per sequence (see `routed.py`).
+it says what the base model itself would answer. So a leaf is found by two signs. The prompt mentions the edit's subject (by
+words, the rare ones counting most); and the base model would go on from it as from the edit's own prompt (the overlap of the
+two next-token distributions, sum_t sqrt(p_t q_t)). Other questions about the same subject fail by the second sign, the same
+question about others by the first. It is decided once per sequence (see `routed.py`).
 
-The leaf that was chosen adds its first value at the prompt's last token, and behind it, at each token, the value of its own
-key that is nearest, if it is near enough. No leaf knows of another: one more or less changes nothing in the rest.
+A model that begins every answer alike ("The answer is ...") tells nothing by its first token. A leaf then has a *lead*, what
+the base model says before it tells, and the distributions behind the lead are compared: one more pass, of prompts that
+mention the subject only.
+
+The leaf that was chosen adds its first value at the prompt's last token, and behind it, where a token of the answer has been
+said, the value that follows it (of several such, that whose key is nearest). No leaf knows of another: one more or less
+changes nothing in the rest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from errata.encoding import Row
 from errata.errors import ArchitectureError
 from errata.hooks import capture_output, tensor_of, with_output
 from errata.lm import LM, Batch
 from errata.patches.routed import MAIN, RoutedPatch, last_token
 from errata.words import Mentions, WordWeights
 
+START, PADDING, NOTHING = -1, -2, -3
+"""In the place of a token: the prompt's end; no value; what no value belongs to."""
 MOST = 16
 """Leaves that are compared by what the base model expects; of more, those whose keys are nearest."""
 
@@ -38,12 +47,20 @@ class Leaf:
     Attributes:
         name: the edit's id.
         subject: what a prompt must mention.
-        keys: (n, hidden), the head's inputs where the answer's n tokens are predicted, the prompt's last token first.
+        target: the answer.
+        lead: tokens that the base model says before it tells what it knows; mostly none.
+        sign: (hidden,), the head's input behind prompt and lead.
+        tokens: the answer's n tokens, its end included.
+        keys: (n, hidden), the head's inputs where they are predicted, the prompt's last token first.
         values: (n, hidden), what is to be added there, gain included.
     """
 
     name: str
     subject: str
+    target: str
+    lead: tuple[int, ...]
+    sign: Tensor
+    tokens: tuple[int, ...]
     keys: Tensor
     values: Tensor
 
@@ -56,7 +73,8 @@ class Signs:
         weights: how much a word tells.
         center, scale: (hidden,), mean and deviation of the head's inputs.
         sharpness: the model's logits are the head's outputs times this, as far as they are a multiple of them.
-        threshold: a leaf speaks when its score is above.
+        threshold: a leaf speaks when its score is not below.
+        judges: prompts that show what the model would say to any.
     """
 
     weights: WordWeights
@@ -64,6 +82,22 @@ class Signs:
     scale: Tensor
     sharpness: float
     threshold: float
+    judges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt.
+
+    Attributes:
+        text: its words.
+        ids: its tokens.
+        key: (hidden,), the head's input at its last token.
+    """
+
+    text: str
+    ids: list[int]
+    key: Tensor
 
 
 @dataclass(frozen=True)
@@ -94,16 +128,14 @@ class FolioMemory(RoutedPatch):
     Args:
         lm: the base model; nothing is installed on it yet.
         mentioned: the share of an edit's subject that a prompt must mention to be a candidate.
-        match: behind the prompt a value is added where its key is so near, by the cosine of centred and scaled keys.
 
     Attributes:
         signs: what text is like that no edit is about; to be set before the first leaf.
         leaves: by number; of two that answer one question the larger number counts.
     """
 
-    def __init__(self, lm: LM, mentioned: float, match: float) -> None:
+    def __init__(self, lm: LM, mentioned: float) -> None:
         super().__init__()
-        self.match = match
         self.leaves: dict[int, Leaf] = {}
         self._of = lm
         self.body, self.head = lm.architecture.body_module(lm.model), lm.architecture.head_module(lm.model)
@@ -111,7 +143,8 @@ class FolioMemory(RoutedPatch):
         self._mentions = Mentions(WordWeights({}, 0), mentioned)
         self._later: dict[int, set[int]] = {}  # leaf -> later leaves that answer the same question otherwise
         self._ids: Tensor | None = None
-        self._open: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        self._open: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
+        self._asking = False  # the base model is asked something from within a pass
 
     @property
     def empty(self) -> bool:
@@ -187,35 +220,66 @@ class FolioMemory(RoutedPatch):
 
     # finding
 
-    @torch.no_grad()
-    def candidates(self, text: str, key: Tensor) -> list[Candidate]:
-        """Leaves whose subject a prompt mentions, best first; of equal ones the later.
+    def candidates(self, prompts: Sequence[Asked]) -> list[list[Candidate]]:
+        """For each prompt the leaves whose subject it mentions, best first; of equal ones the later."""
+        found = [self._mentions.within(asked.text) for asked in prompts]
+        numbers = [self._nearest(asked, sorted(shares)) for asked, shares in zip(prompts, found, strict=True)]
+        wanted = [(row, lead) for row, some in enumerate(numbers) for lead in sorted({self.leaves[n].lead for n in some})]
+        keys = self._behind(prompts, wanted)
+        told = []
+        for row, (some, shares) in enumerate(zip(numbers, found, strict=True)):
+            candidates = []
+            for lead in dict.fromkeys(self.leaves[number].lead for number in some):
+                if (row, lead) not in keys:
+                    continue
+                mine = [number for number in some if self.leaves[number].lead == lead]
+                signs = [self.leaves[number].sign.float() for number in mine]
+                logs = self.expected(torch.stack([keys[row, lead].float(), *signs]))
+                alike = (0.5 * (logs[0] + logs[1:])).exp().sum(-1).clamp(max=1.0).tolist()
+                candidates += [
+                    Candidate(n, self.leaves[n].name, shares[n], like) for n, like in zip(mine, alike, strict=True)
+                ]
+            told.append(sorted(candidates, key=lambda each: (each.score, each.number), reverse=True))
+        return told
 
-        Args:
-            text: the prompt.
-            key: (hidden,), the head's input at its last token.
-        """
-        shares = self._mentions.within(text)
-        if not shares:
-            return []
-        numbers = sorted(shares)
-        if len(numbers) > MOST:
-            near = self.white(torch.stack([self.leaves[number].keys[0] for number in numbers])) @ self.white(key)
-            numbers = [numbers[place] for place in near.topk(MOST).indices.tolist()]
-        logs = self.expected(torch.stack([key.float(), *(self.leaves[number].keys[0].float() for number in numbers)]))
-        alike = (0.5 * (logs[0] + logs[1:])).exp().sum(-1).clamp(max=1.0).tolist()
-        found = [Candidate(n, self.leaves[n].name, shares[n], like) for n, like in zip(numbers, alike, strict=True)]
-        return sorted(found, key=lambda each: (each.score, each.number), reverse=True)
+    def choose(self, prompts: Sequence[Asked]) -> list[int]:
+        """The number of the leaf that answers each prompt, or `MAIN`; see `candidates`."""
+        return [self.speaker(found) for found in self.candidates(prompts)]
 
-    def choose(self, text: str, key: Tensor) -> int:
-        """The number of the leaf that answers a prompt, or `MAIN`; see `candidates`."""
-        found = self.candidates(text, key)
-        if not found or found[0].score < self.signs.threshold:
-            return MAIN
-        number = found[0].number
+    def speaker(self, found: Sequence[Candidate]) -> int:
+        """The number of the leaf that answers, of a prompt's candidates, or `MAIN`."""
+        number = found[0].number if found and found[0].score >= self.signs.threshold else MAIN
         while self._later.get(number):
             number = max(self._later[number])
         return number
+
+    def _nearest(self, asked: Asked, numbers: list[int]) -> list[int]:
+        if len(numbers) <= MOST:
+            return numbers
+        near = self.white(torch.stack([self.leaves[number].keys[0] for number in numbers])) @ self.white(asked.key)
+        return [numbers[place] for place in near.topk(MOST).indices.tolist()]
+
+    def _behind(
+        self, prompts: Sequence[Asked], wanted: Sequence[tuple[int, tuple[int, ...]]]
+    ) -> dict[tuple[int, tuple[int, ...]], Tensor]:
+        """(number of a prompt, lead) -> the head's input behind both, (hidden,); without those that are too long."""
+        keys = {(row, lead): prompts[row].key for row, lead in wanted if not lead}
+        longest = self._of.context_length or math.inf
+        further = [(row, lead) for row, lead in wanted if lead and len(prompts[row].ids) + len(lead) <= longest]
+        if further:
+            keys |= zip(further, self.tips([[*prompts[row].ids, *lead] for row, lead in further]), strict=True)
+        return keys
+
+    @torch.no_grad()
+    def tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """What the head of the base model reads at the last of the given tokens, (rows, hidden)."""
+        outer, self._asking = self._asking, True
+        try:
+            with capture_output(self.body) as seen:
+                self._of.run(self._of.batch([Row(tuple(ids), len(ids)) for ids in rows]), use_cache=False)
+        finally:
+            self._asking = outer
+        return seen[0][:, -1]
 
     @torch.no_grad()
     def expected(self, keys: Tensor) -> Tensor:
@@ -237,12 +301,18 @@ class FolioMemory(RoutedPatch):
         return [self.body.register_forward_hook(self._speak)]
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._asking:
+            return
         super()._begin(module, args, kwargs)
         self._ids = None if self._pass is None else self._given(args, kwargs).get("input_ids")
 
+    def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._asking:
+            super()._end(module, args, kwargs, output)
+
     def _speak(self, body: nn.Module, _: tuple[Tensor, ...], output: object) -> object:
         now = self._pass
-        if now is None:
+        if now is None or self._asking:
             return None
         read = tensor_of(body, output)
         last: Tensor | None = None
@@ -252,13 +322,16 @@ class FolioMemory(RoutedPatch):
         if now.route is None or bool((now.route == MAIN).all()):
             return None
         chosen = (now.route != MAIN).nonzero()[:, 0].to(read.device)
-        keys, values = self._opened(tuple(now.route[chosen].tolist()))
-        near, which = (self.white(read[chosen]) @ keys.transpose(1, 2)).max(-1)
-        speaks = near >= self.match
+        before, keys, values = self._opened(tuple(now.route[chosen].tolist()))
+        alike = self.white(read[chosen]) @ keys.transpose(1, 2)  # (rows, width, values)
+        said = torch.full(alike.shape[:2], NOTHING, device=read.device)
+        if self._ids is not None:
+            said = self._ids[chosen.to(self._ids.device)].to(read.device)
         if last is not None:
             columns = torch.arange(read.shape[1], device=read.device)[None] - last[chosen][:, None]
-            which = torch.where(columns == 0, 0, which)
-            speaks = (speaks & (columns > 0)) | (columns == 0)
+            said = torch.where(columns > 0, said, torch.where(columns == 0, START, NOTHING))
+        near, which = alike.masked_fill(said[..., None] != before[:, None], -torch.inf).max(-1)
+        speaks = near > -torch.inf
         added = values.gather(1, which[..., None].expand(-1, -1, values.shape[-1])) * speaks[..., None]
         spoken = read.clone()
         spoken[chosen] = (read[chosen].float() + added).to(read.dtype)
@@ -266,22 +339,34 @@ class FolioMemory(RoutedPatch):
 
     def _decide(self, read: Tensor, mask: Tensor, last: Tensor) -> Tensor:
         """The leaf's number or `MAIN` for each row, (batch,)."""
-        route = torch.full((read.shape[0],), MAIN, device=read.device)
-        for row, ids in enumerate([] if self._ids is None else self._ids):
+        if self._ids is None:
+            return torch.full((read.shape[0],), MAIN, device=read.device)
+        prompts = []
+        for row, ids in enumerate(self._ids):
             asked = ids[mask[row].to(ids.device)].tolist()
-            route[row] = self.choose(self.text(asked), read[row, last[row]])
-        return route
+            prompts.append(Asked(self.text(asked), asked, read[row, last[row]]))
+        return torch.tensor(self.choose(prompts), device=read.device)
 
     def text(self, ids: list[int]) -> str:
         """The prompt's words."""
         asked = self._of.decode_prompt(ids)
         return str(self._of.tokenizer.decode(ids, skip_special_tokens=True)) if asked is None else asked
 
-    def _opened(self, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """(whitened keys, values) of leaves, (leaves, rows, hidden), padded with rows of zeros; kept for the next token."""
+    def _opened(self, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """(what is said before each value (leaves, rows); whitened keys; values (leaves, rows, hidden)), padded.
+
+        They are kept for the next token.
+        """
         if self._open is None or self._open[0] != numbers:
             leaves = [self.leaves[number] for number in numbers]
-            keys = nn.utils.rnn.pad_sequence([self.white(leaf.keys) for leaf in leaves], batch_first=True)
-            values = nn.utils.rnn.pad_sequence([leaf.values.float() for leaf in leaves], batch_first=True)
-            self._open = numbers, keys, values
-        return self._open[1], self._open[2]
+            before = [torch.tensor([START, *leaf.tokens[:-1]], device=leaf.keys.device) for leaf in leaves]
+            pad = nn.utils.rnn.pad_sequence
+            self._open = (
+                numbers,
+                (
+                    pad(before, batch_first=True, padding_value=PADDING),
+                    pad([self.white(leaf.keys) for leaf in leaves], batch_first=True),
+                    pad([leaf.values.float() for leaf in leaves], batch_first=True),
+                ),
+            )
+        return self._open[1]
