@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from edited import EDITS, edit_model, logits_of
@@ -13,7 +15,9 @@ import errata
 from errata import Edit
 from errata.atlas import make_cases
 from errata.cli import app
+from errata.encoding import Row
 from errata.errors import ConfigError, EditError
+from errata.hooks import capture_input
 from errata.methods.association.folio import HIGHEST, Folio, FolioConfig
 from errata.patches.folio import Asked, FolioMemory
 from errata.patches.routed import MAIN
@@ -173,6 +177,67 @@ def test_values_speak_at_the_prompts_end_and_behind_it_only_where_a_key_is_near(
     assert edited[last].argmax() == row.ids[row.prompt_length] != base[last].argmax()
     loss = F.cross_entropy(edited[last : last + 1], torch.tensor(row.ids[last + 1 : last + 2]))
     assert loss < 0.1
+
+
+def test_a_lead_is_what_the_model_says_to_any_prompt(monkeypatch):
+    """Here it says 5 to whatever ends in no 5 and no 7, then 7 to what ends in 5, and then the prompt's first token."""
+    model = edit_model("llama", "folio", EDITS[:1])
+    method: Folio = model.method
+    model.method.patch.remove()
+    size = model.lm.model.config.vocab_size
+
+    def tips(rows):
+        tokens = [7 if row[-1] == 5 else row[0] if row[-1] == 7 else 5 for row in rows]
+        return F.one_hot(torch.tensor(tokens), size).float()
+
+    monkeypatch.setattr(method.patch, "tips", tips)
+    monkeypatch.setattr(method.patch, "expected", lambda keys: (keys + 1e-9).log())
+    monkeypatch.setattr(model.lm, "encode_prompt", lambda prompt: [20 + len(prompt) % 30, 9])
+    method._expected_after.clear()
+    prompts = [[30, 9], [31, 9, 5], [32, 8]]
+    found = method._leads(prompts, tips(prompts))
+    assert [lead for lead, _ in found] == [(5, 7), (), (5, 7)]  # the second goes on otherwise at once
+    assert [int(sign.argmax()) for _, sign in found] == [30, 7, 32]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_behind_a_lead_the_base_model_is_asked_from_within_its_own_pass(family):
+    """Alone, padded in a batch and generated; what asks leaves no trace in the pass around it."""
+    model = edit_model(family, "folio", EDITS[:2], threshold=0.999)
+    memory: FolioMemory = model.method.patch
+    plain, asked = model.ask([edit.prompt for edit in EDITS]), [edit.prompt for edit in EDITS]
+    lead = (7, 11, 13)
+    with model.disable_edits():
+        for number, leaf in list(memory.leaves.items()):
+            ids = model.lm.encode_prompt(EDITS[number].prompt)
+            sign = memory.tips([[*ids, *lead]])[0]
+            memory.leaves[number] = dataclasses.replace(leaf, lead=lead, sign=sign)
+    assert model.ask(asked) == [model.ask([prompt])[0] for prompt in asked] == plain
+    told = model.explain(asked)
+    assert [each.edit_id for each in told] == [EDITS[0].id, EDITS[1].id, None, None, None, None]
+    assert told[0].reasons[0].parts["alike"] == pytest.approx(1.0, abs=1e-4)
+    before = logits_of(model, model.lm)
+    model.method.load_state(model.edits, *model.method.state())
+    assert [leaf.lead for leaf in memory.leaves.values()] == [lead, lead] and torch.equal(logits_of(model, model.lm), before)
+
+
+def test_each_value_follows_its_token():
+    """What follows a token of the answer is added behind that token, wherever it stands, and nothing behind others."""
+    model = edit_model("llama", "folio", EDITS[:1], steps=60)
+    lm, memory = model.lm, model.method.patch
+    (leaf,) = memory.leaves.values()
+    ids = lm.encode_prompt(EDITS[0].prompt)
+    said = [*ids, 290, leaf.tokens[0], 291]
+    batch = lm.batch([Row(tuple(said), len(ids))])
+    with torch.no_grad(), errata.lm.prompt_tokens(batch.prompt_mask):
+        with capture_input(memory.head) as edited:
+            lm.run(batch)
+        with model.disable_edits(), capture_input(memory.head) as base:
+            lm.run(batch)
+    moved = (edited[0] - base[0])[0]
+    assert not moved[: len(ids) - 1].any() and not moved[len(ids)].any() and not moved[-1].any()
+    torch.testing.assert_close(moved[len(ids) - 1], leaf.values[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(moved[len(ids) + 1], leaf.values[1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_leaf_costs_its_rows_and_nothing_else(tmp_path):
