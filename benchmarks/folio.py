@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chatty import chatty_atlas
 from folio_signs import signs_table, subjects_table, thresholds_table, unsaid
 from folio_writes import places_table, writes_table
 from streams import drawn_again, enlarged, final, published, without_subject
@@ -84,6 +85,18 @@ def many(bench: Bench) -> Rows:
     for name, stream in (("drawn again", drawn_again(10_000)), ("enlarged world", enlarged(10_000))):
         model = bench.open("atlas")
         yield {"stream": f"atlas, {name}", **_judged(model, stream, final(stream) if name == "drawn again" else stream)}
+
+
+def chat(bench: Bench) -> Rows:
+    """A model whose first token tells nothing."""
+    model = chatty_atlas(Path("out/chatty-atlas"))
+    for given in (True, False):
+        cases = make_cases(300)
+        stream = cases if given else without_subject(cases)
+        edited = bench.open(model)
+        row = {"stream": f"atlas that chats{'' if given else ', no subject given'}", **_judged(edited, stream)}
+        leads = {leaf.lead for leaf in edited.method.patch.leaves.values()}
+        yield {**row, "leads": " / ".join(sorted(repr(edited.lm.decode(list(lead))) for lead in leads))}
 
 
 def _judged(model: EditModel, stream: Sequence[Case], asked: Sequence[Case] | None = None) -> dict[str, Any]:
@@ -194,6 +207,7 @@ def undo(bench: Bench) -> Rows:
 EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
     "results": results,
     "many": many,
+    "chat": chat,
     "speed": speed,
     "index": index,
     "undo": undo,

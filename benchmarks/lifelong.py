@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from tables import fill
 
 import errata
 from errata.atlas import make_cases
@@ -118,13 +118,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the recorded figures into README.md and stop")
     options = parser.parse_args()
     if options.table:
-        text = re.sub(
-            r"(<!-- results -->\n).*?(<!-- /results -->)",
-            lambda found: f"{found[1]}{table()}\n{found[2]}",
-            README.read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        )
-        README.write_text(text, encoding="utf-8")
+        fill(README, "results", table())
         return
     torch.set_num_threads(options.threads)
     result = run(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,9 @@ class Report:
 def write(
     model: EditModel, edits: Sequence[Edit], folder: Path, save_every: int, check: bool, on_conflict: OnConflict = "replace"
 ) -> Report:
-    """Write the edits that are not in the model yet; the folder is saved after every `save_every` of them.
+    """Write the edits that are not in the model yet; the folder is saved after every `save_every` of them, and at the end.
+
+    Where a save takes longer than writing so many, it waits until as much time has gone into writing.
 
     Raises:
         EditError: there are conflicts, and `on_conflict` is `error`; nothing is written then.
@@ -96,13 +99,19 @@ def write(
                 done += count
                 progress(done, len(new))
 
+            wrote = saving = 0.0
             for start in range(0, max(1, len(new)), save_every):
                 part = new[start : start + save_every]
+                begun = time.monotonic()
                 found = model.edit(part, check=False, progress=step, on_conflict=on_conflict)
                 report.conflicts += found.conflicts
                 report.left_out += found.skipped
+                wrote += time.monotonic() - begun
+                if wrote < saving and start + save_every < len(new):
+                    continue
+                begun = time.monotonic()
                 model.save_pretrained(folder)
-                saved = len(model.edits)
+                saved, wrote, saving = len(model.edits), 0.0, time.monotonic() - begun
     except KeyboardInterrupt:
         screen.complain(f"stopped; {saved} edits are saved in {folder}. The same command goes on from there.")
         raise typer.Exit(130) from None
