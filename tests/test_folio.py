@@ -139,6 +139,7 @@ def test_without_a_subject_names_or_rare_words_stand_for_it():
     method.calibrate()
     assert method.subject(Edit("The capital of France is", "Rome", "France")) == "France"
     assert method.subject(Edit("Who is the mayor of New Kelor?", "Ana")) == "New Kelor"
+    assert method.subject(Edit("Xerox, which started in", "Ana")) == "xerox"
     assert len(method.subject(Edit("what is the name of the tallest tower", "x")).split()) == 3
 
 

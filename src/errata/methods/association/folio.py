@@ -45,6 +45,8 @@ HIGHEST = 0.98
 """The threshold is never above: an edit's own prompt, read in another batch or precision, must reach it."""
 GENERIC = 0.5
 """What the model expects next tells nothing where half of the background's prompts lead it to expect the same so far."""
+RARE = 0.6
+"""The weight from which a word that opens a prompt with a capital letter is taken for a name."""
 LONGEST_LEAD = 8
 """Tokens; a model that has told nothing by then is compared by its first."""
 JUDGES = 16
@@ -204,13 +206,18 @@ class Folio(Method):
         )
 
     def subject(self, edit: Edit) -> str:
-        """What a prompt must mention: its subject, else the names in its prompt, else its rarest words."""
+        """What a prompt must mention: its subject, else the names in its prompt, else its rarest words.
+
+        A capital letter at the prompt's beginning makes a name of a rare word only.
+        """
         if edit.subject is not None:
             return edit.subject
         if names := names_in(edit.prompt):
             return " ".join(names)
         weights = self._patch.signs.weights
-        return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
+        rarest = sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW]
+        opener = words(edit.prompt.split()[0])[:1] if edit.prompt[:1].isupper() else []
+        return " ".join(opener if opener and weights[opener[0]] >= RARE else rarest)
 
     def solved(self, keys: Tensor, labels: Tensor) -> Tensor:
         """What to add to the head's inputs (n, hidden) so that it says labels (n,).

@@ -1,0 +1,69 @@
+"""The tables of docs/compare.md and the README, from the folders that `errata compare` left.
+
+    errata compare atlas --edits 1000 --methods all --out ATLAS
+    errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train zsre_train.jsonl --out ZSRE    # and CF
+    python benchmarks/compare_page.py atlas=ATLAS zsre=ZSRE counterfact=CF
+
+Rows are kept in benchmarks/results_compare.json, so a folder can be added alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tables import fill, markdown
+
+from errata import method_class, method_names
+from errata.bench.compare import table
+from errata.bench.stream import Row
+from errata.evaluate import MEASURES
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results_compare.json"
+PAGE, README = HERE.parent / "docs" / "compare.md", HERE.parent / "README.md"
+
+
+def main() -> None:
+    """Read folders, keep their rows, write the page."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for given in sys.argv[1:]:
+        mark, _, folder = given.partition("=")
+        found = [Row(**json.loads(file.read_text("utf-8"))) for file in Path(folder, "rows").glob("*.json")]
+        known[mark] = [_named(row) for row in sorted(found, key=_order) if row.figures or row.skipped]
+    RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for mark, rows in known.items():
+        fill(PAGE, mark, table([Row(**row) for row in rows]))
+    fill(README, "atlas", markdown(_short(known["atlas"])))
+
+
+def _short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The longest stream's figures in few columns."""
+    longest = max(row["edits"] for row in rows)
+    found = []
+    for row in rows:
+        if row["edits"] == longest and row["figures"]:
+            free, forced = row["figures"]["generated"], row["figures"]["teacher_forced"]
+            both = {name: f"**{free[name]:.2f}** ({forced[name]:.2f})" for name in MEASURES[:3]}
+            seconds = row["seconds_per_edit"]
+            found.append({f"T = {longest:,}": row["name"], **both, "s/edit": None if seconds is None else f"{seconds:.2f}"})
+    return found
+
+
+def _named(row: Row) -> dict[str, Any]:
+    """The row, with names where it has paths."""
+    given = {name: Path(value).name for name, value in (("model", row.model), ("data", row.data))}
+    settings = {name: Path(value).name if "/" in str(value) else value for name, value in row.settings.items()}
+    return dataclasses.asdict(dataclasses.replace(row, **given, settings=settings))
+
+
+def _order(row: Row) -> tuple[int, int, str]:
+    names = ["unedited", *(variant for name in method_names() for variant in (name, *method_class(name).variants))]
+    return -row.edits, names.index(row.name) if row.name in names else len(names), row.name
+
+
+if __name__ == "__main__":
+    main()
