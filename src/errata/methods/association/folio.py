@@ -222,17 +222,24 @@ class Folio(Method):
     def solved(self, keys: Tensor, labels: Tensor) -> Tensor:
         """What to add to the head's inputs (n, hidden) so that it says labels (n,).
 
-        Each token's loss counts down to that of `confidence`. It is convex, and some tokens lie far away, so: L-BFGS.
+        Each token's loss counts down to that of `confidence`, with what is found and with `gain` times that: a token from
+        far behind may overtake it between the two. Both are convex, and some tokens lie far away, so: L-BFGS. The best that
+        was seen is kept, as the line search may lose itself where nothing slopes any more.
         """
         scale = float(self._patch.signs.scale.median())
         values = torch.zeros_like(keys, requires_grad=True)
         enough = -math.log(self.config.confidence)
-        labels = labels.to(keys.device)
+        labels = labels.to(keys.device).repeat(2)
+        least, best = math.inf, values.detach().clone()
 
         def loss() -> Tensor:
+            nonlocal least, best
             solver.zero_grad()
-            losses = F.cross_entropy(self._patch.logits(keys + scale * values), labels, reduction="none")
+            both = torch.cat([keys + scale * values, keys + self.config.gain * scale * values])
+            losses = F.cross_entropy(self._patch.logits(both), labels, reduction="none")
             missing = F.relu(losses - enough).sum()
+            if missing.item() < least:
+                least, best = missing.item(), values.detach().clone()
             missing.backward()  # type: ignore[no-untyped-call]
             return missing
 
@@ -241,7 +248,7 @@ class Folio(Method):
         )
         with torch.enable_grad():
             solver.step(loss)  # type: ignore[no-untyped-call]
-        return scale * values.detach()
+        return scale * best
 
     # calibration
 
