@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from chatty import chatty_atlas
-from folio_signs import signs_table, subjects_table, thresholds_table, unsaid
+from folio_signs import signs_table, subjects_table, thresholds_table
 from folio_writes import places_table, writes_table
 from streams import drawn_again, enlarged, final, published, without_subject
 from tables import fill, markdown
@@ -29,8 +29,9 @@ from tables import fill, markdown
 import errata
 from errata import Case, EditModel
 from errata.atlas import make_cases
-from errata.methods.association.folio import Folio, FolioConfig
-from errata.patches.folio import Leaf
+from errata.methods.association.folio import Folio
+from errata.methods.association.folio_config import FolioConfig
+from errata.patches.leaves import Leaf
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results_folio.json"
@@ -97,7 +98,7 @@ def chat(bench: Bench) -> Rows:
         stream = cases if given else without_subject(cases)
         edited = bench.open(model)
         row = {"stream": f"atlas that chats{'' if given else ', no subject given'}", **_judged(edited, stream)}
-        leads = {leaf.lead for leaf in edited.method.patch.leaves.values()}
+        leads = {leaf.lead for leaf in edited.method.patch.leaves}
         yield {**row, "leads": " / ".join(sorted(repr(edited.lm.decode(list(lead))) for lead in leads))}
 
 
@@ -130,7 +131,7 @@ def speed(bench: Bench) -> Rows:
             model.undo(edit.id)
             undos.append(time.process_time() - begun)
         done = there
-        leaves = model.method.patch.leaves.values()
+        leaves = model.method.patch.leaves
         size = sum(leaf.keys.nbytes + leaf.values.nbytes for leaf in leaves) / len(leaves)
         yield {
             "edits there": there,
@@ -150,20 +151,20 @@ def index(bench: Bench) -> Rows:
         prompts += [(case.edit.id, text) for text in case.rephrases[:1]]
     others = [probe.prompt for case in known[:500] for probe in case.locality]
     model.method.patch.remove()
-    asked, other = (method._asked(texts) for texts in ([text for _, text in prompts], others))
+    asked, other = (method.background.asked(texts) for texts in ([text for _, text in prompts], others))
     there = 0
     for size in (1_000, 10_000, 100_000):
         added = stream[there:size]
-        for number, leaf in enumerate(unsaid(method, added), start=there):
-            memory.add(number, leaf)
+        for number, leaf in enumerate(method.unsaid([case.edit for case in added])[1], start=there):
+            memory.leaves.add(number, leaf)
         there = size
         took, right = [], 0
         for (name, _), prompt in zip(prompts, asked, strict=True):
             begun = time.process_time()
-            (number,) = memory.choose([prompt])
+            (number,) = memory.leaves.choose([prompt])
             took.append(time.process_time() - begun)
             right += number >= 0 and memory.leaves[number].name == name
-        false = sum(number >= 0 for number in memory.choose(other))
+        false = sum(number >= 0 for number in memory.leaves.choose(other))
         yield {
             "leaves": size,
             "rephrasings to their own edit": right / len(prompts),
@@ -188,7 +189,7 @@ def undo(bench: Bench) -> Rows:
             begun = time.process_time()
             model.undo(name)
             longest = max(longest, time.process_time() - begun)
-        return {leaf.name: leaf for leaf in model.method.patch.leaves.values()}, model.ask(prompts), longest
+        return {leaf.name: leaf for leaf in model.method.patch.leaves}, model.ask(prompts), longest
 
     edits = [case.edit for case in cases]
     whole = made(edits)

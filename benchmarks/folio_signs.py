@@ -14,7 +14,6 @@ from errata import Case, Edit
 from errata.hooks import capture_input
 from errata.lm import in_batches
 from errata.methods.association.folio import FEW, Folio
-from errata.patches.folio import Leaf
 from errata.statistics import background_texts
 from errata.words import words
 
@@ -54,12 +53,12 @@ def _signs(method: Folio, pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     places = {text: place for place, text in enumerate(texts)}
     lm, memory = method.lm, method.patch
-    last = torch.stack([asked.key for asked in method._asked(texts)])
-    halves = (0.5 * memory.expected(last)).exp()
+    last = torch.stack([asked.key for asked in method.background.asked(texts)])
+    halves = (0.5 * memory.base.expected(last)).exp()
     layer = lm.architecture.default_layer()
     background = _mean_keys(method, layer, background_texts(lm, 512, 24, 0, shortest=4))
     means = F.normalize((_mean_keys(method, layer, texts) - background.mean(0)) / background.std(0).clamp(min=1e-6), dim=-1)
-    tips = memory.white(last)
+    tips = memory.signs.white(last)
     weights = memory.signs.weights
 
     def gathered(of: Tensor) -> Callable[[Sequence[Pair]], Tensor]:
@@ -111,26 +110,17 @@ def thresholds_table(bench: Bench) -> Rows:
             yield row
 
 
-def unsaid(method: Folio, cases: Sequence[Case]) -> Iterator[Leaf]:
-    """The leaves of cases' edits, found as always, with nothing to say."""
-    prompts = method._asked([case.edit.prompt for case in cases])
-    leads = method._leads([asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts]))
-    for case, asked, (lead, sign) in zip(cases, prompts, leads, strict=True):
-        yield Leaf(
-            case.edit.id, method.subject(case.edit), case.edit.target, lead, sign, (), asked.key[None], asked.key[None]
-        )
-
-
 def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, bool]]]:
     """Kind of prompt -> (the best candidate's score, whether it is what is looked for) of each; no leaf has a value."""
     memory = method.patch
     targets = {case.edit.id: case.edit.target for case in cases}
-    for number, leaf in enumerate(unsaid(method, cases)):
-        memory.add(number, leaf)
+    for number, leaf in enumerate(method.unsaid([case.edit for case in cases])[1]):
+        memory.leaves.add(number, leaf)
     asked = [("rephrasings", text, case.edit.target) for case in cases for text in case.rephrases]
     asked += [(probe.kind.replace("_", " "), probe.prompt, None) for case in cases for probe in case.locality]
     found: dict[str, list[tuple[float, bool]]] = {}
-    for (kind, _, target), best in zip(asked, memory.candidates(method._asked([a[1] for a in asked])), strict=True):
+    candidates = memory.leaves.candidates(method.background.asked([text for _, text, _ in asked]))
+    for (kind, _, target), best in zip(asked, candidates, strict=True):
         score, said = (best[0].score, targets[best[0].name]) if best else (0.0, None)
         found.setdefault(kind, []).append((score, target is None or said == target))
     return found
@@ -167,6 +157,6 @@ def _moving(method: Folio, edit: Edit) -> str:
     """The words of the prompt without which its key is another."""
     parts = edit.prompt.split()
     without = [" ".join(parts[:place] + parts[place + 1 :]) for place in range(len(parts))]
-    keys = method.patch.white(torch.stack([asked.key for asked in method._asked([edit.prompt, *without])]))
+    keys = method.patch.signs.white(torch.stack([asked.key for asked in method.background.asked([edit.prompt, *without])]))
     order = (keys[1:] @ keys[0]).argsort()[:FEW]
     return " ".join(parts[place] for place in sorted(order.tolist()))

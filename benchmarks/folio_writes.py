@@ -91,7 +91,7 @@ def _written(method: Folio, case: Case, planner: LessonPlanner, texts: Sequence[
 def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
     """(the head's inputs (n, hidden) where the answer is predicted, its tokens (n,)) of a batch of one."""
     _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
-    return method.patch.read(batch)[0][0, columns].float(), labels
+    return method.patch.base.read(batch)[0][0, columns].float(), labels
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Addin
             keys, labels = _read(method, lm.batch([lm.encode(text, edit.target, ending)]))
             right.append(bool((patch.logits(keys + adding(method, rows, keys)).argmax(-1) == labels).all()))
         probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality)
-        for asked in method._asked([probe.prompt for probe in probes]) if probes else ():
+        for asked in method.background.asked([probe.prompt for probe in probes]) if probes else ():
             key = asked.key[None]
             moved = patch.logits(key + adding(method, rows, key))
             stayed.append(bool(moved.argmax() == patch.logits(key).argmax()))
@@ -113,7 +113,7 @@ def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Addin
 
 
 def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-    return (method.patch.white(keys) @ method.patch.white(stored).T).max(-1)
+    return (method.patch.signs.white(keys) @ method.patch.signs.white(stored).T).max(-1)
 
 
 def _added(keys: Tensor, values: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _fixed(gain: float) -> Adding:
 
 def _adaptive(gain: float) -> Adding:
     def adding(method: Folio, rows: Written, keys: Tensor) -> Tensor:
-        cosine = (method.patch.white(keys) @ method.patch.white(rows.keys).T).amax(-1).clamp(min=0.25)
+        cosine = (method.patch.signs.white(keys) @ method.patch.signs.white(rows.keys).T).amax(-1).clamp(min=0.25)
         return gain * _added(keys, rows.values) / cosine[:, None]
 
     return adding

@@ -25,7 +25,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from errata.hooks import capture_output
 from errata.lm import LM
-from errata.patches.folio import FolioMemory, Leaf, Signs
+from errata.patches.folio import FolioMemory
+from errata.patches.leaves import Leaf, Signs
 from errata.patches.side_memory import Memory, SideMemory
 from errata.words import WordWeights
 
@@ -62,8 +63,8 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
     memory = FolioMemory(lm, mentioned=0.7)
-    memory.signs = Signs(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3)
-    with capture_output(memory.body) as seen:
+    memory.begin(Signs(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3))
+    with capture_output(memory.base.body) as seen:
         lm.model(ids)
     for number in range(leaves):
         row = number % len(ids)
@@ -71,7 +72,7 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
         keys, values = torch.randn(2, 6, hidden, generator=draw)
         if to == "side" and number < len(ids):
             keys[0] = seen[0][row, -1]
-        memory.add(
+        memory.leaves.add(
             number, Leaf(str(number), memory.text(name.tolist()), "", (), keys[0], tuple(range(6)), keys, 0.01 * values)
         )
     return memory

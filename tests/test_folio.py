@@ -18,8 +18,11 @@ from errata.cli import app
 from errata.encoding import Row
 from errata.errors import ConfigError, EditError
 from errata.hooks import capture_input
-from errata.methods.association.folio import HIGHEST, Folio, FolioConfig
-from errata.patches.folio import Asked, FolioMemory
+from errata.methods.association.folio import Folio
+from errata.methods.association.folio_background import HIGHEST
+from errata.methods.association.folio_config import FolioConfig
+from errata.patches.folio import FolioMemory
+from errata.patches.leaves import Asked
 from errata.patches.routed import MAIN
 
 CASES = make_cases(24, seed=3)
@@ -37,7 +40,7 @@ def written():
 
 
 def leaves(model):
-    return {leaf.name: leaf for leaf in model.method.patch.leaves.values()}
+    return {leaf.name: leaf for leaf in model.method.patch.leaves}
 
 
 def test_all_three_at_once(written):
@@ -58,7 +61,7 @@ def test_a_value_makes_its_token_as_likely_as_asked_for(written):
     after = ((leaf.keys + leaf.values / written.config_of_method.gain).double() @ head.T).softmax(-1)
     places = torch.arange(len(answer))
     assert before[0].argmax() != answer[0] and bool((after[places, answer] > 0.98).all())
-    expected = memory.expected(leaf.keys).double().exp()
+    expected = memory.base.expected(leaf.keys).double().exp()
     torch.testing.assert_close(expected, before, atol=1e-5, rtol=1e-4)
 
 
@@ -124,7 +127,7 @@ def test_conflicts_may_be_refused_or_left_out(written):
 def test_conflicts_among_new_edits(written):
     old = CASES[20]
     fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
-    fresh.method.patch.signs = written.method.patch.signs
+    fresh.method.patch.begin(written.method.patch.signs)
     written.method.patch.remove()
     edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival"), CASES[21].edit]
     assert fresh.conflicts(edits) == [("rival", old.edit.id)]
@@ -139,7 +142,9 @@ def test_without_a_subject_names_or_rare_words_stand_for_it():
     method.calibrate()
     assert method.subject(Edit("The capital of France is", "Rome", "France")) == "France"
     assert method.subject(Edit("Who is the mayor of New Kelor?", "Ana")) == "New Kelor"
-    assert method.subject(Edit("Xerox, which started in", "Ana")) == "xerox"
+    assert method.subject(Edit("Xerox, which started in", "Ana")) == "Xerox"
+    assert method.subject(Edit("Renault 8 is produced by", "Ana")) == "Renault 8"
+    assert method.subject(Edit("Who flew the first Boeing 747-200 in May?", "Ana")) == "Boeing 747-200 May"
     assert len(method.subject(Edit("what is the name of the tallest tower", "x")).split()) == 3
 
 
@@ -191,10 +196,10 @@ def test_a_lead_is_what_the_model_says_to_any_prompt(monkeypatch):
         tokens = [7 if row[-1] == 5 else row[0] if row[-1] == 7 else 5 for row in rows]
         return F.one_hot(torch.tensor(tokens), size).float()
 
-    monkeypatch.setattr(method.patch, "tips", tips)
-    monkeypatch.setattr(method.patch, "expected", lambda keys: (keys + 1e-9).log())
+    monkeypatch.setattr(method.patch.base, "tips", tips)
+    monkeypatch.setattr(method.patch.base, "expected", lambda keys: (keys + 1e-9).log())
     monkeypatch.setattr(model.lm, "encode_prompt", lambda prompt: [20 + len(prompt) % 30, 9])
-    method._expected_after.clear()
+    method.background._expected_after.clear()
     prompts = [[30, 9], [31, 9, 5], [32, 8]]
     found = method._leads(prompts, tips(prompts))
     assert [lead for lead, _ in found] == [(5, 7), (), (5, 7)]  # the second goes on otherwise at once
@@ -209,31 +214,32 @@ def test_behind_a_lead_the_base_model_is_asked_from_within_its_own_pass(family):
     plain, asked = model.ask([edit.prompt for edit in EDITS]), [edit.prompt for edit in EDITS]
     lead = (7, 11, 13)
     with model.disable_edits():
-        for number, leaf in list(memory.leaves.items()):
+        for number, leaf in enumerate(list(memory.leaves)):
             ids = model.lm.encode_prompt(EDITS[number].prompt)
-            sign = memory.tips([[*ids, *lead]])[0]
-            memory.leaves[number] = dataclasses.replace(leaf, lead=lead, sign=sign)
+            sign = memory.base.tips([[*ids, *lead]])[0]
+            memory.leaves.drop(number)
+            memory.leaves.add(number, dataclasses.replace(leaf, lead=lead, sign=sign))
     assert model.ask(asked) == [model.ask([prompt])[0] for prompt in asked] == plain
     told = model.explain(asked)
     assert [each.edit_id for each in told] == [EDITS[0].id, EDITS[1].id, None, None, None, None]
     assert told[0].reasons[0].parts["alike"] == pytest.approx(1.0, abs=1e-4)
     before = logits_of(model, model.lm)
     model.method.load_state(model.edits, *model.method.state())
-    assert [leaf.lead for leaf in memory.leaves.values()] == [lead, lead] and torch.equal(logits_of(model, model.lm), before)
+    assert [leaf.lead for leaf in memory.leaves] == [lead, lead] and torch.equal(logits_of(model, model.lm), before)
 
 
 def test_each_value_follows_its_token():
     """What follows a token of the answer is added behind that token, wherever it stands, and nothing behind others."""
     model = edit_model("llama", "folio", EDITS[:1], steps=60)
     lm, memory = model.lm, model.method.patch
-    (leaf,) = memory.leaves.values()
+    (leaf,) = memory.leaves
     ids = lm.encode_prompt(EDITS[0].prompt)
     said = [*ids, 290, leaf.tokens[0], 291]
     batch = lm.batch([Row(tuple(said), len(ids))])
     with torch.no_grad(), errata.lm.prompt_tokens(batch.prompt_mask):
-        with capture_input(memory.head) as edited:
+        with capture_input(memory.base.head) as edited:
             lm.run(batch)
-        with model.disable_edits(), capture_input(memory.head) as base:
+        with model.disable_edits(), capture_input(memory.base.head) as base:
             lm.run(batch)
     moved = (edited[0] - base[0])[0]
     assert not moved[: len(ids) - 1].any() and not moved[len(ids)].any() and not moved[-1].any()
@@ -244,7 +250,7 @@ def test_each_value_follows_its_token():
 def test_a_leaf_costs_its_rows_and_nothing_else(tmp_path):
     model = edit_model("llama", "folio", EDITS)
     memory = model.method.patch
-    rows = sum(len(leaf.keys) for leaf in memory.leaves.values())
+    rows = sum(len(leaf.keys) for leaf in memory.leaves)
     tensors, _ = model.method.state()
     hidden = model.lm.architecture.hidden_size
     assert tensors["keys"].shape == tensors["values"].shape == (rows, hidden)
@@ -255,20 +261,22 @@ def test_a_leaf_costs_its_rows_and_nothing_else(tmp_path):
 def test_conflicts_are_saved(tmp_path):
     model = edit_model("llama", "folio", [EDITS[0], Edit(EDITS[0].prompt, "York", "France", id="later")])
     memory = model.method.patch
-    assert memory.later() == {0: [1]}
+    assert memory.leaves.later() == {0: [1]}
     model.save_pretrained(tmp_path)
     loaded = errata.EditModel.from_pretrained(tiny_model("llama"), tmp_path, model.tokenizer)
-    assert loaded.method.patch.later() == {0: [1]}
+    assert loaded.method.patch.leaves.later() == {0: [1]}
     assert torch.equal(logits_of(loaded, loaded.lm), logits_of(model, model.lm))
     loaded.undo("later")
-    assert loaded.method.patch.later() == {} and loaded.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
+    assert loaded.method.patch.leaves.later() == {} and loaded.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
 
 
 def test_nothing_is_chosen_without_a_subject_mentioned():
     model = edit_model("llama", "folio", EDITS[:1])
     memory = model.method.patch
     key = leaves(model)[EDITS[0].id].keys[0]
-    chosen = [memory.choose([Asked(text, [1, 2], key)]) for text in ("The capital of Spain is", "The capital of France is")]
+    chosen = [
+        memory.leaves.choose([Asked(text, [1, 2], key)]) for text in ("The capital of Spain is", "The capital of France is")
+    ]
     assert chosen == [[MAIN], [0]]
 
 

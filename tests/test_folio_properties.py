@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import errata
 from errata import Edit
 from errata.atlas import make_cases
-from errata.methods.association.folio import FolioConfig
+from errata.methods.association.folio_config import FolioConfig
 
 CASES = make_cases(8, seed=9)
 EDITS = [case.edit for case in CASES]
@@ -35,16 +35,14 @@ def fresh() -> errata.EditModel:
     else:
         _KNOWN["open"].method.patch.remove()
         model = errata.get_edit_model(_KNOWN["base"], FolioConfig(background=128), _KNOWN["tokenizer"])
-        model.method.patch.signs = _KNOWN["signs"]
+        model.method.patch.begin(_KNOWN["signs"])
     _KNOWN["open"] = model
     return model
 
 
 def what_it_is(model: errata.EditModel) -> tuple[dict[str, Any], list[str]]:
     """Its leaves, bit for bit, and its answers."""
-    leaves = {
-        leaf.name: (leaf.subject, leaf.keys.tolist(), leaf.values.tolist()) for leaf in model.method.patch.leaves.values()
-    }
+    leaves = {leaf.name: (leaf.subject, leaf.keys.tolist(), leaf.values.tolist()) for leaf in model.method.patch.leaves}
     return leaves, model.ask(PROMPTS)
 
 

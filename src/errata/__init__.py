@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from errata.evaluate import Evaluation, evaluate
     from errata.lm import LM
     from errata.methods import method_class, method_names
-    from errata.methods.association.folio import FolioConfig
+    from errata.methods.association.folio_config import FolioConfig
     from errata.methods.association.wise_config import WiseConfig
     from errata.methods.mastery.ft import FineTuningConfig
     from errata.model import EditModel, get_edit_model, load
@@ -60,7 +60,7 @@ _HOMES = {
     "evaluate": ("Evaluation", "evaluate"),
     "lm": ("LM",),
     "methods": ("method_class", "method_names"),
-    "methods.association.folio": ("FolioConfig",),
+    "methods.association.folio_config": ("FolioConfig",),
     "methods.association.wise_config": ("WiseConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),
     "model": ("EditModel", "get_edit_model", "load"),

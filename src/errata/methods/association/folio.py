@@ -18,79 +18,34 @@ An edit that answers a stored one's question otherwise takes its place; undone, 
 from __future__ import annotations
 
 import math
-from collections import Counter
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.config import MethodConfig, check_range
 from errata.edit import Edit, same_answer
-from errata.lm import LM, in_batches
+from errata.lm import LM
+from errata.methods.association.folio_background import FolioBackground
+from errata.methods.association.folio_config import FolioConfig
 from errata.methods.base import Method, Progress, no_progress
-from errata.patches.folio import Asked, Candidate, FolioMemory, Leaf, Signs
+from errata.patches.folio import FolioMemory
+from errata.patches.leaves import Asked, Candidate, Leaf, Leaves, Signs
 from errata.patches.routed import MAIN
 from errata.report import Explanation, Reason
-from errata.statistics import background_texts, names_in, open_prompt
+from errata.statistics import names_in
 from errata.words import WordWeights, words
 
-TEXT_LENGTH = 24
-"""Tokens of a background text, at most."""
-BATCH = 64
-HIGHEST = 0.98
-"""The threshold is never above: an edit's own prompt, read in another batch or precision, must reach it."""
-GENERIC = 0.5
-"""What the model expects next tells nothing where half of the background's prompts lead it to expect the same so far."""
 RARE = 0.6
 """The weight from which a word that opens a prompt with a capital letter is taken for a name."""
-LONGEST_LEAD = 8
-"""Tokens; a model that has told nothing by then is compared by its first."""
-JUDGES = 16
-"""Prompts of the background by which leads are found."""
-LEARNED = 128
-"""Prompts of the background whose own leads are looked at for the threshold, and of these leads the commonest few."""
 FEW = 3
 """An edit that names neither subject nor any name is known by so many of its rarest words."""
 
-
-@dataclass(frozen=True)
-class FolioConfig(MethodConfig):
-    """Settings of Folio.
-
-    Attributes:
-        gain: factor on the values that are solved.
-        confidence: a value is solved when its token has this probability.
-        steps: L-BFGS iterations per edit, at most.
-        mentioned: the share of the subject that a prompt must mention, its rare words counting most.
-        threshold: a leaf speaks when its score is not below; None: `least`, or more where `false_route` asks for it.
-        least: the lowest threshold.
-        false_route: of pairs of prompts of the model's own making that it answers differently, the share that may reach the
-            threshold.
-        background: texts of the model's own making.
-    """
-
-    method: ClassVar[str] = "folio"
-
-    gain: float = 2.0
-    confidence: float = 0.9999
-    steps: int = 50
-    mentioned: float = 0.7
-    threshold: float | None = None
-    least: float = 0.3
-    false_route: float = 0.05
-    background: int = 512
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "background"):
-            check_range(name, getattr(self, name), 1, math.inf)
-        check_range("gain", self.gain, 0, math.inf)
-        for name in ("confidence", "mentioned", "threshold", "least", "false_route"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 0, 1)
+_OPENER = re.compile(r"[A-Z]\w+")
+_NUMBERS = r"(?:[ -]\w*\d\w*)*"
 
 
 class Folio(Method):
@@ -107,7 +62,7 @@ class Folio(Method):
         self._patch = FolioMemory(lm, config.mentioned)
         self._numbers: dict[str, int] = {}
         self._next = 0
-        self._expected_after: dict[tuple[int, ...], Tensor] = {}
+        self.background = FolioBackground(self._patch.base, config)
 
     @property
     def patch(self) -> FolioMemory:
@@ -120,8 +75,8 @@ class Folio(Method):
         for edit in edits:
             leaf = self.leaf(edit)
             asked = Asked(edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0])
-            earlier = [each.number for each in self._rivals(self._patch, [edit], [asked])[0]]
-            self._patch.add(self._next, leaf, earlier)
+            earlier = [each.number for each in self._rivals(self._patch.leaves, [edit], [asked])[0]]
+            self._patch.leaves.add(self._next, leaf, earlier)
             self._numbers[edit.id] = self._next
             self._next += 1
             self._edits.append(edit)
@@ -131,13 +86,13 @@ class Folio(Method):
         """Drop leaves."""
         gone = self.check_ids(edit_ids)
         for name in gone:
-            self._patch.drop(self._numbers.pop(name))
+            self._patch.leaves.drop(self._numbers.pop(name))
         self._edits = [edit for edit in self._edits if edit.id not in gone]
 
     def clear(self) -> None:
         """Forget all edits; what is known of the background stays."""
         for number in self._numbers.values():
-            self._patch.drop(number)
+            self._patch.leaves.drop(number)
         self._numbers, self._edits, self._next = {}, [], 0
 
     def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
@@ -145,53 +100,49 @@ class Folio(Method):
         if not edits:
             return []
         self.calibrate()
-        new = FolioMemory(self.lm, self.config.mentioned)
-        new.signs = self._patch.signs
-        prompts = self._asked([edit.prompt for edit in edits])
-        leads = self._leads([asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts]))
-        stored = self._rivals(self._patch, edits, prompts)
+        new = Leaves(self._patch.base, self.config.mentioned, self._patch.signs)
+        prompts, leaves = self.unsaid(edits)
+        stored = self._rivals(self._patch.leaves, edits, prompts)
         found = []
-        for number, (edit, asked, (lead, sign)) in enumerate(zip(edits, prompts, leads, strict=True)):
+        for number, (edit, asked, leaf) in enumerate(zip(edits, prompts, leaves, strict=True)):
             both = [*stored[number], *self._rivals(new, [edit], [asked])[0]]
             found += [(edit.id, candidate.name) for candidate in both]
-            new.add(number, Leaf(edit.id, self.subject(edit), edit.target, lead, sign, (), asked.key[None], asked.key[None]))
+            new.add(number, leaf)
         return found
 
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
         """Which leaf answers each prompt, and the others whose subject it mentions."""
         if not self._edits:
             return [Explanation(prompt, None, 1.0, []) for prompt in prompts]
-        asked = self._asked(prompts)
+        asked, leaves = self.background.asked(prompts), self._patch.leaves
         told = []
-        for prompt, found in zip(prompts, self._patch.candidates(asked), strict=True):
-            number = self._patch.speaker(found)
-            name = None if number == MAIN else self._patch.leaves[number].name
+        for prompt, found in zip(prompts, leaves.candidates(asked), strict=True):
+            number = leaves.speaker(found)
+            name = None if number == MAIN else leaves[number].name
             reasons = [Reason(c.name, c.score, {"mentioned": c.mentioned, "alike": c.alike}) for c in found]
-            told.append(Explanation(prompt, name, self._patch.signs.threshold, reasons))
+            told.append(Explanation(prompt, name, leaves.signs.threshold, reasons))
         return told
 
     @staticmethod
-    def _rivals(memory: FolioMemory, edits: Sequence[Edit], prompts: Sequence[Asked]) -> list[list[Candidate]]:
+    def _rivals(leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[Asked]) -> list[list[Candidate]]:
         """For each edit, asked so, the leaves that answer its question with another target."""
-        if memory.empty:
-            return [[] for _ in edits]
         return [
             [
                 each
                 for each in found
-                if each.score >= memory.signs.threshold and not same_answer(memory.leaves[each.number].target, edit.target)
+                if each.score >= leaves.signs.threshold and not same_answer(leaves[each.number].target, edit.target)
             ]
-            for edit, found in zip(edits, memory.candidates(prompts), strict=True)
+            for edit, found in zip(edits, leaves.candidates(prompts), strict=True)
         ]
 
     # writing
 
     def leaf(self, edit: Edit) -> Leaf:
         """An edit's subject, keys and values. The base model must carry no patch."""
-        lm, patch = self.lm, self._patch
+        lm, base = self.lm, self._patch.base
         batch = lm.batch([lm.encode(edit.prompt, edit.target, lm.ending_of(edit.prompt, edit.target))])
         _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
-        keys = patch.read(batch)[0][0, columns]
+        keys = base.read(batch)[0][0, columns]
         values = self.config.gain * self.solved(keys.float(), labels)
         ((lead, sign),) = self._leads([lm.encode_prompt(edit.prompt)], keys[:1])
         return Leaf(
@@ -205,19 +156,29 @@ class Folio(Method):
             values.to(keys.dtype),
         )
 
+    def unsaid(self, edits: Sequence[Edit]) -> tuple[list[Asked], list[Leaf]]:
+        """(what edits ask, their leaves: found as any, with nothing to say). The base model must carry no patch."""
+        prompts = self.background.asked([edit.prompt for edit in edits])
+        leads = self._leads([asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts]))
+        return prompts, [
+            Leaf(edit.id, self.subject(edit), edit.target, lead, sign, (), asked.key[None], asked.key[None])
+            for edit, asked, (lead, sign) in zip(edits, prompts, leads, strict=True)
+        ]
+
     def subject(self, edit: Edit) -> str:
         """What a prompt must mention: its subject, else the names in its prompt, else its rarest words.
 
-        A capital letter at the prompt's beginning makes a name of a rare word only.
+        A capital letter at the prompt's beginning makes a name of a rare word only. Numbers behind a name belong to it.
         """
         if edit.subject is not None:
             return edit.subject
-        if names := names_in(edit.prompt):
-            return " ".join(names)
         weights = self._patch.signs.weights
-        rarest = sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW]
-        opener = words(edit.prompt.split()[0])[:1] if edit.prompt[:1].isupper() else []
-        return " ".join(opener if opener and weights[opener[0]] >= RARE else rarest)
+        names, opener = names_in(edit.prompt), _OPENER.match(edit.prompt)
+        if not names and opener and weights[opener[0].lower()] >= RARE:
+            names = [opener[0]]
+        if not names:
+            return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
+        return " ".join(re.findall("|".join(re.escape(name) + _NUMBERS for name in names), edit.prompt))
 
     def solved(self, keys: Tensor, labels: Tensor) -> Tensor:
         """What to add to the head's inputs (n, hidden) so that it says labels (n,).
@@ -236,7 +197,7 @@ class Folio(Method):
             nonlocal least, best
             solver.zero_grad()
             both = torch.cat([keys + scale * values, keys + self.config.gain * scale * values])
-            losses = F.cross_entropy(self._patch.logits(both), labels, reduction="none")
+            losses = F.cross_entropy(self._patch.base.logits(both), labels, reduction="none")
             missing = F.relu(losses - enough).sum()
             if missing.item() < least:
                 least, best = missing.item(), values.detach().clone()
@@ -250,88 +211,13 @@ class Folio(Method):
             solver.step(loss)  # type: ignore[no-untyped-call]
         return scale * best
 
-    # calibration
-
-    @torch.no_grad()
     def calibrate(self) -> None:
         """Look at text of the model's own making, unless that has been done. The base model must carry no patch."""
-        if self._patch.calibrated:
-            return
-        config, lm = self.config, self.lm
-        texts = background_texts(lm, config.background, TEXT_LENGTH, config.seed, shortest=4)
-        read = self._read(texts)
-        center, scale = read.mean(0), read.std(0).clamp(min=1e-6)
-        judges = tuple(open_prompt(text) for text in texts[:JUDGES])
-        sharpness = self._patch.sharpness(texts[:BATCH])
-        signs = Signs(WordWeights.over(texts), center, scale, sharpness, config.threshold or 0.0, judges)
-        self._patch.signs = signs
-        if config.threshold is None:
-            self._patch.signs = replace(signs, threshold=self._threshold(texts))
+        if not self._patch.calibrated:
+            self._patch.begin(self.background.signs())
 
-    def _threshold(self, texts: Sequence[str]) -> float:
-        prompts = self._asked(list(dict.fromkeys(open_prompt(text) for text in texts)))
-        ids, keys = [asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts])
-        leads = [lead for lead, _ in self._leads(ids[:LEARNED], keys[:LEARNED])]
-        pairs = []
-        for lead, _ in Counter(leads).most_common(FEW):
-            logs = self._patch.expected(self._tips([[*row, *lead] for row in ids]) if lead else keys)
-            halves, onward = (0.5 * logs).exp(), logs.argmax(-1)
-            pairs.append((halves @ halves.T)[onward[:, None] != onward[None, :]])
-        alike = torch.cat(pairs)
-        if not len(alike):
-            return HIGHEST
-        bound = alike.kthvalue(max(1, math.ceil((1 - self.config.false_route) * len(alike)))).values.item()
-        return min(max(self.config.least, bound), HIGHEST)
-
-    @torch.no_grad()
     def _leads(self, prompts: Sequence[Sequence[int]], keys: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
-        """(lead, the head's input behind it) of prompts, given as tokens and the head's inputs (n, hidden) behind them."""
-        leads: list[list[int]] = [[] for _ in prompts]
-        tips = list(keys)
-        found: dict[int, tuple[tuple[int, ...], Tensor]] = {}
-        looking = list(range(len(prompts)))
-        for depth in range(LONGEST_LEAD + 1):
-            logs = self._patch.expected(torch.stack([tips[row] for row in looking]))
-            further = []
-            for row, expected in zip(looking, logs, strict=True):
-                if ((0.5 * expected).exp() @ self._after(tuple(leads[row])).T).median() < GENERIC:
-                    found[row] = tuple(leads[row]), tips[row]
-                elif depth < LONGEST_LEAD and (token := int(expected.argmax())) not in self.lm.end_ids:
-                    leads[row].append(token)
-                    if len(prompts[row]) + depth + 1 < (self.lm.context_length or math.inf):
-                        further.append(row)
-            looking = further
-            if not looking:
-                break
-            for row, tip in zip(looking, self._tips([[*prompts[row], *leads[row]] for row in looking]), strict=True):
-                tips[row] = tip
-        return [found.get(row, ((), keys[row])) for row in range(len(prompts))]
-
-    def _after(self, lead: tuple[int, ...]) -> Tensor:
-        """Square roots of what the base model expects behind the judges and a lead, (judges, vocabulary)."""
-        if lead not in self._expected_after:
-            if len(self._expected_after) >= JUDGES:  # each is as large as a few rows of the head
-                self._expected_after.clear()
-            tips = self._tips([[*self.lm.encode_prompt(prompt), *lead] for prompt in self._patch.signs.judges])
-            self._expected_after[lead] = (0.5 * self._patch.expected(tips)).exp()
-        return self._expected_after[lead]
-
-    def _tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        return torch.stack(in_batches(rows, lambda part: list(self._patch.tips(part)), BATCH, size=len)).float()
-
-    def _asked(self, prompts: Sequence[str]) -> list[Asked]:
-        ids = [self.lm.encode_prompt(prompt) for prompt in prompts]
-        return [Asked(*each) for each in zip(prompts, ids, self._tips(ids), strict=True)]
-
-    def _read(self, texts: Sequence[str]) -> Tensor:
-        """What the head reads at all tokens of texts, (n, hidden) in fp32."""
-
-        def reading(part: list[str]) -> list[Tensor]:
-            batch = self.lm.prompt_batch(part)
-            inputs = self._patch.read(batch)[0]
-            return [row[mask] for row, mask in zip(inputs, batch.prompt_mask, strict=True)]
-
-        return torch.cat(in_batches(texts, reading, BATCH, size=len)).float()
+        return self.background.leads(prompts, keys, self._patch.signs.judges)
 
     # state
 
@@ -358,7 +244,7 @@ class Folio(Method):
             "judges": signs.judges,
             "leads": [list(leaf.lead) for leaf in leaves],
             "subjects": [leaf.subject for leaf in leaves],
-            "later": [[places[number], [places[n] for n in later]] for number, later in patch.later().items()],
+            "later": [[places[number], [places[n] for n in later]] for number, later in patch.leaves.later().items()],
         }
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -368,7 +254,8 @@ class Folio(Method):
             return
         weights = WordWeights(values["counts"], values["texts"])
         center, scale = (tensors[name].to(self.lm.device) for name in ("center", "scale"))
-        self._patch.signs = Signs(weights, center, scale, values["sharpness"], values["threshold"], tuple(values["judges"]))
+        signs = Signs(weights, center, scale, values["sharpness"], values["threshold"], tuple(values["judges"]))
+        self._patch.begin(signs)
         ends = [0, *accumulate(tensors["rows"].tolist())] if edits else [0]
         instead: dict[int, list[int]] = {}
         for number, later in values["later"]:
@@ -379,7 +266,7 @@ class Folio(Method):
             keys, added = (tensors[name][start:stop].to(self.lm.device) for name in ("keys", "values"))
             sign = tensors["signs"][number].to(self.lm.device)
             tokens = tuple(tensors["tokens"][start:stop].tolist())
-            self._patch.add(
+            self._patch.leaves.add(
                 number, Leaf(edit.id, subject, edit.target, tuple(lead), sign, tokens, keys, added), instead.get(number, ())
             )
             self._numbers[edit.id] = number

@@ -1,0 +1,127 @@
+"""What Folio knows of text that no edit is about: texts of the model's own making, and where its answers begin to tell."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from errata.lm import LM, in_batches
+from errata.methods.association.folio_config import FolioConfig
+from errata.patches.base_head import BaseHead
+from errata.patches.leaves import Asked, Signs
+from errata.statistics import background_texts, open_prompt
+from errata.words import WordWeights
+
+TEXT_LENGTH = 24
+"""Tokens of a background text, at most."""
+BATCH = 64
+HIGHEST = 0.98
+"""The threshold is never above: an edit's own prompt, read in another batch or precision, must reach it."""
+GENERIC = 0.5
+"""What the model expects next tells nothing where half of the background's prompts lead it to expect the same so far."""
+LONGEST_LEAD = 8
+"""Tokens; a model that has told nothing by then is compared by its first."""
+JUDGES = 16
+"""Prompts of the background by which leads are found."""
+LEARNED = 128
+"""Prompts of the background whose own leads are looked at for the threshold."""
+COMMON = 3
+"""Of these leads so many, the commonest, decide the threshold."""
+
+
+class FolioBackground:
+    """Asks the base model, which must carry no patch.
+
+    Args:
+        base: it, at its head.
+        config: the method's settings.
+    """
+
+    def __init__(self, base: BaseHead, config: FolioConfig) -> None:
+        self.base, self.config = base, config
+        self.lm: LM = base.lm
+        self._expected_after: dict[tuple[tuple[int, ...], tuple[str, ...]], Tensor] = {}
+
+    @torch.no_grad()
+    def signs(self) -> Signs:
+        """What text is like that no edit is about, and what it takes to speak."""
+        config = self.config
+        texts = background_texts(self.lm, config.background, TEXT_LENGTH, config.seed, shortest=4)
+        read = self._read(texts)
+        center, scale = read.mean(0), read.std(0).clamp(min=1e-6)
+        self.base.measure(texts[:BATCH])
+        judges = tuple(open_prompt(text) for text in texts[:JUDGES])
+        threshold = self._threshold(texts, judges) if config.threshold is None else config.threshold
+        return Signs(WordWeights.over(texts), center, scale, self.base.sharpness, threshold, judges)
+
+    @torch.no_grad()
+    def leads(
+        self, prompts: Sequence[Sequence[int]], keys: Tensor, judges: tuple[str, ...]
+    ) -> list[tuple[tuple[int, ...], Tensor]]:
+        """(lead, the head's input behind it) of prompts, given as tokens and the head's inputs (n, hidden) behind them."""
+        leads: list[list[int]] = [[] for _ in prompts]
+        tips = list(keys)
+        found: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        looking = list(range(len(prompts)))
+        for depth in range(LONGEST_LEAD + 1):
+            logs = self.base.expected(torch.stack([tips[row] for row in looking]))
+            further = []
+            for row, expected in zip(looking, logs, strict=True):
+                if ((0.5 * expected).exp() @ self._after(tuple(leads[row]), judges).T).median() < GENERIC:
+                    found[row] = tuple(leads[row]), tips[row]
+                elif depth < LONGEST_LEAD and (token := int(expected.argmax())) not in self.lm.end_ids:
+                    leads[row].append(token)
+                    if len(prompts[row]) + depth + 1 < (self.lm.context_length or math.inf):
+                        further.append(row)
+            looking = further
+            if not looking:
+                break
+            for row, tip in zip(looking, self._tips([[*prompts[row], *leads[row]] for row in looking]), strict=True):
+                tips[row] = tip
+        return [found.get(row, ((), keys[row])) for row in range(len(prompts))]
+
+    def asked(self, prompts: Sequence[str]) -> list[Asked]:
+        """Prompts, with their tokens and what the head reads at their end."""
+        ids = [self.lm.encode_prompt(prompt) for prompt in prompts]
+        return [Asked(*each) for each in zip(prompts, ids, self._tips(ids), strict=True)]
+
+    def _threshold(self, texts: Sequence[str], judges: tuple[str, ...]) -> float:
+        prompts = self.asked(list(dict.fromkeys(open_prompt(text) for text in texts)))
+        ids, keys = [asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts])
+        leads = [lead for lead, _ in self.leads(ids[:LEARNED], keys[:LEARNED], judges)]
+        pairs = []
+        for lead, _ in Counter(leads).most_common(COMMON):
+            logs = self.base.expected(self._tips([[*row, *lead] for row in ids]) if lead else keys)
+            halves, onward = (0.5 * logs).exp(), logs.argmax(-1)
+            pairs.append((halves @ halves.T)[onward[:, None] != onward[None, :]])
+        alike = torch.cat(pairs)
+        if not len(alike):
+            return HIGHEST
+        bound = alike.kthvalue(max(1, math.ceil((1 - self.config.false_route) * len(alike)))).values.item()
+        return min(max(self.config.least, bound), HIGHEST)
+
+    def _after(self, lead: tuple[int, ...], judges: tuple[str, ...]) -> Tensor:
+        """Square roots of what the base model expects behind the judges and a lead, (judges, vocabulary)."""
+        if (lead, judges) not in self._expected_after:
+            if len(self._expected_after) >= JUDGES:  # each is as large as a few rows of the head
+                self._expected_after.clear()
+            tips = self._tips([[*self.lm.encode_prompt(prompt), *lead] for prompt in judges])
+            self._expected_after[lead, judges] = (0.5 * self.base.expected(tips)).exp()
+        return self._expected_after[lead, judges]
+
+    def _tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.stack(in_batches(rows, lambda part: list(self.base.tips(part)), BATCH, size=len)).float()
+
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        """What the head reads at all tokens of texts, (n, hidden) in fp32."""
+
+        def reading(part: list[str]) -> list[Tensor]:
+            batch = self.lm.prompt_batch(part)
+            inputs = self.base.read(batch)[0]
+            return [row[mask] for row, mask in zip(inputs, batch.prompt_mask, strict=True)]
+
+        return torch.cat(in_batches(texts, reading, BATCH, size=len)).float()

@@ -1,0 +1,75 @@
+"""`BaseHead`: the base model asked what its head reads and says, from within a pass of the edited one too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from errata.encoding import Row
+from errata.errors import ArchitectureError
+from errata.hooks import capture_output
+from errata.lm import LM, Batch
+
+
+class BaseHead:
+    """What lies between a model's last block and its logits.
+
+    Args:
+        lm: the base model.
+
+    Attributes:
+        body, head: its modules; what the one says the other reads.
+        sharpness: the model's logits are the head's outputs times this, as far as they are a multiple of them.
+        asking: the base model is being asked, so patches keep still.
+    """
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+        self.body, self.head = lm.architecture.body_module(lm.model), lm.architecture.head_module(lm.model)
+        self.sharpness = 1.0
+        self.asking = False
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(what the head reads (batch, width, hidden), the model's logits): of the model as it is."""
+        with capture_output(self.body) as seen:
+            logits: Tensor = self.lm.run(batch).logits
+        return seen[0], logits
+
+    @torch.no_grad()
+    def measure(self, texts: Sequence[str]) -> None:
+        """Find the sharpness, on texts.
+
+        Raises:
+            ArchitectureError: the model's logits do not follow from what its head says.
+        """
+        read, logits = self.read(self.lm.prompt_batch(texts))
+        said, logits = self.head.forward(read[:, -1]).float(), logits[:, -1].float()
+        times = float((said * logits).sum() / said.square().sum().clamp(min=1e-9))
+        if not bool((said.argmax(-1) == logits.argmax(-1)).float().mean() > 0.9) or times <= 0:
+            raise ArchitectureError("this model does something between its body and its head; folio cannot write there.")
+        self.sharpness = times
+
+    @torch.no_grad()
+    def tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """What the head of the base model reads at the last of the given tokens, (rows, hidden)."""
+        outer, self.asking = self.asking, True
+        try:
+            with capture_output(self.body) as seen:
+                self.lm.run(self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows]), use_cache=False)
+        finally:
+            self.asking = outer
+        return seen[0][:, -1]
+
+    @torch.no_grad()
+    def expected(self, keys: Tensor) -> Tensor:
+        """What the base model expects next, log-probabilities (n, vocabulary) in fp32, of the head's inputs (n, hidden)."""
+        return F.log_softmax(self.logits(keys), -1)
+
+    def logits(self, keys: Tensor) -> Tensor:
+        """Logits (n, vocabulary) in fp32 of inputs (n, hidden) of the head, through which gradients flow."""
+        said: Tensor = self.head.forward(keys.to(self.lm.model.dtype))
+        return said.float() * self.sharpness
