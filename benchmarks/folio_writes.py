@@ -103,12 +103,12 @@ def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Addin
         ending = lm.ending_of(edit.prompt, edit.target)
         for text in case.rephrases:
             keys, labels = _read(method, lm.batch([lm.encode(text, edit.target, ending)]))
-            right.append(bool((patch.logits(keys + adding(method, rows, keys)).argmax(-1) == labels).all()))
+            right.append(bool((patch.base.logits(keys + adding(method, rows, keys)).argmax(-1) == labels).all()))
         probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality)
         for asked in method.background.asked([probe.prompt for probe in probes]) if probes else ():
             key = asked.key[None]
-            moved = patch.logits(key + adding(method, rows, key))
-            stayed.append(bool(moved.argmax() == patch.logits(key).argmax()))
+            moved = patch.base.logits(key + adding(method, rows, key))
+            stayed.append(bool(moved.argmax() == patch.base.logits(key).argmax()))
     return {"rephrasings": sum(right) / len(right), "misrouted probes that stay": sum(stayed) / len(stayed)}
 
 
