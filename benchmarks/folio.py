@@ -85,9 +85,11 @@ def results(bench: Bench) -> Rows:
 
 def many(bench: Bench) -> Rows:
     """Ten thousand edits, of which some are asked for."""
+    known = {row["stream"]: row for row in bench.recorded}
     for name, stream in (("drawn again", drawn_again(10_000)), ("enlarged world", enlarged(10_000))):
-        asked = (final(stream) if name == "drawn again" else stream)[::EVERY]
-        yield {"stream": f"atlas, {name}", "asked for": len(asked), **_judged(bench.open("atlas"), stream, asked)}
+        label, asked = f"atlas, {name}", (final(stream) if name == "drawn again" else stream)[::EVERY]
+        done = known.get(label)
+        yield done or {"stream": label, "asked for": len(asked), **_judged(bench.open("atlas"), stream, asked)}
 
 
 def chat(bench: Bench) -> Rows:

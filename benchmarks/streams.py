@@ -78,8 +78,11 @@ def final(cases: Iterable[Case]) -> list[Case]:
 
 
 def enlarged(n: int) -> list[Case]:
-    """`n` cases, no two about one fact: those of the world that atlas knows, then of other worlds that it never met."""
-    found: dict[tuple[str | None, str], Case] = {}
+    """`n` cases, no two about one fact: those of the world that atlas knows, then of other worlds that it never met.
+
+    The worlds share names, so a locality probe of one may ask what a case of another edits; such probes are left out.
+    """
+    found: dict[tuple[str, str], tuple[Case, dict[str, tuple[str, str]]]] = {}
     own = build_world()
     seed = own.seed
     while len(found) < n:
@@ -88,9 +91,13 @@ def enlarged(n: int) -> list[Case]:
         for case in make_cases(max_cases(world), 0, world):
             case = replace(case, edit=replace(case.edit, id=f"{seed}-{case.edit.id}"))
             if world is own or asks[case.edit.prompt] not in own.facts:
-                found.setdefault(asks[case.edit.prompt], case)
+                found.setdefault(asks[case.edit.prompt], (case, asks))
         seed += 1
-    return list(found.values())[:n]
+    chosen = dict(list(found.items())[:n])
+    return [
+        replace(case, locality=tuple(probe for probe in case.locality if asks.get(probe.prompt) not in chosen))
+        for case, asks in chosen.values()
+    ]
 
 
 def _truth(record: Record) -> set[str]:
