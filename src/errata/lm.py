@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.architecture import Architecture, architecture_of
@@ -43,7 +42,7 @@ class Score:
     exact: bool
     loss: float
     predicted: tuple[int, ...]
-    log_probs: Tensor | None = None
+    log_probs: torch.Tensor | None = None
 
 
 class LM:

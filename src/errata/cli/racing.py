@@ -40,6 +40,7 @@ def stream_of(
         UsageError: there are no cases for this model, too few, or some of them are trained on.
     """
     import errata
+    from errata.bench.readings import read_as
     from errata.bench.stream import Stream
     from errata.cache import fingerprint
     from errata.saving import BUNDLED
@@ -58,8 +59,9 @@ def stream_of(
     if cases is not None:
         check_cases_fit(errata.LM(base, tokenizer), cases, wanted)
     folder = out or Path("out") / f"compare-{Path(model).name}"
+    reading = read_as("published", wanted, [frozenset()] * len(wanted))
     stream = Stream(
-        model, fingerprint(base), data, wanted, training, tuple(checkpoints), folder, dtype=dtype, device_map=device_map
+        model, fingerprint(base), data, reading, training, tuple(checkpoints), folder, dtype=dtype, device_map=device_map
     )
     return stream, base.config
 
