@@ -229,10 +229,7 @@ def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
     kinds = {kind: [answer for answer in by["locality"] if answer.kind == kind] for kind in LOCALITY_KINDS}
     hops = {kind: [answer for answer in by["portability"] if answer.kind == kind] for kind in PORTABILITY_KINDS}
     loss = _mean(losses)
-    scores = {
-        score: {name: _mean([getattr(answer, _FIELDS.get(score, score)) for answer in by[name]]) for name in MEASURES}
-        for score in SCORES
-    }
+    scores = {score: {name: _mean([counted(answer, score) for answer in by[name]]) for name in MEASURES} for score in SCORES}
     return Evaluation(
         edits=edits,
         generated=scores["generated"],
@@ -249,7 +246,9 @@ def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
     )
 
 
-_FIELDS = {"generated": "right", "teacher_forced": "token_accuracy"}
+def counted(answer: Answer, score: str) -> float:
+    """How much an answer counts by one of `SCORES`: 0 to 1."""
+    return float(getattr(answer, {"generated": "right", "teacher_forced": "token_accuracy"}.get(score, score)))
 
 
 def _mean(values: Sequence[float]) -> float | None:

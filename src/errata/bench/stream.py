@@ -53,7 +53,7 @@ class Stream:
         new_tokens: a free answer is cut there if the model does not stop by itself.
         neutral: texts that no edit is about, for drift; empty: text of the model's own making.
         metrics: what counts, the first ones first; nothing is left out for that.
-        paper: where the data is described.
+        task: what the benchmark is called.
     """
 
     model: str
@@ -71,7 +71,7 @@ class Stream:
     new_tokens: int = 24
     neutral: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
-    paper: str = ""
+    task: str = ""
 
     @property
     def cases(self) -> list[Case]:
@@ -116,7 +116,7 @@ class Row:
         conflicts: cases of the file that contradict another, and of how many.
         ceiling: the reliability that a model reaches at most that gives one answer to a question.
         metrics: what counts for this data, the first ones first.
-        paper: where the data is described.
+        task: what the benchmark is called.
         drift: of neutral text, see `drift.drift`; and "fluency", see `drift.fluency`.
         checkpoints: of the run, as far as it is now.
         made: when, on what, with which versions, see `provenance.provenance`.
@@ -141,7 +141,7 @@ class Row:
     conflicts: tuple[int, int] = (0, 0)
     ceiling: float = 1.0
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
-    paper: str = ""
+    task: str = ""
     drift: dict[str, float | None] | None = None
     checkpoints: tuple[int, ...] = ()
     made: dict[str, Any] = field(default_factory=dict)
@@ -187,7 +187,7 @@ def blank_row(contender: Contender, stream: Stream, edits: int, **more: Any) -> 
         conflicts=(stream.reading.conflicts, stream.reading.records),
         ceiling=stream.reading.ceiling(edits),
         metrics=stream.metrics,
-        paper=stream.paper,
+        task=stream.task,
         checkpoints=stream.checkpoints,
         made=provenance(),
         **more,

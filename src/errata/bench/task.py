@@ -143,8 +143,11 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
     path = _located(task, data)
     cases, truths, empty = _read(task, path)
     asked = {prompt for case in cases for prompt in (case.edit.prompt, *case.rephrases)}
-    beside = train or _beside(path, task.train)
-    training = [case for case in _read(task, beside)[0] if not {case.edit.prompt, *case.rephrases} & asked] if beside else []
+    training: list[Case] = []
+    if train:
+        training = _read(task, train)[0]
+    elif beside := _beside(path, task.train):
+        training = [case for case in _read(task, beside)[0] if not {case.edit.prompt, *case.rephrases} & asked]
     texts: list[str] = []
     if task.irrelevant and (other := _beside(path, task.irrelevant["file"] + "?")):
         texts = [text for record in read_records(other) for text in texts_at(record, task.irrelevant["text"])]
