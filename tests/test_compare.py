@@ -172,7 +172,9 @@ def test_bad_input(tmp_path):
 
     few = tmp_path / "few.jsonl"
     few.write_text(cases_to_json_lines(CASES))
-    assert "has 3 cases (published; 3 in the file); --edits 5 asks for more" in complaint("atlas", "--cases", str(few), "--edits", "5")
+    assert "has 3 cases (published; 3 in the file); --edits 5 asks for more" in complaint(
+        "atlas", "--cases", str(few), "--edits", "5"
+    )
     assert "say with --cases FILE" in complaint(str(tmp_path))
     assert "--at takes numbers" in complaint("atlas", "--at", "1,many")
     assert "is trained on and in the stream" in complaint("atlas", "--cases", str(few), "--train", str(few), "--edits", "2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,11 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
     With more contenders than colours, those with the best mean at the end have them, and the others are grey.
     """
     shares = [metric for metric in metrics if any(each.row.figures and each.figure(metric) for each in measured)]
-    names = list(dict.fromkeys(each.row.name for each in measured if each.row.figures))
+    names = list(dict.fromkeys(each.label for each in measured if each.row.figures))
     edits = sorted({each.row.edits for each in measured if each.row.figures})
     if not shares or not names:
         return None
-    by = {(each.row.name, each.row.edits): each for each in measured if each.row.figures}
+    by = {(each.label, each.row.edits): each for each in measured if each.row.figures}
     ranked = sorted(names, key=lambda name: -_final(by, name, edits, shares))
     looks = {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate(ranked[: len(COLOURS)])}
     figure, axes = _figure(1, len(shares), (3.3 * len(shares) + 1.9, 3.4))
@@ -75,7 +76,7 @@ def locality_map(measured: Sequence[Measured]) -> str | None:
         return None
     grid = [[found[kind] for kind in kinds] for _, found in values]
     figure, axes = _figure(1, 1, (1.4 * len(kinds) + 2.2, 0.3 * len(grid) + 1.0))
-    _heat(axes[0][0], grid, [each.row.name for each, _ in values], [kind.replace("_", " ") for kind in kinds])
+    _heat(axes[0][0], grid, [each.label for each, _ in values], [kind.replace("_", " ") for kind in kinds])
     axes[0][0].set_title(f"locality after {last:,} edits", fontsize=11)
     return _svg(figure)
 
@@ -83,8 +84,8 @@ def locality_map(measured: Sequence[Measured]) -> str | None:
 def retention_maps(measured: Sequence[Measured], most: int = 12) -> str | None:
     """A map of cohorts and checkpoints for each contender, the first `most`. None with one checkpoint only."""
     found = []
-    for name in dict.fromkeys(each.row.name for each in measured if each.row.figures and each.row.method):
-        kept = retention([each for each in measured if each.row.name == name and each.row.figures])
+    for name in dict.fromkeys(each.label for each in measured if each.row.figures and each.row.method):
+        kept = retention([each for each in measured if each.label == name and each.row.figures])
         if kept is not None:
             found.append((name, kept))
     found = found[:most]
@@ -139,4 +140,4 @@ def _svg(figure: Any) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "errata"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     text = drawn.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)

@@ -11,7 +11,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from errata.cases import Case, Probe
-from errata.edit import same_answer
 
 READINGS = {
     "published": "every record as it is; what contradicts itself caps every score",
@@ -53,7 +52,7 @@ class Reading:
         said: dict[Hashable, Counter[str]] = defaultdict(Counter)
         judged = self.judged(edits)
         for case, question in zip(judged, self.questions, strict=False):
-            said[question][case.edit.target.strip().lower()] += 1
+            said[question][_wanted(case)] += 1
         return sum(max(answers.values()) for answers in said.values()) / max(1, len(judged))
 
 
@@ -68,7 +67,7 @@ def read_as(name: str, cases: Sequence[Case], truths: Sequence[frozenset[str]]) 
     questions = [_question(case, truth) for case, truth in zip(cases, truths, strict=True)]
     wanted: dict[Hashable, set[str]] = defaultdict(set)
     for case, question in zip(cases, questions, strict=True):
-        wanted[question].add(case.edit.target.strip().lower())
+        wanted[question].add(_wanted(case))
     clear = [len(wanted[question]) == 1 for question in questions]
     conflicts, records = clear.count(False), len(cases)
     if name != "conflict-free":
@@ -86,9 +85,13 @@ def _question(case: Case, truth: frozenset[str]) -> Hashable:
     return " ".join(case.edit.prompt.lower().split())
 
 
+def _wanted(case: Case) -> str:
+    return case.edit.target.strip().lower()
+
+
 def _with_target(case: Case, last: Case) -> Case:
     """A case that is judged by a later one's answer; what follows from its own answer is not asked any more."""
-    if same_answer(case.edit.target, last.edit.target):
+    if _wanted(case) == _wanted(last):
         return case
     return replace(case, edit=replace(case.edit, target=last.edit.target), portability=(), ood=())
 

@@ -5,8 +5,9 @@ Intervals are bootstrapped over edits, not over questions: the questions about o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -44,10 +45,12 @@ class Measured:
     Attributes:
         row: what was found.
         path: the file.
+        label: the contender's name; the folder's behind it where two folders have the same measurement.
     """
 
     row: Row
     path: Path
+    label: str
 
     @cached_property
     def answers(self) -> list[Answer]:
@@ -78,10 +81,16 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
     """
     found = []
     for folder in folders:
-        mine = [Measured(row, path) for path in sorted((folder / "rows").glob("*.jsonl")) if (row := Row.read(path))]
+        paths = sorted((folder / "rows").glob("*.jsonl"))
+        mine = [Measured(row, path, row.name) for path in paths if (row := Row.read(path))]
         if not mine:
             raise UsageError(f"{folder}: there is no measurement in it; `errata bench` writes them into its --out.")
         found += mine
+    seen = Counter((stream_name(each.row), each.label, each.row.edits) for each in found)
+    twice = {(stream, label) for (stream, label, _), count in seen.items() if count > 1}
+    for place, each in enumerate(found):
+        if (stream_name(each.row), each.label) in twice:
+            found[place] = replace(each, label=f"{each.label} ({each.path.parent.parent.name})")
     return sorted(found, key=lambda each: (*stream_name(each.row), each.row.edits, each.row.method is not None))
 
 

@@ -54,7 +54,7 @@ def main_table(measured: Sequence[Measured]) -> Table:
     rows, runs = [], []
     for each in measured:
         row = each.row
-        cells = [f"{row.edits:,}", row.name]
+        cells = [f"{row.edits:,}", each.label]
         if row.figures is None:
             cells += [row.skipped or row.failed or "", *[NONE] * (len(metrics) + 3)]
         else:
@@ -66,7 +66,7 @@ def main_table(measured: Sequence[Measured]) -> Table:
                 _slower(row),
             ]
         rows.append(tuple(cells))
-        runs.append(run_name(row))
+        runs.append(run_name(each))
     head = ("T", "method", *metrics, "s/edit", "peak MiB", "saved kB", "slower, batch 1 / 8")
     said = "Free answers with natural stop, on the final model, over all T edits: the share that is the wanted one, whole; "
     said += "below it the 95 % interval (bootstrapped over edits)."
@@ -96,14 +96,14 @@ def scores_table(measured: Sequence[Measured]) -> Table:
     rows = [
         (
             f"{each.row.edits:,}",
-            each.row.name,
+            each.label,
             measure,
             *(_number(_score(each, score, measure), "{:.3f}") for score in SCORES),
         )
         for each in done
         for measure in shown
     ]
-    runs = [run_name(each.row) for each in done for _ in shown]
+    runs = [run_name(each) for each in done for _ in shown]
     note = " ".join(f"*{name}*: {what}." for name, what in SCORES.items())
     head = ("T", "method", "measure", *(name.replace("_", " ") for name in SCORES))
     return Table("The same answers, counted otherwise", note, head, tuple(rows), tuple(runs))
@@ -125,8 +125,8 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
         cells += [_number(figures["divergence_by_kind"].get(kind), "{:.2g}") for kind in LOCALITY_KINDS]
         cells += [_number(figures["portability_by_kind"].get(kind), "{:.3f}") for kind in PORTABILITY_KINDS]
         cells += [_number(moved.get(name), form) for name, form in (("perplexity", "{:.1f}"), ("divergence", "{:.2g}"))]
-        rows.append((f"{each.row.edits:,}", each.row.name, *cells, _number(moved.get("fluency"), "{:.2f}")))
-        runs.append(run_name(each.row))
+        rows.append((f"{each.row.edits:,}", each.label, *cells, _number(moved.get("fluency"), "{:.2f}")))
+        runs.append(run_name(each))
     local = [kind.replace("_", " ") for kind in LOCALITY_KINDS]
     head = ("T", "method", *local, *(f"KL {kind}" for kind in local), *PORTABILITY_KINDS)
     note = (
@@ -142,8 +142,8 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
     """What became of each cohort of edits; None where there is one checkpoint only."""
     rows = []
     head: tuple[str, ...] = ()
-    for name in dict.fromkeys(each.row.name for each in measured if each.row.figures and each.row.method):
-        found = retention([each for each in measured if each.row.name == name and each.row.figures])
+    for name in dict.fromkeys(each.label for each in measured if each.row.figures and each.row.method):
+        found = retention([each for each in measured if each.label == name and each.row.figures])
         if found is None:
             continue
         head = ("method", "edits", *(f"at {edits:,}" for edits in found.checkpoints), "forgetting", "backward transfer")
@@ -186,10 +186,10 @@ def runs_table(measured: Sequence[Measured]) -> Table:
         versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
         file = f"{each.path.parent.parent.name}/rows/{each.path.name}"
         commit, time = made.get("commit") or NONE, made.get("time", NONE)
-        rows.append((run_name(row), file, settings, versions, commit, time, row.key))
+        rows.append((run_name(each), file, settings, versions, commit, time, row.key))
     head = ("run", "file", "settings", "versions", "commit", "time", "key")
     note = "Every single answer stands in the file of its run, as JSON lines."
-    return Table("Where it comes from", note, head, tuple(rows), tuple(run_name(each.row) for each in measured))
+    return Table("Where it comes from", note, head, tuple(rows), tuple(run_name(each) for each in measured))
 
 
 def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
@@ -214,9 +214,9 @@ def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
     return Table("Differences", note, head, rows)
 
 
-def run_name(row: Row) -> str:
+def run_name(each: Measured) -> str:
     """What a measurement is called."""
-    return f"{row.name}, {row.edits:,}"
+    return f"{each.label}, {each.row.edits:,}"
 
 
 def about(row: Row) -> str:
