@@ -10,7 +10,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
@@ -242,6 +245,53 @@ def test_report_and_diff_on_the_command_line(tmp_path):
     found = CliRunner().invoke(app, ["diff", str(tmp_path / "one"), str(tmp_path / "three")])
     assert found.exit_code == 2 and "no method in common" in found.stderr
     assert "zsre" in CliRunner().invoke(app, ["tasks"]).stdout
+
+
+class Opinions(BaseHTTPRequestHandler):
+    """Says that every answer is right which has an "Ana" in it; the first time it is busy, and once it rambles."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = body["messages"][1]["content"].partition("\nAnswer: ")[2]
+        self.asked.append(said)
+        self.send_response(503 if len(self.asked) == 1 else 200)
+        self.end_headers()
+        text = "Let me think." if len(self.asked) == 2 else "CORRECT." if "Ana" in said else "incorrect"
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": text}}]}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_judges_opinions_are_kept_and_stand_beside_the_scores(tmp_path):
+    def said(edit, text):
+        return dataclasses.replace(answer(edit, False, prompt=f"Who is {edit}?"), after=text)
+
+    answers = [
+        answer("a", True),
+        said("b", "It is Ana now"),
+        said("c", "Bo"),
+        answer("d", False, "locality", kind="neighbour"),
+    ]
+    found = [measured(tmp_path, "ft", 3, answers)]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Opinions)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    call = ["judge", str(tmp_path), "--url", url, "--model", "wise-owl", "--at-once", "1"]
+    assert CliRunner().invoke(app, call).stdout == "2 answers judged\n"
+    assert Opinions.asked == ["It is Ana now", "It is Ana now", "It is Ana now", "Bo"]
+    with (tmp_path / "judged.jsonl").open("a") as file:
+        file.write('{"key": "cut o')
+    assert CliRunner().invoke(app, call).stdout == "0 answers judged\n"
+    table = scores_table(found)
+    assert table.head[-1] == "judged" and "opinion of wise-owl" in table.note
+    assert [row[-1] for row in table.rows] == ["0.667", "–"]
+    server.shutdown()
+    server.server_close()
+    refused = CliRunner().invoke(app, [*call[:-3], "other", *call[-2:]])
+    assert refused.exit_code == 2 and "gave no opinion, 3 times" in refused.stderr
 
 
 def test_bad_input(tmp_path):

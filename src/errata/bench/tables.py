@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from errata.bench.judge import judged_share, opinions
 from errata.bench.results import Difference, Figure, Measured, retention
 from errata.bench.stream import Row
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS
@@ -93,19 +94,20 @@ def scores_table(measured: Sequence[Measured]) -> Table:
     """The same answers, counted in every way that the field counts."""
     done = [each for each in measured if each.row.figures]
     shown = [measure for measure in MEASURES[:3] if any(_score(each, "generated", measure) is not None for each in done)]
-    rows = [
-        (
-            f"{each.row.edits:,}",
-            each.label,
-            measure,
-            *(_number(_score(each, score, measure), "{:.3f}") for score in SCORES),
-        )
-        for each in done
-        for measure in shown
-    ]
+    known = {each.path: opinions(each.path.parent.parent) for each in done}
+    judges = sorted({who for said in known.values() for who, _ in said.values()})
+    rows = []
+    for each in done:
+        for measure in shown:
+            cells = [_number(_score(each, score, measure), "{:.3f}") for score in SCORES]
+            if judges:
+                cells.append(_number(judged_share(each, known[each.path], measure), "{:.3f}"))
+            rows.append((f"{each.row.edits:,}", each.label, measure, *cells))
     runs = [run_name(each) for each in done for _ in shown]
     note = " ".join(f"*{name}*: {what}." for name, what in SCORES.items())
-    head = ("T", "method", "measure", *(name.replace("_", " ") for name in SCORES))
+    if judges:
+        note += f" *judged*: generated, or right in the opinion of {', '.join(judges)}."
+    head = ("T", "method", "measure", *(name.replace("_", " ") for name in SCORES), *(["judged"] if judges else []))
     return Table("The same answers, counted otherwise", note, head, tuple(rows), tuple(runs))
 
 

@@ -23,6 +23,7 @@ from errata.cli import (
     eval,
     explain,
     inspect,
+    judge,
     list,
     methods,
     prepare,
@@ -73,6 +74,7 @@ for verb in (
     tasks.tasks,
     report.report,
     report.diff,
+    judge.judge,
     methods.methods,
 ):
     app.command()(verb)
