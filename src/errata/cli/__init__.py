@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from errata import __version__
 from errata.cli import (
+    analyze,
     ask,
     bench,
     cases,
@@ -75,6 +76,8 @@ for verb in (
     report.report,
     report.diff,
     judge.judge,
+    analyze.analyze,
+    analyze.failures,
     methods.methods,
 ):
     app.command()(verb)
