@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import errata
-from errata.analyses.router import draw_router, view_router
+from errata.analyses.router import draw, side_by_side, view_router
 from errata.atlas import make_cases
 from errata.evaluate import MEANINGS, Evaluation
 
@@ -106,8 +106,9 @@ def main() -> None:
     _, by_tuning = edited(errata.FineTuningConfig(), cases, "FT-L")
     show_answers(cases, by_wise)
     show_figures({"WISE": by_wise, "FT-L": by_tuning})
-    title = f"atlas after {len(cases)} edits: the router's activations"
-    figure = draw_router(view_router(wise, cases), options.out / "router.png", title)
+    figure = options.out / "router.png"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    draw(side_by_side({len(cases): view_router(wise, cases)})).savefig(figure, dpi=140)
     show_life(wise, options.out)
     console.print(f"figure: {figure}    everything took {time.perf_counter() - began:.0f} s")
 

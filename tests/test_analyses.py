@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
-from edited import EDITS, edit_model
+import json
+import random
 
-from errata.analyses.router import RouterView, draw_router, view_router
+import pytest
+import torch
+from edited import EDITS, edit_model
+from typer.testing import CliRunner
+
+import errata
+from errata.analyses import failures, lens, masks, tracing
+from errata.analyses.given import Given, measured
+from errata.analyses.router import RouterView, auc, view_router
+from errata.atlas import make_cases
+from errata.bench.stream import Row
 from errata.cases import Case, Probe
+from errata.cli import app
 from errata.errors import ConfigError
+from errata.evaluate import Answer, summary
+from errata.merging import MERGES
 
 CASES = [
     Case(
@@ -67,9 +80,167 @@ def test_there_must_be_a_router(method, edits):
         view_router(edit_model("llama", method, edits), CASES)
 
 
-def test_the_figure_is_written(model, tmp_path):
+def test_auc_is_the_chance_to_be_more_active():
+    rng = random.Random(0)
+    inside, outside = ([rng.choice(range(8)) + shift for _ in range(40)] for shift in (2, 0))
+    pairs = [(a > b) + 0.5 * (a == b) for a in inside for b in outside]
+    assert auc(inside, outside) == pytest.approx(sum(pairs) / len(pairs)) and auc([2.0], [1.0]) == 1.0
+
+
+# each analysis, on atlas
+
+
+ATLAS = make_cases(6, seed=4)
+QUICK = {"steps": 2, "background": 8, "contrast": 2, "rewordings": 0, "scope_rows": 4}
+
+
+@pytest.fixture(scope="module")
+def measurements(tmp_path_factory):
+    """Each analysis, asked for on the command line; its numbers."""
     pytest.importorskip("matplotlib")
-    path = draw_router(view_router(model, CASES), tmp_path / "new" / "router.png", title="two edits")
-    assert path == tmp_path / "new" / "router.png"
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG\r\n") and len(content) > 5000
+    folder, found = tmp_path_factory.mktemp("analyses"), {}
+
+    def run(name, *more):
+        if name not in found:
+            out = folder / name
+            result = CliRunner().invoke(app, ["analyze", name, "--edits", "6", "--out", str(out), *more])
+            assert result.exit_code == 0, result.output
+            assert result.stdout.split() == [str(out / f"{name}.json"), str(out / f"{name}.png")]
+            assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+            said = json.loads((out / f"{name}.json").read_text())
+            assert said["analysis"] == name and said["edits"] == 6 and said["made"]["versions"]["torch"]
+            found[name] = said["found"]
+        return found[name]
+
+    return run
+
+
+def quick(**more):
+    return [part for name, value in {**QUICK, **more}.items() for part in ("--set", f"{name}={value}")]
+
+
+def test_router_over_the_stream(measurements):
+    found = measurements("router", *quick())
+    assert found["edits"] == [1, 6] and len(found["activations"][1]["edits"]) == 6 and 0 <= found["auc"][1] <= 1
+    assert found["above"][1]["edits"] == sum(value > 1 for value in found["activations"][1]["edits"]) / 6
+
+
+def test_layers_masks_merges_and_parts(measurements, tmp_path):
+    found = measurements("merges", *quick())
+    assert set(found) == set(MERGES) and all(0 <= said["locality"] <= 1 for said in found.values())
+    parts = measurements("ablations", *quick())
+    assert len(parts) == 7 and "no prefixes" in parts
+    assert measurements("layers", *quick(layer=3))["layers"] == list(range(6))
+    anchored = measurements("anchors", *quick())
+    assert len(anchored) == 10 and "5 shards of 0.1, disjoint" in anchored
+
+
+def test_masks_meet_as_often_as_theory_says(monkeypatch, tmp_path):
+    monkeypatch.setattr(masks, "RATIOS", (0.2, 0.5))
+    monkeypatch.setattr(masks, "SHARDS", (2, 3))
+    found = masks.find(Given("atlas", ATLAS[:2], tmp_path, settings=QUICK))
+    for row in found["overlap"]:
+        for said in row:
+            assert said["measured"] == pytest.approx(said["expected"], abs=2 * said["within"])
+    assert found["overlap"][1][1]["expected"] == 0.125
+    masks.draw(found)
+
+
+def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):
+    given_ = Given("atlas", ATLAS[:1], tmp_path)
+    config = errata.FineTuningConfig(steps=1)
+    first = measured(given_, {"a": config})
+    monkeypatch.setattr(Given, "edited", lambda *_: pytest.fail("measured again"))
+    assert measured(given_, {"b": config}) == {"b": first["a"]}
+
+
+def test_tracing_puts_everything_back_where_it_was():
+    """All blocks of the last token put back is the clean run; a state behind the subject's first block brings back much."""
+    base, tokenizer = errata.load_base("atlas", "float32")
+    lm = errata.LM(base, tokenizer)
+    edit = ATLAS[0].edit
+    (answer,) = lm.generate([edit.prompt], max_new_tokens=8)
+    found = tracing.trace(lm, edit.prompt, edit.subject, answer)
+    first, last = found["subject"]
+    assert "".join(found["tokens"][first : last + 1]).strip().startswith(edit.subject[:3])
+    assert found["clean"] > 0.9 and found["blurred"] < found["clean"] - 0.3
+    assert len(found["states"]) == len(found["tokens"]) and {len(row) for row in found["states"]} == {6}
+    assert found["states"][-1][-1] == pytest.approx(found["clean"] - found["blurred"], abs=1e-4)
+    assert max(map(abs, found["states"][0])) < 1e-4 or first == 0, "what is before the subject was never blurred"
+    assert tracing.trace(lm, edit.prompt, edit.subject, answer) == found
+
+
+def test_tracing_and_lens(measurements):
+    found = measurements("tracing")
+    assert found["facts"] == 6 and "last subject token" in found["parts"] and len(found["states"]) == len(found["parts"])
+    lens_ = measurements("lens", "-m", "ft", "--set", "steps=15", "--set", "lr=0.02")
+    assert lens_["base, old"][-1] > 0.9 and lens_["edited, new"][-1] > lens_["base, new"][-1] + 0.5
+
+
+def test_the_lens_ends_with_the_model_itself():
+    base, tokenizer = errata.load_base("atlas", "float32")
+    lm = errata.LM(base, tokenizer)
+    batch = lm.prompt_batch(["Who is it?"])
+    read = lens.lens(lm, "Who is it?")
+    with torch.no_grad():
+        states = base(batch.input_ids, output_hidden_states=True).hidden_states
+        assert torch.allclose(read[-1], base(batch.input_ids).logits[0, -1].log_softmax(-1), atol=1e-5)
+        second = base.get_output_embeddings()(lens.final_norm(lm)(states[2][0, -1])).log_softmax(-1)
+    assert torch.allclose(read[1], second, atol=1e-4) and len(read) == 6
+
+
+def test_radii_and_weights(measurements):
+    found = measurements("radii", "-m", "grace")
+    assert found["edits"] == [1, 2, 3, 4, 5, 6] and [len(radii) for radii in found["radii"]][-1] == 6
+    moved = measurements("weights", "-m", "ft", "--set", "steps=2")
+    ((_, change),) = moved["change"].items()
+    assert moved["edits"][-1] == 6 and change == sorted(change) and change[-1] > 0
+    for name, method, message in (("radii", "ft", "keeps no codebook"), ("weights", "grace", "changes no weights")):
+        result = CliRunner().invoke(app, ["analyze", name, "-m", method, "--edits", "1"])
+        assert result.exit_code == 2 and message in result.stderr
+    result = CliRunner().invoke(app, ["analyze", "tracings"])
+    assert result.exit_code == 2 and "Did you mean 'tracing'" in result.stderr
+
+
+def test_scaling_and_inference(measurements):
+    found = measurements("scaling", *quick(edits_per_shard=2, false_route=1.0))
+    assert found["edits"] == [1, 2, 6] and set(found["measured"]) == {
+        "Merge",
+        "Retrieve",
+        "Retrieve, replay",
+        "perfect routing",
+    }
+    assert all(0 <= share <= 1 for shares in found["precision"].values() for share in shares)
+    assert found["precision"]["Retrieve"][0] == 1.0, "there is one memory"
+    best, own = found["measured"]["perfect routing"][-1], found["measured"]["Retrieve"][-1]
+    assert best["reliability"] >= own["reliability"]
+    cost = measurements("inference", "-m", "folio", "--set", "background=64")
+    assert cost["edits"] == [1, 2, 6] and all(seconds > 0 for seconds in cost["asked"]["edited prompts"]["token"])
+
+
+def wrong(before, after, wanted="Ana Brisk", edit="a", measure="reliability", right=False):
+    return Answer(measure, edit, "Who?", wanted, before, after, right, 0.0)
+
+
+def test_kinds_of_failure(tmp_path):
+    assert failures.kind_of(wrong("Bo", "Ana Brisk", right=True)) is None
+    said = {
+        "": "nothing",
+        "Bo": "as before",
+        "Ana Brisk and so": "runs on",
+        "Ana Brask": "partly wrong",
+        "Cid": "wrong entity",
+    }
+    assert {after: failures.kind_of(wrong("Bo", after)) for after in said} == said
+    answers = [
+        wrong("Bo", "Cid"),
+        wrong("Bo", "Ana Brisk", measure="generalization", right=True),
+        wrong("Bo", "Bo", edit="b"),
+    ]
+    row = Row("k", "ft", "ft", {}, "atlas", "made up", 2, summary(2, answers).to_dict())
+    row.save(tmp_path / "rows" / "ft-2.jsonl", answers)
+    result = CliRunner().invoke(app, ["failures", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "failures.json").read_text())["found"]["ft, 2"]
+    assert (found["asked"], found["wrong"]) == (3, 2)
+    assert {kind: count for kind, count in found["counts"].items() if count} == {"only the paraphrase": 1, "as before": 1}

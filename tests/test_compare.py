@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import errata
 from errata.atlas import make_cases, training_cases
 from errata.bench.compare import compare, contender_names, contenders, rows, table
+from errata.bench.readings import read_as
 from errata.bench.run import run
 from errata.bench.stream import UNEDITED, Contender, Stream
 from errata.cache import fingerprint
@@ -26,6 +27,7 @@ from errata.cli import app
 from errata.errors import ConfigError, UnknownNameError, UsageError
 
 CASES = make_cases(3, seed=5)
+READING = read_as("published", CASES, [frozenset()] * 3)
 FAST = Contender("ft", "ft", {"steps": 2, "lr": 0.01})
 
 
@@ -36,7 +38,7 @@ def atlas():
 
 @pytest.fixture
 def stream(atlas, tmp_path):
-    return Stream("atlas", fingerprint(atlas[0]), "three", CASES, [], (1, 3), tmp_path, save_every=1, threads=1)
+    return Stream("atlas", fingerprint(atlas[0]), "three", READING, [], (1, 3), tmp_path, save_every=1, threads=1)
 
 
 def told(*_):
@@ -44,7 +46,7 @@ def told(*_):
 
 
 def read(stream, name, edits):
-    return json.loads(stream.row_file(name, edits).read_text())
+    return json.loads(stream.row_file(name, edits).read_text().splitlines()[0])
 
 
 def test_a_row_is_what_evaluate_says_of_the_final_model(stream, atlas):
@@ -170,7 +172,9 @@ def test_bad_input(tmp_path):
 
     few = tmp_path / "few.jsonl"
     few.write_text(cases_to_json_lines(CASES))
-    assert "has 3 cases; --edits 5 asks for more" in complaint("atlas", "--cases", str(few), "--edits", "5")
+    assert "has 3 cases (published; 3 in the file); --edits 5 asks for more" in complaint(
+        "atlas", "--cases", str(few), "--edits", "5"
+    )
     assert "say with --cases FILE" in complaint(str(tmp_path))
     assert "--at takes numbers" in complaint("atlas", "--at", "1,many")
     assert "is trained on and in the stream" in complaint("atlas", "--cases", str(few), "--train", str(few), "--edits", "2")
@@ -189,16 +193,16 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, start_new_session=True)
     until = time.monotonic() + 120
-    while not (broken / "rows" / "ft-1.json").exists() and time.monotonic() < until:
+    while not (broken / "rows" / "ft-1.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    kept = (broken / "rows" / "ft-1.json").read_bytes()
+    kept = (broken / "rows" / "ft-1.jsonl").read_bytes()
     found = []
     for out in (broken, whole):
         done = subprocess.run(command(out), capture_output=True, text=True, check=True)
         found.append([(row["name"], row["edits"], row["figures"], row["bytes_saved"]) for row in json.loads(done.stdout)])
     assert found[0] == found[1] and len(found[0]) == 4
-    assert (broken / "rows" / "ft-1.json").read_bytes() == kept
+    assert (broken / "rows" / "ft-1.jsonl").read_bytes() == kept
     assert (whole / "table.md").read_text().count("\n") == 6
     torch.set_num_threads(1)

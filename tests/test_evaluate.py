@@ -6,11 +6,13 @@ import math
 from contextlib import contextmanager
 
 import pytest
+import torch
 from edited import EDITS, PROMPTS, edit_model
 
 from errata import Case, Edit, Probe, evaluate
 from errata.edit import same_answer
-from errata.evaluate import MEANINGS, MEASURES, OOD_LOSS
+from errata.encoding import Row
+from errata.evaluate import MEANINGS, MEASURES, OOD_LOSS, SCORES
 from errata.lm import Score
 
 
@@ -32,9 +34,17 @@ class Told:
         with self.disable_edits():
             return self.ask(prompts, **options)
 
-    def score(self, pairs, batch_size=32):
+    def score(self, pairs, batch_size=32, whole=False):
         self.pairs = getattr(self, "pairs", []) + [(self.on, *pair) for pair in pairs]
         return [self.scores[self.on].get(prompt, Score(0.0, False, 5.0, (1, 2))) for prompt, _ in pairs]
+
+    def encode(self, prompt, target):
+        """Each word is a token."""
+        words = tuple(target.split())
+        return Row(words, 0, len(words))
+
+    def decode(self, ids):
+        return " ".join(ids)
 
     @contextmanager
     def disable_edits(self):
@@ -109,11 +119,60 @@ def test_figures_by_hand():
     assert not by["Who is king?"].right and by["Who is king?"].after == "Bob" and by["Who is king?"].before == "Al"
     assert not by["What is 2 + 2?"].right and by["What is 2 + 2?"].kind == "unrelated"
     assert set(found.to_dict()) == {
-        "edits", "generated", "teacher_forced", "locality_by_kind", "perplexity", "ood"
+        "edits", "generated", "teacher_forced", "locality_by_kind", "perplexity", "ood", "scores", "divergence_by_kind",
+        "portability_by_kind",
     }  # fmt: skip
     # with no answer known, locality scores the base model's own words
     assert (True, "Where is it?", "North") in model.pairs and (False, "Where is it?", "North") in model.pairs
     assert {on for on, prompt, _ in model.pairs if prompt == "Who is mayor?"} == {True}
+
+
+def test_other_ways_to_count():
+    """Of the six: in other letters, among other words, cut off where the wanted one ends, all tokens, further answers."""
+    base = {"Who?": "Old", "Who is it?": "Old", "And now?": "Old", "Where?": "West", "Born?": "Old"}
+    edited = base | {
+        "Who?": "The ana brisk!", "Who is it?": "Ana Brisk, the mayor", "And now?": "It is Ana Brisk", "Born?": "New Tamis",
+    }  # fmt: skip
+    case = Case(
+        Edit("Who?", "Ana Brisk", id="m"),
+        ("Who is it?", "And now?"),
+        (Probe("Where?", "East", "neighbour"),),
+        (Probe("Born?", "Tamis", "alias", ("New Tamis",)),),
+    )
+    scores = {"Who?": Score(0.5, False, 1.0, (1, 2)), "Who is it?": Score(1.0, True, 0.1, (1, 2))}
+    found = evaluate(Told(base, edited, scores, {}), [case])
+    reliability = {score: figures["reliability"] for score, figures in found.scores.items()}
+    assert reliability == {
+        "generated": 0.0, "normalised": 1.0, "contains": 1.0, "cut": 0.0, "forced_exact": 0.0, "teacher_forced": 0.5
+    }  # fmt: skip
+    general = {score: figures["generalization"] for score, figures in found.scores.items()}
+    assert general == {
+        "generated": 0.0, "normalised": 0.0, "contains": 1.0, "cut": 0.0, "forced_exact": 0.5, "teacher_forced": 0.5
+    }  # fmt: skip
+    assert found.scores["cut"]["portability"] == found.generated["portability"] == 1.0
+    assert found.portability_by_kind == {"hop": None, "alias": 1.0, "inverse": None}
+    assert set(found.scores) == set(SCORES)
+    cut = evaluate(Told(base, edited | {"Who?": "Ana Brisk the mayor"}, scores, {}), [case])
+    assert cut.scores["cut"]["reliability"] == 1.0 and cut.generated["reliability"] == 0.0
+
+
+def test_text_that_became_likely_is_read_and_not_asked_for():
+    case = Case(Edit("Ana", "is mayor", id="m"), ood=(Probe("Ana", "was chosen", "ood"), Probe("Ana B", "won", "ood")))
+    scores = {"Ana B": Score(0.0, False, OOD_LOSS - 1e-3, (1,))}
+    model = Told({"Ana": "sings"}, {"Ana": "is mayor"}, scores)
+    found = evaluate(model, [case])
+    assert found.ood == 0.5 and {prompt for _, prompt in model.asked} == {"Ana"}
+    assert [(a.measure, a.after, a.right) for a in found.answers[1:]] == [("ood", "", False), ("ood", "", True)]
+
+
+def test_divergence_is_that_of_what_is_expected_at_the_bases_answer():
+    base, edited = (torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
+    told = [{"Where?": Score(1.0, True, 0.1, (0, 1), probs.log())} for probs in (edited, base)]
+    model = Told({"Where?": "West", "Who?": "Old"}, {"Where?": "West", "Who?": "Ana"}, *told)
+    case = Case(Edit("Who?", "Ana"), (), (Probe("Where?", None, "neighbour"),))
+    found = evaluate(model, [case])
+    wanted = (0.5 * math.log(2) + 0.25 * math.log(0.5)) / 2
+    assert found.divergence_by_kind["neighbour"] == pytest.approx(wanted) and found.divergence_by_kind["unrelated"] is None
 
 
 def test_no_probes_no_figures():

@@ -210,7 +210,7 @@ def test_cut_off_in_the_middle_of_a_call_no_shard_is_lost_later():
         model.edit(EDITS, check=False, progress=cut)
     model.edit(EDITS, check=False)
     assert {edit.id for edit in model.edits} == {edit.id for edit in EDITS}
-    spoken_for = [shard.index for shards in model.method._groups() for shard in shards]
+    spoken_for = [shard.index for shards in model.method.groups() for shard in shards]
     assert sorted(spoken_for) == [shard.index for shard in shards_of(model)], "a shard is in no memory, or in two"
 
 
@@ -227,3 +227,11 @@ def test_cut_off_in_the_middle_of_a_call_no_shard_is_lost_later():
 def test_settings_that_cannot_work_are_told_at_once(settings):
     with pytest.raises(ConfigError):
         WiseConfig(**settings)
+
+
+def test_disjoint_masks_share_nothing_as_long_as_there_is_room():
+    model = made([], masks="disjoint", mask_ratio=0.25)
+    masks = torch.stack([model.method.writer.new_shard(i).mask for i in range(5)])
+    assert int(masks[:4].sum(0).max()) == 1 and bool(masks[:4].any(0).all())
+    assert torch.equal(masks[0], masks[4]), "the fifth goes where the first is"
+    assert masks[:4].float().mean((1, 2)).tolist() == pytest.approx([0.25] * 4, abs=0.04)

@@ -5,7 +5,8 @@ One JSON line is an edit's line with three more fields::
     {"prompt": ..., "target": ..., "subject": ...,
      "rephrases": ["Name the mayor of Kelor."],
      "locality": [{"prompt": "Who is the mayor of Tamis?", "answer": "Ilo Varn", "kind": "neighbour"}],
-     "portability": [{"prompt": "Where was the mayor of Kelor born?", "answer": "Tamis"}]}
+     "portability": [{"prompt": "Where was the mayor of Kelor born?", "answer": "Tamis", "kind": "hop"}],
+     "ood": [{"prompt": "The mayor of Kelor", "answer": "is Ana Brisk, who was elected in May."}]}
 """
 
 from __future__ import annotations
@@ -20,11 +21,21 @@ from errata.edit import PROBE_FIELDS, Edit, Example, parse_json_lines
 from errata.errors import EditError, suggest
 
 LOCALITY_KINDS = ("unrelated", "neighbour", "same_subject")
+"""What else is asked: about another subject by another relation; by the edit's relation; about the edit's subject."""
+PORTABILITY_KINDS = ("hop", "alias", "inverse")
+"""What follows from the edit: through further facts; of its subject under another name; asked backwards."""
+_KINDS = {"locality": LOCALITY_KINDS, "portability": PORTABILITY_KINDS, "ood": ("ood",)}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question beside the edit: its prompt, the answer if known, and (for locality) its kind.
+    """One question beside the edit.
+
+    Attributes:
+        prompt: what is asked.
+        answer: the right answer, if it is known.
+        kind: of `LOCALITY_KINDS` or `PORTABILITY_KINDS`; "ood" for text that is not asked for but read.
+        also: other answers that are as right.
 
     Raises:
         EditError: the prompt is empty or the kind unknown.
@@ -33,38 +44,62 @@ class Probe:
     prompt: str
     answer: str | None = None
     kind: str = "unrelated"
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise EditError("a probe's 'prompt' must be non-empty text.")
         if self.answer is not None and (not isinstance(self.answer, str) or not self.answer.strip()):
             raise EditError("a probe's 'answer' must be non-empty text, or be left out.")
-        if self.kind not in LOCALITY_KINDS:
-            raise EditError(f"locality kind {self.kind!r} is unknown.{suggest(str(self.kind), LOCALITY_KINDS)}")
+        known = [kind for kinds in _KINDS.values() for kind in kinds]
+        if self.kind not in known:
+            raise EditError(f"a probe's kind {self.kind!r} is unknown.{suggest(str(self.kind), known)}")
+        if any(not isinstance(text, str) or not text.strip() for text in self.also):
+            raise EditError("a probe's 'also' must be a list of non-empty texts.")
 
     @classmethod
-    def from_json(cls, data: object) -> Probe:
-        """Read a probe: an object with `prompt`, `answer`?, `kind`?; or a bare prompt."""
+    def from_json(cls, data: object, place: str = "locality") -> Probe:
+        """Read a probe: an object with `prompt`, `answer`?, `kind`?, `also`?; or a bare prompt.
+
+        Args:
+            data: what JSON gave.
+            place: the field of a case that it stands in; that decides which kinds there are, the first by default.
+        """
+        kinds, known = _KINDS[place], ["prompt", "answer", "kind", "also"]
         if isinstance(data, str):
-            return cls(data)
+            return cls(data, kind=kinds[0])
         if not isinstance(data, Mapping):
             raise EditError(f"a probe is a JSON object or a text, got {type(data).__name__}.")
         for name in data:
-            if name not in ("prompt", "answer", "kind"):
-                raise EditError(f"unknown field {name!r} in a probe.{suggest(name, ['prompt', 'answer', 'kind'])}")
+            if name not in known:
+                raise EditError(f"unknown field {name!r} in a probe.{suggest(name, known)}")
         if "prompt" not in data:
             raise EditError("a probe lacks its 'prompt'.")
-        return cls(data["prompt"], data.get("answer"), data.get("kind") or "unrelated")
+        kind, also = data.get("kind") or kinds[0], data.get("also") or []
+        if kind not in kinds:
+            raise EditError(f"{place} kind {kind!r} is unknown.{suggest(str(kind), kinds)}")
+        if not isinstance(also, list):
+            raise EditError(f"a probe's 'also' must be a list, got {type(also).__name__}.")
+        return cls(data["prompt"], data.get("answer"), kind, tuple(also))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The probe as a JSON object, without what it has not."""
+        out: dict[str, Any] = {"prompt": self.prompt, "answer": self.answer, "kind": self.kind, "also": list(self.also)}
+        return {name: value for name, value in out.items() if value}
 
 
 @dataclass(frozen=True)
 class Case:
-    """An edit with its rephrasings, locality and portability probes."""
+    """An edit with its rephrasings, locality and portability probes.
+
+    `ood` is other true text about what was edited, which should have become likely (Eq. 10 of the WISE paper).
+    """
 
     edit: Edit
     rephrases: tuple[str, ...] = field(default=())
     locality: tuple[Probe, ...] = field(default=())
     portability: tuple[Probe, ...] = field(default=())
+    ood: tuple[Probe, ...] = field(default=())
 
     def example(self) -> Example:
         """The case as something to train a method on; its stream must then be of other cases."""
@@ -74,10 +109,10 @@ class Case:
         """The case as one JSON object; it is also a valid edit's."""
         out = self.edit.to_dict()
         out["rephrases"] = list(self.rephrases)
-        out["locality"] = [
-            {"prompt": p.prompt, **({"answer": p.answer} if p.answer else {}), "kind": p.kind} for p in self.locality
-        ]
-        out["portability"] = [{"prompt": p.prompt, "answer": p.answer} for p in self.portability]
+        out["locality"] = [probe.to_dict() for probe in self.locality]
+        out["portability"] = [probe.to_dict() for probe in self.portability]
+        if self.ood:
+            out["ood"] = [probe.to_dict() for probe in self.ood]
         return out
 
     @classmethod
@@ -94,15 +129,11 @@ class Case:
                 raise EditError(f"'{name}' must be a list, got {type(value).__name__}.")
         if any(not isinstance(text, str) or not text.strip() for text in lists["rephrases"]):
             raise EditError("'rephrases' must be a list of non-empty texts.")
-        portability = tuple(Probe.from_json(p) for p in lists["portability"])
-        if any(p.answer is None for p in portability):
-            raise EditError("a portability probe needs its 'answer'.")
-        return cls(
-            edit=edit,
-            rephrases=tuple(lists["rephrases"]),
-            locality=tuple(Probe.from_json(p) for p in lists["locality"]),
-            portability=portability,
-        )
+        probes = {place: tuple(Probe.from_json(probe, place) for probe in lists[place]) for place in _KINDS}
+        for place in ("portability", "ood"):
+            if any(probe.answer is None for probe in probes[place]):
+                raise EditError(f"a probe of {place!r} needs its 'answer'.")
+        return cls(edit=edit, rephrases=tuple(lists["rephrases"]), **probes)
 
 
 def read_cases(path: str | Path) -> list[Case]:

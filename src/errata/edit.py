@@ -160,5 +160,5 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).rstrip(".").rstrip()
 
 
-PROBE_FIELDS = ("rephrases", "locality", "portability")
+PROBE_FIELDS = ("rephrases", "locality", "portability", "ood")
 """The fields that a case adds to an edit (see `cases.py`)."""

@@ -2,23 +2,25 @@
 
 Every figure says what it is. `generated`: the model answers freely, greedily, until it stops by itself; an answer counts
 when it is the wanted one, whole. `teacher_forced`: the papers' figure, the share of target tokens that are the argmax with
-the target already in the input. Locality compares with the base model's own answers, not with the truth.
+the target already in the input. Locality compares with the base model's own answers, not with the truth. Beside these stand
+the other ways in which the field counts, under their names, see `SCORES`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from errata.cases import LOCALITY_KINDS, Case
+from errata.answers import begins_with, contains_any, is_any
+from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS, Case
 from errata.edit import same_answer
 from errata.lm import Score
 from errata.model import EditModel
 
 OOD_LOSS = -math.log(0.8)
-"""A rephrasing counts as known, in the WISE paper's out-of-distribution rule, when its target's loss is below."""
+"""A text counts as known, in the WISE paper's out-of-distribution rule (Eq. 10), when its loss is below."""
 
 MEASURES = ("reliability", "generalization", "locality", "portability")
 MEANINGS = {
@@ -29,11 +31,33 @@ MEANINGS = {
 }
 
 
+SCORES = {
+    "generated": "it answers freely, greedily, until it stops by itself: the answer is the wanted one, whole",
+    "normalised": "the same, in whatever letters, signs and articles aside; further right answers count",
+    "contains": "the same, and the wanted answer need only stand in it",
+    "cut": "the same, but the answer is cut off where the wanted one ends",
+    "forced_exact": "with the wanted answer already in the input, all its tokens are the likeliest",
+    "teacher_forced": "with the wanted answer already in the input, the share of its tokens that are the likeliest",
+}
+"""Ways to count an answer. For locality the wanted answer is the base model's."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What was asked, what was wanted, what the base and the edited model said.
 
-    `wanted` is the base model's own answer for locality. `token_accuracy` and `loss` are teacher-forced.
+    Attributes:
+        measure: of `MEASURES`, or "ood": text that is read and not asked for.
+        edit_id: the edit that it judges.
+        prompt: what was asked.
+        wanted: the right answer; for locality the base model's own.
+        before, after: what the base and the edited model said; "" where nothing was asked.
+        right, normalised, contains, cut, forced_exact: see `SCORES`; `right` is generated.
+        token_accuracy: the share of wanted tokens that are the likeliest, teacher-forced.
+        loss: of the wanted answer, teacher-forced, in nats per token.
+        kind: of the probe.
+        divergence: for locality, of what is expected at each token of the base model's answer: KL(base || edited), the mean
+            over tokens in nats.
     """
 
     measure: str
@@ -46,6 +70,11 @@ class Answer:
     token_accuracy: float
     loss: float | None = None
     kind: str | None = None
+    normalised: bool = False
+    contains: bool = False
+    cut: bool = False
+    forced_exact: bool = False
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +85,12 @@ class Evaluation:
         edits: number of cases.
         generated: measure -> share of free answers that are right.
         teacher_forced: measure -> mean share of target tokens that are the argmax; for locality, that are the base's argmax.
+        scores: name of `SCORES` -> measure -> figure; those two among them.
         locality_by_kind: kind -> share of free answers that did not change.
+        divergence_by_kind: kind of locality -> mean KL(base || edited) per token of the base model's answer, in nats.
+        portability_by_kind: kind -> share of free answers that are right.
         perplexity: of the target behind the edit's prompt, exp of the mean loss.
-        ood: share of rephrasings whose target's loss is below -log 0.8.
+        ood: share of `ood` texts, or where there are none of rephrasings with their targets, whose loss is below -log 0.8.
         answers: every single answer.
     """
 
@@ -69,17 +101,13 @@ class Evaluation:
     perplexity: float | None
     ood: float | None
     answers: list[Answer] = field(repr=False)
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    divergence_by_kind: dict[str, float | None] = field(default_factory=dict)
+    portability_by_kind: dict[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, without the single answers, ready for JSON."""
-        return {
-            "edits": self.edits,
-            "generated": self.generated,
-            "teacher_forced": self.teacher_forced,
-            "locality_by_kind": self.locality_by_kind,
-            "perplexity": self.perplexity,
-            "ood": self.ood,
-        }
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "answers"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,7 @@ class _Question:
     prompt: str
     wanted: str | None
     kind: str | None = None
+    also: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -108,34 +137,45 @@ def evaluate(
         progress: called with (questions done, questions in all).
     """
     questions = _questions(cases)
-    prompts = [question.prompt for question in questions]
-    total = 2 * len(questions)
-    done = 0
+    asked = [question for question in questions if question.measure != "ood"]
+    total, done = 2 * len(asked), 0
 
-    def asked(some: Sequence[str], ask: Callable[..., list[str]]) -> list[str]:
+    def answered(ask: Callable[..., list[str]]) -> list[str]:
         nonlocal done
         answers = []
-        for start in range(0, len(some), 8 * batch_size):
-            part = some[start : start + 8 * batch_size]
+        for start in range(0, len(asked), 8 * batch_size):
+            part = [question.prompt for question in asked[start : start + 8 * batch_size]]
             answers += ask(part, batch_size=batch_size, max_new_tokens=max_new_tokens)
             done += len(part)
             if progress is not None:
                 progress(done, total)
         return answers
 
-    before = asked(prompts, model.ask_base)
-    after = asked(prompts, model.ask)
-    targets = [q.wanted or said or "." for q, said in zip(questions, before, strict=True)]
-    pairs = list(zip(prompts, targets, strict=True))
-    scores = model.lm.score(pairs, batch_size)
-    with model.disable_edits():
-        local = [i for i, question in enumerate(questions) if question.measure == "locality"]
-        base = dict(zip(local, model.lm.score([pairs[i] for i in local], batch_size) if local else [], strict=True))
-    answers = [
-        _answer(question, *said, score, base.get(i))
-        for i, (question, said, score) in enumerate(zip(questions, zip(before, after, strict=True), scores, strict=True))
-    ]
-    return _summary(len(cases), answers)
+    before, after = (answered(ask) + [""] * (len(questions) - len(asked)) for ask in (model.ask_base, model.ask))
+    pairs = [(each.prompt, each.wanted or said or ".") for each, said in zip(questions, before, strict=True)]
+    local = [place for place, question in enumerate(questions) if question.measure == "locality"]
+    others = [place for place, question in enumerate(questions) if question.measure != "locality"]
+    scores = dict(zip(others, model.lm.score([pairs[place] for place in others], batch_size), strict=True))
+    base: dict[int, tuple[Score, float | None]] = {}
+    for start in range(0, len(local), 8 * batch_size):
+        part = local[start : start + 8 * batch_size]
+        some = [pairs[place] for place in part]
+        edited = model.lm.score(some, batch_size, whole=True)
+        with model.disable_edits():
+            untouched = model.lm.score(some, batch_size, whole=True)
+        for place, now, was in zip(part, edited, untouched, strict=True):
+            scores[place] = replace(now, log_probs=None)
+            base[place] = replace(was, log_probs=None), _divergence(was, now)
+    said = zip(questions, before, after, strict=True)
+    answers = [_answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(said)]
+    return summary(len(cases), answers)
+
+
+def _divergence(base: Score, edited: Score) -> float | None:
+    """KL(base || edited) per token, in nats."""
+    if base.log_probs is None or edited.log_probs is None:
+        return None
+    return float((base.log_probs.exp() * (base.log_probs - edited.log_probs)).sum(-1).mean())
 
 
 def _questions(cases: Sequence[Case]) -> list[_Question]:
@@ -145,17 +185,23 @@ def _questions(cases: Sequence[Case]) -> list[_Question]:
         questions.append(_Question("reliability", edit.id, edit.prompt, edit.target))
         questions += [_Question("generalization", edit.id, prompt, edit.target) for prompt in case.rephrases]
         questions += [_Question("locality", edit.id, p.prompt, p.answer, p.kind) for p in case.locality]
-        questions += [_Question("portability", edit.id, p.prompt, p.answer) for p in case.portability]
+        questions += [_Question("portability", edit.id, p.prompt, p.answer, p.kind, p.also) for p in case.portability]
+    questions += [_Question("ood", case.edit.id, p.prompt, p.answer, p.kind) for case in cases for p in case.ood]
     return questions
 
 
-def _answer(question: _Question, before: str, after: str, score: Score, base: Score | None) -> Answer:
+def _answer(
+    model: EditModel, question: _Question, before: str, after: str, score: Score, base: tuple[Score, float | None] | None
+) -> Answer:
+    wanted = question.wanted or ""
+    tokens, exact, divergence = score.token_accuracy, score.exact, None
     if base is not None:
-        same = [a == b for a, b in zip(score.predicted, base.predicted, strict=True)]
-        tokens, right, wanted = sum(same) / len(same), before == after, before
-    else:
-        wanted = question.wanted or ""
-        tokens, right = score.token_accuracy, same_answer(after, wanted)
+        same = [a == b for a, b in zip(score.predicted, base[0].predicted, strict=True)]
+        tokens, exact, wanted, divergence = sum(same) / len(same), all(same), before, base[1]
+    right = before == after if base is not None else same_answer(after, wanted)
+    if question.measure == "ood":
+        right = score.loss < OOD_LOSS
+    accepted = (wanted, *question.also)
     return Answer(
         question.measure,
         question.edit_id,
@@ -163,28 +209,46 @@ def _answer(question: _Question, before: str, after: str, score: Score, base: Sc
         wanted,
         before,
         after,
-        right,
+        right or any(same_answer(after, other) for other in question.also),
         tokens,
         score.loss,
         question.kind,
+        right or is_any(after, accepted),
+        right or contains_any(after, accepted),
+        right or any(begins_with(model.lm, question.prompt, after, each) for each in accepted if each),
+        exact,
+        divergence,
     )
 
 
-def _summary(edits: int, answers: list[Answer]) -> Evaluation:
-    by = {name: [answer for answer in answers if answer.measure == name] for name in MEASURES}
+def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
+    """The figures of single answers, of so many edits."""
+    by = {name: [answer for answer in answers if answer.measure == name] for name in (*MEASURES, "ood")}
     losses = [answer.loss for answer in by["reliability"] if answer.loss is not None]
-    rephrased = [answer.loss for answer in by["generalization"] if answer.loss is not None]
-    kinds = {kind: _mean([answer.right for answer in by["locality"] if answer.kind == kind]) for kind in LOCALITY_KINDS}
+    unseen = [answer.loss for answer in by["ood"] or by["generalization"] if answer.loss is not None]
+    kinds = {kind: [answer for answer in by["locality"] if answer.kind == kind] for kind in LOCALITY_KINDS}
+    hops = {kind: [answer for answer in by["portability"] if answer.kind == kind] for kind in PORTABILITY_KINDS}
     loss = _mean(losses)
+    scores = {score: {name: _mean([counted(answer, score) for answer in by[name]]) for name in MEASURES} for score in SCORES}
     return Evaluation(
         edits=edits,
-        generated={name: _mean([answer.right for answer in by[name]]) for name in MEASURES},
-        teacher_forced={name: _mean([answer.token_accuracy for answer in by[name]]) for name in MEASURES},
-        locality_by_kind=kinds,
+        generated=scores["generated"],
+        teacher_forced=scores["teacher_forced"],
+        locality_by_kind={kind: _mean([answer.right for answer in some]) for kind, some in kinds.items()},
         perplexity=None if loss is None else math.exp(min(loss, 700.0)),
-        ood=_mean([value < OOD_LOSS for value in rephrased]),
-        answers=answers,
+        ood=_mean([value < OOD_LOSS for value in unseen]),
+        answers=list(answers),
+        scores=scores,
+        divergence_by_kind={
+            kind: _mean([each.divergence for each in some if each.divergence is not None]) for kind, some in kinds.items()
+        },
+        portability_by_kind={kind: _mean([answer.right for answer in some]) for kind, some in hops.items()},
     )
+
+
+def counted(answer: Answer, score: str) -> float:
+    """How much an answer counts by one of `SCORES`: 0 to 1."""
+    return float(getattr(answer, {"generated": "right", "teacher_forced": "token_accuracy"}.get(score, score)))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -35,12 +35,14 @@ class Score:
         exact: all of them are.
         loss: mean negative log-likelihood of the target tokens, in nats.
         predicted: the argmax at each target position.
+        log_probs: (n, vocabulary), what was expected at each, where it was asked for; on the CPU.
     """
 
     token_accuracy: float
     exact: bool
     loss: float
     predicted: tuple[int, ...]
+    log_probs: torch.Tensor | None = None
 
 
 class LM:
@@ -174,8 +176,13 @@ class LM:
         return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
 
     @torch.no_grad()
-    def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 32, side: str = "left") -> list[Score]:
-        """Teacher-forced scores of (prompt, target) pairs; routed memories decide on the prompt alone."""
+    def score(
+        self, pairs: Sequence[tuple[str, str]], batch_size: int = 32, side: str = "left", whole: bool = False
+    ) -> list[Score]:
+        """Teacher-forced scores of (prompt, target) pairs; routed memories decide on the prompt alone.
+
+        With `whole`, the log-probabilities of all tokens are kept.
+        """
         rows = [self.encode(prompt, target) for prompt, target in pairs]
 
         def scored(part: list[Row]) -> list[Score]:
@@ -191,7 +198,8 @@ class LM:
                 mine = where == i
                 right = (best[mine] == labels[mine]).float()
                 guess = tuple(best[mine].tolist())
-                scores.append(Score(right.mean().item(), bool(right.all()), losses[mine].mean().item(), guess))
+                logs = picked[mine].log_softmax(-1).cpu() if whole else None
+                scores.append(Score(right.mean().item(), bool(right.all()), losses[mine].mean().item(), guess, logs))
             return scores
 
         return in_batches(rows, scored, batch_size, size=lambda row: len(row.ids))

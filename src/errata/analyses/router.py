@@ -5,16 +5,19 @@ After figure 3 of WISE (arXiv 2405.14768). It draws what a `SideMemory` sees and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
+import errata
+from errata.analyses.given import Given, new_figure
 from errata.cases import Case
-from errata.errors import ConfigError, UsageError
+from errata.errors import ConfigError
+from errata.methods.association.wise_config import WiseConfig
 from errata.model import EditModel
 from errata.patches import SideMemory
 
-COLOURS = ("#1b7837", "#7fbf7b", "#762a83", "#bababa", "#fdb863")
+COLOURS = ("#0072b2", "#56b4e9", "#000000", "#e69f00", "#d55e00")
 
 
 @dataclass(frozen=True)
@@ -58,31 +61,67 @@ def view_router(model: EditModel, cases: Sequence[Case]) -> RouterView:
     return RouterView(found)
 
 
-def draw_router(view: RouterView, path: str | Path, title: str = "Router activations") -> Path:
-    """Draw the view into a PNG and return its path.
+def auc(inside: Sequence[float], outside: Sequence[float]) -> float:
+    """The chance that a prompt in scope is more active than one out of it; a tie counts half."""
+    ranked = sorted([(value, 0) for value in outside] + [(value, 1) for value in inside])
+    rank, total, place = 1, 0.0, 0
+    while place < len(ranked):
+        same = place
+        while same < len(ranked) and ranked[same][0] == ranked[place][0]:
+            same += 1
+        mean = rank + (same - place - 1) / 2
+        total += mean * sum(kind for _, kind in ranked[place:same])
+        rank += same - place
+        place = same
+    return (total - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside))
+
+
+def find(given: Given) -> dict[str, Any]:
+    """Activations over thresholds after some, more and all edits, by group; AUC, and who is above the threshold.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        ConfigError: the method has no router.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError("figures need matplotlib: pip install 'errata[figures]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    config = WiseConfig.from_dict(given.settings)
+    cases = list(given.cases)
+    views = {}
+    base, tokenizer = given.base()
+    model = errata.get_edit_model(base, config, tokenizer)
+    for number, edits in enumerate(sorted({max(1, len(cases) // 100), max(1, len(cases) // 10), len(cases)}), start=1):
+        given.tell("editing", number, 3)
+        model.edit([case.edit for case in cases[len(model.edits) : edits]], check=False)
+        views[edits] = view_router(model, cases[:edits])
+    return side_by_side(views)
 
-    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
-    start = 0
-    for colour, (name, values) in zip(COLOURS, view.activations.items(), strict=False):
-        label = f"{name}: {view.share_above(name):.0%} to the side memory"
-        axes.scatter(range(start, start + len(values)), values, s=9, color=colour, label=label)
-        start += len(values) + 5
-    axes.axhline(1.0, color="black", linewidth=1, linestyle="--", label="threshold")
-    axes.set(title=title, xlabel="prompt", ylabel="activation / threshold", yscale="log")
-    axes.set_xticks([])
-    axes.legend(loc="lower left", fontsize=8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return path
+
+def side_by_side(views: Mapping[int, RouterView]) -> dict[str, Any]:
+    """Views after so many edits, ready to be drawn: activations, the share above the threshold, AUC."""
+    found: dict[str, Any] = {"edits": [], "activations": [], "above": [], "auc": []}
+    for edits, view in views.items():
+        inside = [value for name in ("edits", "rephrasings") for value in view.activations.get(name, [])]
+        others = [values for name, values in view.activations.items() if name not in ("edits", "rephrasings")]
+        outside = [value for values in others for value in values]
+        found["edits"].append(edits)
+        found["activations"].append(view.activations)
+        found["above"].append({name: view.share_above(name) for name in view.activations})
+        found["auc"].append(auc(inside, outside) if inside and outside else None)
+    return found
+
+
+def draw(found: dict[str, Any]) -> Any:
+    """A panel for each number of edits: every prompt's activation over its threshold."""
+    figure, axes = new_figure(3.8 * len(found["edits"]), 4.4, columns=len(found["edits"]))
+    for axis, edits, groups, area in zip(axes[0], found["edits"], found["activations"], found["auc"], strict=True):
+        start = 0
+        for colour, (name, values) in zip(COLOURS, groups.items(), strict=False):
+            share = sum(value > 1 for value in values) / len(values)
+            axis.scatter(range(start, start + len(values)), values, s=7, color=colour, label=f"{name}: {share:.0%}")
+            start += len(values) + max(1, len(values) // 20)
+        axis.axhline(1.0, color="black", linewidth=1, linestyle="--")
+        axis.set_yscale("log")
+        axis.set_xticks([])
+        axis.set_title(f"{edits:,} edits" + ("" if area is None else f", AUC {area:.3f}"), fontsize=11)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 2}
+        axis.legend(**below, fontsize=8, title="above the threshold", title_fontsize=8)
+    axes[0][0].set_ylabel("activation / threshold")
+    return figure

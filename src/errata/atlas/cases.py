@@ -75,11 +75,11 @@ class _Writer:
             pair = self.world.two_hops[index]
             onward = (target, pair.hop.second)
             if onward not in self.edited and self.world.facts[onward].answer != pair.answer:
-                probes.append(Probe(self.rng.choice(pair.prompts()), self.world.facts[onward].answer))
+                probes.append(Probe(self.rng.choice(pair.prompts()), self.world.facts[onward].answer, "hop"))
         for index in self.rng.sample(self.hops_to[fact.key], len(self.hops_to[fact.key])):
             pair = self.world.two_hops[index]
             if pair.first.key not in self.edited:
-                probes.append(Probe(self.rng.choice(pair.prompts()), target))
+                probes.append(Probe(self.rng.choice(pair.prompts()), target, "hop"))
         return tuple(probes[:PORTABILITY])
 
     def case(self, fact: Fact, number: int) -> Case:

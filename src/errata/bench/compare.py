@@ -5,7 +5,6 @@ A process a contender makes its peak memory its own, and one that dies takes no 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import queue as queue_module
 import signal
@@ -136,11 +135,9 @@ def rows(stream: Stream, racers: Sequence[Contender]) -> Iterator[Row]:
     """The rows there are, failures too, in order of checkpoints."""
     for edits in stream.checkpoints:
         for racer in racers:
-            path = stream.row_file(racer.name, edits)
-            if path.exists():
-                row = Row(**json.loads(path.read_text(encoding="utf-8")))
-                if row.key == stream.key(racer, edits):
-                    yield row
+            row = Row.read(stream.row_file(racer.name, edits))
+            if row is not None and row.key == stream.key(racer, edits):
+                yield row
 
 
 def _preset(method: str, base_config: Any) -> dict[str, Any]:

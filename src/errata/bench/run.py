@@ -17,10 +17,14 @@ import torch
 
 import errata
 from errata import EditModel
+from errata.bench.drift import drift, fluency
 from errata.bench.stream import Contender, Stream, blank_row, write_json
 from errata.errors import ErrataError
 from errata.saving import is_artifact
+from errata.statistics import background_texts
 
+NEUTRAL, NEUTRAL_TOKENS, FLUENT = 64, 48, 32
+"""Texts of the model's own making on which drift is measured, tokens of each, and answers whose fluency is."""
 BATCHES = (1, 8)
 NEW_TOKENS, ROUNDS = 16, 5
 SAVE_SECONDS = 60.0
@@ -137,10 +141,20 @@ class _Run:
 
     def _measure(self, edits: int) -> None:
         """Everything that a row holds, of the model as it is."""
-        cases = self.stream.cases[:edits]
+        stream = self.stream
+        cases = stream.reading.judged(edits)
         peak = max(self.times["peak"], 0.0 if self.contender.method else peak_memory())
-        found = errata.evaluate(self.model, cases, progress=lambda done, total: self.tell("asking", done, total))
-        row = blank_row(self.contender, self.stream, edits, figures=found.to_dict(), peak_memory=round(peak, 1))
+        found = errata.evaluate(
+            self.model,
+            cases,
+            max_new_tokens=stream.new_tokens,
+            progress=lambda done, total: self.tell("asking", done, total),
+        )
+        self.tell("reading", 0, 1)
+        with self.model.disable_edits():
+            texts = stream.neutral or background_texts(self.model.lm, NEUTRAL, NEUTRAL_TOKENS, seed=1, shortest=2)
+        told = drift(self.model, texts) | {"fluency": fluency(self.model, [case.edit.prompt for case in cases[:FLUENT]])}
+        row = blank_row(self.contender, stream, edits, figures=found.to_dict(), peak_memory=round(peak, 1), drift=told)
         if self.contender.method is not None:
             self.tell("timing", 0, 1)
             own = ("edit_config.json", "edit_model.safetensors", "edits.jsonl")
@@ -151,7 +165,7 @@ class _Run:
                 overhead={str(n): overhead(self.model, [case.edit.prompt for case in cases], n) for n in BATCHES},
                 training_seconds=self.times["training"] or None,
             )
-        row.save(self.stream.row_file(self.contender.name, edits))
+        row.save(stream.row_file(self.contender.name, edits), found.answers)
 
 
 def overhead(model: EditModel, prompts: Sequence[str], batch: int) -> float:

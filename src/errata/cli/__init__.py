@@ -13,7 +13,26 @@ import typer
 from typer.core import TyperGroup
 
 from errata import __version__
-from errata.cli import ask, cases, chat, compare, edit, eval, explain, inspect, list, methods, prepare, screen, undo
+from errata.cli import (
+    analyze,
+    ask,
+    bench,
+    cases,
+    chat,
+    compare,
+    edit,
+    eval,
+    explain,
+    inspect,
+    judge,
+    list,
+    methods,
+    prepare,
+    report,
+    screen,
+    tasks,
+    undo,
+)
 from errata.errors import ErrataError
 
 
@@ -48,7 +67,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 verbs = (inspect.inspect, prepare.prepare, edit.edit, ask.ask, eval.eval, chat.chat, list.list, undo.undo, cases.cases)
-for verb in (*verbs, explain.explain, compare.compare, methods.methods):
+for verb in (
+    *verbs,
+    explain.explain,
+    compare.compare,
+    bench.bench,
+    tasks.tasks,
+    report.report,
+    report.diff,
+    judge.judge,
+    analyze.analyze,
+    analyze.failures,
+    methods.methods,
+):
     app.command()(verb)
 
 

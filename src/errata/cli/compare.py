@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
+from errata.errors import UsageError
 
 
 def compare(
@@ -30,20 +31,38 @@ def compare(
 ) -> None:
     """Hold methods against each other on one stream; called again, it goes on and measures what is missing."""
     from errata.bench.compare import compare, contenders, table
-    from errata.cli.racing import race_bars, stream_of
+    from errata.bench.plan import Plan
+    from errata.cli.racing import checkpoints, planned, race_bars
+    from errata.saving import BUNDLED
 
+    if cases is None and model not in BUNDLED:
+        raise UsageError(f"say with --cases FILE what {model} is to be edited with; only cases about atlas are made here.")
+    plan = Plan(
+        "jsonl" if cases else "atlas",
+        model,
+        edits=edits,
+        checkpoints=checkpoints(at, "--at"),
+        reading="published",
+        data=cases,
+        train=train,
+        out=out or Path("out") / f"compare-{Path(model).name}",
+        minutes=minutes,
+        threads=threads,
+        seed=seed,
+        dtype=dtype,
+        device_map=device_map,
+    )
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    stream, config = stream_of(model, edits, cases, train, at, out, seed, dtype, device_map)
-    stream = dataclasses.replace(stream, limit=minutes * 60, threads=threads)
-    racers = contenders(names, config, options or ())
+    found = planned(plan)
+    stream, racers = found.stream, contenders(names, found.config, options or ())
     with race_bars(len(racers)) as shown:
-        found = compare(stream, racers, jobs, shown)
-    text = table(found)
+        rows = compare(stream, racers, jobs, shown)
+    text = table(rows)
     (stream.folder / "table.md").write_text(text + "\n", encoding="utf-8")
     if as_json:
-        screen.print_json([dataclasses.asdict(row) for row in found])
+        screen.print_json([dataclasses.asdict(row) for row in rows])
     else:
         print(text)
-    for row in found:
+    for row in rows:
         if row.failed:
             screen.complain(f"{row.name}, {row.edits} edits: {row.failed}")

@@ -1,84 +1,44 @@
-"""What `errata compare` reads and shows: the stream that its options ask for, and a bar for every contender that runs."""
+"""What `errata bench` and `errata compare` share: the stream that is asked for, and a bar for every contender that runs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from errata.cli import screen
 from errata.cli.opening import loading
-from errata.cli.reading import check_cases_fit
 from errata.errors import UsageError
 
 if TYPE_CHECKING:
     from errata.bench.compare import Shown
-    from errata.bench.stream import Stream
-    from errata.cases import Case
-
-TRAINING = 1000
-"""Cases about the bundled model that methods are trained on."""
+    from errata.bench.plan import Plan, Planned
 
 
-def stream_of(
-    model: str,
-    edits: int,
-    cases: Path | None,
-    train: Path | None,
-    at: str,
-    out: Path | None,
-    seed: int,
-    dtype: str,
-    device_map: str | None,
-) -> tuple[Stream, Any]:
-    """(the stream, the model's configuration).
+def planned(plan: Plan) -> Planned:
+    """What comes of a plan, and on stderr what was left out."""
+    from errata.bench.plan import stream_of
+
+    with loading(plan.model):
+        found = stream_of(plan)
+    for count, why in ((found.too_long, "do not fit the model's context"), (found.empty, "have an empty target")):
+        if count:
+            screen.complain(f"{found.stream.data}: {count} records are left out: they {why}.")
+    return found
+
+
+def checkpoints(text: str, option: str) -> tuple[int, ...]:
+    """Numbers with commas between.
 
     Raises:
-        UsageError: there are no cases for this model, too few, or some of them are trained on.
+        UsageError: they are not.
     """
-    import errata
-    from errata.bench.stream import Stream
-    from errata.cache import fingerprint
-    from errata.saving import BUNDLED
-
     try:
-        checkpoints = sorted({n for n in (int(part) for part in at.split(",")) if n < edits} | {edits})
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--at takes numbers with commas between, e.g. 1,10,100; got {at!r}.") from None
-    if checkpoints[0] < 1:
-        raise UsageError(f"--at takes numbers from 1; got {checkpoints[0]}.")
-    if cases is None and model not in BUNDLED:
-        raise UsageError(f"say with --cases FILE what {model} is to be edited with; only cases about atlas are made here.")
-    wanted, training, data = _cases(edits, cases, train, seed)
-    with loading(model):
-        base, tokenizer = errata.load_base(model, dtype, device_map)
-    if cases is not None:
-        check_cases_fit(errata.LM(base, tokenizer), cases, wanted)
-    folder = out or Path("out") / f"compare-{Path(model).name}"
-    stream = Stream(
-        model, fingerprint(base), data, wanted, training, tuple(checkpoints), folder, dtype=dtype, device_map=device_map
-    )
-    return stream, base.config
-
-
-def _cases(edits: int, cases: Path | None, train: Path | None, seed: int) -> tuple[list[Case], list[Case], str]:
-    """(the stream's cases, those to train on, what the data is called)."""
-    import errata
-    from errata.atlas import make_cases, training_cases
-
-    wanted = errata.read_cases(cases) if cases else make_cases(edits, seed)
-    if len(wanted) < edits:
-        raise UsageError(f"{cases} has {len(wanted)} cases; --edits {edits} asks for more.")
-    wanted = wanted[:edits]
-    training = errata.read_cases(train) if train else [] if cases else training_cases(TRAINING, wanted, seed + 1)
-    asked = {prompt for case in wanted for prompt in (case.edit.prompt, *case.rephrases)}
-    both = next((case for case in training if {case.edit.prompt, *case.rephrases} & asked), None)
-    if both is not None:
-        raise UsageError(f"{train}: {both.edit.prompt!r} is trained on and in the stream; take it out of one of them.")
-    return wanted, training, cases.stem if cases else f"atlas seed {seed}"
+        raise UsageError(f"{option} takes numbers with commas between, e.g. 1,10,100; got {text!r}.") from None
 
 
 @contextlib.contextmanager

@@ -48,8 +48,18 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     Raises:
         StorageError: the disk refused.
     """
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; the folder is made if need be.
+
+    Raises:
+        StorageError: the disk refused.
+    """
     try:
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror or error}).") from error
 

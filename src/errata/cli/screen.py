@@ -67,3 +67,12 @@ def bar(what: str, total: int | None = None) -> Iterator[Callable[[int, int | No
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
         task = shown.add_task(what, total=total)
         yield lambda done, of: shown.update(task, completed=done, total=of)
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr for work of several parts; call what it gives with (what is being done, done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda what, done, of: shown.update(task, description=what, completed=done, total=of)

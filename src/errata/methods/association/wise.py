@@ -133,7 +133,7 @@ class Wise(Method):
             bits, changed = tensors[f"shards.{i}.mask"], tensors[f"shards.{i}.values"].to(weight.device)
             ledger = [by_id[name] for name in held["edits"]]
             self.shards.append(Shard.from_folded(i, bits, changed, weight.shape, ledger, held["slots"]))
-        self._settle(dict(zip(map(_stamps, self._groups()), values["thresholds"], strict=True)))
+        self._settle(dict(zip(map(_stamps, self.groups()), values["thresholds"], strict=True)))
 
     @property
     def background(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Wise(Method):
             self._writer = ShardWriter(self.lm, self.layer, self.config, self._patch, self.background)
         return self._writer
 
-    def _groups(self) -> list[list[Shard]]:
+    def groups(self) -> list[list[Shard]]:
         """The shards of each side memory: merged groups first, shards that wait for their group after."""
         k = self.config.shards_per_merge
         full = [shard for shard in self.shards if shard.slots >= self.quota]
@@ -195,7 +195,7 @@ class Wise(Method):
             thresholds: by stamps of the shards, where they are known already.
         """
         kept = {}
-        for shards in self._groups():
+        for shards in self.groups():
             key = _stamps(shards)
             if (memory := self._memories.get(key)) is None:
                 delta = self._merge_all([shard.delta for shard in shards]) if len(shards) > 1 else shards[0].delta

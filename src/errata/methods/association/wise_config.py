@@ -22,6 +22,8 @@ class WiseConfig(MethodConfig):
         shards_per_merge: full shards merged at a time.
         mask_ratio: rho, the share of the matrix that a shard may change. None: all of it where each shard is a memory of its
             own, and half of it where shards are merged (the paper: .2).
+        masks: `random`, each entry by itself (shards overlap, which anchors the merge); `disjoint`, no entry in two shards,
+            as long as there is room.
         steps: gradient steps per edit, at most; fewer when loss and margins are met.
         step_size: step in value space, relative to the size of the values; used when `lr` is None.
         lr: learning rate of the SGD, as in the paper (there 1.0); None derives it from `step_size`.
@@ -52,6 +54,7 @@ class WiseConfig(MethodConfig):
     edits_per_shard: int | None = None
     shards_per_merge: int = 1
     mask_ratio: float | None = None
+    masks: Literal["random", "disjoint"] = "random"
     steps: int = 30
     step_size: float = 0.1
     lr: float | None = None
@@ -82,6 +85,7 @@ class WiseConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("merge", "retrieve"))
+        check_choice("masks", self.masks, ("random", "disjoint"))
         check_choice("score", self.score, SCORES)
         check_choice("pool", self.pool, POOLS)
         check_choice("merge_method", self.merge_method, tuple(MERGES))

@@ -91,8 +91,13 @@ class ShardWriter:
         architecture = self.lm.architecture
         device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
-        mask = torch.empty(architecture.d_out, architecture.d_in, dtype=torch.bool)
-        mask.bernoulli_(self.config.density, generator=generator)
+        if self.config.masks == "disjoint":  # each entry belongs to one of as many shards as there is room for
+            drawn = torch.rand(architecture.d_out, architecture.d_in, generator=generator.manual_seed(self.config.seed))
+            room = max(1, int(1 / self.config.density + 1e-9))
+            mask = (drawn / self.config.density).floor() == index % room
+        else:
+            mask = torch.empty(architecture.d_out, architecture.d_in, dtype=torch.bool)
+            mask.bernoulli_(self.config.density, generator=generator)
         mask = mask.to(device)
         return Shard(index, mask, torch.zeros(mask.shape, device=device))
 

@@ -1,0 +1,33 @@
+"""Shards that overlap against shards that share nothing. After WISE (arXiv 2405.14768), section 2.3.3 and table 13.
+
+The paper's argument: entries that lie in several masks anchor the shards to each other, so that they merge without conflict.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from errata.analyses import bars
+from errata.analyses.given import Given
+from errata.methods.association.wise_config import WiseConfig
+
+RATIOS = {2: (0.2, 0.3, 0.5), 5: (0.1, 0.2)}
+"""Shards -> shares of the matrix, whose product is at most 1, so that disjoint masks have room."""
+
+
+def find(given: Given) -> dict[str, Any]:
+    """Free answers after all edits, merged, for each number of shards and share."""
+    config = WiseConfig.from_dict({"variant": "merge", **given.settings})
+    variants = {}
+    for shards, ratios in RATIOS.items():
+        quota = max(1, math.ceil(len(given.cases) / shards))
+        for ratio in ratios:
+            for masks in ("random", "disjoint"):
+                label = f"{shards} shards of {ratio}, {masks}"
+                variants[label] = replace(config, masks=masks, mask_ratio=ratio, edits_per_shard=quota)
+    return bars.beside(given, variants)
+
+
+draw = bars.draw

@@ -1,0 +1,87 @@
+"""How edits fail, in the WISE paper's kinds (arXiv 2405.14768, appendix B): partly wrong, wrong entity, only the paraphrase.
+
+It reads the measurements that `errata bench` left, and asks no model anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from errata.analyses.given import new_figure
+from errata.answers import normalised
+from errata.bench.results import Measured
+from errata.evaluate import Answer
+
+KINDS = {
+    "partly wrong": "some words of the wanted answer are there, not all of them",
+    "runs on": "the wanted answer is there, and more behind or before it",
+    "as before": "it says what the base model says",
+    "wrong entity": "it says something else",
+    "nothing": "it says nothing",
+    "only the paraphrase": "wrong on the edit's own prompt, right on a rephrasing",
+}
+EXAMPLES = 5
+
+
+def kind_of(answer: Answer) -> str | None:
+    """Which of `KINDS` a wrong answer is; None where it is right."""
+    if answer.right:
+        return None
+    said, wanted = normalised(answer.after).split(), normalised(answer.wanted).split()
+    if not said:
+        return "nothing"
+    if answer.after == answer.before:
+        return "as before"
+    if f" {' '.join(wanted)} " in f" {' '.join(said)} ":
+        return "runs on"
+    return "partly wrong" if set(said) & set(wanted) else "wrong entity"
+
+
+def find(measured: Sequence[Measured]) -> dict[str, Any]:
+    """Counts and examples of each kind, for each measurement: reliability and generalization."""
+    found: dict[str, Any] = {}
+    for each in measured:
+        if each.row.figures is None or each.row.method is None:
+            continue
+        asked = [answer for answer in each.answers if answer.measure in ("reliability", "generalization")]
+        by_edit = defaultdict(list)
+        for answer in asked:
+            by_edit[answer.edit_id].append(answer)
+        counts: Counter[str] = Counter()
+        examples: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for answer in asked:
+            kind = kind_of(answer)
+            paraphrased = any(other.right for other in by_edit[answer.edit_id] if other.measure == "generalization")
+            if kind and answer.measure == "reliability" and paraphrased:
+                kind = "only the paraphrase"
+            if kind:
+                counts[kind] += 1
+                if len(examples[kind]) < EXAMPLES:
+                    examples[kind].append({"prompt": answer.prompt, "wanted": answer.wanted, "said": answer.after})
+        found[f"{each.label}, {each.row.edits:,}"] = {
+            "asked": len(asked),
+            "wrong": sum(counts.values()),
+            "counts": {kind: counts[kind] for kind in KINDS},
+            "examples": dict(examples),
+        }
+    return found
+
+
+def draw(found: dict[str, Any]) -> Any:
+    """A bar of kinds for each measurement, as shares of what was asked."""
+    figure, axes = new_figure(8, 0.32 * len(found) + 1.4)
+    axis = axes[0][0]
+    colours = ("#0072b2", "#56b4e9", "#bababa", "#d55e00", "#000000", "#e69f00")
+    left = [0.0] * len(found)
+    for kind, colour in zip(KINDS, colours, strict=True):
+        shares = [said["counts"][kind] / max(1, said["asked"]) for said in found.values()]
+        axis.barh(range(len(found)), shares, left=left, color=colour, label=kind, edgecolor="white", linewidth=0.5)
+        left = [a + b for a, b in zip(left, shares, strict=True)]
+    axis.set_yticks(range(len(found)), list(found), fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of answers that are wrong, by kind")
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure

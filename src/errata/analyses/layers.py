@@ -1,0 +1,36 @@
+"""Where a side memory does its work: the same edits at one block after another. After WISE (arXiv 2405.14768), figure 4."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from errata.analyses.given import Given, measured, new_figure
+from errata.lm import LM
+from errata.methods.association.wise_config import WiseConfig
+
+MEASURES = ("reliability", "generalization", "locality")
+MOST = 12
+"""Blocks that are tried; of more, so many evenly spaced, the first and the last among them."""
+
+
+def find(given: Given) -> dict[str, Any]:
+    """Free answers after all edits, for each block."""
+    base, tokenizer = given.base()
+    count = LM(base, tokenizer).architecture.n_layers
+    layers = range(count) if count <= MOST else sorted({round(i * (count - 1) / (MOST - 1)) for i in range(MOST)})
+    config = WiseConfig.from_dict(given.settings)
+    found = measured(given, {str(layer): replace(config, layer=layer) for layer in layers})
+    return {"layers": list(layers), **{name: [said["generated"][name] for said in found.values()] for name in MEASURES}}
+
+
+def draw(found: dict[str, Any]) -> Any:
+    """A line for each measure."""
+    figure, axes = new_figure(7, 3.4)
+    for name, colour, marker in zip(MEASURES, ("#0072b2", "#d55e00", "#009e73"), "os^", strict=True):
+        axes[0][0].plot(found["layers"], found[name], color=colour, marker=marker, label=name)
+    axes[0][0].set_xticks(found["layers"])
+    axes[0][0].set_xlabel("block")
+    axes[0][0].set_ylim(-0.03, 1.03)
+    axes[0][0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

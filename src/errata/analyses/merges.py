@@ -1,0 +1,25 @@
+"""Ways to make one memory of several shards, on the same edits. After WISE (arXiv 2405.14768), table 5 and section 3.3."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from errata.analyses import bars
+from errata.analyses.given import Given
+from errata.merging import MERGES
+from errata.methods.association.wise_config import WiseConfig
+
+SHARDS = 2
+
+
+def find(given: Given) -> dict[str, Any]:
+    """Free answers after all edits in two shards, for each way to merge."""
+    quota = max(1, math.ceil(len(given.cases) / SHARDS))
+    fixed = {"variant": "retrieve", "shards_per_merge": SHARDS, "edits_per_shard": quota, "mask_ratio": 0.5}
+    config = WiseConfig.from_dict({**fixed, **given.settings})
+    return bars.beside(given, {name: replace(config, merge_method=name) for name in MERGES})
+
+
+draw = bars.draw

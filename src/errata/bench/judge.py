@@ -1,0 +1,132 @@
+"""A language model's opinion of answers, from any server that speaks OpenAI's chat completions. It asks no edited model.
+
+Free answers that are not the wanted one, word for word, may be right all the same ("in Osk, since May"). Whoever judges is
+named with every figure, and every opinion is kept beside the measurements, so that none is asked for twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+from errata.bench.results import Measured
+from errata.errors import StorageError, UsageError
+from errata.evaluate import Answer
+
+MEASURES = ("reliability", "generalization", "portability")
+"""What has a right answer; locality is held against the base model's words, and needs no opinion."""
+SYSTEM = (
+    "You compare an answer with the answer that is known to be right. Reply with one word: CORRECT if the answer says the "
+    "same and says nothing else that contradicts it, INCORRECT otherwise."
+)
+SECONDS, TRIES = 60.0, 3
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who is asked.
+
+    Attributes:
+        url: up to and without "/chat/completions".
+        model: its name there.
+        key: sent as a bearer token, if there is one; by default $OPENAI_API_KEY.
+        at_once: questions that are out at a time.
+    """
+
+    url: str
+    model: str
+    key: str | None = None
+    at_once: int = 4
+
+    def ask(self, answer: Answer) -> bool:
+        """Whether an answer is right.
+
+        Raises:
+            UsageError: the server cannot be reached, refuses, or says neither word.
+        """
+        said = f"Question: {answer.prompt}\nRight answer: {answer.wanted}\nAnswer: {answer.after or '(nothing)'}"
+        turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": said}]
+        body = {"model": self.model, "messages": turns, "temperature": 0, "max_tokens": 8}
+        key = self.key or os.environ.get("OPENAI_API_KEY")
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        where = f"{self.url.rstrip('/')}/chat/completions"
+        why = ""
+        for _ in range(TRIES):
+            try:
+                with urlopen(Request(where, json.dumps(body).encode(), headers), timeout=SECONDS) as reply:
+                    text = str(json.load(reply)["choices"][0]["message"]["content"])
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                why = f"{type(error).__name__}: {error}"
+                continue
+            word = re.search(r"\b(IN)?CORRECT\b", text.upper())
+            if word:
+                return not word[1]
+            why = f"it said {text[:60]!r}"
+        raise UsageError(f"the judge {self.model} at {self.url} gave no opinion, {TRIES} times: {why}.")
+
+
+def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
+    """Opinions that are kept in a folder of measurements: the key of an answer -> (who judged, whether it is right)."""
+    path = folder / "judged.jsonl"
+    if not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            said = json.loads(line)
+            found[said["key"]] = (said["judge"], said["right"])
+        except (ValueError, LookupError):
+            continue  # a line that was cut off by a kill
+    return found
+
+
+def key_of(answer: Answer) -> str:
+    """What an opinion depends on: what was asked, what is right, what was said."""
+    return hashlib.sha256(json.dumps([answer.prompt, answer.wanted, answer.after]).encode()).hexdigest()[:16]
+
+
+def judge(
+    judge: Judge, folder: Path, measured: Iterable[Measured], progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Ask about every answer of a folder that this judge has not judged yet; those that are right word for word are.
+
+    Returns:
+        How many were asked about.
+    """
+    known = opinions(folder)
+    waiting: dict[str, Answer] = {}
+    for each in measured:
+        for answer in each.answers:
+            key = key_of(answer)
+            if answer.measure in MEASURES and not answer.right and known.get(key, ("", False))[0] != judge.model:
+                waiting[key] = answer
+    try:
+        with (
+            (folder / "judged.jsonl").open("a", encoding="utf-8") as file,
+            ThreadPoolExecutor(judge.at_once) as pool,
+        ):
+            asked = pool.map(judge.ask, waiting.values())
+            for done, (key, right) in enumerate(zip(waiting, asked, strict=True), start=1):
+                file.write(json.dumps({"key": key, "judge": judge.model, "right": right}) + "\n")
+                file.flush()
+                if progress is not None:
+                    progress(done, len(waiting))
+    except OSError as error:
+        raise StorageError(f"{folder}: an opinion cannot be kept ({error.strerror or error}).") from error
+    return len(waiting)
+
+
+def judged_share(each: Measured, known: dict[str, tuple[str, bool]], measure: str) -> float | None:
+    """The share of answers that are right word for word or in the judge's opinion; None where an opinion is lacking."""
+    answers: Sequence[Answer] = [answer for answer in each.answers if answer.measure == measure]
+    found = [True if answer.right else known.get(key_of(answer), (None, None))[1] for answer in answers]
+    if not found or None in found:
+        return None
+    return sum(map(bool, found)) / len(found)

@@ -1,0 +1,233 @@
+"""`Plan`: what is asked for, by flags or by a recipe, and the stream that follows from it. It measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import errata
+from errata.atlas import make_cases, training_cases
+from errata.bench.readings import READINGS, read_as
+from errata.bench.stream import Stream
+from errata.bench.task import GENERATED, Task, TaskData, find_task, load
+from errata.cache import fingerprint
+from errata.cases import Case
+from errata.errors import PromptTooLongError, UsageError, suggest
+from errata.lm import LM
+from errata.saving import BUNDLED
+
+TRAINING = 1000
+"""Cases about the bundled model that methods are trained on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One task, one model, some methods.
+
+    Attributes:
+        task: its name, or a TOML file.
+        model: a bundled name, a folder or a hub name.
+        methods: names as `errata compare` takes them.
+        settings: `NAME.setting=value`.
+        edits: the stream's length; None for all there are.
+        checkpoints: numbers of edits after which everything is measured; the stream's length is added.
+        reading: of `READINGS`.
+        data: the task's file, or a folder that it lies under; None takes it from the hub.
+        train: a file of other records, for methods that are trained; None takes the task's own.
+        text: a file of plain text on which drift is measured; None: text of the model's own making.
+        out: the folder for measurements and saves.
+        minutes: a method that would write for longer is left out.
+        jobs: methods at a time.
+        threads: processor threads of each.
+        seed: which cases, where they are made.
+        dtype: of the model.
+        device_map: as in transformers.
+    """
+
+    task: str
+    model: str = "atlas"
+    methods: tuple[str, ...] = ("all",)
+    settings: tuple[str, ...] = ()
+    edits: int | None = None
+    checkpoints: tuple[int, ...] = (1, 10, 100, 1000)
+    reading: str = "conflict-free"
+    data: Path | None = None
+    train: Path | None = None
+    text: Path | None = None
+    out: Path | None = None
+    minutes: float | None = 60
+    jobs: int = 1
+    threads: int | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reading not in READINGS:
+            raise UsageError(f"there is no reading {self.reading!r}.{suggest(self.reading, READINGS)}")
+        if not self.checkpoints or min(self.checkpoints) < 1:
+            raise UsageError(f"checkpoints are numbers of edits, from 1; got {list(self.checkpoints)}.")
+        if self.edits is not None and self.edits < 1:
+            raise UsageError(f"edits is {self.edits}; it is 1 or more.")
+
+    @property
+    def folder(self) -> Path:
+        """Where measurements and saves go."""
+        return self.out or Path("runs") / f"{Path(self.task).stem}-{Path(self.model).name}"
+
+
+def read_recipe(path: Path) -> list[Plan]:
+    """The plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading` may be lists.
+
+    With more than one plan, each has a folder of its own under `out`.
+
+    Raises:
+        UsageError: the file cannot be read, or says something unknown, or what a field cannot be.
+    """
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(said, Mapping) or "task" not in said:
+        raise UsageError(f"{path}: expected a mapping with at least a 'task'.")
+    known = [each.name for each in fields(Plan)]
+    for name in said:
+        if name not in known:
+            raise UsageError(f"{path}: unknown {name!r}.{suggest(str(name), known)}")
+    several = {name: _listed(said[name]) for name in ("task", "model", "reading") if name in said}
+    rest = {name: _given(path, name, value) for name, value in said.items() if name not in several}
+    plans = []
+    try:
+        for chosen in product(*several.values()):
+            named: dict[str, Any] = dict(zip(several, map(str, chosen), strict=True))
+            plans.append(Plan(**named, **rest))
+    except (TypeError, UsageError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if len(plans) == 1:
+        return plans
+    root = plans[0].out or Path("runs") / path.stem
+    return [replace(plan, out=root / f"{Path(plan.task).stem}-{Path(plan.model).name}-{plan.reading}") for plan in plans]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _given(path: Path, name: str, value: Any) -> Any:
+    if name == "settings" and isinstance(value, Mapping):  # {method: {setting: value}}
+        return tuple(f"{method}.{setting}={v}" for method, more in value.items() for setting, v in more.items())
+    if name in ("methods", "settings"):
+        return tuple(map(str, _listed(value)))
+    if name == "checkpoints":
+        if not all(isinstance(each, int) for each in _listed(value)):
+            raise UsageError(f"{path}: checkpoints are numbers of edits; got {value!r}.")
+        return tuple(_listed(value))
+    wanted: dict[str, tuple[type, ...]] = {
+        "edits": (int,), "jobs": (int,), "threads": (int,), "seed": (int,), "minutes": (int, float)
+    }  # fmt: skip
+    if name in wanted and value is not None and (isinstance(value, bool) or not isinstance(value, wanted[name])):
+        raise UsageError(f"{path}: {name} is a number; got {value!r}.")
+    return Path(value) if name in ("data", "train", "text", "out") and value is not None else value
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What came of a plan.
+
+    Attributes:
+        stream: what is measured.
+        config: the model's configuration.
+        task: what the plan named.
+        too_long: cases of the file that do not fit the model's context, and are left out.
+        empty: records of the file that want nothing, and are left out.
+    """
+
+    stream: Stream
+    config: Any
+    task: Task
+    too_long: int
+    empty: int
+
+
+def stream_of(plan: Plan) -> Planned:
+    """Read a plan's task and model.
+
+    Raises:
+        UsageError: there are no cases for this model, too few, or some of them are trained on.
+        EditError: the task's file is not what it should be.
+    """
+    task = find_task(plan.task)
+    if task.name == GENERATED and plan.data is None and plan.model not in BUNDLED:
+        raise UsageError(f"the cases of {GENERATED} are about the bundled model; give {plan.model} another task.")
+    data = _generated(plan) if task.name == GENERATED else load(task, plan.data, plan.train)
+    base, tokenizer = errata.load_base(plan.model, plan.dtype, plan.device_map)
+    lm = LM(base, tokenizer)
+    fits = [_fits(lm, case) for case in data.cases]
+    cases = [case for case, good in zip(data.cases, fits, strict=True) if good]
+    truths = [truth for truth, good in zip(data.truths, fits, strict=True) if good]
+    reading = read_as(plan.reading, cases, truths)
+    edits = plan.edits or len(reading.cases)
+    if not reading.cases or len(reading.cases) < edits:
+        left = f", {len(fits) - len(cases)} do not fit the model" if len(cases) < len(fits) else ""
+        there = f"{len(reading.cases)} cases ({plan.reading}; {len(fits)} in the file{left})"
+        raise UsageError(f"{data.source or plan.task} has {there}; --edits {edits} asks for more.")
+    asked = {prompt for case in reading.cases for prompt in (case.edit.prompt, *case.rephrases)}
+    training = [case for case in data.training if _fits(lm, case)]
+    both = next((case for case in training if {case.edit.prompt, *case.rephrases} & asked), None)
+    if both is not None:
+        raise UsageError(f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; take it out of one of them.")
+    stream = Stream(
+        plan.model,
+        fingerprint(base),
+        data.source,
+        reading,
+        training,
+        tuple(sorted({n for n in plan.checkpoints if n < edits} | {edits})),
+        plan.folder,
+        limit=None if plan.minutes is None else plan.minutes * 60,
+        threads=plan.threads,
+        dtype=plan.dtype,
+        device_map=plan.device_map,
+        new_tokens=task.new_tokens,
+        neutral=tuple(_neutral(plan.text)) if plan.text else (),
+        metrics=task.metrics,
+        task=task.name,
+    )
+    return Planned(stream, base.config, task, len(fits) - len(cases), data.empty)
+
+
+def _generated(plan: Plan) -> TaskData:
+    cases = make_cases(plan.edits or 1000, plan.seed)
+    training = training_cases(TRAINING, cases, plan.seed + 1)
+    return TaskData(cases, [frozenset()] * len(cases), training, [], f"{GENERATED} seed {plan.seed}")
+
+
+def _fits(lm: LM, case: Case) -> bool:
+    """Whether all that a case asks fits the model's context, with its answers."""
+    edit = case.edit
+    probes = [(probe.prompt, probe.answer or ".") for probe in (*case.locality, *case.portability, *case.ood)]
+    try:
+        for prompt, target in [(edit.prompt, edit.target), *((text, edit.target) for text in case.rephrases), *probes]:
+            lm.encode(prompt, target, "")
+    except PromptTooLongError:
+        return False
+    return True
+
+
+def _neutral(path: Path) -> Iterator[str]:
+    """The paragraphs of a file of plain text, the first 256 that are longer than a heading."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}).") from error
+    found: Sequence[str] = [line.strip() for line in lines if len(line.split()) > 20]
+    if not found:
+        raise UsageError(f"{path}: no line of it has more than twenty words; drift is measured on such.")
+    yield from found[:256]

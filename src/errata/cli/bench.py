@@ -1,0 +1,75 @@
+"""`errata bench zsre --data FOLDER -m wise -m folio --edits 1000`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errata.cli import screen
+from errata.cli.reading import write_text
+from errata.errors import UsageError
+
+if TYPE_CHECKING:
+    from errata.bench.plan import Plan
+
+
+def bench(
+    task: Annotated[str, typer.Argument(help="A task (see `errata tasks`), a TOML file of your own, or a YAML recipe.")],
+    model: Annotated[str, typer.Option(help="A hub name, a local folder, or the bundled 'atlas'.")] = "atlas",
+    methods: Annotated[list[str] | None, typer.Option("--method", "-m", help="Again and again; all by default.")] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="The length of the stream; all there are by default.")] = None,
+    at: Annotated[str, typer.Option("--checkpoints", help="Measure after so many edits, and at the end.")] = "1,10,100,1000",
+    reading: Annotated[str, typer.Option(help="published, conflict-free or later: what to do with contradictions.")] = (
+        "conflict-free"
+    ),
+    data: Annotated[Path | None, typer.Option(help="The task's file, or a folder that it lies under.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Other records, for methods that are trained.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Plain text on which drift is measured.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.SETTING=VALUE", help="A setting.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for measurements and saves; `runs/TASK-MODEL`.")] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="A method that would write for longer is left out.")] = 60,
+    jobs: Annotated[int, typer.Option(min=1, help="Methods at a time, each in a process of its own.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of each.")] = None,
+    seed: Annotated[int, typer.Option(help="Which cases, where they are made.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+) -> None:
+    """Stream edits into a model and measure all of them at every checkpoint; called again, it goes on where it was."""
+    from errata.bench.plan import Plan, read_recipe
+    from errata.cli.racing import checkpoints
+
+    if Path(task).suffix in (".yaml", ".yml"):
+        for plan in read_recipe(Path(task)):
+            _run(plan)
+        return
+    if "," in "".join(methods or ()):
+        raise UsageError("give each method an -m of its own, e.g. -m wise -m grace.")
+    chosen, more = tuple(methods or ["all"]), tuple(options or ())
+    places = {"data": data, "train": train, "text": text, "out": out}
+    rest = {"minutes": minutes, "jobs": jobs, "threads": threads, "seed": seed, "dtype": dtype, "device_map": device_map}
+    _run(Plan(task, model, chosen, more, edits, checkpoints(at, "--checkpoints"), reading, **places, **rest))  # type: ignore[arg-type]
+
+
+def _run(plan: Plan) -> None:
+    """Measure a plan, and say where the measurements are."""
+    from errata.bench.compare import compare, contenders
+    from errata.bench.report import markdown
+    from errata.bench.results import read_folders
+    from errata.cli.racing import planned, race_bars
+
+    found = planned(plan)
+    racers = contenders(plan.methods, found.config, plan.settings)
+    stream = found.stream
+    if stream.reading.conflicts:
+        counted = f"{stream.reading.conflicts} of {stream.reading.records} records contradict another"
+        screen.complain(f"{stream.data}: {counted}; read as {stream.reading.name}.")
+    with race_bars(len(racers)) as shown:
+        rows = compare(stream, racers, plan.jobs, shown)
+    text = markdown(read_folders([stream.folder]))
+    write_text(stream.folder / "report.md", text)
+    print(text)
+    for row in rows:
+        if row.failed:
+            screen.complain(f"{row.name}, {row.edits} edits: {row.failed}")
