@@ -32,7 +32,7 @@ def main() -> None:
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for given in sys.argv[1:]:
         mark, _, folder = given.partition("=")
-        found = [Row(**json.loads(file.read_text("utf-8"))) for file in Path(folder, "rows").glob("*.json")]
+        found = [row for file in Path(folder, "rows").glob("*.jsonl") if (row := Row.read(file))]
         known[mark] = [_named(row) for row in sorted(found, key=_order) if row.figures or row.skipped]
     RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for mark, rows in known.items():
