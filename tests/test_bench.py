@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -22,12 +24,15 @@ from typer.testing import CliRunner
 
 import errata
 from errata import Case, Edit
+from errata.bench.compare import compare
 from errata.bench.drift import drift, fluency
 from errata.bench.plan import Plan, read_recipe
+from errata.bench.readings import read_as
 from errata.bench.report import html, markdown
 from errata.bench.results import Measured, differences, interval, read_folders, retention
-from errata.bench.stream import Row
+from errata.bench.stream import UNEDITED, Contender, Row, Stream
 from errata.bench.tables import about, main_table, paper_tables, scores_table
+from errata.cache import fingerprint
 from errata.cases import cases_to_json_lines
 from errata.cli import app
 from errata.errors import UsageError
@@ -231,6 +236,56 @@ def test_killed_at_any_moment_and_called_again_it_gives_the_same_tables(tmp_path
         assert "1 records are left out: they do not fit the model's context" in found.stderr
     assert figures(broken) == figures(whole) and len(figures(whole)) == 6, cut
     torch.set_num_threads(1)
+
+
+def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_again(tmp_path):
+    """Two nodes of one processor each; the first worker that has saved something is killed."""
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    atlas = errata.load_base("atlas", "float32")
+    reading = read_as("published", CASES, [frozenset()] * len(CASES))
+    racers = [Contender(UNEDITED, None), *(Contender(f"ft{n}", "ft", {"steps": n, "lr": 0.01}) for n in (2,))]
+
+    def stream(folder):
+        shared = {"save_every": 1, "threads": 1}
+        return Stream("atlas", fingerprint(atlas[0]), "four", reading, [], (4,), tmp_path / folder, **shared)
+
+    cluster = Cluster()
+    killed = []
+
+    def kill():
+        until = time.monotonic() + 300
+        while not killed and time.monotonic() < until:
+            time.sleep(0.05)
+            if not list((tmp_path / "spread" / "models").glob("*/edits.jsonl")):
+                continue
+            for number in filter(str.isdigit, os.listdir("/proc")):
+                with contextlib.suppress(OSError):
+                    if b"ray::_race_on_ray" in Path("/proc", number, "cmdline").read_bytes():
+                        os.kill(int(number), signal.SIGKILL)
+                        killed.append(number)
+                        return
+
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+        hunter = threading.Thread(target=kill)
+        hunter.start()
+        spread = compare(stream("spread"), racers, 1, lambda *_: None, executor="ray")
+        hunter.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    alone = compare(stream("alone"), racers, 1, lambda *_: None)
+    assert killed, "no worker was seen"
+    assert [(row.name, row.edits, row.figures) for row in spread] == [(row.name, row.edits, row.figures) for row in alone]
+    assert len(alone) == 2 and figures(tmp_path / "spread") == figures(tmp_path / "alone")
+    with pytest.raises(UsageError, match="there is no executor 'rey'"):
+        compare(stream("alone"), racers, 1, lambda *_: None, executor="rey")
 
 
 def test_report_and_diff_on_the_command_line(tmp_path):

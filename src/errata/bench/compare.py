@@ -1,27 +1,19 @@
-"""All methods on one stream, side by side: which ones, in which order, each in a process of its own, and the table.
-
-A process a contender makes its peak memory its own, and one that dies takes no other with it.
-"""
+"""All methods on one stream, side by side: which ones, in which order, and the table."""
 
 from __future__ import annotations
 
-import multiprocessing
-import queue as queue_module
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import errata
 from errata import presets
-from errata.bench.run import run
-from errata.bench.stream import UNEDITED, Contender, Row, Stream, blank_row
+from errata.bench.executors import EXECUTORS, Shown
+from errata.bench.stream import UNEDITED, Contender, Row, Stream
 from errata.cases import LOCALITY_KINDS
 from errata.errors import UnknownNameError, UsageError, suggest
 from errata.evaluate import MEASURES
 
 ALL = "all"
-Shown = Callable[[str, str, int, int], None]
-"""Called with (contender, what it is doing, how much of it is done, out of how much)."""
 
 
 def contender_names() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -70,65 +62,31 @@ def contenders(names: Sequence[str], base_config: Any, options: Sequence[str] = 
     return made
 
 
-def compare(stream: Stream, racers: Sequence[Contender], jobs: int, shown: Shown) -> list[Row]:
-    """Take every contender through the stream, `jobs` at a time; the unedited model goes first and alone.
+def compare(stream: Stream, racers: Sequence[Contender], jobs: int, shown: Shown, executor: str = "local") -> list[Row]:
+    """Take every contender through the stream, several at a time; the unedited model goes first and alone.
 
     Rows that an earlier run left in the stream's folder are kept. A contender that fails has rows that say why.
 
+    Args:
+        stream: what they go through.
+        racers: who.
+        jobs: how many at a time, here; a cluster takes as many as it has room for.
+        shown: told of progress.
+        executor: of `executors.EXECUTORS`.
+
     Returns:
         One row per contender and checkpoint, in order of checkpoints.
+
+    Raises:
+        UsageError: there is no such executor, or it is not installed.
     """
+    if executor not in EXECUTORS:
+        raise UsageError(f"there is no executor {executor!r}.{suggest(executor, EXECUTORS)}")
     waiting = [racer for racer in racers if any(stream.kept_row(racer, n) is None for n in stream.checkpoints)]
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
     for group in ([r for r in waiting if r.method is None], [r for r in waiting if r.method is not None]):
-        running: list[tuple[Contender, Any]] = []
-        queue = list(group)
-        try:
-            while queue or running:
-                while queue and len(running) < jobs:
-                    racer = queue.pop(0)
-                    process = context.Process(target=_race, args=(racer, stream, messages), daemon=True)
-                    process.start()
-                    running.append((racer, process))
-                _pass_on(messages, shown)
-                for racer, process in [pair for pair in running if not pair[1].is_alive()]:
-                    running.remove((racer, process))
-                    _note_death(racer, stream, process.exitcode)
-        finally:
-            for _, process in running:
-                process.terminate()
+        if group:
+            EXECUTORS[executor](group, stream, jobs, shown)
     return list(rows(stream, racers))
-
-
-def _race(racer: Contender, stream: Stream, messages: Any) -> None:
-    """What a contender's process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    run(racer, stream, lambda what, done, total: messages.put((racer.name, what, done, total)))
-
-
-def _pass_on(messages: Any, shown: Shown) -> None:
-    """Show what has come in; wait a moment when nothing has."""
-    try:
-        shown(*messages.get(timeout=0.2))
-        while True:
-            shown(*messages.get_nowait())
-    except queue_module.Empty:
-        pass
-
-
-def _note_death(racer: Contender, stream: Stream, code: int | None) -> None:
-    """Rows that say so, where a process ended without having measured."""
-    if not code:
-        return
-    for edits in stream.checkpoints:
-        if stream.kept_row(racer, edits) is None:
-            row = blank_row(racer, stream, edits, failed=f"its process ended with exit code {code}")
-            row.save(stream.row_file(racer.name, edits))
 
 
 def rows(stream: Stream, racers: Sequence[Contender]) -> Iterator[Row]:

@@ -42,7 +42,8 @@ class Plan:
         text: a file of plain text on which drift is measured; None: text of the model's own making.
         out: the folder for measurements and saves.
         minutes: a method that would write for longer is left out.
-        jobs: methods at a time.
+        executor: `local`, processes of this machine; `ray`, the cluster of $RAY_ADDRESS.
+        jobs: methods at a time, on this machine.
         threads: processor threads of each.
         seed: which cases, where they are made.
         dtype: of the model.
@@ -61,6 +62,7 @@ class Plan:
     text: Path | None = None
     out: Path | None = None
     minutes: float | None = 60
+    executor: str = "local"
     jobs: int = 1
     threads: int | None = None
     seed: int = 0

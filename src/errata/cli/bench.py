@@ -30,6 +30,7 @@ def bench(
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.SETTING=VALUE", help="A setting.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for measurements and saves; `runs/TASK-MODEL`.")] = None,
     minutes: Annotated[float, typer.Option(min=0, help="A method that would write for longer is left out.")] = 60,
+    executor: Annotated[str, typer.Option(help="local, or ray: the cluster of $RAY_ADDRESS.")] = "local",
     jobs: Annotated[int, typer.Option(min=1, help="Methods at a time, each in a process of its own.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of each.")] = None,
     seed: Annotated[int, typer.Option(help="Which cases, where they are made.")] = 0,
@@ -48,7 +49,15 @@ def bench(
         raise UsageError("give each method an -m of its own, e.g. -m wise -m grace.")
     chosen, more = tuple(methods or ["all"]), tuple(options or ())
     places = {"data": data, "train": train, "text": text, "out": out}
-    rest = {"minutes": minutes, "jobs": jobs, "threads": threads, "seed": seed, "dtype": dtype, "device_map": device_map}
+    rest = {
+        "minutes": minutes,
+        "executor": executor,
+        "jobs": jobs,
+        "threads": threads,
+        "seed": seed,
+        "dtype": dtype,
+        "device_map": device_map,
+    }
     _run(Plan(task, model, chosen, more, edits, checkpoints(at, "--checkpoints"), reading, **places, **rest))  # type: ignore[arg-type]
 
 
@@ -66,7 +75,7 @@ def _run(plan: Plan) -> None:
         counted = f"{stream.reading.conflicts} of {stream.reading.records} records contradict another"
         screen.complain(f"{stream.data}: {counted}; read as {stream.reading.name}.")
     with race_bars(len(racers)) as shown:
-        rows = compare(stream, racers, plan.jobs, shown)
+        rows = compare(stream, racers, plan.jobs, shown, plan.executor)
     text = markdown(read_folders([stream.folder]))
     write_text(stream.folder / "report.md", text)
     print(text)

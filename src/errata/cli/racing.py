@@ -13,7 +13,7 @@ from errata.cli.opening import loading
 from errata.errors import UsageError
 
 if TYPE_CHECKING:
-    from errata.bench.compare import Shown
+    from errata.bench.executors import Shown
     from errata.bench.plan import Plan, Planned
 
 
