@@ -26,7 +26,7 @@ import errata
 from errata import Case, Edit
 from errata.bench.compare import compare
 from errata.bench.drift import drift, fluency
-from errata.bench.plan import Plan, read_recipe
+from errata.bench.plan import Plan, read_recipe, stream_of
 from errata.bench.readings import read_as
 from errata.bench.report import html, markdown
 from errata.bench.results import Measured, differences, interval, read_folders, retention
@@ -124,7 +124,6 @@ def test_drift_and_fluency():
     assert found["base_perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
     untouched = edit_model("llama", "ft", [])
     assert drift(untouched, texts)["divergence"] == 0 and drift(untouched, [])["perplexity"] is None
-    assert fluency(model, ["the king"]) is None or fluency(model, ["the king"]) >= 0
 
 
 def test_fluency_is_low_where_words_are_said_again():
@@ -199,6 +198,15 @@ def test_recipes(tmp_path):
             read_recipe(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_drift_is_measured_on_a_tasks_irrelevant_texts(tmp_path):
+    record = {"subject": "Kelor", "src": "Who leads Kelor?", "alt": "Ana", "rephrase": "Name Kelor's mayor."}
+    record |= {"answers": ["Ilo"], "loc": "nq question: who sings", "loc_ans": "Bo"}
+    (tmp_path / "zsre_mend_edit.json").write_text(json.dumps([record]))
+    (tmp_path / "loc_prompts.json").write_text(json.dumps([{"loc_prompt": "nq question: what"}]))
+    assert stream_of(Plan("zsre", data=tmp_path)).stream.neutral == ("nq question: what",)
+    assert stream_of(Plan("atlas", edits=1)).stream.neutral == ()
 
 
 CASES = errata.atlas.make_cases(4, seed=5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,17 @@ class Given:
 
         model.edit(wanted, check=False, progress=wrote)
         return model
+
+
+def streamed(given: Given, model: EditModel, points: int) -> Iterator[int]:
+    """Write the cases' edits in so many parts, where the method allows it; how many are in, after each."""
+    cases = list(given.cases)
+    step = len(cases) if model.method.at_once else max(1, len(cases) // points)
+    for start in range(0, len(cases), step):
+        part = cases[start : start + step]
+        model.edit([case.edit for case in part], check=False)
+        given.tell("editing", start + len(part), len(cases))
+        yield start + len(part)
 
 
 def measured(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import errata
-from errata.analyses.given import Given, new_figure
+from errata.analyses.given import Given, new_figure, streamed
 from errata.errors import UsageError
 from errata.model import EditModel
 from errata.patches.codebook import Codebook
@@ -30,18 +30,13 @@ def find(given: Given) -> dict[str, Any]:
     book = model.method.patch
     if not isinstance(book, Codebook):
         raise UsageError(f"{config.method} keeps no codebook; give a method with -m that has keys with a radius.")
-    cases = list(given.cases)
-    step = max(1, len(cases) // POINTS)
     others = {
-        "rephrasings": [prompt for case in cases for prompt in case.rephrases],
-        "other prompts": [probe.prompt for case in cases for probe in case.locality],
+        "rephrasings": [prompt for case in given.cases for prompt in case.rephrases],
+        "other prompts": [probe.prompt for case in given.cases for probe in case.locality],
     }
     found: dict[str, Any] = {"method": config.method, "edits": [], "radii": [], "in reach": {name: [] for name in others}}
-    for start in range(0, len(cases), step):
-        part = cases[start : start + step]
-        model.edit([case.edit for case in part], check=False)
-        given.tell("editing", start + len(part), len(cases))
-        found["edits"].append(start + len(part))
+    for edits in streamed(given, model, POINTS):
+        found["edits"].append(edits)
         found["radii"].append(sorted(float(entry.radius) for entry in book.entries.values()))
         for name, prompts in others.items():
             found["in reach"][name].append(_in_reach(model, prompts))

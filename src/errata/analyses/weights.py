@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import errata
-from errata.analyses.given import Given, new_figure
+from errata.analyses.given import Given, new_figure, streamed
 from errata.architecture import read_weight
 from errata.errors import UsageError
 from errata.patches.delta import WeightDelta
@@ -32,14 +32,9 @@ def find(given: Given) -> dict[str, Any]:
         raise UsageError(f"{config.method} changes no weights; give a method of mastery with -m, see `errata methods`.")
     with model.disable_edits():
         norms = {path: float(read_weight(base.get_submodule(path)).float().norm()) for path in patch.deltas}
-    cases = list(given.cases)
-    step = len(cases) if model.method.at_once else max(1, len(cases) // POINTS)
     found: dict[str, Any] = {"method": config.method, "edits": [], "change": {path: [] for path in norms}}
-    for start in range(0, len(cases), step):
-        part = cases[start : start + step]
-        model.edit([case.edit for case in part], check=False)
-        given.tell("editing", start + len(part), len(cases))
-        found["edits"].append(start + len(part))
+    for edits in streamed(given, model, POINTS):
+        found["edits"].append(edits)
         for path, norm in norms.items():
             found["change"][path].append(float(patch.deltas[path].float().norm()) / norm)
     return found

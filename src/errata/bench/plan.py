@@ -23,6 +23,8 @@ from errata.saving import BUNDLED
 
 TRAINING = 1000
 """Cases about the bundled model that methods are trained on."""
+TEXTS = 256
+"""On which drift is measured, at most."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Plan:
         reading: of `READINGS`.
         data: the task's file, or a folder that it lies under; None takes it from the hub.
         train: a file of other records, for methods that are trained; None takes the task's own.
-        text: a file of plain text on which drift is measured; None: text of the model's own making.
+        text: a file of plain text on which drift is measured; None: the task's irrelevant texts, else the model's own.
         out: the folder for measurements and saves.
         minutes: a method that would write for longer is left out.
         executor: `local`, processes of this machine; `ray`, the cluster of $RAY_ADDRESS.
@@ -198,7 +200,7 @@ def stream_of(plan: Plan) -> Planned:
         dtype=plan.dtype,
         device_map=plan.device_map,
         new_tokens=task.new_tokens,
-        neutral=tuple(_neutral(plan.text)) if plan.text else (),
+        neutral=tuple(_neutral(plan.text)) if plan.text else tuple(data.irrelevant[:TEXTS]),
         metrics=task.metrics,
         task=task.name,
     )
@@ -224,7 +226,7 @@ def _fits(lm: LM, case: Case) -> bool:
 
 
 def _neutral(path: Path) -> Iterator[str]:
-    """The paragraphs of a file of plain text, the first 256 that are longer than a heading."""
+    """The paragraphs of a file of plain text, the first that are longer than a heading."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -232,4 +234,4 @@ def _neutral(path: Path) -> Iterator[str]:
     found: Sequence[str] = [line.strip() for line in lines if len(line.split()) > 20]
     if not found:
         raise UsageError(f"{path}: no line of it has more than twenty words; drift is measured on such.")
-    yield from found[:256]
+    yield from found[:TEXTS]
