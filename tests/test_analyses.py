@@ -189,6 +189,13 @@ def test_the_lens_ends_with_the_model_itself():
     assert torch.allclose(read[1], second, atol=1e-4) and len(read) == 6
 
 
+def test_who_is_not_taught_to_stop_does_not(measurements):
+    found = measurements("endings", "-m", "knn-lm")
+    taught, untaught = found["knn-lm"], found["knn-lm, no end"]
+    assert taught["generated"] == 1.0 and untaught["generated"] == 0.0
+    assert untaught["cut"] == untaught["teacher_forced"] == 1.0
+
+
 def test_radii_and_weights(measurements):
     found = measurements("radii", "-m", "grace")
     assert found["edits"] == [1, 2, 3, 4, 5, 6] and [len(radii) for radii in found["radii"]][-1] == 6

@@ -19,6 +19,7 @@ class MethodConfig:
         layer: block whose value matrix is edited, counted from 0; None derives it from the model's depth.
         seed: everything random (masks, prefixes, sampling) follows from it.
         chat_template: put prompts into the tokenizer's chat template; None means "when the tokenizer has one".
+        end_token: answers are learned with the model's end token behind them; without, it learns no place to stop.
     """
 
     method: ClassVar[str] = ""
@@ -26,6 +27,7 @@ class MethodConfig:
     layer: int | None = None
     seed: int = 0
     chat_template: bool | None = None
+    end_token: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """All settings and the method's name, ready for JSON."""

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.architecture import Architecture, architecture_of
 from errata.encoding import Batch, Row, announced_prompt_tokens, in_batches, prompt_tokens
+from errata.endings import endings_of
 from errata.errors import ConfigError, PromptTooLongError
 
 __all__ = ["LM", "Batch", "Row", "Score", "announced_prompt_tokens", "in_batches", "prompt_tokens"]
@@ -28,7 +29,7 @@ _MARK = "\N{INFORMATION SEPARATOR ONE}"
 
 @dataclass(frozen=True)
 class Score:
-    """Teacher-forced score of a target behind its prompt.
+    """Teacher-forced score of a target.
 
     Attributes:
         token_accuracy: share of target tokens that are the argmax, as the papers count.
@@ -52,17 +53,20 @@ class LM:
         model: any causal model of transformers that `architecture_of` accepts.
         tokenizer: its tokenizer.
         chat: put prompts into the chat template; None means "when the tokenizer has one".
+        teaches_end: answers are taught with the model's end token.
 
     Raises:
         ConfigError: `chat` is asked for and the tokenizer has no template.
         ArchitectureError: the model has no value matrix to edit.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None, teaches_end: bool = True
+    ) -> None:
         if chat and not tokenizer.chat_template:
             raise ConfigError("chat_template is on, but this tokenizer has no chat template; leave it out.")
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer, self.teaches_end = tokenizer, teaches_end
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
         self.architecture: Architecture = architecture_of(model)
         self.places_tokens = "position_ids" in inspect.signature(model.forward).parameters
@@ -236,15 +240,9 @@ class LM:
         stop = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
 
-    @torch.no_grad()
-    def ending_of(self, prompt: str, target: str) -> str:
-        """How this model ends such an answer: "." where it would put one before its end token, else nothing."""
-        row, plain = self.encode(prompt, target, ending="."), self.encode(prompt, target)
-        if len(row.ids) != len(plain.ids) + 2:
-            return ""
-        batch = self.batch([row])
-        best = self.run(batch).logits[0].argmax(-1)
-        return "." if best[-3] == row.ids[-2] and int(best[-2]) in self.end_ids else ""
+    def ending_of(self, prompt: str, target: str) -> str | None:
+        """How such an answer ends where it is taught, see `endings_of`."""
+        return endings_of(self, [(prompt, target)])[0]
 
     # the text that is really asked
 

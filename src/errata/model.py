@@ -46,7 +46,7 @@ class EditModel:
         self.base = base
         self.tokenizer = tokenizer
         self.config_of_method = config
-        self.lm = LM(base, tokenizer, config.chat_template)
+        self.lm = LM(base, tokenizer, config.chat_template, config.end_token)
         self.method = method_class(config.method)(config, self.lm)
         self.base_answers: dict[tuple[str, str], str] = {}
 

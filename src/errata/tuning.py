@@ -63,7 +63,7 @@ class Tutor:
         self.prefixes, self.prefix_length, self.rehearse = prefixes, prefix_length, rehearse
         self.background, self.batch, self.seed, self.room = background, batch, seed, room
         self._texts: tuple[list[str], list[str]] | None = None
-        self._endings: dict[tuple[str, str], str] = {}
+        self._endings: dict[tuple[str, str], str | None] = {}
 
     def teach(self, patch: Patch, parameters: Sequence[Tensor], edit: Edit, earlier: Sequence[Edit]) -> float:
         """Change the parameters in place until the edit is learned; the base model must carry no patch.

@@ -16,6 +16,7 @@ ANALYSES = {
     "scaling": "Merge, Retrieve, Retrieve with replay and perfect routing as the stream grows; retrieval precision",
     "inference": "what a prompt and a token cost as the stream grows",
     "ablations": "WISE without each of its parts",
+    "endings": "what it changes alone that answers are learned with the end token",
     "radii": "a codebook's radii as edits come in",
     "tracing": "causal tracing: which states carry a fact",
     "lens": "the logit lens: what each block would say, before and after editing",

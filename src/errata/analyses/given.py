@@ -82,7 +82,7 @@ def streamed(given: Given, model: EditModel, points: int) -> Iterator[int]:
 
 
 def measured(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, dict[str, Any]]:
-    """Reliability, generalization and locality of methods after all edits, by free generation.
+    """For each variant, after all edits: how it is counted (see `evaluate.SCORES`) -> measure -> share.
 
     Each is kept as soon as it is there; called again for the same cases, only what is missing is measured.
     """
@@ -100,7 +100,7 @@ def measured(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, di
             given.tell(label, number, len(variants))
             model = given.edited(config)
             figures = errata.evaluate(model, given.cases)
-            known[key] = {"generated": figures.generated, "teacher_forced": figures.teacher_forced}
+            known[key] = figures.scores
             lines = [json.dumps({"key": k, **said}, ensure_ascii=False) for k, said in known.items()]
             write_whole(path, "\n".join(lines) + "\n")
         found[label] = known[key]

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from errata.edit import Edit, same_answer
+from errata.endings import endings_of
 from errata.lm import LM
 from errata.methods.association.folio_background import FolioBackground
 from errata.methods.association.folio_config import FolioConfig
@@ -72,8 +73,9 @@ class Folio(Method):
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits; each is a leaf that knows of no other, but for those whose place it takes."""
         self.calibrate()
-        for edit in edits:
-            leaf = self.leaf(edit)
+        endings = endings_of(self.lm, [(edit.prompt, edit.target) for edit in edits])
+        for edit, ending in zip(edits, endings, strict=True):
+            leaf = self.leaf(edit, ending)
             asked = Asked(edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0])
             earlier = [each.number for each in self._rivals(self._patch.leaves, [edit], [asked])[0]]
             self._patch.leaves.add(self._next, leaf, earlier)
@@ -137,10 +139,10 @@ class Folio(Method):
 
     # writing
 
-    def leaf(self, edit: Edit) -> Leaf:
-        """An edit's subject, keys and values. The base model must carry no patch."""
+    def leaf(self, edit: Edit, ending: str | None) -> Leaf:
+        """An edit's subject, keys and values; `ending` as `endings_of` has it. The base model must carry no patch."""
         lm, base = self.lm, self._patch.base
-        batch = lm.batch([lm.encode(edit.prompt, edit.target, lm.ending_of(edit.prompt, edit.target))])
+        batch = lm.batch([lm.encode(edit.prompt, edit.target, ending)])
         _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
         keys = base.read(batch)[0][0, columns]
         values = self.config.gain * self.solved(keys.float(), labels)

@@ -50,7 +50,7 @@ class LessonPlanner:
         self.prefixes: list[str] = background["prefixes"]
         self.prompts = [open_prompt(text) for text in self.texts]
         self.names = sorted({name for text in self.texts for name in names_in(text)})
-        self._endings: dict[str, str] = {}
+        self._endings: dict[str, str | None] = {}
         self._around: dict[str, Around] = {}
 
     def lesson(self, edit: Edit, earlier: Sequence[Edit], silent: Sequence[Edit]) -> Lesson:
@@ -121,7 +121,7 @@ class LessonPlanner:
                 break
         return Around(tuple(alike[:wanted]), tuple(others + unlike[:most]))
 
-    def _ending(self, edit: Edit) -> str:
+    def _ending(self, edit: Edit) -> str | None:
         if edit.id not in self._endings:
             self._endings[edit.id] = self.lm.ending_of(edit.prompt, edit.target)
         return self._endings[edit.id]
