@@ -7,7 +7,6 @@ folder must be one that all machines see: a contender whose machine dies is star
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue as queue_module
 import signal
 from collections.abc import Callable, Sequence
@@ -16,12 +15,10 @@ from typing import Any
 
 from errata.bench.run import run
 from errata.bench.stream import Contender, Stream, blank_row
-from errata.errors import UsageError
+from errata.cluster import RETRIES, cluster, spreading
 
 Shown = Callable[[str, str, int, int], None]
 """Called with (contender, what it is doing, how much of it is done, out of how much)."""
-RETRIES = 3
-"""Times that a contender is started again whose worker died."""
 
 
 def locally(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown) -> None:
@@ -84,20 +81,9 @@ def on_ray(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown)
     Raises:
         UsageError: Ray is not installed, or the cluster cannot be reached.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError("the executor 'ray' needs Ray: pip install 'errata[ray]'.") from error
-    begun = not ray.is_initialized()
-    if begun:
-        address = os.environ.get("RAY_ADDRESS")
-        try:
-            ray.init(address=address, num_cpus=None if address else jobs * (stream.threads or 1), log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"the cluster at {address!r} cannot be reached: {error}.") from error
-    try:
-        task = ray.remote(num_cpus=stream.threads or 1, max_retries=RETRIES)(_race_on_ray)
+    threads = stream.threads or 1
+    with cluster(jobs * threads) as ray:
+        task = ray.remote(num_cpus=threads, num_gpus=int(stream.device_map is not None), max_retries=RETRIES)(_race_on_ray)
         running = {task.remote(racer, stream): racer for racer in racers}
         for racer in racers:
             shown(racer.name, "waiting or running", 0, 1)
@@ -109,14 +95,12 @@ def on_ray(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown)
                 shown(racer.name, "measured", 1, 1)
             except ray.exceptions.RayError as error:
                 _note_death(racer, stream, f"its task failed: {str(error).splitlines()[0]}")
-    finally:
-        if begun:
-            ray.shutdown()
 
 
 def _race_on_ray(racer: Contender, stream: Stream) -> None:
-    """What a task does; its progress is the stream's folder."""
-    _quietly(racer, stream, lambda what, done, total: None)
+    """What a task does; its progress is the stream's folder. What its method can spread are tasks of their own."""
+    with spreading():
+        _quietly(racer, stream, lambda what, done, total: None)
 
 
 EXECUTORS = MappingProxyType({"local": locally, "ray": on_ray})

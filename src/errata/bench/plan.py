@@ -44,6 +44,7 @@ class Plan:
         text: a file of plain text on which drift is measured; None: the task's irrelevant texts, else the model's own.
         out: the folder for measurements and saves.
         minutes: a method that would write for longer is left out.
+        save_every: edits written in one call, and between two saves.
         executor: `local`, processes of this machine; `ray`, the cluster of $RAY_ADDRESS.
         jobs: methods at a time, on this machine.
         threads: processor threads of each.
@@ -64,6 +65,7 @@ class Plan:
     text: Path | None = None
     out: Path | None = None
     minutes: float | None = 60
+    save_every: int = 50
     executor: str = "local"
     jobs: int = 1
     threads: int | None = None
@@ -78,6 +80,8 @@ class Plan:
             raise UsageError(f"checkpoints are numbers of edits, from 1; got {list(self.checkpoints)}.")
         if self.edits is not None and self.edits < 1:
             raise UsageError(f"edits is {self.edits}; it is 1 or more.")
+        if self.save_every < 1:
+            raise UsageError(f"save_every is {self.save_every}; it is 1 or more.")
 
     @property
     def folder(self) -> Path:
@@ -134,7 +138,7 @@ def _given(path: Path, name: str, value: Any) -> Any:
             raise UsageError(f"{path}: checkpoints are numbers of edits; got {value!r}.")
         return tuple(_listed(value))
     wanted: dict[str, tuple[type, ...]] = {
-        "edits": (int,), "jobs": (int,), "threads": (int,), "seed": (int,), "minutes": (int, float)
+        "edits": (int,), "save_every": (int,), "jobs": (int,), "threads": (int,), "seed": (int,), "minutes": (int, float)
     }  # fmt: skip
     if name in wanted and value is not None and (isinstance(value, bool) or not isinstance(value, wanted[name])):
         raise UsageError(f"{path}: {name} is a number; got {value!r}.")
@@ -196,6 +200,7 @@ def stream_of(plan: Plan) -> Planned:
         tuple(sorted({n for n in plan.checkpoints if n < edits} | {edits})),
         plan.folder,
         limit=None if plan.minutes is None else plan.minutes * 60,
+        save_every=plan.save_every,
         threads=plan.threads,
         dtype=plan.dtype,
         device_map=plan.device_map,

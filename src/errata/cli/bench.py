@@ -30,6 +30,7 @@ def bench(
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.SETTING=VALUE", help="A setting.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for measurements and saves; `runs/TASK-MODEL`.")] = None,
     minutes: Annotated[float, typer.Option(min=0, help="A method that would write for longer is left out.")] = 60,
+    save_every: Annotated[int, typer.Option(min=1, help="Edits written in one call, and between two saves.")] = 50,
     executor: Annotated[str, typer.Option(help="local, or ray: the cluster of $RAY_ADDRESS.")] = "local",
     jobs: Annotated[int, typer.Option(min=1, help="Methods at a time, each in a process of its own.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of each.")] = None,
@@ -51,6 +52,7 @@ def bench(
     places = {"data": data, "train": train, "text": text, "out": out}
     rest = {
         "minutes": minutes,
+        "save_every": save_every,
         "executor": executor,
         "jobs": jobs,
         "threads": threads,

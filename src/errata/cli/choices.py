@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,3 +108,21 @@ def conflict_choice(given: str) -> OnConflict:
         if given == known:
             return known
     raise UsageError(f"--on-conflict is replace, keep or error; got {given!r}.")
+
+
+@contextlib.contextmanager
+def spread_by(executor: str) -> Iterator[None]:
+    """Within, what falls into parts is written where the executor says.
+
+    Raises:
+        UsageError: there is no such executor, or Ray is not installed or not reached.
+    """
+    from errata.cluster import cluster, spreading
+
+    if executor not in ("local", "ray"):
+        raise UsageError(f"--executor is local or ray; got {executor!r}.")
+    with contextlib.ExitStack() as entered:
+        if executor == "ray":
+            entered.enter_context(cluster())
+            entered.enter_context(spreading())
+        yield

@@ -23,12 +23,15 @@ def edit(
     on_conflict: Annotated[
         str, typer.Option(help="An edit that asks what an older one asks and wants another answer: replace, keep, error.")
     ] = "replace",
+    executor: Annotated[
+        str, typer.Option(help="local, or ray: parts that need not know each other go to the cluster of $RAY_ADDRESS.")
+    ] = "local",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Ask every new edit's prompt at the end.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
     import errata
-    from errata.cli.choices import Choices, conflict_choice
+    from errata.cli.choices import Choices, conflict_choice, spread_by
     from errata.cli.opening import open_to_edit
     from errata.cli.reading import check_edits_fit
     from errata.cli.writing import write
@@ -37,7 +40,8 @@ def edit(
     wanted = errata.read_edits(edits)
     edited, folder = open_to_edit(model, out, Choices(method, options or (), preset), dtype, device_map)
     check_edits_fit(edited.lm, edits, wanted, edited.edits)
-    report = write(edited, wanted, folder, save_every, check, choice)
+    with spread_by(executor):
+        report = write(edited, wanted, folder, save_every, check, choice)
     if as_json:
         screen.print_json(report.to_dict())
     else:

@@ -61,6 +61,11 @@ class Shard:
         """Take what was learned."""
         self._dense, self._folded, self.stamp = (self.mask, delta), None, object()
 
+    def take(self, other: Shard) -> None:
+        """Be what the same shard has become elsewhere."""
+        self._folded, self._dense, self.stamp = other.folded(), None, object()
+        self.edits, self.slots = list(other.edits), other.slots
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """(the mask as bits, the entries under it)."""
         if self._folded is None:

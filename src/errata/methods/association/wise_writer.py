@@ -15,14 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from errata.architecture import read_weight
+from errata.cluster import spread, spreads
 from errata.edit import Edit
 from errata.lm import LM, Row
 from errata.methods.association.wise_config import WiseConfig
 from errata.methods.association.wise_lessons import Lesson, LessonPlanner
 from errata.methods.association.wise_shards import Shard
-from errata.methods.base import Progress
+from errata.methods.base import Progress, no_progress
 from errata.patches.side_memory import SideMemory
 from errata.tail import Tail
+
+Todo = Sequence[tuple[Shard, list[Edit]]]
+"""Shards, and the edits that each is to learn."""
+Ledger = Sequence[tuple[int, Edit]]
+"""Edits, and the index of the shard of each."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,7 @@ class ShardWriter:
         mask = mask.to(device)
         return Shard(index, mask, torch.zeros(mask.shape, device=device))
 
-    def write(
-        self, todo: Sequence[tuple[Shard, list[Edit]]], ledger: Sequence[tuple[int, Edit]], progress: Progress
-    ) -> None:
+    def write(self, todo: Todo, ledger: Ledger, progress: Progress) -> None:
         """Teach each shard its edits in order; as many shards at a time as `chunk_rows` allows.
 
         Args:
@@ -112,14 +116,22 @@ class ShardWriter:
         """
         rows = 1 + self.config.prefixes + self.config.rewordings + self.config.rehearse
         lanes = max(1, self.config.chunk_rows // rows)
-        for start in range(0, len(todo), lanes):
-            queues = [(shard, iter(queue)) for shard, queue in todo[start : start + lanes]]
-            while edits := list(_next_of(queues)):
-                self._learn([(shard, self._lesson(shard, edit, ledger)) for shard, edit in edits])
-                for shard, edit in edits:
-                    shard.edits.append(edit)
-                    shard.slots += 1
-                progress(len(edits))
+        groups = [todo[start : start + lanes] for start in range(0, len(todo), lanes)]
+        if spreads() and len(groups) > 1:
+            self._send_out(groups, ledger, progress)
+            return
+        for group in groups:
+            self.teach(group, ledger, progress)
+
+    def teach(self, group: Todo, ledger: Ledger, progress: Progress) -> None:
+        """Teach shards that are written side by side, all their next edits in one batch."""
+        queues = [(shard, iter(queue)) for shard, queue in group]
+        while edits := list(_next_of(queues)):
+            self._learn([(shard, self._lesson(shard, edit, ledger)) for shard, edit in edits])
+            for shard, edit in edits:
+                shard.edits.append(edit)
+                shard.slots += 1
+            progress(len(edits))
 
     @torch.no_grad()
     def threshold(self, delta: Tensor, edits: Sequence[Edit]) -> float:
@@ -127,6 +139,19 @@ class ShardWriter:
         inside, outside = (prompts.activation(self.memory, delta) for prompts in self._scope(edits))
         silent = outside.quantile(1 - self.config.false_route).item()
         return max(self.config.threshold_ratio * inside.quantile(self.config.threshold_quantile).item(), silent)
+
+    def _send_out(self, groups: Sequence[Todo], ledger: Ledger, progress: Progress) -> None:
+        """Have each group taught by a worker of the cluster, as it would be here: they need not know each other."""
+        for group in groups:
+            for shard, _ in group:
+                shard.fold()  # so is less to be sent
+        shared = self.lm, self.layer, self.config, self.background
+        gpus = int(self.lm.device.type == "cuda")
+        parts = [(group, ledger) for group in groups]
+        for number, learned in spread(_taught, shared, parts, cpus=torch.get_num_threads(), gpus=gpus):
+            for (shard, queue), there in zip(groups[number], learned, strict=True):
+                shard.take(there)
+                progress(len(queue))
 
     # one step
 
@@ -239,6 +264,17 @@ class _Rows:
         """Delta(x) of the lane's rows, shape (rows,)."""
         part = self._slices[lane]
         return memory.activation(delta, self.keys[part], self.values[part], self.mask[part])
+
+
+def _taught(shared: tuple[LM, int, WiseConfig, dict[str, Any]], part: tuple[Todo, Ledger]) -> list[Shard]:
+    """What a worker does: the shards of a group as they are when they have been taught."""
+    lm, layer, config, background = shared
+    group, ledger = part
+    memory = SideMemory(lm, layer, score=config.score, pool=config.pool)
+    ShardWriter(lm, layer, config, memory, background).teach(group, ledger, no_progress)
+    for shard, _ in group:
+        shard.fold()
+    return [shard for shard, _ in group]
 
 
 def _next_of(queues: Sequence[tuple[Shard, Iterator[Edit]]]) -> Iterator[tuple[Shard, Edit]]:

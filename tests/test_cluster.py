@@ -1,0 +1,95 @@
+"""The shards of one WISE edit stream over a cluster: as here, to the bit, also when a worker is killed."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import errata
+from errata import WiseConfig, get_edit_model
+from errata.atlas import make_cases
+from errata.cli import app
+from errata.cluster import cluster, spread, spreading, spreads
+
+EDITS = [case.edit for case in make_cases(6, seed=3)]
+CONFIG = WiseConfig(steps=4, edits_per_shard=2, chunk_rows=1, background=16, prefixes=1, rewordings=1, contrast=1)
+
+
+def taught(spreading_over=contextlib.nullcontext):
+    torch.set_num_threads(1)
+    base, tokenizer = errata.load_base("atlas", "float32")
+    model = get_edit_model(base, CONFIG, tokenizer)
+    counted = []
+    model.edit(EDITS[:1], check=False)
+    with spreading_over():
+        model.edit(EDITS[1:], check=False, progress=counted.append)
+    assert sum(counted) == 5
+    return model.method.state()
+
+
+def workers(task):
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if f"ray::{task}".encode() in Path("/proc", number, "cmdline").read_bytes():
+                yield int(number)
+
+
+def _slowly(shared, part):
+    time.sleep(0.2)
+    return shared + part
+
+
+def test_shards_over_two_nodes_one_of_whose_workers_is_killed():
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    nodes, killed = Cluster(), []
+
+    def kill():
+        until = time.monotonic() + 300
+        while not killed and time.monotonic() < until:
+            for number in workers("_taught"):
+                os.kill(number, signal.SIGKILL)
+                killed.append(number)
+                return
+            time.sleep(0.01)
+
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=1)
+        ray.init(address=nodes.address, log_to_driver=False)
+        with cluster():  # it is joined already, so it is not left
+            hunter = threading.Thread(target=kill)
+            hunter.start()
+            tensors, values = taught(spreading)
+            hunter.join()
+            assert dict(spread(_slowly, 10, [1, 2, 3], cpus=1, gpus=0)) == {0: 11, 1: 12, 2: 13}
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert killed, "no worker was seen"
+    here, said = taught()
+    assert values == said and tensors.keys() == here.keys() and len(values["shards"]) == 3
+    assert all(torch.equal(tensors[name], here[name]) for name in here)
+
+
+def test_only_within_it_is_spread():
+    assert not spreads()
+    with spreading():
+        assert spreads()
+    assert not spreads()
+
+
+def test_an_executor_that_there_is_not(tmp_path):
+    (tmp_path / "edits.jsonl").write_text('{"prompt": "Who?", "target": "Ana", "subject": "Who"}\n')
+    asked = ["edit", "atlas", "-m", "ft", "--edits", str(tmp_path / "edits.jsonl"), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, [*asked, "--executor", "rey"])
+    assert found.exit_code == 2 and "--executor is local or ray; got 'rey'" in found.stderr
+    assert not (tmp_path / "out").exists()
