@@ -29,6 +29,7 @@ from tables import fill, markdown
 import errata
 from errata import Case, EditModel
 from errata.atlas import make_cases
+from errata.bench.compare import contenders
 from errata.methods.association.folio import Folio
 from errata.methods.association.folio_config import FolioConfig
 from errata.patches.leaves import Leaf
@@ -143,6 +144,36 @@ def speed(bench: Bench) -> Rows:
         }
 
 
+def beside(bench: Bench) -> Rows:
+    """Folio and WISE on the same edits, one after the other: what comes once, and what each edit takes."""
+    stream = [case.edit for case in make_cases(141, seed=4)]
+    seconds: dict[str, float] = {}
+    for contender in contenders(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[1:]:
+        base, tokenizer = errata.load_base("atlas", "float32")
+        config = errata.method_class(contender.name).config_class.from_dict(contender.settings)
+        model = errata.get_edit_model(base, config, tokenizer)
+
+        def took(parts: Sequence[Sequence[Any]]) -> float:
+            begun = time.process_time()
+            for part in parts:
+                model.edit(part, check=False)  # noqa: B023
+            return time.process_time() - begun
+
+        first = took([stream[:1]])
+        singly = took([[edit] for edit in stream[1:41]]) / 40
+        together = took([stream[41:91], stream[91:]]) / 100
+        for kind, value in (("one in a call", singly), ("fifty in a call", together)):
+            ratio = seconds[kind] / value if kind in seconds else None
+            seconds.setdefault(kind, value)
+            yield {
+                "method": contender.name,
+                "edits": kind,
+                "s, once": round(first - singly, 2),
+                "s/edit": round(value, 4),
+                "WISE takes": f"{ratio:.0f} times as much" if ratio else None,
+            }
+
+
 def index(bench: Bench) -> Rows:
     """Routing among many leaves: rephrasings of 1,000 edits that are always there, and what each lookup costs."""
     model = bench.open("atlas")
@@ -214,6 +245,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
     "many": many,
     "chat": chat,
     "speed": speed,
+    "beside": beside,
     "index": index,
     "undo": undo,
     "signs": signs_table,
