@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from errata import __version__
 from errata.cli import (
+    ability,
     analyze,
     ask,
     bench,
@@ -76,6 +77,7 @@ for verb in (
     report.report,
     report.diff,
     judge.judge,
+    ability.ability,
     analyze.analyze,
     analyze.failures,
     methods.methods,

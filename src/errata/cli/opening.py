@@ -16,7 +16,7 @@ from errata.cli.choices import Choices
 from errata.errors import UsageError
 
 if TYPE_CHECKING:
-    from errata import EditModel
+    from errata import LM, EditModel
 
 Answers = Callable[..., list[str]]
 """Prompts and options of generation in, answers out."""
@@ -45,17 +45,23 @@ def open_artifact(path: str | Path, dtype: str = "auto", device_map: str | None 
         return errata.load(path, dtype, device_map)
 
 
-def open_to_ask(model: str) -> tuple[Answers, Answers]:
-    """(what answers with the edits, what answers without); the same twice for a base model."""
+def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -> EditModel | LM:
+    """The edited model of a folder, or a base model by itself."""
     import errata
     from errata.saving import is_artifact
 
     if is_artifact(model):
-        edited = open_artifact(model)
-        return edited.ask, edited.ask_base
+        return open_artifact(model, dtype, device_map)
     with loading(model):
-        base = errata.LM(*errata.load_base(model))
-    return base.generate, base.generate
+        return errata.LM(*errata.load_base(model, dtype, device_map))
+
+
+def open_to_ask(model: str) -> tuple[Answers, Answers]:
+    """(what answers with the edits, what answers without); the same twice for a base model."""
+    import errata
+
+    opened = open_model(model)
+    return (opened.generate, opened.generate) if isinstance(opened, errata.LM) else (opened.ask, opened.ask_base)
 
 
 def open_to_edit(
