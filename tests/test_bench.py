@@ -31,7 +31,7 @@ from errata.bench.readings import read_as
 from errata.bench.report import html, markdown
 from errata.bench.results import Measured, differences, interval, read_folders, retention
 from errata.bench.stream import UNEDITED, Contender, Row, Stream
-from errata.bench.tables import about, main_table, paper_tables, scores_table
+from errata.bench.tables import about, main_table, paper_tables, retention_table, scores_table
 from errata.cache import fingerprint
 from errata.cases import cases_to_json_lines
 from errata.cli import app
@@ -91,6 +91,10 @@ def test_retention_by_cohort(tmp_path):
     assert found.accuracy == ((1.0, 0.0, 1.0), (None, 1.0, 0.5), (None, None, 1.0))
     assert found.forgetting == pytest.approx((0.0 + 0.5) / 2) and found.backward_transfer == pytest.approx((0.0 - 0.5) / 2)
     assert retention(runs[:1]) is None
+    also = [measured(tmp_path, "wise", edits, [answer(name, True) for name in "abc"[:edits]], "wise") for edits in (1, 3)]
+    table = retention_table([*runs, *also])
+    assert table.head == ("method", "edits", "at 1", "at 3", "at 4", "forgetting", "backward transfer")
+    assert ("wise", "1–1", "1.000", "1.000", "", "0.000", "+0.000") in table.rows
 
 
 def test_what_differs_beyond_noise(tmp_path):

@@ -142,27 +142,29 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
 
 def retention_table(measured: Sequence[Measured]) -> Table | None:
     """What became of each cohort of edits; None where there is one checkpoint only."""
-    rows = []
-    head: tuple[str, ...] = ()
+    followed = {}
     for name in dict.fromkeys(each.label for each in measured if each.row.figures and each.row.method):
         found = retention([each for each in measured if each.label == name and each.row.figures])
-        if found is None:
-            continue
-        head = ("method", "edits", *(f"at {edits:,}" for edits in found.checkpoints), "forgetting", "backward transfer")
+        if found is not None:
+            followed[name] = found
+    times = sorted({edits for found in followed.values() for edits in found.checkpoints})
+    rows: list[tuple[str, ...]] = []
+    for name, found in followed.items():
+        whole = _number(found.forgetting, "{:.3f}"), _number(found.backward_transfer, "{:+.3f}")
         first = 1
-        for place, (last, shares) in enumerate(zip(found.checkpoints, found.accuracy, strict=True)):
-            whole = [_number(found.forgetting, "{:.3f}"), _number(found.backward_transfer, "{:+.3f}")]
-            cells = [_number(share, "{:.3f}") if share is not None else "" for share in shares]
-            rows.append((name if not place else "", f"{first:,}–{last:,}", *cells, *(whole if not place else ["", ""])))
+        for last, shares in zip(found.checkpoints, found.accuracy, strict=True):
+            at = dict(zip(found.checkpoints, shares, strict=True))
+            cells = ["" if (share := at.get(edits)) is None else _number(share, "{:.3f}") for edits in times]
+            rows.append((name if first == 1 else "", f"{first:,}–{last:,}", *cells, *(whole if first == 1 else ("", ""))))
             first = last + 1
-    width = max((len(row) for row in rows), default=0)
     if not rows:
         return None
+    head = ("method", "edits", *(f"at {edits:,}" for edits in times), "forgetting", "backward transfer")
     note = (
         "The share of each cohort's own prompts that is answered right at each later checkpoint. Forgetting: how far "
         "cohorts are at the end below the best they ever were. Backward transfer: above where they were when written."
     )
-    return Table("Retention", note, head, tuple(row + ("",) * (width - len(row)) for row in rows))
+    return Table("Retention", note, head, tuple(rows))
 
 
 def paper_tables(task: str) -> list[Table]:
