@@ -13,22 +13,24 @@ from typing import Any
 import errata
 from errata.analyses import bars
 from errata.analyses.given import Given, measured
-from errata.bench.compare import contenders
+from errata.bench.compare import ALL, contenders
 from errata.config import MethodConfig
 
-METHODS = ("wise", "folio", "grace", "knn-lm", "memoir", "defer", "ft-m", "replay", "ultraedit", "lora")
-"""Some of each kind, where no method is named."""
 SCORES = ("generated", "cut", "teacher_forced")
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Reliability after all edits by each of `SCORES`, with the end token and without it."""
-    names = (given.method,) if given.method else METHODS
-    options = [f"{given.method}.{name}={value}" for name, value in given.settings.items()] if given.method else []
+    """Reliability after all edits by each of `SCORES`, with the end token and without it.
+
+    Of the methods that are named, with commas between them; where none is, of all that need no training.
+    """
+    names = given.method.split(",") if given.method else [ALL]
+    options = [f"{name}.{setting}={value}" for name in names for setting, value in given.settings.items()]
     variants: dict[str, MethodConfig] = {}
     for contender in contenders(names, given.base()[0].config, options):
-        if contender.method is not None:
-            config = errata.method_class(contender.method).config_class.from_dict(contender.settings)
+        method = errata.method_class(contender.method) if contender.method else None
+        if method is not None and (given.method or not method.needs_training):
+            config = method.config_class.from_dict(contender.settings)
             variants[contender.name] = replace(config, end_token=True)
             variants[f"{contender.name}, no end"] = replace(config, end_token=False)
     found = measured(given, variants)
