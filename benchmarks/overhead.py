@@ -73,7 +73,7 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
         if to == "side" and number < len(ids):
             keys[0] = seen[0][row, -1]
         memory.leaves.add(
-            number, Leaf(str(number), memory.text(name.tolist()), "", (), keys[0], tuple(range(6)), keys, 0.01 * values)
+            number, Leaf(str(number), "", memory.text(name.tolist()), "", (), keys[0], tuple(range(6)), keys, 0.01 * values)
         )
     return memory
 

@@ -26,6 +26,7 @@ class Leaf:
 
     Attributes:
         name: the edit's id.
+        prompt: what it was asked.
         subject: what a prompt must mention.
         target: the answer.
         lead: tokens that the base model says before it tells what it knows; mostly none.
@@ -36,6 +37,7 @@ class Leaf:
     """
 
     name: str
+    prompt: str
     subject: str
     target: str
     lead: tuple[int, ...]

@@ -125,17 +125,18 @@ class Folio(Method):
             told.append(Explanation(prompt, name, leaves.signs.threshold, reasons))
         return told
 
-    @staticmethod
-    def _rivals(leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[Asked]) -> list[list[Candidate]]:
-        """For each edit, asked so, the leaves that answer its question with another target."""
-        return [
-            [
-                each
-                for each in found
-                if each.score >= leaves.signs.threshold and not same_answer(leaves[each.number].target, edit.target)
-            ]
-            for edit, found in zip(edits, leaves.candidates(prompts), strict=True)
-        ]
+    def _rivals(self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[Asked]) -> list[list[Candidate]]:
+        """For each edit, asked so, the leaves that answer its question with another target.
+
+        They would answer its prompt, and the base model has one answer to it and to theirs. (Without that, passages of one
+        text, which the base model would go on from alike, were taken for one question.)
+        """
+        rivals = []
+        for edit, found in zip(edits, leaves.candidates(prompts), strict=True):
+            near = [(each, leaves[each.number]) for each in found if each.score >= leaves.signs.threshold]
+            other = [(each, leaf) for each, leaf in near if not same_answer(leaf.target, edit.target)]
+            rivals.append([each for each, leaf in other if self.background.same_question(edit.prompt, leaf.prompt)])
+        return rivals
 
     # writing
 
@@ -149,6 +150,7 @@ class Folio(Method):
         ((lead, sign),) = self._leads([lm.encode_prompt(edit.prompt)], keys[:1])
         return Leaf(
             edit.id,
+            edit.prompt,
             self.subject(edit),
             edit.target,
             lead,
@@ -163,7 +165,7 @@ class Folio(Method):
         prompts = self.background.asked([edit.prompt for edit in edits])
         leads = self._leads([asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts]))
         return prompts, [
-            Leaf(edit.id, self.subject(edit), edit.target, lead, sign, (), asked.key[None], asked.key[None])
+            Leaf(edit.id, edit.prompt, self.subject(edit), edit.target, lead, sign, (), asked.key[None], asked.key[None])
             for edit, asked, (lead, sign) in zip(edits, prompts, leads, strict=True)
         ]
 
@@ -269,7 +271,9 @@ class Folio(Method):
             sign = tensors["signs"][number].to(self.lm.device)
             tokens = tuple(tensors["tokens"][start:stop].tolist())
             self._patch.leaves.add(
-                number, Leaf(edit.id, subject, edit.target, tuple(lead), sign, tokens, keys, added), instead.get(number, ())
+                number,
+                Leaf(edit.id, edit.prompt, subject, edit.target, tuple(lead), sign, tokens, keys, added),
+                instead.get(number, ()),
             )
             self._numbers[edit.id] = number
         self._edits, self._next = list(edits), len(edits)

@@ -27,6 +27,8 @@ LONGEST_LEAD = 8
 """Tokens; a model that has told nothing by then is compared by its first."""
 JUDGES = 16
 """Prompts of the background by which leads are found."""
+ANSWERS, ANSWER_LENGTH = 4096, 16
+"""Of the base model's answers to edits so many are remembered, of so many tokens at most."""
 LEARNED = 128
 """Prompts of the background whose own leads are looked at for the threshold."""
 COMMON = 3
@@ -45,6 +47,7 @@ class FolioBackground:
         self.base, self.config = base, config
         self.lm: LM = base.lm
         self._expected_after: dict[tuple[tuple[int, ...], tuple[str, ...]], Tensor] = {}
+        self._answers: dict[str, str] = {}
 
     @torch.no_grad()
     def signs(self) -> Signs:
@@ -88,6 +91,17 @@ class FolioBackground:
         """Prompts, with their tokens and what the head reads at their end."""
         ids = [self.lm.encode_prompt(prompt) for prompt in prompts]
         return [Asked(*each) for each in zip(prompts, ids, self._tips(ids), strict=True)]
+
+    def same_question(self, one: str, other: str) -> bool:
+        """Whether the base model has one answer to both, and has one."""
+        if one == other:
+            return True
+        new = [prompt for prompt in (one, other) if prompt not in self._answers]
+        if len(self._answers) > ANSWERS:
+            self._answers.clear()
+            new = [one, other]
+        self._answers.update(zip(new, self.lm.generate(new, max_new_tokens=ANSWER_LENGTH) if new else [], strict=True))
+        return self._answers[one] == self._answers[other] != ""
 
     def _threshold(self, texts: Sequence[str], judges: tuple[str, ...]) -> float:
         prompts = self.asked(list(dict.fromkeys(open_prompt(text) for text in texts)))
