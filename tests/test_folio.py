@@ -136,6 +136,20 @@ def test_conflicts_among_new_edits(written):
     written.method.patch.install(written.lm)
 
 
+def test_what_the_base_model_answers_otherwise_is_another_question(written):
+    old = CASES[22]
+    fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
+    fresh.method.patch.begin(written.method.patch.signs)
+    written.method.patch.remove()
+    edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival")]
+    for answers, conflicts in ((("Kelor.", "Traren."), 0), (("", ""), 0), (("Kelor.", "Kelor."), 1)):
+        fresh.method.background._answers = dict(zip((old.edit.prompt, old.rephrases[0]), answers, strict=True))
+        assert len(fresh.conflicts(edits)) == conflicts
+    fresh.method.background._answers = {}
+    assert fresh.conflicts(edits) == [("rival", old.edit.id)]
+    written.method.patch.install(written.lm)
+
+
 def test_without_a_subject_names_or_rare_words_stand_for_it():
     model = edit_model("llama", "folio")
     method: Folio = model.method
