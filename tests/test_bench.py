@@ -213,6 +213,18 @@ def test_drift_is_measured_on_a_tasks_irrelevant_texts(tmp_path):
     assert stream_of(Plan("atlas", edits=1)).stream.neutral == ()
 
 
+def test_no_right_answer_is_cut_off(tmp_path):
+    """A task cuts free answers at 24 tokens; where a right one is longer, that is what there is room for."""
+    long = " ".join(["Kelor and Traren"] * 20)
+    cases = [{"prompt": "Who is it?", "target": target} for target in ("Kelor", long)]
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
+    plan = Plan("jsonl", data=tmp_path / "cases.jsonl", reading="published")
+    room = stream_of(plan).stream.new_tokens
+    lm = errata.LM(*errata.load_base("atlas"))
+    assert room == len(lm.encode("Who is it?", long, ".").ids) - len(lm.encode_prompt("Who is it?"))
+    assert stream_of(Plan("atlas", edits=1)).stream.new_tokens == 24
+
+
 CASES = errata.atlas.make_cases(4, seed=5)
 
 

@@ -204,7 +204,7 @@ def stream_of(plan: Plan) -> Planned:
         threads=plan.threads,
         dtype=plan.dtype,
         device_map=plan.device_map,
-        new_tokens=task.new_tokens,
+        new_tokens=max(task.new_tokens, _longest(lm, reading.cases)),
         neutral=tuple(_neutral(plan.text)) if plan.text else tuple(data.irrelevant[:TEXTS]),
         metrics=task.metrics,
         task=task.name,
@@ -228,6 +228,14 @@ def _fits(lm: LM, case: Case) -> bool:
     except PromptTooLongError:
         return False
     return True
+
+
+def _longest(lm: LM, cases: Sequence[Case]) -> int:
+    """Tokens of the longest right answer, a full stop and its end included: none is cut off before it could be right."""
+    wanted = [(case.edit.prompt, case.edit.target) for case in cases]
+    wanted += [(probe.prompt, probe.answer) for case in cases for probe in case.portability if probe.answer]
+    rows = (lm.encode(prompt, answer, "") for prompt, answer in wanted)
+    return 1 + max(len(row.ids) - row.prompt_length for row in rows)
 
 
 def _neutral(path: Path) -> Iterator[str]:

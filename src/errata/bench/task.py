@@ -36,7 +36,7 @@ class Task:
         version: of this description; another one gives other figures.
         paper: where it is described.
         metrics: what counts, the first ones first.
-        new_tokens: a free answer is cut there.
+        new_tokens: a free answer is cut there, or at the length of the longest right answer where that is longer.
         file: the records, under a folder of data; None where they are made.
         train: other records, for methods that are trained, if there are any.
         hub: where they lie on the hub.
