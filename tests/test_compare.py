@@ -92,6 +92,10 @@ def test_what_takes_too_long_is_left_out_and_says_so(stream):
     assert one["figures"] and three["figures"] is None and "would take" in three["skipped"]
     text = table(list(rows(stream, [FAST])))
     assert text.count("\n") == 3 and "would take" in text.splitlines()[3]
+    for limit, kept in ((1e-9, True), (1e-10, True), (1.0, False), (None, False)):
+        assert (dataclasses.replace(stream, limit=limit).kept_row(FAST, 3) is not None) == kept
+    run(FAST, dataclasses.replace(stream, limit=600.0), told)
+    assert read(stream, "ft", 3)["figures"], "there is more time now"
 
 
 def test_a_method_that_refuses_has_rows_that_say_why(stream):

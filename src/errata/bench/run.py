@@ -51,7 +51,7 @@ class _Run:
         name = contender.name + "-" + stream.key(contender, max(stream.checkpoints))
         self.saved = stream.folder / "models" / name
         self.clock = self.saved / "clock.json"
-        self.times: dict[str, float] = {"writing": 0.0, "training": 0.0, "peak": 0.0}
+        self.times: dict[str, float] = {"writing": 0.0, "training": 0.0, "peak": 0.0, "first": 0.0, "beginning": 0.0}
         self.tell("loading", 0, 1)
         base, tokenizer = errata.load_base(stream.model, stream.dtype, stream.device_map)
         method = contender.method or errata.method_names()[0]
@@ -77,7 +77,7 @@ class _Run:
         self._prepare()
         for edits in missing:
             if (reason := self._too_long(edits)) is not None:
-                row = blank_row(self.contender, self.stream, edits, skipped=reason)
+                row = blank_row(self.contender, self.stream, edits, skipped=reason, limit=self.stream.limit)
                 row.save(self.stream.row_file(self.contender.name, edits))
                 continue
             self._write(edits)
@@ -106,10 +106,13 @@ class _Run:
         save()
 
     def _too_long(self, edits: int) -> str | None:
-        done = len(self.model.edits)
+        """Why so many edits are not written. The first call reads background, so later ones tell more, if there are any."""
+        done, writing = len(self.model.edits), self.times["writing"]
         if self.stream.limit is None or not done or edits <= done:
             return None
-        expected = self.times["writing"] / done * edits
+        later = done > self.times["first"] and not self.model.method.at_once
+        first, beginning = (self.times["first"], self.times["beginning"]) if later else (0.0, 0.0)
+        expected = writing + (writing - beginning) / (done - first) * (edits - done)
         return f"would take {expected / 60:.0f} min of writing" if expected > self.stream.limit else None
 
     def _write(self, edits: int) -> None:
@@ -132,6 +135,8 @@ class _Run:
             if self.model.method.at_once:
                 self.times["writing"] = 0.0
             self.times["writing"] += time.perf_counter() - began
+            if not done:
+                self.times |= {"first": float(len(part)), "beginning": self.times["writing"]}
             self.times["peak"] = max(self.times["peak"], peak_memory())
             self._save()
 

@@ -92,11 +92,14 @@ class Stream:
         return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def kept_row(self, contender: Contender, edits: int) -> Row | None:
-        """The row of an earlier run, if it is of the same measurement and came to an end."""
+        """The row of an earlier run, if it is of the same measurement and came to an end, or would still take too long."""
         row = Row.read(self.row_file(contender.name, edits))
         if row is None:
             return None
-        return row if row.key == self.key(contender, edits) and not row.failed else None
+        if row.key != self.key(contender, edits) or row.failed:
+            return None
+        longer = row.limit is not None and (self.limit is None or self.limit > row.limit)
+        return None if row.skipped and longer else row
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Row:
         overhead: batch size -> time of generation over that of the unedited model, less 1; the prompts are edited ones.
         training_seconds: that `prepare` took, once; None for methods that are not trained.
         failed, skipped: why there are no figures.
+        limit: seconds of writing that there were for this row, where it was skipped; None in rows of before that was kept.
         reading: of `readings.READINGS`.
         conflicts: cases of the file that contradict another, and of how many.
         ceiling: the reliability that a model reaches at most that gives one answer to a question.
@@ -137,6 +141,7 @@ class Row:
     training_seconds: float | None = None
     failed: str | None = None
     skipped: str | None = None
+    limit: float | None = None
     reading: str = "published"
     conflicts: tuple[int, int] = (0, 0)
     ceiling: float = 1.0
