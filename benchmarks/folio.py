@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from streams import drawn_again, enlarged, final, published, without_subject
 from tables import fill, markdown
 
 import errata
-from errata import Case, EditModel
+from errata import Case, Edit, EditModel
 from errata.atlas import make_cases
 from errata.bench.compare import contenders
 from errata.methods.association.folio import Folio
@@ -118,7 +119,7 @@ def _judged(model: EditModel, stream: Sequence[Case], asked: Sequence[Case] | No
 
 
 def speed(bench: Bench) -> Rows:
-    """Seconds of one more edit, one call each, and of taking one back; bytes of memory per edit."""
+    """Seconds of one more edit, one call each, of taking one back, and of saving one more; bytes per edit."""
     model = bench.open("atlas")
     stream = [case.edit for case in enlarged(10_000)]
     done = 0
@@ -141,7 +142,36 @@ def speed(bench: Bench) -> Rows:
             "ms per edit": 1e3 * statistics.median(writes),
             "ms per undo": 1e3 * statistics.median(undos),
             "bytes per edit": round(size),
+            **_kept(model, more),
         }
+
+
+def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
+    """What saving takes when there is one edit more than was saved, and opening. Wall clock: it is the disk's time too."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder)
+        took, written = [], 0
+        for edit in more[:5]:
+            before = {file.name: file.stat().st_ino for file in folder.iterdir()}
+            model.edit([edit], check=False)
+            begun = time.perf_counter()
+            model.save_pretrained(folder)
+            took.append(time.perf_counter() - begun)
+            written = sum(file.stat().st_size for file in folder.iterdir() if before.get(file.name) != file.stat().st_ino)
+        begun = time.perf_counter()
+        opened = errata.load(folder)
+        opening = time.perf_counter() - begun
+        assert opened.edits == model.edits
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    model.undo(*(edit.id for edit in more[:5]))
+    return {
+        "folios": len(model.method.patch.leaves.folios),
+        "MB on disk": size / 1e6,
+        "s to save one more": statistics.median(took),
+        "MB written": written / 1e6,
+        "s to open": opening,
+    }
 
 
 def beside(bench: Bench) -> Rows:

@@ -4,10 +4,11 @@
 
 A random Llama-like model of 12 layers and hidden size 768, a prompt of 16 tokens and 64 new ones, batch 1 and 8, one
 thread. With wise, one merged memory at the default layer, routed to the side memory (every prompt is in scope) or to the
-main one (none is). With folio, 10,000 leaves of six rows; every prompt mentions the subject of ten of them and one speaks
-(side), or it mentions none (main). Base and edited model generate the same text in lockstep, one forward pass each in turns,
-so that whatever else the machine does falls on both alike. Of each pass (the prompt's, then each token's) the median over
-the rounds counts; the overhead compares their sums, and those of one pass per token only. Seconds are the processor's own.
+main one (none is). With folio, 10,000 leaves of six rows in ten folios, mapped from disk; every prompt mentions the subject
+of ten of them and one speaks (side), or it mentions none (main). Base and edited model generate the same text in lockstep,
+one forward pass each in turns, so that whatever else the machine does falls on both alike. Of each pass (the prompt's, then
+each token's) the median over the rounds counts; the overhead compares their sums, and those of one pass per token only.
+Seconds are the processor's own.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ import argparse
 import copy
 import json
 import statistics
+import tempfile
 import time
 from typing import Any
 
 import torch
 from random_model import random_model
+from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, PreTrainedModel
 
 from errata.hooks import capture_output
 from errata.lm import LM
+from errata.methods.association.folio_config import FolioConfig
 from errata.patches.folio import FolioMemory
 from errata.patches.leaves import Leaf, Signs
 from errata.patches.side_memory import Memory, SideMemory
 from errata.words import WordWeights
 
 VOCABULARY, PROMPT = 32000, 16
+FOLIO, ROWS = FolioConfig().leaves, 6
 
 
 class Generation:
@@ -58,23 +63,35 @@ def side_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> SideMemory:
     return SideMemory(lm, lm.architecture.default_layer(), [Memory(delta, 0.0 if to == "side" else float("inf"))])
 
 
+def mapped(drawn: torch.Tensor, ends: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A folio's keys and values (leaves, rows, hidden), mapped from disk; the first leaves' keys are the prompts' ends."""
+    keys, values = drawn[0], 0.01 * drawn[1]
+    if first == 0:
+        keys[: len(ends), 0] = ends
+    with tempfile.TemporaryDirectory() as folder:  # a file that is mapped may lose its name
+        save_file({"keys": keys, "values": values}, f"{folder}/folio.safetensors")
+        held = load_file(f"{folder}/folio.safetensors")
+    return held["keys"], held["values"]
+
+
 def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory:
     """Folio's; `ids` (batch, width) are the prompts, of which each row mentions the subject of ten leaves, or none."""
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
-    memory = FolioMemory(lm, mentioned=0.7)
+    memory = FolioMemory(lm, mentioned=0.7, size=FOLIO)
     memory.begin(Signs(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3))
     with capture_output(memory.base.body) as seen:
         lm.model(ids)
     for number in range(leaves):
-        row = number % len(ids)
-        name = ids[row, 2:5] if to == "side" and number < 10 * len(ids) else torch.randint(VOCABULARY, (3,), generator=draw)
-        keys, values = torch.randn(2, 6, hidden, generator=draw)
-        if to == "side" and number < len(ids):
-            keys[0] = seen[0][row, -1]
-        memory.leaves.add(
-            number, Leaf(str(number), "", memory.text(name.tolist()), "", (), keys[0], tuple(range(6)), keys, 0.01 * values)
-        )
+        if number % FOLIO == 0:
+            drawn = torch.randn(2, min(FOLIO, leaves - number), ROWS, hidden, generator=draw)
+            keys, values = mapped(drawn, seen[0][:, -1], number)
+        asked = to == "side" and number < 10 * len(ids)
+        name = ids[number % len(ids), 2:5] if asked else torch.randint(VOCABULARY, (3,), generator=draw)
+        key, value = keys[number % FOLIO], values[number % FOLIO]
+        leaf = Leaf(str(number), "", memory.text(name.tolist()), "", (), key[0], tuple(range(ROWS)), key, value)
+        memory.leaves.add(number, leaf)
+    assert len(memory.leaves.folios) == -(-leaves // FOLIO)
     return memory
 
 

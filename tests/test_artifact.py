@@ -75,7 +75,7 @@ def test_cut_off_after_the_marker_the_move_is_finished(two, tmp_path, moved):
     shutil.copytree(two / "old", folder)
     for i, name in enumerate(saving.FILES):
         shutil.copy(two / "new" / name, folder / (name if i < moved else name + ".new"))
-    (folder / saving.COMPLETE).touch()
+    (folder / saving.COMPLETE).write_text(json.dumps({"placed": saving.FILES, "gone": []}))
     assert loaded(folder).edits == EDITS and contents(folder) == contents(two / "new")
 
 

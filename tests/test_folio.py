@@ -267,9 +267,9 @@ def test_a_leaf_costs_its_rows_and_nothing_else(tmp_path):
     rows = sum(len(leaf.keys) for leaf in memory.leaves)
     tensors, _ = model.method.state()
     hidden = model.lm.architecture.hidden_size
-    assert tensors["keys"].shape == tensors["values"].shape == (rows, hidden)
+    assert tensors["folio-00000/keys"].shape == tensors["folio-00000/values"].shape == (rows, hidden)
     model.undo(EDITS[0].id)
-    assert len(model.method.state()[0]["rows"]) == len(EDITS) - 1
+    assert len(model.method.state()[0]["folio-00000/rows"]) == len(EDITS) - 1
 
 
 def test_conflicts_are_saved(tmp_path):

@@ -50,11 +50,13 @@ class Reason:
         edit_id: the edit.
         score: what edits are chosen by.
         parts: what the score is made of, by name.
+        place: where the edit is kept, as its method calls it.
     """
 
     edit_id: str
     score: float
     parts: Mapping[str, float]
+    place: str
 
 
 @dataclass(frozen=True)

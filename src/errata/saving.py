@@ -3,6 +3,9 @@
     edit_config.json           version, base model and its fingerprint, method, settings, plain state
     edit_model.safetensors     what changed, and only that
     edits.jsonl                the ledger, oldest first
+    PART.safetensors           where a method keeps its tensors in parts: those it names PART/...
+
+Parts are mapped into memory when they are read, and what has not changed since is not written again.
 
 Writing is all or nothing: new files are written beside the old ones, then a marker says that they are complete, then they
 take their places. A reader that finds the marker finishes the move first. Other files in the folder are left alone.
@@ -22,6 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
+from safetensors.torch import load_file as map_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +38,9 @@ from errata.errors import ArtifactError, BaseMismatchError, ConfigError, EditErr
 VERSION = 1
 CONFIG, TENSORS, LEDGER = "edit_config.json", "edit_model.safetensors", "edits.jsonl"
 FILES = (TENSORS, LEDGER, CONFIG)
+"""What every artifact has, the one that names the others last."""
 COMPLETE = ".edit_complete"
+PART = ".safetensors"
 BUNDLED = {"atlas": Path(__file__).parent / "atlas" / "model"}
 """Models that come with errata, by name."""
 
@@ -123,14 +129,18 @@ def write_artifact(
     tensors: Mapping[str, Tensor],
     edits: Sequence[Edit],
 ) -> None:
-    """Write the three files, all or none.
+    """Write the files, all or none; those that are there as they should be stay.
 
     Raises:
         StorageError: the disk refused; what stood there before still does.
     """
     path = Path(path)
     ledger = "".join(json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in edits).encode()
-    weights = to_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    parts: dict[str, dict[str, Tensor]] = {TENSORS: {}}
+    for name, tensor in tensors.items():
+        part, _, own = name.rpartition("/")
+        parts.setdefault(f"{part}{PART}" if part else TENSORS, {})[own] = tensor.contiguous()
+    sums: dict[str, str] = {}
     about = {
         "errata_version": VERSION,
         "base_model_name_or_path": name_of(base),
@@ -140,24 +150,31 @@ def write_artifact(
         "method": config.method,
         "settings": {name: value for name, value in config.to_dict().items() if name != "method"},
         "state": values,
-        "sha256": {TENSORS: hashlib.sha256(weights).hexdigest(), LEDGER: hashlib.sha256(ledger).hexdigest()},
+        "sha256": sums,
     }
-    contents = {
-        TENSORS: weights,
-        LEDGER: ledger,
-        CONFIG: (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode(),
-    }
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for name, held in parts.items():
+            yield name, to_safetensors(held, {"format": "pt"})
+        yield LEDGER, ledger
+        yield CONFIG, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
+
     try:
         path.mkdir(parents=True, exist_ok=True)
         finish(path)
+        placed: list[str] = []
         try:
-            for name, content in contents.items():
-                _write_through(_beside(path / name), content)
-            _write_through(path / COMPLETE, b"")
+            for name, content in contents():
+                sums[name] = hashlib.sha256(content).hexdigest()
+                if not (path / name).is_file() or _digest(path / name) != sums[name]:
+                    _write_through(_beside(path / name), content)
+                    placed.append(name)
+            gone = sorted(set(_parts_of(path)) - set(parts))
+            _write_through(_beside(path / COMPLETE), json.dumps({"placed": placed, "gone": gone}).encode())
+            os.replace(_beside(path / COMPLETE), path / COMPLETE)
         except OSError:
-            for name in (*FILES, COMPLETE):
-                with contextlib.suppress(OSError):
-                    (_beside(path / name) if name != COMPLETE else path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _forget_unfinished(path)
             raise
         finish(path)
     except OSError as error:
@@ -169,12 +186,37 @@ def write_artifact(
 def finish(path: Path) -> None:
     """Finish a write that was cut off after its files were complete; forget one that was cut off before."""
     if (path / COMPLETE).exists():
-        for name in FILES:
+        with damage_named(path / COMPLETE):
+            placed, gone = (list(map(str, json.loads((path / COMPLETE).read_bytes())[each])) for each in ("placed", "gone"))
+        for name in placed:
             if _beside(path / name).exists():
                 os.replace(_beside(path / name), path / name)
+        for name in gone:
+            (path / name).unlink(missing_ok=True)
         (path / COMPLETE).unlink()
-    for name in FILES:
-        _beside(path / name).unlink(missing_ok=True)
+    _forget_unfinished(path)
+
+
+def _forget_unfinished(path: Path) -> None:
+    for file in [*path.glob(_beside(path / f"*{PART}").name), *(_beside(path / name) for name in (*FILES, COMPLETE))]:
+        file.unlink(missing_ok=True)
+
+
+def files_of(path: Path) -> list[str]:
+    """The names of an artifact's files, as it names them.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: its config cannot be read.
+    """
+    named = json.loads((path / CONFIG).read_text(encoding="utf-8"))["sha256"]
+    return [name for name in (*named, CONFIG) if Path(name).name == name]
+
+
+def _parts_of(path: Path) -> list[str]:
+    """The files that are there beside those that every artifact has, if there is an artifact."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return [name for name in files_of(path) if name not in FILES and name.endswith(PART)]
+    return []
 
 
 def read_artifact(path: str | Path) -> Artifact:
@@ -191,8 +233,6 @@ def read_artifact(path: str | Path) -> Artifact:
         finish(path)
     try:
         about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        weights = (path / TENSORS).read_bytes()
-        ledger = (path / LEDGER).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
@@ -201,11 +241,16 @@ def read_artifact(path: str | Path) -> Artifact:
     if version != VERSION:
         raise ArtifactError(f"{path / CONFIG}: version {version!r}; this errata reads version {VERSION}.")
     with damage_named(path):
-        for name, content in ((TENSORS, weights), (LEDGER, ledger)):
-            if hashlib.sha256(content).hexdigest() != about["sha256"][name]:
+        for name in dict.fromkeys((TENSORS, LEDGER, *files_of(path)[:-1])):
+            if _digest(path / name) != about["sha256"][name]:
+                size = (path / name).stat().st_size
                 raise ArtifactError(
-                    f"{path / name}: damaged or changed since it was written ({len(content)} bytes, checksum differs)."
+                    f"{path / name}: damaged or changed since it was written ({size} bytes, checksum differs)."
                 )
+        tensors = parse_safetensors((path / TENSORS).read_bytes())
+        for name in _parts_of(path):
+            mapped = map_safetensors(path / name)
+            tensors |= {f"{name.removesuffix(PART)}/{own}": tensor for own, tensor in mapped.items()}
         return Artifact(
             path=path,
             base_name=about["base_model_name_or_path"],
@@ -215,8 +260,8 @@ def read_artifact(path: str | Path) -> Artifact:
             method=about["method"],
             settings=dict(about["settings"]),
             values=dict(about["state"]),
-            tensors=parse_safetensors(weights),
-            edits=read_edits(path / LEDGER) if ledger else [],
+            tensors=tensors,
+            edits=read_edits(path / LEDGER) if (path / LEDGER).stat().st_size else [],
         )
 
 
@@ -225,8 +270,15 @@ def damage_named(path: str | Path) -> Iterator[None]:
     """Turn what goes wrong while a folder's contents are understood into an `ArtifactError` that names it."""
     try:
         yield
+    except OSError as error:
+        raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     except (KeyError, ValueError, TypeError, IndexError, SafetensorError, EditError) as error:
         raise ArtifactError(f"{path}: damaged, {type(error).__name__}: {error}") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _beside(path: Path) -> Path:

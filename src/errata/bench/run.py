@@ -20,7 +20,7 @@ from errata import EditModel
 from errata.bench.drift import drift, fluency
 from errata.bench.stream import Contender, Stream, blank_row, write_json
 from errata.errors import ErrataError
-from errata.saving import is_artifact
+from errata.saving import files_of, is_artifact
 from errata.statistics import background_texts
 
 NEUTRAL, NEUTRAL_TOKENS, FLUENT = 64, 48, 32
@@ -162,11 +162,10 @@ class _Run:
         row = blank_row(self.contender, stream, edits, figures=found.to_dict(), peak_memory=round(peak, 1), drift=told)
         if self.contender.method is not None:
             self.tell("timing", 0, 1)
-            own = ("edit_config.json", "edit_model.safetensors", "edits.jsonl")
             row = dataclasses.replace(
                 row,
                 seconds_per_edit=self.times["writing"] / edits,
-                bytes_saved=sum((self.saved / name).stat().st_size for name in own),
+                bytes_saved=sum((self.saved / name).stat().st_size for name in files_of(self.saved)),
                 overhead={str(n): overhead(self.model, [case.edit.prompt for case in cases], n) for n in BATCHES},
                 training_seconds=self.times["training"] or None,
             )

@@ -18,7 +18,7 @@ def explain(
     prompts: Annotated[list[str], typer.Argument(help="What to ask; each is explained on its own.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Say which edit answers a prompt, its score against the threshold, and the next candidates."""
+    """Say which edit answers a prompt, its score against the threshold, where it is kept, and the next candidates."""
     from errata.cli.opening import open_artifact
 
     edited = open_artifact(model)
@@ -33,6 +33,6 @@ def explain(
         for reason in each.reasons[:SHOWN]:
             parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())
             edit = known[reason.edit_id]
-            print(f"  {reason.score:.3f}  {reason.edit_id}  {edit.prompt} -> {edit.target}  ({parts})")
+            print(f"  {reason.score:.3f}  {reason.edit_id}  {edit.prompt} -> {edit.target}  ({parts}; {reason.place})")
         if not each.reasons:
             print("  no edit is about what it mentions")

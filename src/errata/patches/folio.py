@@ -39,15 +39,16 @@ class FolioMemory(RoutedPatch):
     Args:
         lm: the base model; nothing is installed on it yet.
         mentioned: the share of an edit's subject that a prompt must mention to be a candidate.
+        size: leaves of a folio.
 
     Attributes:
         base: the base model, asked.
     """
 
-    def __init__(self, lm: LM, mentioned: float) -> None:
+    def __init__(self, lm: LM, mentioned: float, size: int) -> None:
         super().__init__()
         self.base = BaseHead(lm)
-        self.mentioned = mentioned
+        self.mentioned, self.size = mentioned, size
         self._leaves: Leaves | None = None
         self._ids: Tensor | None = None
 
@@ -76,7 +77,7 @@ class FolioMemory(RoutedPatch):
     def begin(self, signs: Signs) -> None:
         """Hold no leaf, and know this of text that no edit is about."""
         self.base.sharpness = signs.sharpness
-        self._leaves = Leaves(self.base, self.mentioned, signs)
+        self._leaves = Leaves(self.base, self.mentioned, signs, self.size)
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
         return [self.base.body.register_forward_hook(self._speak)]

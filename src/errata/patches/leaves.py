@@ -1,4 +1,7 @@
-"""`Leaves`: the edits of a Folio, and which of them a prompt asks for. See `patches.folio` for the two signs."""
+"""`Leaves`: the edits of a Folio, and which of them a prompt asks for. See `patches.folio` for the two signs.
+
+A *folio* is so many leaves, in the order in which they came, and what is kept together on disk.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,9 @@ class Leaf:
         tokens: the answer's n tokens, its end included.
         keys: (n, hidden), the head's inputs where they are predicted, the prompt's last token first.
         values: (n, hidden), what is to be added there, gain included.
+
+    The tensors are in the machine's own memory, or mapped into it from disk; where the model is elsewhere, what is asked for
+    is brought there.
     """
 
     name: str
@@ -115,12 +121,16 @@ class Leaves:
         base: the base model.
         mentioned: the share of an edit's subject that a prompt must mention to be a candidate.
         signs: what text is like that no edit is about.
+        size: leaves of a folio.
     """
 
-    def __init__(self, base: BaseHead, mentioned: float, signs: Signs) -> None:
+    def __init__(self, base: BaseHead, mentioned: float, signs: Signs, size: int) -> None:
         self.signs = signs
         self._base = base
+        self._size = size
         self._leaves: dict[int, Leaf] = {}
+        self._folios: dict[int, list[int]] = {}  # folio -> its leaves
+        self._folio_of: dict[int, int] = {}
         self._mentions = Mentions(signs.weights, mentioned)
         self._later: dict[int, set[int]] = {}  # leaf -> later leaves that answer the same question otherwise
         self._open: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
@@ -134,8 +144,22 @@ class Leaves:
     def __getitem__(self, number: int) -> Leaf:
         return self._leaves[number]
 
-    def add(self, number: int, leaf: Leaf, instead_of: Sequence[int] = ()) -> None:
-        """Store a leaf, which answers what these earlier ones answered."""
+    @property
+    def folios(self) -> dict[int, list[int]]:
+        """Folio -> the numbers of its leaves, both ascending."""
+        return self._folios
+
+    def folio_of(self, number: int) -> int:
+        """The folio that a leaf is in."""
+        return self._folio_of[number]
+
+    def add(self, number: int, leaf: Leaf, instead_of: Sequence[int] = (), folio: int | None = None) -> None:
+        """Store a leaf, which answers what these earlier ones answered; in the last folio, or a new one if that is full."""
+        if folio is None:
+            folio = max(self._folios, default=0)
+            folio += len(self._folios.get(folio, ())) >= self._size
+        self._folios.setdefault(folio, []).append(number)
+        self._folio_of[number] = folio
         self._leaves[number] = leaf
         self._mentions.add(number, leaf.subject)
         self._open = None
@@ -149,6 +173,10 @@ class Leaves:
             KeyError: there is none.
         """
         del self._leaves[number]
+        folio = self._folio_of.pop(number)
+        self._folios[folio].remove(number)
+        if not self._folios[folio]:
+            del self._folios[folio]
         self._mentions.remove(number)
         self._later.pop(number, None)
         self._open = None
@@ -172,8 +200,9 @@ class Leaves:
                 if (row, lead) not in keys:
                     continue
                 mine = [number for number in some if self._leaves[number].lead == lead]
-                signs = [self._leaves[number].sign.float() for number in mine]
-                logs = self._base.expected(torch.stack([keys[row, lead].float(), *signs]))
+                key = keys[row, lead].float()
+                signs = torch.stack([self._leaves[number].sign for number in mine]).to(key)
+                logs = self._base.expected(torch.cat([key[None], signs]))
                 alike = (0.5 * (logs[0] + logs[1:])).exp().sum(-1).clamp(max=1.0).tolist()
                 candidates += [
                     Candidate(n, self._leaves[n].name, shares[n], like) for n, like in zip(mine, alike, strict=True)
@@ -195,9 +224,8 @@ class Leaves:
     def _nearest(self, asked: Asked, numbers: list[int]) -> list[int]:
         if len(numbers) <= MOST:
             return numbers
-        near = self.signs.white(torch.stack([self._leaves[number].keys[0] for number in numbers])) @ self.signs.white(
-            asked.key
-        )
+        keys = torch.stack([self._leaves[number].keys[0] for number in numbers]).to(asked.key.device)
+        near = self.signs.white(keys) @ self.signs.white(asked.key)
         return [numbers[place] for place in near.topk(MOST).indices.tolist()]
 
     def _behind(
@@ -217,15 +245,15 @@ class Leaves:
         They are kept for the next token.
         """
         if self._open is None or self._open[0] != numbers:
-            leaves = [self._leaves[number] for number in numbers]
-            before = [torch.tensor([START, *leaf.tokens[:-1]], device=leaf.keys.device) for leaf in leaves]
+            leaves, there = [self._leaves[number] for number in numbers], self.signs.center.device
+            before = [torch.tensor([START, *leaf.tokens[:-1]], device=there) for leaf in leaves]
             pad = nn.utils.rnn.pad_sequence
             self._open = (
                 numbers,
                 (
                     pad(before, batch_first=True, padding_value=PADDING),
-                    pad([self.signs.white(leaf.keys) for leaf in leaves], batch_first=True),
-                    pad([leaf.values.float() for leaf in leaves], batch_first=True),
+                    pad([self.signs.white(leaf.keys.to(there)) for leaf in leaves], batch_first=True),
+                    pad([leaf.values.to(there, torch.float32) for leaf in leaves], batch_first=True),
                 ),
             )
         return self._open[1]

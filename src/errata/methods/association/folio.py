@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -45,6 +45,9 @@ RARE = 0.6
 FEW = 3
 """An edit that names neither subject nor any name is known by so many of its rarest words."""
 
+FOLIO = "folio-"
+"""What a folio's file is called, its number behind it."""
+
 _OPENER = re.compile(r"[A-Z]\w+")
 _NUMBERS = r"(?:[ -]\w*\d\w*)*"
 
@@ -60,7 +63,7 @@ class Folio(Method):
 
     def __init__(self, config: FolioConfig, lm: LM) -> None:
         super().__init__(config, lm)
-        self._patch = FolioMemory(lm, config.mentioned)
+        self._patch = FolioMemory(lm, config.mentioned, config.leaves)
         self._numbers: dict[str, int] = {}
         self._next = 0
         self.background = FolioBackground(self._patch.base, config)
@@ -76,7 +79,7 @@ class Folio(Method):
         endings = endings_of(self.lm, [(edit.prompt, edit.target) for edit in edits])
         for edit, ending in zip(edits, endings, strict=True):
             leaf = self.leaf(edit, ending)
-            asked = Asked(edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0])
+            asked = Asked(edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0].to(self.lm.device))
             earlier = [each.number for each in self._rivals(self._patch.leaves, [edit], [asked])[0]]
             self._patch.leaves.add(self._next, leaf, earlier)
             self._numbers[edit.id] = self._next
@@ -102,7 +105,7 @@ class Folio(Method):
         if not edits:
             return []
         self.calibrate()
-        new = Leaves(self._patch.base, self.config.mentioned, self._patch.signs)
+        new = Leaves(self._patch.base, self.config.mentioned, self._patch.signs, self.config.leaves)
         prompts, leaves = self.unsaid(edits)
         stored = self._rivals(self._patch.leaves, edits, prompts)
         found = []
@@ -121,7 +124,10 @@ class Folio(Method):
         for prompt, found in zip(prompts, leaves.candidates(asked), strict=True):
             number = leaves.speaker(found)
             name = None if number == MAIN else leaves[number].name
-            reasons = [Reason(c.name, c.score, {"mentioned": c.mentioned, "alike": c.alike}) for c in found]
+            reasons = [
+                Reason(c.name, c.score, {"mentioned": c.mentioned, "alike": c.alike}, f"folio {leaves.folio_of(c.number)}")
+                for c in found
+            ]
             told.append(Explanation(prompt, name, leaves.signs.threshold, reasons))
         return told
 
@@ -154,10 +160,10 @@ class Folio(Method):
             self.subject(edit),
             edit.target,
             lead,
-            sign.to(keys.dtype),
+            sign.to(keys.dtype).cpu(),
             tuple(labels.tolist()),
-            keys,
-            values.to(keys.dtype),
+            keys.cpu(),
+            values.to(keys.dtype).cpu(),
         )
 
     def unsaid(self, edits: Sequence[Edit]) -> tuple[list[Asked], list[Leaf]]:
@@ -226,19 +232,24 @@ class Folio(Method):
     # state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Keys and values of all leaves, (rows, hidden), and how many rows each has; what is known of the background."""
+        """Of each folio its leaves, (rows, hidden), and how many rows each has; what is known of the background."""
         patch = self._patch
         if not patch.calibrated:
             return {}, {}
         signs = patch.signs
         tensors = {"center": signs.center.cpu(), "scale": signs.scale.cpu()}
-        leaves = [patch.leaves[self._numbers[edit.id]] for edit in self._edits]
-        if leaves:
-            tensors["keys"] = torch.cat([leaf.keys for leaf in leaves]).cpu()
-            tensors["values"] = torch.cat([leaf.values for leaf in leaves]).cpu()
-            tensors["signs"] = torch.stack([leaf.sign for leaf in leaves]).cpu()
-            tensors["tokens"] = torch.tensor([token for leaf in leaves for token in leaf.tokens])
-            tensors["rows"] = torch.tensor([len(leaf.keys) for leaf in leaves])
+        for folio, numbers in patch.leaves.folios.items():
+            leaves = [patch.leaves[number] for number in numbers]
+            tensors |= {
+                f"{FOLIO}{folio:05d}/{name}": tensor
+                for name, tensor in {
+                    "keys": torch.cat([leaf.keys for leaf in leaves]),
+                    "values": torch.cat([leaf.values for leaf in leaves]),
+                    "signs": torch.stack([leaf.sign for leaf in leaves]),
+                    "tokens": torch.tensor([token for leaf in leaves for token in leaf.tokens]),
+                    "rows": torch.tensor([len(leaf.keys) for leaf in leaves]),
+                }.items()
+            }
         places = {self._numbers[edit.id]: place for place, edit in enumerate(self._edits)}
         return tensors, {
             "counts": signs.weights.counts,
@@ -246,13 +257,13 @@ class Folio(Method):
             "sharpness": signs.sharpness,
             "threshold": signs.threshold,
             "judges": signs.judges,
-            "leads": [list(leaf.lead) for leaf in leaves],
-            "subjects": [leaf.subject for leaf in leaves],
+            "leads": [list(patch.leaves[number].lead) for number in places],
+            "subjects": [patch.leaves[number].subject for number in places],
             "later": [[places[number], [places[n] for n in later]] for number, later in patch.leaves.later().items()],
         }
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Be what `state` described."""
+        """Be what `state` described. Leaves stay where the tensors are."""
         self.clear()
         if not values:
             return
@@ -260,20 +271,27 @@ class Folio(Method):
         center, scale = (tensors[name].to(self.lm.device) for name in ("center", "scale"))
         signs = Signs(weights, center, scale, values["sharpness"], values["threshold"], tuple(values["judges"]))
         self._patch.begin(signs)
-        ends = [0, *accumulate(tensors["rows"].tolist())] if edits else [0]
         instead: dict[int, list[int]] = {}
         for number, later in values["later"]:
             for after in later:
                 instead.setdefault(after, []).append(number)
-        places = zip(edits, values["subjects"], values["leads"], pairwise(ends), strict=True)
-        for number, (edit, subject, lead, (start, stop)) in enumerate(places):
-            keys, added = (tensors[name][start:stop].to(self.lm.device) for name in ("keys", "values"))
-            sign = tensors["signs"][number].to(self.lm.device)
-            tokens = tuple(tensors["tokens"][start:stop].tolist())
-            self._patch.leaves.add(
-                number,
-                Leaf(edit.id, edit.prompt, subject, edit.target, tuple(lead), sign, tokens, keys, added),
-                instead.get(number, ()),
-            )
+        held = [leaf for folio in sorted(set(_folios_of(tensors))) for leaf in _held(folio, tensors)]
+        said = zip(edits, values["subjects"], values["leads"], held, strict=True)
+        for number, (edit, subject, lead, (folio, sign, tokens, keys, added)) in enumerate(said):
+            leaf = Leaf(edit.id, edit.prompt, subject, edit.target, tuple(lead), sign, tokens, keys, added)
+            self._patch.leaves.add(number, leaf, instead.get(number, ()), folio)
             self._numbers[edit.id] = number
         self._edits, self._next = list(edits), len(edits)
+
+
+def _folios_of(tensors: Mapping[str, Tensor]) -> list[int]:
+    return [int(name.removeprefix(FOLIO).partition("/")[0]) for name in tensors if name.startswith(FOLIO)]
+
+
+def _held(folio: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, tuple[int, ...], Tensor, Tensor]]:
+    """Of each leaf of a folio: (folio, sign, tokens, keys, values)."""
+    signs, tokens, keys, values, rows = (
+        tensors[f"{FOLIO}{folio:05d}/{name}"] for name in ("signs", "tokens", "keys", "values", "rows")
+    )
+    for sign, (start, stop) in zip(signs, pairwise([0, *accumulate(rows.tolist())]), strict=True):
+        yield folio, sign, tuple(tokens[start:stop].tolist()), keys[start:stop], values[start:stop]

@@ -23,6 +23,7 @@ class FolioConfig(MethodConfig):
         false_route: of pairs of prompts of the model's own making that it answers differently, the share that may reach the
             threshold.
         background: texts of the model's own making.
+        leaves: edits of a folio, which are kept in one file.
     """
 
     method: ClassVar[str] = "folio"
@@ -35,9 +36,10 @@ class FolioConfig(MethodConfig):
     least: float = 0.3
     false_route: float = 0.05
     background: int = 512
+    leaves: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "background"):
+        for name in ("steps", "background", "leaves"):
             check_range(name, getattr(self, name), 1, math.inf)
         check_range("gain", self.gain, 0, math.inf)
         for name in ("confidence", "mentioned", "threshold", "least", "false_route"):
