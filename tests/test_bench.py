@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import errata
 from errata import Case, Edit
-from errata.bench.compare import compare
+from errata.bench.compare import compare, contenders
 from errata.bench.drift import drift, fluency
 from errata.bench.plan import Plan, read_recipe, stream_of
 from errata.bench.readings import read_as
@@ -171,6 +171,38 @@ def test_the_page_and_its_tables(tmp_path):
     assert page.count("<svg") == 2 and "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
     assert 'href="#s0-ft-10"' in page and 'id="s0-ft-10"' in page
     assert page == html(found), "the same page for the same figures"
+
+
+@pytest.mark.parametrize("name", ["zsre", "counterfact", "hallucination", "temporal"])
+def test_the_recipes_that_come_with_errata(name):
+    (plan,) = read_recipe(Path(__file__).parent.parent / "benchmarks" / "recipes" / f"{name}.yaml")
+    racers = contenders(plan.methods, errata.load_base("atlas")[0].config, plan.settings)
+    assert plan.task == name and len(racers) == 9 and plan.edits == plan.checkpoints[-1]
+    assert next(each for each in racers if each.name == "alphaedit").settings["steps"] == 40
+
+
+def test_flags_count_before_a_recipe(tmp_path, monkeypatch):
+    """Those that are given; the others' defaults do not."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "task: zsre\nmodel: some\nmethods: [wise, ft-m]\nsettings: {wise: {steps: 3}, ft-m: {steps: 4}}\n"
+        "edits: 5\ncheckpoints: [1, 5]\nreading: [later, published]\nout: runs/x\n"
+    )
+    plans = []
+    monkeypatch.setattr("errata.cli.bench._run", plans.append)
+    call = CliRunner().invoke
+    assert call(app, ["bench", str(path)]).exit_code == 0
+    assert plans == read_recipe(path) and [plan.reading for plan in plans] == ["later", "published"]
+    plans.clear()
+    flags = ["--model", "other", "-m", "ft-m", "--set", "ft-m.lr=0.1", "--edits", "7", "--checkpoints", "2,7"]
+    assert call(app, ["bench", str(path), *flags, "--reading", "published", "--data", "here"]).exit_code == 0
+    (plan,) = plans
+    assert (plan.model, plan.methods, plan.edits, plan.checkpoints) == ("other", ("ft-m",), 7, (2, 7))
+    assert plan.settings == ("ft-m.steps=4", "ft-m.lr=0.1") and plan.reading == "published"
+    assert plan.task == "zsre" and plan.data == Path("here") and plan.folder == Path("runs/x")
+    plans.clear()
+    assert call(app, ["bench", str(path), "-m", "all"]).exit_code == 0
+    assert plans[0].settings == ("wise.steps=3", "ft-m.steps=4")
 
 
 def test_recipes(tmp_path):

@@ -218,7 +218,8 @@ class EditModel:
         return self.base
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl`; whole or not at all.
+        """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl` and what parts the
+        method keeps besides (see `saving`); whole or not at all.
 
         Raises:
             StorageError: the disk refused; what stood there before still does.

@@ -89,10 +89,11 @@ class Plan:
         return self.out or Path("runs") / f"{Path(self.task).stem}-{Path(self.model).name}"
 
 
-def read_recipe(path: Path) -> list[Plan]:
+def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan]:
     """The plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading` may be lists.
 
-    With more than one plan, each has a folder of its own under `out`.
+    With more than one plan, each has a folder of its own under `out`. What is given besides counts instead of what the
+    recipe says; settings come behind its own, and where methods are given, its own of other methods are passed over.
 
     Raises:
         UsageError: the file cannot be read, or says something unknown, or what a field cannot be.
@@ -109,6 +110,11 @@ def read_recipe(path: Path) -> list[Plan]:
     for name in said:
         if name not in known:
             raise UsageError(f"{path}: unknown {name!r}.{suggest(str(name), known)}")
+    more = dict(given or {})
+    settings = _given(path, "settings", said.get("settings", ()))
+    if "all" not in more.get("methods", ["all"]):
+        settings = tuple(each for each in settings if each.partition(".")[0] in more["methods"])
+    said = {**said, **more, "settings": (*settings, *more.get("settings", ()))}
     several = {name: _listed(said[name]) for name in ("task", "model", "reading") if name in said}
     rest = {name: _given(path, name, value) for name, value in said.items() if name not in several}
     plans = []
@@ -125,7 +131,7 @@ def read_recipe(path: Path) -> list[Plan]:
 
 
 def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _given(path: Path, name: str, value: Any) -> Any:

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from errata.bench.plan import Plan
 
 
+NAMES = {"at": "checkpoints", "options": "settings"}
+"""Flags whose fields of a `Plan` are called otherwise."""
+
+
 def bench(
-    task: Annotated[str, typer.Argument(help="A task (see `errata tasks`), a TOML file of your own, or a YAML recipe.")],
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(help="A task (`errata tasks`), a TOML file, or a YAML recipe; flags go above it.")],
     model: Annotated[str, typer.Option(help="A hub name, a local folder, or the bundled 'atlas'.")] = "atlas",
     methods: Annotated[list[str] | None, typer.Option("--method", "-m", help="Again and again; all by default.")] = None,
     edits: Annotated[int | None, typer.Option(min=1, help="The length of the stream; all there are by default.")] = None,
@@ -42,15 +47,19 @@ def bench(
     from errata.bench.plan import Plan, read_recipe
     from errata.cli.racing import checkpoints
 
-    if Path(task).suffix in (".yaml", ".yml"):
-        for plan in read_recipe(Path(task)):
-            _run(plan)
-        return
     if "," in "".join(methods or ()):
         raise UsageError("give each method an -m of its own, e.g. -m wise -m grace.")
-    chosen, more = tuple(methods or ["all"]), tuple(options or ())
-    places = {"data": data, "train": train, "text": text, "out": out}
-    rest = {
+    said = {
+        "model": model,
+        "methods": tuple(methods or ["all"]),
+        "settings": tuple(options or ()),
+        "edits": edits,
+        "checkpoints": checkpoints(at, "--checkpoints"),
+        "reading": reading,
+        "data": data,
+        "train": train,
+        "text": text,
+        "out": out,
         "minutes": minutes,
         "save_every": save_every,
         "executor": executor,
@@ -60,7 +69,13 @@ def bench(
         "dtype": dtype,
         "device_map": device_map,
     }
-    _run(Plan(task, model, chosen, more, edits, checkpoints(at, "--checkpoints"), reading, **places, **rest))  # type: ignore[arg-type]
+    if Path(task).suffix not in (".yaml", ".yml"):
+        _run(Plan(task, **said))  # type: ignore[arg-type]
+        return
+    flags = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    given = {NAMES.get(name, name): said[NAMES.get(name, name)] for name in flags if name != "task"}
+    for plan in read_recipe(Path(task), given):
+        _run(plan)
 
 
 def _run(plan: Plan) -> None:
