@@ -9,15 +9,14 @@ Rows are kept in benchmarks/results_compare.json, so a folder can be added alone
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from measured import measured
 from tables import fill, markdown
 
-from errata import method_class, method_names
 from errata.bench.compare import table
 from errata.bench.stream import Row
 from errata.evaluate import MEASURES
@@ -32,8 +31,7 @@ def main() -> None:
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for given in sys.argv[1:]:
         mark, _, folder = given.partition("=")
-        found = [row for file in Path(folder, "rows").glob("*.jsonl") if (row := Row.read(file))]
-        known[mark] = [_named(row) for row in sorted(found, key=_order) if row.figures or row.skipped]
+        known[mark] = measured(folder)
     RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for mark, rows in known.items():
         fill(PAGE, mark, table([Row(**row) for row in rows]))
@@ -51,18 +49,6 @@ def _short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             seconds = row["seconds_per_edit"]
             found.append({f"T = {longest:,}": row["name"], **both, "s/edit": None if seconds is None else f"{seconds:.2f}"})
     return found
-
-
-def _named(row: Row) -> dict[str, Any]:
-    """The row, with names where it has paths."""
-    given = {name: Path(value).name for name, value in (("model", row.model), ("data", row.data))}
-    settings = {name: Path(value).name if "/" in str(value) else value for name, value in row.settings.items()}
-    return dataclasses.asdict(dataclasses.replace(row, **given, settings=settings))
-
-
-def _order(row: Row) -> tuple[int, int, str]:
-    names = ["unedited", *(variant for name in method_names() for variant in (name, *method_class(name).variants))]
-    return -row.edits, names.index(row.name) if row.name in names else len(names), row.name
 
 
 if __name__ == "__main__":

@@ -218,6 +218,11 @@ def test_what_does_not_fit_is_left_out_the_first_piece_first():
     patch = ContextPatch(lambda prompts: [("far " * 20, "near ", "next: ")] * len(prompts), room=32)
     (ids,), short = patch.reads(lm, [tuple(lm.encode_prompt(prompt))]), lm.encode_prompt("near next: " + prompt)
     assert list(ids) == short
+    patch.install(lm)
+    for tokens, wanted in ((0, "near next: "), (129 - len(short), "next: "), (0, "near next: ")):  # decided anew each time
+        lm.answer_tokens = tokens
+        assert patch.reads(lm, [tuple(lm.encode_prompt(prompt))]) == [tuple(lm.encode_prompt(wanted + prompt))]
+    patch.remove()
     patch.room = 129 - len(short)
     assert patch.reads(lm, [tuple(lm.encode_prompt(prompt))]) == [tuple(lm.encode_prompt("next: " + prompt))]
     long = tuple(lm.encode_prompt("zq" * 60))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from edited import EDITS, EXAMPLES, edit_model
 from families import tiny_model, tiny_tokenizer
 
-from errata import Edit, Example
-from errata.errors import ConfigError, EditError
+import errata
+from errata import Case, Edit, Example
+from errata.errors import ConfigError, EditError, PromptTooLongError
 from errata.lm import LM
 from errata.methods.recognition.ike import IkeConfig, shares
 from errata.methods.recognition.rag import RagConfig
@@ -69,6 +72,19 @@ def test_rag_joins_passages_the_best_one_last(base):
     same_as(model, base, EDITS[0].prompt, f"New Fact: {second.prompt} {second.target}.\n{FACT}Prompt: ")
     one = edit_model("llama", "rag", [NEARBY, *EDITS[:3]], passages=1, min_score=-1.0)
     same_as(one, base, EDITS[0].prompt, FACT + "Prompt: ")
+
+
+def test_an_evaluation_leaves_room_for_the_longest_right_answer():
+    """It stands behind a context of four passages in 128 tokens otherwise, and both do not fit."""
+    far = [Edit(f"The capital of {name} is", "Rome", name) for name in ("Spain", "Peru", "Chile", "Ghana")]
+    model = edit_model("llama", "rag", [EDITS[0], *far], passages=4, min_score=-1.0, room=1)
+    long = Case(Edit(EDITS[0].prompt, "z q " * 25, EDITS[0].subject))
+    with pytest.raises(PromptTooLongError):
+        model.lm.score([(long.edit.prompt, long.edit.target)])
+    found = errata.evaluate(model, [long], max_new_tokens=4)
+    assert found.generated["reliability"] == 0.0 and math.isfinite(found.perplexity)
+    with pytest.raises(PromptTooLongError):  # it is over
+        model.lm.score([(long.edit.prompt, long.edit.target)])
 
 
 def test_ike_shows_demonstrations_in_the_papers_form_and_ratio(base):

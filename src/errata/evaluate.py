@@ -8,15 +8,16 @@ the other ways in which the field counts, under their names, see `SCORES`.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from errata.answers import begins_with, contains_any, is_any
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS, Case
 from errata.edit import same_answer
-from errata.lm import Score
+from errata.lm import LM, Score
 from errata.model import EditModel
 
 OOD_LOSS = -math.log(0.8)
@@ -151,8 +152,32 @@ def evaluate(
                 progress(done, total)
         return answers
 
-    before, after = (answered(ask) + [""] * (len(questions) - len(asked)) for ask in (model.ask_base, model.ask))
+    nothing = [""] * (len(questions) - len(asked))
+    before = answered(model.ask_base) + nothing
     pairs = [(each.prompt, each.wanted or said or ".") for each, said in zip(questions, before, strict=True)]
+    with _room_for(model.lm, pairs, max_new_tokens):
+        after = answered(model.ask) + nothing
+        scores, base = _scored(model, questions, pairs, batch_size)
+    said = zip(questions, before, after, strict=True)
+    answers = [_answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(said)]
+    return summary(len(cases), answers)
+
+
+@contextlib.contextmanager
+def _room_for(lm: LM, pairs: Sequence[tuple[str, str]], max_new_tokens: int) -> Iterator[None]:
+    """What is put in front of prompts leaves room for all that is going to be said or scored behind one."""
+    rows = [lm.encode(prompt, answer) for prompt, answer in pairs]
+    lm.answer_tokens = max([max_new_tokens, *(len(row.ids) - row.prompt_length for row in rows)])
+    try:
+        yield
+    finally:
+        lm.answer_tokens = 0
+
+
+def _scored(
+    model: EditModel, questions: Sequence[_Question], pairs: Sequence[tuple[str, str]], batch_size: int
+) -> tuple[dict[int, Score], dict[int, tuple[Score, float | None]]]:
+    """(place of a question -> its pair's score; place of one of locality -> the base model's, and KL(base || edited))."""
     local = [place for place, question in enumerate(questions) if question.measure == "locality"]
     others = [place for place, question in enumerate(questions) if question.measure != "locality"]
     scores = dict(zip(others, model.lm.score([pairs[place] for place in others], batch_size), strict=True))
@@ -166,9 +191,7 @@ def evaluate(
         for place, now, was in zip(part, edited, untouched, strict=True):
             scores[place] = replace(now, log_probs=None)
             base[place] = replace(was, log_probs=None), _divergence(was, now)
-    said = zip(questions, before, after, strict=True)
-    answers = [_answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(said)]
-    return summary(len(cases), answers)
+    return scores, base
 
 
 def _divergence(base: Score, edited: Score) -> float | None:

@@ -39,7 +39,8 @@ class ContextPatch(RoutedPatch):
 
     Args:
         context_for: what to put where. None: the patch is empty, the base model answers.
-        room: tokens of the model's context that are left to the answer; None: a quarter of it.
+        room: tokens of the model's context that are left to the answer, or more where `LM.answer_tokens` says so; None: a
+            quarter of it.
 
     With embeddings instead of ids, or a cache that was filled while the patch was off, the prompt is not known, and the base
     model answers. A forward raises `ConfigError` where a context cannot be put in (a cache of fixed size, or a mask that is
@@ -52,6 +53,7 @@ class ContextPatch(RoutedPatch):
         self.room = room
         self._asking = False
         self._remembered: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._left = 0
 
     @property
     def empty(self) -> bool:
@@ -60,8 +62,8 @@ class ContextPatch(RoutedPatch):
 
     def reads(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """What the model reads for prompts given as token ids (without padding): the same ids where there is no context."""
-        if not self.installed or len(self._remembered) > REMEMBERED:
-            self._remembered = {}
+        if not self.installed or len(self._remembered) > REMEMBERED or lm.answer_tokens != self._left:
+            self._remembered, self._left = {}, lm.answer_tokens
         new = [ids for ids in dict.fromkeys(prompts) if ids not in self._remembered]
         if new and self.context_for is not None:
             asked = [lm.decode_prompt(ids) for ids in new]
@@ -80,7 +82,7 @@ class ContextPatch(RoutedPatch):
 
     def _joined(self, lm: LM, ids: tuple[int, ...], text: str | None, pieces: tuple[str, ...]) -> tuple[int, ...]:
         limit = lm.context_length
-        left = 0 if not limit else limit // 4 if self.room is None else self.room
+        left = 0 if not limit else max(lm.answer_tokens, limit // 4 if self.room is None else self.room)
         start = int(bool(ids) and ids[0] in lm.tokenizer.all_special_ids)
         takes = [len(_tokens(lm, piece)) for piece in pieces]
         for first in range(len(pieces)):
