@@ -3,7 +3,7 @@
     errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER       # and counterfact, hallucination, temporal
     python benchmarks/records_page.py runs/zsre runs/counterfact runs/hallucination runs/temporal
 
-Rows are kept in benchmarks/results_records.json, so a folder can be added alone.
+Rows are kept in benchmarks/results_records.jsonl, so a folder can be added alone.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from tables import fill, markdown
 from errata.evaluate import MEASURES
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results_records.json", HERE.parent / "docs" / "records.md"
+RESULTS, PAGE = HERE / "results_records.jsonl", HERE.parent / "docs" / "records.md"
 
 
 def main() -> None:
     """Read folders, keep their rows, write the page."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known: dict[str, list[dict[str, Any]]] = {}
+    for line in RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else ():
+        row = json.loads(line)
+        known.setdefault(row["task"], []).append(row)
     for folder in sys.argv[1:]:
         rows = measured(folder)
         known[rows[0]["task"]] = rows
-    RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for rows in known.values() for row in rows]
+    RESULTS.write_text("".join(lines), encoding="utf-8")
     for task, rows in known.items():
         fill(PAGE, task, markdown([_short(row) for row in rows if row["edits"] == rows[0]["edits"] and row["figures"]]))
         fill(PAGE, f"{task}-before", markdown(_over_time(rows)))
