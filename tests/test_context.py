@@ -14,7 +14,7 @@ from families import TWELVE, chat_tokenizer, tiny_model, tiny_tokenizer
 
 from errata.errors import ConfigError, PromptTooLongError
 from errata.lm import LM, prompt_tokens
-from errata.patches.context import ContextPatch
+from errata.patches.context import ContextPatch, leaving_room
 
 FAMILIES = pytest.mark.parametrize("family", TWELVE)
 NEW = 6
@@ -220,8 +220,8 @@ def test_what_does_not_fit_is_left_out_the_first_piece_first():
     assert list(ids) == short
     patch.install(lm)
     for tokens, wanted in ((0, "near next: "), (129 - len(short), "next: "), (0, "near next: ")):  # decided anew each time
-        lm.answer_tokens = tokens
-        assert patch.reads(lm, [tuple(lm.encode_prompt(prompt))]) == [tuple(lm.encode_prompt(wanted + prompt))]
+        with leaving_room(tokens):
+            assert patch.reads(lm, [tuple(lm.encode_prompt(prompt))]) == [tuple(lm.encode_prompt(wanted + prompt))]
     patch.remove()
     patch.room = 129 - len(short)
     assert patch.reads(lm, [tuple(lm.encode_prompt(prompt))]) == [tuple(lm.encode_prompt("next: " + prompt))]

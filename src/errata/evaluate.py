@@ -8,17 +8,17 @@ the other ways in which the field counts, under their names, see `SCORES`.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from errata.answers import begins_with, contains_any, is_any
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS, Case
 from errata.edit import same_answer
-from errata.lm import LM, Score
+from errata.lm import Score
 from errata.model import EditModel
+from errata.patches.context import leaving_room
 
 OOD_LOSS = -math.log(0.8)
 """A text counts as known, in the WISE paper's out-of-distribution rule (Eq. 10), when its loss is below."""
@@ -155,23 +155,13 @@ def evaluate(
     nothing = [""] * (len(questions) - len(asked))
     before = answered(model.ask_base) + nothing
     pairs = [(each.prompt, each.wanted or said or ".") for each, said in zip(questions, before, strict=True)]
-    with _room_for(model.lm, pairs, max_new_tokens):
+    rows = [model.lm.encode(prompt, answer) for prompt, answer in pairs]
+    with leaving_room(max([max_new_tokens, *(len(row.ids) - row.prompt_length for row in rows)])):
         after = answered(model.ask) + nothing
         scores, base = _scored(model, questions, pairs, batch_size)
     said = zip(questions, before, after, strict=True)
     answers = [_answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(said)]
     return summary(len(cases), answers)
-
-
-@contextlib.contextmanager
-def _room_for(lm: LM, pairs: Sequence[tuple[str, str]], max_new_tokens: int) -> Iterator[None]:
-    """What is put in front of prompts leaves room for all that is going to be said or scored behind one."""
-    rows = [lm.encode(prompt, answer) for prompt, answer in pairs]
-    lm.answer_tokens = max([max_new_tokens, *(len(row.ids) - row.prompt_length for row in rows)])
-    try:
-        yield
-    finally:
-        lm.answer_tokens = 0
 
 
 def _scored(

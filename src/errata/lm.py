@@ -50,12 +50,10 @@ class LM:
     """A causal language model as the editing papers see it.
 
     Args:
-        model, tokenizer: any causal model of transformers that `architecture_of` accepts, and what belongs to it.
+        model: any causal model of transformers that `architecture_of` accepts.
+        tokenizer: its tokenizer.
         chat: put prompts into the chat template; None means "when the tokenizer has one".
         teaches_end: answers are taught with the model's end token.
-
-    Attributes:
-        answer_tokens: what is put in front of a prompt leaves its answer so many tokens, at least.
 
     Raises:
         ConfigError: `chat` is asked for and the tokenizer has no template.
@@ -68,7 +66,7 @@ class LM:
         if chat and not tokenizer.chat_template:
             raise ConfigError("chat_template is on, but this tokenizer has no chat template; leave it out.")
         self.model = model
-        self.tokenizer, self.teaches_end, self.answer_tokens = tokenizer, teaches_end, 0
+        self.tokenizer, self.teaches_end = tokenizer, teaches_end
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
         self.architecture: Architecture = architecture_of(model)
         self.places_tokens = "position_ids" in inspect.signature(model.forward).parameters

@@ -8,7 +8,8 @@
 Parts are mapped into memory when they are read, and what has not changed since is not written again.
 
 Writing is all or nothing: new files are written beside the old ones, then a marker says that they are complete, then they
-take their places. A reader that finds the marker finishes the move first. Other files in the folder are left alone.
+take their places. A reader that finds the marker finishes the move first. Other files in the folder are left alone, but
+for those that a write which was cut off may have left: *.new of the above.
 """
 
 from __future__ import annotations

@@ -72,7 +72,9 @@ def bench(
     if Path(task).suffix not in (".yaml", ".yml"):
         _run(Plan(task, **said))  # type: ignore[arg-type]
         return
-    flags = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    flags = [
+        name for name in context.params if (said_by := context.get_parameter_source(name)) and said_by.name == "COMMANDLINE"
+    ]
     given = {NAMES.get(name, name): said[NAMES.get(name, name)] for name in flags if name != "task"}
     for plan in read_recipe(Path(task), given):
         _run(plan)

@@ -12,7 +12,9 @@ as it is, and the context's tokens follow its first special token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -33,14 +35,26 @@ prompt the same way each time: what it said is remembered until the patch is tak
 """
 REMEMBERED = 4096
 
+_ROOM: ContextVar[int] = ContextVar("room", default=0)
+
+
+@contextmanager
+def leaving_room(tokens: int) -> Iterator[None]:
+    """While it lasts, what is put in front of a prompt leaves its answer so many tokens, at least."""
+    outer = _ROOM.set(tokens)
+    try:
+        yield
+    finally:
+        _ROOM.reset(outer)
+
 
 class ContextPatch(RoutedPatch):
     """Puts text in front of prompts.
 
     Args:
         context_for: what to put where. None: the patch is empty, the base model answers.
-        room: tokens of the model's context that are left to the answer, or more where `LM.answer_tokens` says so; None: a
-            quarter of it.
+        room: tokens of the model's context that are left to the answer, or more within `leaving_room`; None: a quarter of
+            it.
 
     With embeddings instead of ids, or a cache that was filled while the patch was off, the prompt is not known, and the base
     model answers. A forward raises `ConfigError` where a context cannot be put in (a cache of fixed size, or a mask that is
@@ -62,8 +76,8 @@ class ContextPatch(RoutedPatch):
 
     def reads(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """What the model reads for prompts given as token ids (without padding): the same ids where there is no context."""
-        if not self.installed or len(self._remembered) > REMEMBERED or lm.answer_tokens != self._left:
-            self._remembered, self._left = {}, lm.answer_tokens
+        if not self.installed or len(self._remembered) > REMEMBERED or _ROOM.get() != self._left:
+            self._remembered, self._left = {}, _ROOM.get()
         new = [ids for ids in dict.fromkeys(prompts) if ids not in self._remembered]
         if new and self.context_for is not None:
             asked = [lm.decode_prompt(ids) for ids in new]
@@ -82,7 +96,7 @@ class ContextPatch(RoutedPatch):
 
     def _joined(self, lm: LM, ids: tuple[int, ...], text: str | None, pieces: tuple[str, ...]) -> tuple[int, ...]:
         limit = lm.context_length
-        left = 0 if not limit else max(lm.answer_tokens, limit // 4 if self.room is None else self.room)
+        left = 0 if not limit else max(_ROOM.get(), limit // 4 if self.room is None else self.room)
         start = int(bool(ids) and ids[0] in lm.tokenizer.all_special_ids)
         takes = [len(_tokens(lm, piece)) for piece in pieces]
         for first in range(len(pieces)):
