@@ -180,7 +180,7 @@ class EditModel:
             pad = self.tokenizer.pad_token_id
             if given is not None and pad is not None and pad not in self.lm.end_ids:
                 mask = given != pad
-        with prompt_tokens(mask.bool()):
+        with prompt_tokens(mask.bool(), given if given is not None and given.shape == mask.shape else None):
             return self.base.generate(**inputs)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
