@@ -17,7 +17,7 @@ FILES = sorted((SRC / "errata").rglob("*.py"))
 ORDER = (
     "errors edit report config presets words architecture hooks cache cluster encoding chat endings lm subject tail "
     "statistics moments values merging index masks retrieval "
-    "patches spreading tuning methods saving model cases answers evaluate ability atlas store "
+    "patches spreading tuning methods generation saving model cases answers evaluate ability atlas store "
     "bench analyses transfer images agents "
     "serve cli __main__"
 ).split()

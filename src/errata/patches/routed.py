@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -57,8 +57,8 @@ class RoutedPatch(Patch):
     `self._pass.route`, a tensor with one row per sequence, and acts on it. `self._pass` is None when there is nothing to do.
     """
 
-    changes_cache: ClassVar[bool] = True
-    """Whether what is decided changes the keys and values that a cache holds."""
+    reads_prompts = True
+    changes_cache = True
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
@@ -174,7 +174,7 @@ class RoutedPatch(Patch):
             changed["cache_position"] = torch.arange(past + width, device=ids.device)
         if (labels := given.get("labels")) is not None:  # nothing predicted the first column given, and nothing must now
             changed["labels"] = F.pad(labels[:, 1:], (past + 1, 0), value=-100)
-        if "logits_to_keep" in self._names:
+        elif "logits_to_keep" in self._names:
             keep = given.get("logits_to_keep", 0)
             kept = torch.where(keep < 0, keep, keep + past) if isinstance(keep, Tensor) else min(keep or width, width)
             changed["logits_to_keep"] = kept

@@ -55,6 +55,9 @@ class VirtualTokens(Patch):
             of those it makes of them: prefix tuning. Layers without an entry make their own.
     """
 
+    reads_prompts = True
+    changes_cache = True
+
     def __init__(self, embeddings: Tensor, memory: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
         self.embeddings = embeddings
         self.memory = dict(memory or {})
