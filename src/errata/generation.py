@@ -40,11 +40,9 @@ REFUSED: Mapping[str, str] = MappingProxyType(
     }
 )
 """Options of `generate`, and why they are refused."""
-OFF: tuple[object, ...] = (None, False, 0, 1, 0.0, 1.0)
-"""Values at which none of these does anything."""
-PAGED = (
-    "continuous batching reads the prompts of several requests as one row; call generate with a batch, padded on the left"
-)
+NEUTRAL: Mapping[str, int] = MappingProxyType({"guidance_scale": 1, "num_beam_groups": 1})
+"""Values, beside None and 0, at which such an option does nothing."""
+PAGED = "continuous batching reads several prompts as one row; call generate with a batch, padded on the left"
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def refuse(options: Mapping[str, Any], standing: Any) -> None:
 
     for name, why in REFUSED.items():
         given = value(name)
-        if isinstance(given, Tensor) or given not in OFF:
+        if isinstance(given, Tensor) or given not in (None, 0, NEUTRAL.get(name)):
             raise ConfigError(f"{name} is not possible with edits: {why}.")
     if value("cache_implementation") == "paged":
         raise ConfigError(f"cache_implementation=paged is not possible with edits: {PAGED}.")
