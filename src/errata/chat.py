@@ -118,7 +118,7 @@ class ChatTemplate:
             place = start
             if spans and end and not text[:found].rstrip().endswith(end):
                 continue  # the user's own words
-            stop = text.find(closer, start) if closer else -1
+            stop = text.find(closer or end, start) if closer or end else -1
             stop = len(text) if stop < 0 else stop
             said = text[start:stop]
             begin = start + len(said) - len(said.lstrip())
