@@ -50,12 +50,12 @@ def read(model: EditModel, ids: list[int], **options: Any) -> Any:
 def test_a_prefix_read_once_and_gone_on_from(method, settings):
     model = model_of(method, settings)
     moved = 0
-    for prompt in PROMPTS[:6]:
+    for prompt in PROMPTS[:4]:
         ids = model.lm.encode_prompt(prompt)
         wanted, with_cache = answer(model, ids), read(model, ids).logits[0, -1]
         with model.disable_edits():
             moved += answer(model, ids) != wanted
-        for place in (1, len(ids) // 2, len(ids) - 1):
+        for place in (len(ids) // 2, len(ids) - 1):
             held = read(model, ids[:place]).past_key_values
             assert answer(model, ids, past_key_values=copy.deepcopy(held)) == wanted
             if place < len(ids) - 1:  # a single token is the answer's next, unless it is announced
