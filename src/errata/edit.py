@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from errata.errors import EditError, suggest
+from errata.words import mentions, words
 
 Operation = Literal["insert", "modify", "erase"]
 Parsed = TypeVar("Parsed")
@@ -54,8 +55,13 @@ class Edit:
         if self.subject is not None:
             if not isinstance(self.subject, str) or not self.subject.strip():
                 raise EditError("'subject' must be non-empty text, or be left out.")
-            if self.subject not in self.prompt:
-                raise EditError(f"subject {self.subject!r} does not stand in the prompt {self.prompt!r}.")
+            if not words(self.subject):
+                raise EditError(f"subject {self.subject!r} has no letter, number or sign that a prompt could mention.")
+            if not mentions(self.prompt, self.subject):
+                raise EditError(
+                    f"subject {self.subject!r} does not stand in the prompt {self.prompt!r} as words of their own; "
+                    "write it as it stands there."
+                )
         if not isinstance(self.id, str):
             raise EditError(f"'id' must be text, got {type(self.id).__name__}.")
         if not self.id:

@@ -20,6 +20,7 @@ from errata.bench.published import Record, read_records, texts_at, values_at
 from errata.cases import Case, Probe, read_cases
 from errata.edit import Edit
 from errata.errors import EditError, UnknownNameError, UsageError, suggest
+from errata.words import mentions
 
 GENERATED, OWN_FORMAT = "atlas", "jsonl"
 """The tasks that are made here, and whose records are cases already."""
@@ -218,7 +219,7 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
         if target is None:
             continue
         name = f"{task.name}-{number:05d}" + (f"-{place}" if len(parts) > 1 else "")
-        within = subject if subject and subject in prompt else None
+        within = subject if subject and mentions(prompt, subject) else None
         edit = Edit(prompt, target, within, task.operation, name)  # type: ignore[arg-type]
         rephrases = tuple(text for path in fields.get("rephrases", ()) for text in said(part, path))
         probes: dict[str, tuple[Probe, ...]] = {}

@@ -18,11 +18,11 @@ An edit that answers a stored one's question otherwise takes its place; undone, 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,7 +48,7 @@ FEW = 3
 FOLIO = "folio-"
 """What a folio's file is called, its number behind it."""
 
-_OPENER = re.compile(r"[A-Z]\w+")
+_OPENER = regex.compile(r"\p{Lu}[\p{L}\p{M}\p{N}]+")
 _NUMBERS = r"(?:[ -]\w*\d\w*)*"
 
 
@@ -184,11 +184,11 @@ class Folio(Method):
             return edit.subject
         weights = self._patch.signs.weights
         names, opener = names_in(edit.prompt), _OPENER.match(edit.prompt)
-        if not names and opener and weights[opener[0].lower()] >= RARE:
+        if not names and opener and all(weights[word] >= RARE for word in words(opener[0])):
             names = [opener[0]]
         if not names:
             return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
-        return " ".join(re.findall("|".join(re.escape(name) + _NUMBERS for name in names), edit.prompt))
+        return " ".join(regex.findall("|".join(regex.escape(name) + _NUMBERS for name in names), edit.prompt))
 
     def solved(self, keys: Tensor, labels: Tensor) -> Tensor:
         """What to add to the head's inputs (n, hidden) so that it says labels (n,).
