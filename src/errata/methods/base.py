@@ -128,6 +128,10 @@ class Method(ABC):
             asked[edit.prompt] = edit
         return found
 
+    def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+        """(edit id, what a person should know of it) of edits just written. The base model must carry no patch."""
+        return []
+
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
         """Which edit answers each prompt, and why. The base model must carry no patch.
 

@@ -32,6 +32,7 @@ from errata.endings import endings_of
 from errata.lm import LM
 from errata.methods.association.folio_background import FolioBackground
 from errata.methods.association.folio_config import FolioConfig
+from errata.methods.association.folio_warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.folio import FolioMemory
 from errata.patches.leaves import Asked, Candidate, Leaf, Leaves, Signs
@@ -130,6 +131,10 @@ class Folio(Method):
             ]
             told.append(Explanation(prompt, name, leaves.signs.threshold, reasons))
         return told
+
+    def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+        """Of edits that their own prompt does not reach, and of subjects that stand in many texts."""
+        return warnings_of(self._patch, [self._numbers[edit.id] for edit in edits])
 
     def _rivals(self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[Asked]) -> list[list[Candidate]]:
         """For each edit, asked so, the leaves that answer its question with another target.
