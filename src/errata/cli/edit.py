@@ -30,18 +30,18 @@ def edit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
-    import errata
     from errata.cli.choices import Choices, conflict_choice, spread_by
     from errata.cli.opening import open_to_edit
     from errata.cli.reading import check_edits_fit
     from errata.cli.writing import write
+    from errata.edit import read_numbered_edits
 
     choice = conflict_choice(on_conflict)
-    wanted = errata.read_edits(edits)
+    wanted = read_numbered_edits(edits)
     edited, folder = open_to_edit(model, out, Choices(method, options or (), preset), dtype, device_map)
-    check_edits_fit(edited.lm, edits, wanted, edited.edits)
+    check_edits_fit(edited, edits, wanted)
     with spread_by(executor):
-        report = write(edited, wanted, folder, save_every, check, choice)
+        report = write(edited, [edit for _, edit in wanted], folder, save_every, check, choice)
     if as_json:
         screen.print_json(report.to_dict())
     else:

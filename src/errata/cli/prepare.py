@@ -22,14 +22,15 @@ def prepare(
     device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
 ) -> None:
     """Train a method that needs it, saving as it goes; run it again to go on where it stopped. Then edit the folder."""
-    import errata
+    from errata.cases import read_numbered_cases
     from errata.cli.choices import Choices
     from errata.cli.opening import open_to_edit
     from errata.cli.reading import check_cases_fit
     from errata.cli.training import train
     from errata.saving import is_artifact
 
-    wanted = errata.read_cases(cases)
+    numbered = read_numbered_cases(cases)
+    wanted = [case for _, case in numbered]
     chosen = Choices(method, options or (), preset)
     if not any(is_artifact(place) for place in (model, out) if place):
         chosen.check_trainable()
@@ -38,6 +39,6 @@ def prepare(
     if edited.method.needs_training and edited.method.prepared and is_artifact(folder):
         print(f"{name} in {folder} is trained already; {then}")
         return
-    check_cases_fit(edited.lm, cases, wanted)
+    check_cases_fit(edited.lm, cases, numbered)
     made = train(edited, [case.example() for case in wanted], folder, save_every)
     print(f"{name} trained with {len(wanted)} cases, {made} steps, in {folder}; {then}")
