@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata import saving
 from errata.config import MethodConfig, check_choice
-from errata.edit import Edit, Example, same_answer
+from errata.edit import Edit, Example, same_answer, stamped
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
 from errata.methods import method_class
@@ -95,6 +95,7 @@ class EditModel:
             new, conflicts, gone = older_kept(new, conflicts)
             skipped += gone
         warnings = []
+        new = [stamped(edit) for edit in new]
         if new:
             with self._base_alone():
                 self.method.write(new, progress)

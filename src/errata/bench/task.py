@@ -43,7 +43,7 @@ class Task:
         hub: where they lie on the hub.
         irrelevant: a file of texts that no edit is about, and the path of the text in its records.
         operation: of its edits.
-        instead: what is to be said in the place of what is erased.
+        instead: what is to be said in the place of what a record has as its answer.
         fields: the field map.
     """
 

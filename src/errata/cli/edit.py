@@ -14,7 +14,7 @@ def edit(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, the bundled 'atlas', or a folder of edits.")],
     edits: Annotated[Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")],
     out: Annotated[Path | None, typer.Option(help="Folder to save in; a folder of edits is by default its own.")] = None,
-    method: Annotated[str | None, typer.Option("-m", "--method", help="See `errata methods`; its first by default.")] = None,
+    method: Annotated[str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")] = None,
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")] = None,
     preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
