@@ -144,7 +144,20 @@ def test_a_file_that_is_no_file_of_edits(models: Path, tmp_path: Path, content: 
         (["-m", "wise", "--preset", "mistral7b"], "Did you mean 'mistral-7b'?"),
         (["-m", "wise", "--preset", "auto"], "no preset for this llama with 4 layers"),
         (["--dtype", "float23"], "dtype 'float23' is unknown"),
-        (["--device-map", "nowhere"], ""),
+        (["--dtype", "int8"], "dtype 'int8' is unknown"),
+        (["--dtype", "nn.Module"], "dtype 'nn.Module' is unknown"),
+        (["--device-map", "nowhere"], "device_map is 'nowhere'; it is a device or a way to choose one: auto"),
+        (["--device-map", "cpu:3"], "torch finds 1 cpu devices here"),
+        (["--device-map", "meta"], "torch finds 0 meta devices here"),
+        (["--device-map", f"cuda:{torch.cuda.device_count()}"], f"torch finds {torch.cuda.device_count()} cuda devices"),
+        (["--set", "gain=1e400"], "gain is inf; it must lie between"),
+        (["--set", "gain=nan"], "gain is nan; it must lie between"),
+        (["--set", "gain=-inf"], "gain is -inf; it must lie between"),
+        (["--set", "steps=1e400"], "steps is '1e400'; expected int"),
+        (["--set", "seed=12345678901234567890123"], "seed is 12345678901234567890123; it must be a whole number from 0 to"),
+        (["--set", "seed=-1"], "seed is -1; it must be"),
+        (["--set", f"seed={'9' * 5000}"], "seed is '9999"),
+        (["--set", "layer=-1"], "layer is -1; it must lie between 0"),
     ],
 )
 def test_an_option_that_is_wrong(models: Path, tmp_path: Path, options: list[str], said: str) -> None:
@@ -164,7 +177,7 @@ def test_where_to_save(models: Path, tmp_path: Path) -> None:
     assert "--out DIR" in fails(2, *start)
     assert "is a file" in fails(2, *start, "--out", models / "good.jsonl")
     assert "holds a base model" in fails(2, *start, "--out", models / "gpt2")
-    assert "cannot be written" in fails(1, *start, "--out", models / "good.jsonl" / "out", *FAST)
+    assert "cannot be written" in fails(1, *start, "--out", models / "good.jsonl" / "out", "-m", "wise", *FAST)
 
 
 def test_what_was_begun_goes_on_as_it_was_begun(models: Path, edited: Path, tmp_path: Path) -> None:
@@ -176,7 +189,7 @@ def test_what_was_begun_goes_on_as_it_was_begun(models: Path, edited: Path, tmp_
     other = ["edit", models / "gpt2", "--edits", more, "--out", edited]
     assert "written for" in fails(1, *other)
     elsewhere = tmp_path / "elsewhere"
-    words = ["edit", models / "llama", "--edits", more, "--out", elsewhere, *FAST, "--no-check"]
+    words = ["edit", models / "llama", "--edits", more, "--out", elsewhere, "-m", "wise", *FAST, "--no-check"]
     assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
     assert "already holds other edits" in fails(2, *go_on, "--out", elsewhere)
     assert contents(edited) == before

@@ -34,9 +34,12 @@ def edit(
     from errata.cli.opening import open_to_edit
     from errata.cli.reading import check_edits_fit
     from errata.cli.writing import write
+    from errata.config import check_device, check_dtype
     from errata.edit import read_numbered_edits
 
     choice = conflict_choice(on_conflict)
+    check_dtype(dtype)
+    check_device(device_map)
     wanted = read_numbered_edits(edits)
     edited, folder = open_to_edit(model, out, Choices(method, options or (), preset), dtype, device_map)
     check_edits_fit(edited, edits, wanted)

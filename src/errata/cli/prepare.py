@@ -27,8 +27,11 @@ def prepare(
     from errata.cli.opening import open_to_edit
     from errata.cli.reading import check_cases_fit
     from errata.cli.training import train
+    from errata.config import check_device, check_dtype
     from errata.saving import is_artifact
 
+    check_dtype(dtype)
+    check_device(device_map)
     numbered = read_numbered_cases(cases)
     wanted = [case for _, case in numbered]
     chosen = Choices(method, options or (), preset)
