@@ -37,6 +37,11 @@ def check_text(name: str, value: object) -> None:
         raise EditError(f"{name} must be text, got {kind_of(value)}.")
     if not value.strip():
         raise EditError(f"{name} is empty; it must be text, or be left out where it may be.")
+    check_signs(name, value)
+
+
+def check_signs(name: str, value: str) -> None:
+    """Raise `EditError` where a text, called so, holds what is no text: half of a surrogate pair, or a NUL."""
     if wrong := _NO_TEXT.search(value):
         what = "a NUL" if wrong[0] == "\0" else f"half a surrogate pair ({wrong[0]!r})"
         raise EditError(f"{name} holds {what} at character {wrong.start() + 1}, which is no text; take it out.")

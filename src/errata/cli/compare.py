@@ -62,7 +62,7 @@ def compare(
     if as_json:
         screen.print_json([dataclasses.asdict(row) for row in rows])
     else:
-        print(text)
+        screen.say(text)
     for row in rows:
         if row.failed:
             screen.complain(f"{row.name}, {row.edits} edits: {row.failed}")

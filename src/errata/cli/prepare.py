@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from errata.cli import screen
+
 
 def prepare(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, the bundled 'atlas', or a folder begun before.")],
@@ -40,8 +42,8 @@ def prepare(
     edited, folder = open_to_edit(model, out, chosen, dtype, device_map)
     name, then = edited.method.config.method, f"`errata edit {folder} --edits FILE` goes on from there"
     if edited.method.needs_training and edited.method.prepared and is_artifact(folder):
-        print(f"{name} in {folder} is trained already; {then}")
+        screen.say(f"{name} in {folder} is trained already; {then}")
         return
     check_cases_fit(edited.lm, cases, numbered)
     made = train(edited, [case.example() for case in wanted], folder, save_every)
-    print(f"{name} trained with {len(wanted)} cases, {made} steps, in {folder}; {then}")
+    screen.say(f"{name} trained with {len(wanted)} cases, {made} steps, in {folder}; {then}")

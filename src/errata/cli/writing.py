@@ -63,7 +63,7 @@ class Report:
         learned = f", {sum(right)} of them answered as wanted" if right else ""
         known = f", {self.skipped} were there already" if self.skipped else ""
         known += f", {len(self.left_out)} left out" if self.left_out else ""
-        print(f"{len(self.written)} edits written{learned}{known}; {self.total} in {self.folder}")
+        screen.say(f"{len(self.written)} edits written{learned}{known}; {self.total} in {self.folder}")
         for new, old in self.conflicts:
             what = "it is left out" if new in self.left_out else "the later one is meant to win"
             screen.err.print(f"{new} asks what {old} asks and wants another answer; {what}", markup=False)
