@@ -4,7 +4,7 @@
     errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train zsre_train.jsonl --out ZSRE    # and CF
     python benchmarks/compare_page.py atlas=ATLAS zsre=ZSRE counterfact=CF
 
-Rows are kept in benchmarks/results_compare.json, so a folder can be added alone, and without any the tables are written anew.
+Rows are kept in benchmarks/results_compare.json: a folder can be added alone, and without any the tables are written anew.
 """
 
 from __future__ import annotations
