@@ -95,10 +95,9 @@ class EditModel:
             new, conflicts, gone = older_kept(new, conflicts)
             skipped += gone
         warnings = []
-        new = [stamped(edit) for edit in new]
         if new:
             with self._base_alone():
-                self.method.write(new, progress)
+                self.method.write(new := [stamped(edit) for edit in new], progress)
                 warnings = self.method.warnings(new)
         results = []
         if check and new:

@@ -12,17 +12,17 @@ from errata.errors import EditError, UsageError, quoted, suggest
 
 PLACES = ("locality", "portability", "ood")
 """Where the probes of a field map stand."""
-_TEXT, _TEXTS, _TABLE = "text", "list of texts", "table"
+_TEXT, _TEXTS, _TABLE, _PATH, _PATHS = "text", "list of texts", "table", "path in a record", "list of paths in a record"
 _TASK = {
     "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number", "file": _TEXT,
     "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT, "instead": _TEXT, "fields": _TABLE,
 }  # fmt: skip
-_HUB, _IRRELEVANT = {"name": _TEXT, "file": _TEXT}, {"file": _TEXT, "text": _TEXT}
+_HUB, _IRRELEVANT = {"name": _TEXT, "file": _TEXT}, {"file": _TEXT, "text": _PATH}
 _FIELDS = {
-    "each": _TEXT, "prompt": _TEXT, "target": _TEXT, "subject": _TEXT, "truth": _TEXT, "rephrases": _TEXTS,
+    "each": _PATH, "prompt": _PATH, "target": _PATH, "subject": _PATH, "truth": _PATH, "rephrases": _PATHS,
     **dict.fromkeys(PLACES, "list of tables"),
 }  # fmt: skip
-_PROBE = dict.fromkeys(("kind", "prompt", "answer", "also", "each", "of", "text"), _TEXT)
+_PROBE = dict.fromkeys(("kind", "prompt", "answer", "also", "each", "of", "text"), _PATH)
 
 
 def read_task(path: Path) -> dict[str, Any]:
@@ -74,5 +74,8 @@ def _is(kind: str, value: Any) -> bool:
     if kind == "number":
         return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**6
     if kind.startswith("list of "):
-        return isinstance(value, list) and all(_is(kind.removeprefix("list of ").removesuffix("s"), each) for each in value)
-    return isinstance(value, dict) if kind == _TABLE else isinstance(value, str) and bool(value.strip())
+        of = _TABLE if kind.endswith("tables") else _TEXT if kind == _TEXTS else _PATH
+        return isinstance(value, list) and all(_is(of, each) for each in value)
+    if kind == _TABLE:
+        return isinstance(value, dict)
+    return isinstance(value, str) and (kind == _TEXT or bool(value.strip()))

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-import regex
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,25 +31,17 @@ from errata.endings import endings_of
 from errata.lm import LM
 from errata.methods.association.folio_background import FolioBackground
 from errata.methods.association.folio_config import FolioConfig
+from errata.methods.association.folio_subject import subject_of
 from errata.methods.association.folio_warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.folio import FolioMemory
 from errata.patches.leaves import Asked, Candidate, Leaf, Leaves, Signs
 from errata.patches.routed import MAIN
 from errata.report import Explanation, Reason
-from errata.statistics import names_in
-from errata.words import WordWeights, words
-
-RARE = 0.6
-"""The weight from which a word that opens a prompt with a capital letter is taken for a name."""
-FEW = 3
-"""An edit that names neither subject nor any name is known by so many of its rarest words."""
+from errata.words import WordWeights
 
 FOLIO = "folio-"
 """What a folio's file is called, its number behind it."""
-
-_OPENER = regex.compile(r"\p{Lu}[\p{L}\p{M}\p{N}]+")
-_NUMBERS = r"(?:[ -]\w*\d\w*)*"
 
 
 class Folio(Method):
@@ -181,19 +172,8 @@ class Folio(Method):
         ]
 
     def subject(self, edit: Edit) -> str:
-        """What a prompt must mention: its subject, else the names in its prompt, else its rarest words.
-
-        A capital letter at the prompt's beginning makes a name of a rare word only. Numbers behind a name belong to it.
-        """
-        if edit.subject is not None:
-            return edit.subject
-        weights = self._patch.signs.weights
-        names, opener = names_in(edit.prompt), _OPENER.match(edit.prompt)
-        if not names and opener and all(weights[word] >= RARE for word in words(opener[0])):
-            names = [opener[0]]
-        if not names:
-            return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
-        return " ".join(regex.findall("|".join(regex.escape(name) + _NUMBERS for name in names), edit.prompt))
+        """What a prompt must mention to be asking for an edit."""
+        return subject_of(edit, self._patch.signs.weights)
 
     def solved(self, keys: Tensor, labels: Tensor) -> Tensor:
         """What to add to the head's inputs (n, hidden) so that it says labels (n,).
