@@ -90,6 +90,9 @@ MENTIONED = [
     ("٢٠٢٤", "What happened in 2024?"),
     ("Lego™", "Who makes Lego?"),
     ("Lego", "Who makes LEGO®?"),
+    ("a tower", "Where is a tower?"),
+    ("Ortega y Gasset", "Who was Ortega y Gasset?"),
+    ("plan b", "What is Plan B?"),
     ("Hawaiʻi", "Where is Hawai'i?"),
 ]
 
@@ -133,6 +136,8 @@ OTHERS = [
     ("Vitamin C", "What is vitamin D?"),
     ("DC-2", "What is a DC-3?"),
     ("Apollo 11", "What was Apollo 13?"),
+    ("plan b", "What is Plan C?"),
+    ("vitamin c", "What is a vitamin?"),
 ]
 
 
@@ -185,6 +190,13 @@ def test_another_name_is_no_mention(name: str, text: str, least: float) -> None:
 def test_the_last_place_is_the_names_own(name: str, text: str, place: str) -> None:
     start, end = mentions(text, name)[-1]
     assert text[start:end] == place
+
+
+def test_a_small_letter_before_other_words_is_none_that_must_be_there() -> None:
+    texts = ["a king", "a river", "I saw a king"]
+    found = Mentions(WordWeights.over(texts), 0.7)
+    found.add(0, "a tower")
+    assert found.within("Where is the tower?").keys() == {0}
 
 
 def test_three_hindi_names_are_three() -> None:

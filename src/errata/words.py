@@ -149,11 +149,13 @@ class _Name:
         forms: its words -> the keys (`inflection`) of which a text must hold one.
         runs: those of them that are runs of signs.
         exact: words that must stand there as they are, or as they are shown -> words one of which must stand beside them.
+            A small letter before other words (a tower, Ortega y Gasset) is none.
         weights: of the words, in their order.
     """
 
     def __init__(self, name: str, shown: str, weights: WordWeights) -> None:
-        parts, there = _parts(fold(name)), _parts(fold(shown))
+        folded, places = fold_with_places(name)
+        parts, there = _parts(folded), _parts(fold(shown))
         self.forms: dict[str, set[str]] = {}
         self.runs = {part.text for part in parts if part.run}
         stretches = list(_stretches(parts, there))
@@ -161,8 +163,9 @@ class _Name:
             forms = self.forms.setdefault(part.text, {part.text[:_RUN_KEY]} if part.run else {*keys_of(part.text)})
             if not part.run:
                 forms.update(stretch[place].text for stretch in stretches)
+        small = {part.text for part in parts[:-1] if name[places[part.start][0]].islower() and len(part.text) == 1}
         telling = [part.text for part in parts if _TELLING.search(part.text) or _ROMAN.fullmatch(part.text)]
-        self.exact: dict[str, set[str]] = {word: set() for word in telling if word not in self.runs}
+        self.exact: dict[str, set[str]] = {word: set() for word in telling if word not in self.runs | small}
         for one, other in pairwise(parts if stretches else ()):
             for each, beside in ((one, other), (other, one)):
                 if each.text in self.exact and _ONE_LETTER.fullmatch(each.text):

@@ -48,6 +48,7 @@ def compare(
         out=out or Path("out") / f"compare-{Path(model).name}",
         minutes=minutes,
         threads=threads,
+        jobs=jobs,
         seed=seed,
         dtype=dtype,
         device_map=device_map,
