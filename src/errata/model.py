@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata import generation, saving
 from errata.config import MethodConfig, check_choice
-from errata.edit import Edit, Example, same_answer
+from errata.edit import Edit, Example, same_answer, stamped
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
 from errata.methods import method_class
@@ -94,16 +94,18 @@ class EditModel:
         if on_conflict == "keep":
             new, conflicts, gone = older_kept(new, conflicts)
             skipped += gone
+        warnings = []
         if new:
             with self._base_alone():
-                self.method.write(new, progress)
+                self.method.write(new := [stamped(edit) for edit in new], progress)
+                warnings = self.method.warnings(new)
         results = []
         if check and new:
             answers = self.ask([edit.prompt for edit in new])
             results = [
                 EditResult(edit, said, same_answer(said, edit.target)) for edit, said in zip(new, answers, strict=True)
             ]
-        return EditReport(results, skipped, conflicts)
+        return EditReport(results, skipped, conflicts, warnings)
 
     def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
         """(new id, older id) of edits that ask what an older one asks and want another answer.

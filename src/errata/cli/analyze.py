@@ -38,7 +38,7 @@ def analyze(
         given = Given(model, stream.cases[:edits], out or Path("out") / name, method, settings, dtype, device_map, tell)
         found = module.find(given)
     for path in keep(given, name, found, module.draw(found)):
-        print(path)
+        screen.say(path)
 
 
 def failures(
@@ -53,4 +53,4 @@ def failures(
     measured = read_folders(runs)
     found = failures.find(measured)
     for path in keep(Given(measured[0].row.model, [], out), "failures", found, failures.draw(found)):
-        print(path)
+        screen.say(path)

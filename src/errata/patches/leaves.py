@@ -164,7 +164,7 @@ class Leaves:
         self._folios.setdefault(folio, []).append(number)
         self._folio_of[number] = folio
         self._leaves[number] = leaf
-        self._mentions.add(number, leaf.subject)
+        self._mentions.add(number, leaf.subject, leaf.prompt)
         self._open = None
         for earlier in instead_of:
             self._later.setdefault(earlier, set()).add(number)
