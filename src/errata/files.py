@@ -11,6 +11,22 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
+from errata.errors import StorageError, UsageError
+
+
+def folder_named(path: str | Path) -> Path:
+    """The path of a folder that is to be written into.
+
+    Raises:
+        UsageError: it is empty, or the path of a file.
+    """
+    if not str(path).strip():
+        raise UsageError("the folder's name is empty; name one ('.' is the current one).")
+    folder = Path(path)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UsageError(f"{folder} is a file; name a folder.")
+    return folder
+
 
 def open_regular(path: Path, most: int) -> BufferedReader:
     """Open a regular file of at most so many bytes; a link, a pipe, a device or a folder is none, and is never waited for.
@@ -93,3 +109,8 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def refused(folder: Path, error: OSError, kept: str = "What was saved there before is untouched.") -> StorageError:
+    """What to say of a disk that refused."""
+    return StorageError(f"{folder}: cannot be written ({error.strerror or error}). {kept}")

@@ -16,6 +16,7 @@ from errata.config import MethodConfig, check_choice
 from errata.edit import Edit, Example, same_answer
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
+from errata.locking import WAIT
 from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
 from errata.report import EditReport, EditResult, Explanation, OnConflict, conflict_error, older_kept
@@ -218,7 +219,7 @@ class EditModel:
         self.method.patch.remove()
         return self.base
 
-    def save_pretrained(self, path: str | Path, overwrite: bool = False, wait: float = saving.WAIT) -> None:
+    def save_pretrained(self, path: str | Path, overwrite: bool = False, wait: float = WAIT) -> None:
         """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl` and what parts the
         method keeps besides (see `saving`); whole or not at all.
 

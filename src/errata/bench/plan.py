@@ -51,6 +51,7 @@ class Plan:
         seed: which cases, where they are made.
         dtype: of the model.
         device_map: as in transformers.
+        trust_remote_code: names of models whose own code may run; no recipe says that.
     """
 
     task: str
@@ -72,6 +73,7 @@ class Plan:
     seed: int = 0
     dtype: str = "float32"
     device_map: str | None = None
+    trust_remote_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
@@ -106,7 +108,7 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(said, Mapping) or "task" not in said:
         raise UsageError(f"{path}: expected a mapping with at least a 'task'.")
-    known = [each.name for each in fields(Plan)]
+    known = [each.name for each in fields(Plan) if each.name != "trust_remote_code"]
     for name in said:
         if name not in known:
             raise UsageError(f"{path}: unknown {name!r}.{suggest(str(name), known)}")
@@ -181,7 +183,7 @@ def stream_of(plan: Plan) -> Planned:
     if task.name == GENERATED and plan.data is None and plan.model not in BUNDLED:
         raise UsageError(f"the cases of {GENERATED} are about the bundled model; give {plan.model} another task.")
     data = _generated(plan) if task.name == GENERATED else load(task, plan.data, plan.train)
-    base, tokenizer = errata.load_base(plan.model, plan.dtype, plan.device_map)
+    base, tokenizer = errata.load_base(plan.model, plan.dtype, plan.device_map, plan.trust_remote_code)
     lm = LM(base, tokenizer)
     fits = [_fits(lm, case) for case in data.cases]
     cases = [case for case, good in zip(data.cases, fits, strict=True) if good]
@@ -210,6 +212,7 @@ def stream_of(plan: Plan) -> Planned:
         threads=plan.threads,
         dtype=plan.dtype,
         device_map=plan.device_map,
+        trust_remote_code=plan.trust_remote_code,
         new_tokens=max(task.new_tokens, _longest(lm, reading.cases)),
         neutral=tuple(_neutral(plan.text)) if plan.text else tuple(data.irrelevant[:TEXTS]),
         metrics=task.metrics,

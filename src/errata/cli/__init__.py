@@ -7,6 +7,7 @@ input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is impo
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,7 @@ from errata.cli import (
     judge,
     list,
     methods,
+    opening,
     prepare,
     report,
     screen,
@@ -96,8 +98,13 @@ def errata(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    trust_remote_code: Annotated[
+        Sequence[str] | None,
+        typer.Option(metavar="NAME", help="Let code run that comes with the base model of this name; else none does."),
+    ] = None,
 ) -> None:
     """Correct what a language model believes, check it, save it, take it back."""
+    opening.TRUSTED.set(tuple(trust_remote_code or ()))
 
 
 def main() -> None:

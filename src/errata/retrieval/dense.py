@@ -112,8 +112,8 @@ def sentence_encoder(name: str) -> Callable[[Sequence[str]], Tensor]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-        model = AutoModel.from_pretrained(name, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(name, local_files_only=True, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         kind = "cannot be read" if Path(name).exists() else "is not here, and nothing is downloaded for it"
         raise ConfigError(f"encoder={name} {kind}; give the folder of a sentence encoder, or leave it out.") from error

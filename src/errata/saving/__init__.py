@@ -8,16 +8,15 @@
 Parts are mapped into memory when they are read, and what has not changed since is not written again. Other files in the
 folder are left alone.
 
-One process writes at a time (`lock`), all or nothing (`placing`); any number read meanwhile, and read one generation or the
-other (`looking`). Nothing that an artifact says is believed that can be checked (`reading`), and nothing that others have
-written is overwritten unasked (`writing`). The same edits give the same bytes on the same machine, with the same versions
-and the same number of threads: another number adds up in another order.
+One process writes at a time (see `locking`), all or nothing (`placing`); any number read meanwhile, and read one generation
+or the other (`looking`). Nothing that an artifact says is believed that can be checked (`reading`), and nothing that others
+have written is overwritten unasked (`writing`). The same edits give the same bytes on the same machine, with the same
+versions and the same number of threads: another number adds up in another order.
 """
 
 from errata.saving.artifact import VERSION, Artifact, Head, Origin
 from errata.saving.bases import BUNDLED, load_base, name_of
-from errata.saving.lock import WAIT, locked
-from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, TENSORS, folder_named, is_artifact
+from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, TENSORS, is_artifact
 from errata.saving.reading import damage_named, files_of, read_artifact
 from errata.saving.writing import write_artifact
 
@@ -29,16 +28,13 @@ __all__ = [
     "LEDGER",
     "TENSORS",
     "VERSION",
-    "WAIT",
     "Artifact",
     "Head",
     "Origin",
     "damage_named",
     "files_of",
-    "folder_named",
     "is_artifact",
     "load_base",
-    "locked",
     "name_of",
     "read_artifact",
     "write_artifact",

@@ -6,30 +6,16 @@ import os
 import re
 from pathlib import Path
 
-from errata.errors import ArtifactError, StorageError, UsageError
+from errata.errors import ArtifactError
 
 CONFIG, TENSORS, LEDGER = "edit_config.json", "edit_model.safetensors", "edits.jsonl"
 FILES = (TENSORS, LEDGER, CONFIG)
 """What every artifact has, the one that names the others last."""
 PART = ".safetensors"
-COMPLETE, LOCK = ".edit_complete", ".edit_lock"
+COMPLETE = ".edit_complete"
 
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*-\d{5,9}\.safetensors")
 _BESIDE = re.compile(r"(?P<name>.+?)(\.(?P<token>[0-9a-f]{8}))?\.new")
-
-
-def folder_named(path: str | Path) -> Path:
-    """The path of an artifact's folder.
-
-    Raises:
-        UsageError: it is empty, or the path of a file.
-    """
-    if not str(path).strip():
-        raise UsageError("the folder's name is empty; name the folder that the edits are to be in ('.' is this one).")
-    folder = Path(path)
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise UsageError(f"{folder} is a file; name a folder.")
-    return folder
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -70,11 +56,6 @@ def stands_beside(name: str) -> tuple[str, str] | None:
     """(the file whose place it is to take, the writer's token) of what `beside` named; of version 0.1, without a token."""
     found = _BESIDE.fullmatch(name)
     return (found["name"], found["token"] or "") if found else None
-
-
-def refused(folder: Path, error: OSError, kept: str = "What was saved there before is untouched.") -> StorageError:
-    """What to say of a disk that refused."""
-    return StorageError(f"{folder}: cannot be written ({error.strerror or error}). {kept}")
 
 
 def unreadable(error: OSError) -> ArtifactError:

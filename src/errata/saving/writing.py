@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.config import MethodConfig
 from errata.edit import Edit
 from errata.errors import ArtifactError, FolderBusyError, StorageError, UsageError
+from errata.files import folder_named, refused
 from errata.identity import identity_of
+from errata.locking import WAIT, locked
 from errata.saving.artifact import VERSION, Head, Origin, edits_digest, is_finite
 from errata.saving.bases import name_of
-from errata.saving.lock import WAIT, locked
 from errata.saving.looking import look
-from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, PART, TENSORS, folder_named, is_artifact, is_part, refused
+from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, PART, TENSORS, is_artifact, is_part
 from errata.saving.placing import abandon, finish, place
 from errata.saving.reading import head_of
 

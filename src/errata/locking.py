@@ -11,8 +11,9 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from errata.errors import FolderBusyError
-from errata.saving.names import LOCK, refused
+from errata.files import refused
 
+LOCK = ".edit_lock"
 WAIT = 60.0
 """Seconds that a writer waits for another to end, unless told otherwise."""
 
