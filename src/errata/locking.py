@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from errata.errors import FolderBusyError
-from errata.files import refused
+from errata.files import open_regular, refused
 
 LOCK = ".edit_lock"
 WAIT = 60.0
@@ -36,6 +37,8 @@ def locked(folder: Path, wait: float = WAIT, tell: Callable[[str], None] | None 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder.resolve() / LOCK
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise OSError(errno.EEXIST, f"{LOCK} is in the way, and no file")
         lock = FileLock(path, is_singleton=True)
         _acquire(lock, path, folder, wait, tell)
     except OSError as error:
@@ -73,7 +76,8 @@ def _acquire(lock: BaseFileLock, path: Path, folder: Path, wait: float, tell: Ca
 
 def _holder(path: Path) -> str:
     try:
-        pid, _, host = path.read_text(encoding="utf-8").partition(" ")
+        with open_regular(path, 1000) as file:
+            pid, _, host = file.read().decode("utf-8").partition(" ")
     except (OSError, ValueError):
         pid = host = ""
     if not pid.isdecimal():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,13 @@ class Head:
 
     Attributes:
         generation: another one for other contents.
+        about: digest of what the config says.
         parts: SHA-256 of each file but the config itself, by name.
     """
 
     path: Path
     generation: str
+    about: str
     base_name: str
     base_type: str
     identity: Identity
@@ -108,6 +110,12 @@ def edits_digest(edits: Sequence[Edit]) -> str:
     """SHA-256 of edits in their order: of what a state was made from."""
     said = [[edit.id, edit.prompt, edit.target, edit.subject, edit.operation] for edit in edits]
     return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def about_digest(about: Mapping[str, Any]) -> str:
+    """SHA-256 of what a config says but for its files' checksums: what binds it to its tensors."""
+    said = {name: value for name, value in about.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def is_finite(tensor: Tensor) -> bool:

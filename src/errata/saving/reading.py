@@ -16,7 +16,7 @@ from torch import Tensor
 from errata.edit import PROBE_FIELDS, Edit
 from errata.errors import ArtifactError, EditError, ErrataError, UsageError
 from errata.identity import Identity
-from errata.saving.artifact import VERSION, Artifact, Head, edits_digest, is_finite
+from errata.saving.artifact import VERSION, Artifact, Head, about_digest, edits_digest, is_finite
 from errata.saving.looking import Look, check_digest, look
 from errata.saving.names import CONFIG, LEDGER, PART, TENSORS, is_artifact, is_own, unreadable
 
@@ -89,6 +89,7 @@ def head_of(seen: Look) -> Head:
         raise ArtifactError(f"{ledger}: its edits are not those, or not in the order, that the state was made from.")
     return Head(
         path=seen.folder,
+        about=about_digest(about),
         generation=hashlib.sha256(raw).hexdigest(),
         base_name=said.get("base_model_name_or_path", str),
         base_type=said.get("base_model_type", str),
@@ -113,10 +114,13 @@ def artifact_of(seen: Look) -> Artifact:
     with damage_named(path):
         content = seen.content(TENSORS)
         check_digest(path, hashlib.sha256(content).hexdigest(), head.parts[TENSORS], len(content))
-        tensors: dict[str, Tensor] = parse_safetensors(content)
-        about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
-    if about.get("edits") not in (None, edits_digest(head.edits)):
-        raise ArtifactError(f"{path}: was made from other edits than those in {LEDGER}, or in another order.")
+        # copied: in a file they lie anywhere, and sums depend on where memory is aligned, in their last bits
+        tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in parse_safetensors(content).items()}
+        bound = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    if bound.get("about") not in (None, head.about):
+        raise ArtifactError(
+            f"{seen.folder / CONFIG}: damaged or changed since it was written ({TENSORS} belongs to another)."
+        )
     for name, digest in head.parts.items():
         if name not in (TENSORS, LEDGER):
             with damage_named(seen.folder / name):

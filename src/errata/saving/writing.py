@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from errata.errors import ArtifactError, FolderBusyError, StorageError, UsageErr
 from errata.files import folder_named, refused
 from errata.identity import identity_of
 from errata.locking import WAIT, locked
-from errata.saving.artifact import VERSION, Head, Origin, edits_digest, is_finite
+from errata.saving.artifact import VERSION, Head, Origin, about_digest, edits_digest, is_finite
 from errata.saving.bases import name_of
 from errata.saving.looking import look
 from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, PART, TENSORS, is_artifact, is_part
@@ -66,7 +67,12 @@ def write_artifact(
         "state": state[1],
         "edits": edits_digest(edits),
     }
-    written, here = _Contents(about, _by_file(folder, state[0]), edits), folder.resolve()
+    parts = _by_file(folder, state[0])
+    try:
+        about = json.loads(json.dumps(about, allow_nan=False))
+    except ValueError as error:
+        raise _diverged(folder, "a number") from error
+    written, here = _Contents(about, parts, edits), folder.resolve()
     with locked(folder, wait):
         try:
             now = _replaceable(folder, about, edits, origin, overwrite)
@@ -89,13 +95,14 @@ class _Contents:
 
     def __init__(self, about: dict[str, Any], parts: dict[str, dict[str, Tensor]], edits: Sequence[Edit]) -> None:
         self.about, self.parts, self.edits = about, parts, edits
+        self.about_digest = about_digest(about)
         self.generation = ""
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         sums: dict[str, str] = {}
         for name, held in self.parts.items():
-            about = {"edits": self.about["edits"]} if name == TENSORS else {"format": "pt"}
-            content = to_safetensors(held, about)  # of one entry, since several would come in any order
+            bound = {"about": self.about_digest} if name == TENSORS else {"format": "pt"}
+            content = to_safetensors(held, bound)  # of one entry, since several would come in any order
             sums[name] = hashlib.sha256(content).hexdigest()
             yield name, content
         ledger = "".join(json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in self.edits).encode()
@@ -108,15 +115,23 @@ class _Contents:
 
 def _by_file(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {TENSORS: {}}
+    seen: set[int] = set()
     for name, tensor in tensors.items():
         if not is_finite(tensor):
-            raise StorageError(
-                f"{folder}: not saved, since {name!r} of the method's state is not finite: an edit has diverged. "
-                "Undo the last ones, or give smaller steps. What was saved there before is untouched."
-            )
+            raise _diverged(folder, repr(name))
         part, _, own = name.rpartition("/")
-        parts.setdefault(f"{part}{PART}" if part else TENSORS, {})[own] = tensor.contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        alone = tensor.clone(memory_format=torch.contiguous_format) if memory in seen else tensor.contiguous()
+        seen.add(memory)
+        parts.setdefault(f"{part}{PART}" if part else TENSORS, {})[own] = alone
     return parts
+
+
+def _diverged(folder: Path, what: str) -> StorageError:
+    return StorageError(
+        f"{folder}: not saved, since {what} of the method's state is not finite: an edit has diverged. Undo the last ones, "
+        "or give smaller steps. What was saved there before is untouched."
+    )
 
 
 def _replaceable(
@@ -138,8 +153,7 @@ def _replaceable(
             f"{folder}: others have written there since this model came from it ({len(now.edits)} edits are there now); "
             "load it again and write your edits into that, or save to another folder (overwrite=True replaces it)."
         )
-    settings = json.loads(json.dumps(about["settings"]))
-    same = (now.identity.quick, now.method, now.settings) == (about["base_fingerprint"], about["method"], settings)
+    same = (now.identity.quick, now.method, now.settings) == (about["base_fingerprint"], about["method"], about["settings"])
     if not (same and list(edits[: len(now.edits)]) == now.edits):
         raise UsageError(
             f"{folder}: holds {len(now.edits)} edits ({now.method}) that this model did not come from; load it and go on "

@@ -98,6 +98,10 @@ class AlphaEdit(WeightMethod):
         }
         self.patch.deltas.update(deltas)
 
+    def carried_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Of each layer the keys of the turns before."""
+        return {f"keys.{layer}": (None, self.lm.architecture.d_in) for layer in self.spreader.paths}
+
     def space(self, layer: int) -> NullSpace:
         """The null space of a layer's keys.
 
