@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,18 +62,30 @@ def locked(folder: Path, wait: float = WAIT, tell: Callable[[str], None] | None 
 
 
 def _acquire(lock: BaseFileLock, path: Path, folder: Path, wait: float, tell: Callable[[str], None] | None) -> None:
-    with contextlib.suppress(Timeout):
-        lock.acquire(timeout=0)
+    if _acquired(lock, folder, 0):
         return
     if wait > 0 and tell is not None:
         tell(f"{folder} is being written by {_holder(path)}; waiting up to {wait:g} s for it to end.")
-    try:
-        lock.acquire(timeout=max(0.0, wait))
-    except Timeout as error:
+    if not _acquired(lock, folder, wait):
         after = f" still, after {wait:g} s" if wait > 0 else ""
         raise FolderBusyError(
             f"{folder} is being written by {_holder(path)}{after}; let it end, or write to another folder."
-        ) from error
+        )
+
+
+def _acquired(lock: BaseFileLock, folder: Path, wait: float) -> bool:
+    until = time.monotonic() + max(0.0, wait)
+    for attempt in itertools.count():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=max(0.0, until - time.monotonic()))
+            return True
+        except Timeout:
+            return False
+        except FileNotFoundError:  # who made the folder had nothing to put into it, and took it away
+            if attempt > 9 and time.monotonic() > until:
+                raise
+    return False
 
 
 def _holder(path: Path) -> str:
