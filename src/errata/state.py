@@ -6,7 +6,7 @@ What is wrong is a `KeyError` (missing) or a `ValueError` (not what it must be),
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -106,6 +106,17 @@ def whole(found: Any, name: str, low: int, high: int) -> int:
     return found
 
 
+def same(values: Mapping[str, Any], name: str, wanted: Any) -> None:
+    """Make sure that a value is what it must be here.
+
+    Raises:
+        KeyError, ValueError: there is no such value, or it is another.
+    """
+    found = value(values, name, type(wanted))
+    if found != wanted:
+        raise ValueError(f"{name!r} is {str(found)[:40]}; here it is {wanted}")
+
+
 def texts(values: Mapping[str, Any], name: str, count: int | None = None) -> list[str]:
     """A list of so many texts.
 
@@ -128,13 +139,3 @@ def rows(values: Mapping[str, Any], name: str, count: int | None = None) -> list
     if count is not None and len(found) != count:
         raise ValueError(f"{name!r} has {len(found)} entries; expected {count}")
     return list(found)
-
-
-def same_ids(found: Sequence[Any], wanted: Collection[str], name: str) -> None:
-    """Make sure that each of these ids is there once, and no other.
-
-    Raises:
-        ValueError: they are others.
-    """
-    if not all(isinstance(each, str) for each in found) or len(found) != len(wanted) or set(found) != set(wanted):
-        raise ValueError(f"{name!r} does not hold each edit of the ledger once")

@@ -6,8 +6,8 @@ input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is impo
 
 from __future__ import annotations
 
+import builtins
 import os
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -99,7 +99,7 @@ def errata(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
     trust_remote_code: Annotated[
-        Sequence[str] | None,
+        builtins.list[str] | None,
         typer.Option(metavar="NAME", help="Let code run that comes with the base model of this name; else none does."),
     ] = None,
 ) -> None:

@@ -271,15 +271,15 @@ class WeightMethod(Method):
         self._be(tensors)
         self._edits = list(edits)
 
-    def carried_shapes(self) -> Mapping[str, tuple[int | None, ...]]:
-        """What is `carried` after the first turn, and of which shape; None where a side may have any length."""
+    def carried_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
+        """What is `carried` behind so many edits, one at least, and of which shape."""
         return {}
 
     def _check(self, tensors: Mapping[str, Tensor], edits: int) -> None:
         """Make sure that these are the deltas, and what is carried, of so many edits."""
         for path, now in self._patch.deltas.items():
             state.tensor(tensors, path, now.shape)
-        shapes = self.carried_shapes() if edits else {}
+        shapes = self.carried_shapes(edits) if edits else {}
         for name, shape in shapes.items():
             state.tensor(tensors, f"carried.{name}", shape)
         for name in tensors:

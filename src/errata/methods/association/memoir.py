@@ -130,6 +130,7 @@ class Memoir(Method):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
         patch = self._patch
+        state.same(values, "layer", self.layer)
         order = state.numbers(tensors, "order", len(patch.order), 0, len(patch.order) - 1)
         if len(set(order)) < len(order):
             raise ValueError("'order' has a number twice; expected a permutation")

@@ -126,6 +126,7 @@ class Wise(Method):
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
+        state.same(values, "layer", self.layer)
         held_by = state.rows(values, "shards")
         if [name for held in held_by for name in state.texts(held, "edits")] != [edit.id for edit in edits]:
             raise ValueError("'shards' do not hold the edits of the ledger, in its order")

@@ -101,9 +101,9 @@ class UltraEdit(WeightMethod):
             self.patch.deltas[path] = before + change.T.to(before)
             self.carried = {**self.carried, **{f"{path}.{name}": tensor for name, tensor in vars(seen).items()}}
 
-    def carried_shapes(self) -> dict[str, tuple[int | None, ...]]:
+    def carried_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
         """Of each module what is known of its tokens, and its rate where that is found."""
-        shapes: dict[str, tuple[int | None, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for path, delta in self.patch.deltas.items():
             shapes |= {f"{path}.count": (1,), f"{path}.mean": (sum(delta.shape),), f"{path}.scatter": (sum(delta.shape),)}
             shapes |= {} if self.config.lr is not None else {f"{path}.rate": (1,)}
