@@ -53,7 +53,7 @@ class _Run:
         self.clock = self.saved / "clock.json"
         self.times: dict[str, float] = {"writing": 0.0, "training": 0.0, "peak": 0.0, "first": 0.0, "beginning": 0.0}
         self.tell("loading", 0, 1)
-        base, tokenizer = errata.load_base(stream.model, stream.dtype, stream.device_map)
+        base, tokenizer = errata.load_base(stream.model, stream.dtype, stream.device_map, stream.trust_remote_code)
         method = contender.method or errata.method_names()[0]
         config = errata.method_class(method).config_class.from_dict(contender.settings)
         if contender.method and is_artifact(self.saved):

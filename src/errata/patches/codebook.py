@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata import state
 from errata.index import KeyIndex, rounding
 from errata.lm import LM
 from errata.patches.routed import MAIN, Pass, RoutedModule, last_token
@@ -64,6 +65,7 @@ class Codebook(RoutedModule):
         self.index = KeyIndex(lm.architecture.d_in, lm.model.get_submodule(self.path).weight.device)
         self._rounding = rounding(lm.model.dtype)
         self._reaches: Tensor | None = None
+        self._d_out, self._vocabulary = lm.architecture.d_out, int(lm.model.get_input_embeddings().weight.shape[0])
 
     @property
     def empty(self) -> bool:
@@ -132,11 +134,16 @@ class Codebook(RoutedModule):
         self.clear()
         if not entries:
             return
-        device = self.index.device
-        self.index.add(range(len(entries)), tensors["keys"])
-        parts = (tensors["keys"], tensors["values"].to(device), tensors["radii"].tolist(), entries)
-        for number, (key, value, radius, held) in enumerate(zip(*parts, strict=True)):
-            self.entries[number] = Entry(value, radius, tuple(held["label"]), list(held["edits"]))
+        device, count = self.index.device, len(entries)
+        keys = state.tensor(tensors, "keys", (count, self.index.width))
+        values = state.tensor(tensors, "values", (count, self._d_out)).to(device)
+        radii = state.tensor(tensors, "radii", (count,))
+        if bool((radii < 0).any()):
+            raise ValueError("'radii' has a negative one")
+        self.index.add(range(count), keys)
+        for number, (key, value, radius, held) in enumerate(zip(keys, values, radii.tolist(), entries, strict=True)):
+            label = tuple(state.whole(each, "label", 0, self._vocabulary - 1) for each in state.rows(held, "label"))
+            self.entries[number] = Entry(value, radius, label, state.texts(held, "edits"))
             self._measure(number, key)
 
     def clear(self) -> None:

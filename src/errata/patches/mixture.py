@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from errata import state
 from errata.index import KeyIndex, rounding
 from errata.lm import LM
 from errata.patches.routed import MAIN, RoutedPatch, last_token
@@ -43,7 +44,7 @@ class Mixture(RoutedPatch):
         self.path = path
         self.radius, self.temperature, self.share, self.neighbours = radius, temperature, share, neighbours
         module = lm.model.get_submodule(path)
-        self._width = lm.architecture.d_in
+        self._width, self._vocabulary = lm.architecture.d_in, int(lm.model.get_input_embeddings().weight.shape[0])
         self._device = module.weight.device
         self._rounding = rounding(lm.model.dtype)
         self.clear()
@@ -112,12 +113,19 @@ class Mixture(RoutedPatch):
         self.clear()
         if not names:
             return
-        contexts = tensors["contexts"].to(self._device)
-        for name, length in zip(names, tensors["lengths"].tolist(), strict=True):
+        contexts = state.tensor(tensors, "contexts", (None, self._width)).to(self._device)
+        count = len(contexts)
+        lengths = state.numbers(tensors, "lengths", len(names), 1, count)
+        if sum(lengths) != count:
+            raise ValueError(f"'lengths' are {sum(lengths)} together; expected {count}")
+        tokens = state.numbers(tensors, "tokens", count, 0, self._vocabulary - 1)
+        owners = state.numbers(tensors, "silenced_by", count, -1, count - 1)
+        if any(owner >= 0 and (owner <= number or owners[owner] >= 0) for number, owner in enumerate(owners)):
+            raise ValueError("'silenced_by' names one that is not later, or is silent itself")
+        for name, length in zip(names, lengths, strict=True):
             self._numbers[name] = list(range(self._next, self._next + length))
             self._next += length
-        self._tokens = dict(zip(range(self._next), tensors["tokens"].tolist(), strict=True))
-        owners = tensors["silenced_by"].tolist()
+        self._tokens = dict(enumerate(tokens))
         speaking = [number for number, owner in enumerate(owners) if owner < 0]
         self.contexts.add(speaking, contexts[speaking])
         first = [numbers[0] for numbers in self._numbers.values()]

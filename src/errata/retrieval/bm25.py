@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata import state
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.retrieval.base import RetrievalConfig, Retriever, different
@@ -68,8 +69,9 @@ class BM25(Retriever):
 
     def load_state(self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
-        self._prompts = list(values["background"])
-        self._onward = tensors["onward"] if self._prompts else self._onward
+        self._prompts = state.texts(values, "background")
+        if self._prompts:
+            self._onward = state.tensor(tensors, "onward", (len(self._prompts),), "whole")
         self.texts, self._index = list(texts), None
 
     def _all_scores(self, index: Any, prompts: Sequence[str]) -> Tensor:
