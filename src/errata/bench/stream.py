@@ -207,6 +207,14 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None where there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file, whole or not at all.
 
