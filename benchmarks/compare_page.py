@@ -4,7 +4,7 @@
     errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train zsre_train.jsonl --out ZSRE    # and CF
     python benchmarks/compare_page.py atlas=ATLAS zsre=ZSRE counterfact=CF
 
-Rows are kept in benchmarks/results_compare.json, so a folder can be added alone.
+Rows are kept in benchmarks/results_compare.json: a folder can be added alone, and without any the tables are written anew.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ def main() -> None:
     for given in sys.argv[1:]:
         mark, _, folder = given.partition("=")
         known[mark] = measured(folder)
-    RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if sys.argv[1:]:
+        RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for mark, rows in known.items():
         fill(PAGE, mark, table([Row(**row) for row in rows]))
-    fill(README, "atlas", markdown(_short(known["atlas"])))
+    fill(README, "atlas", markdown(short(known["atlas"])))
 
 
-def _short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The longest stream's figures in few columns."""
     longest = max(row["edits"] for row in rows)
     found = []
     for row in rows:
         if row["edits"] == longest and row["figures"]:
             free, forced = row["figures"]["generated"], row["figures"]["teacher_forced"]
-            both = {name: f"**{free[name]:.2f}** ({forced[name]:.2f})" for name in MEASURES[:3]}
+            both = {name: f"**{free[name]:.2f}** ({forced[name]:.2f})" for name in MEASURES}
             seconds = row["seconds_per_edit"]
             found.append({f"T = {longest:,}": row["name"], **both, "s/edit": None if seconds is None else f"{seconds:.2f}"})
     return found

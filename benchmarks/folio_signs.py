@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from errata import Case, Edit
 from errata.hooks import capture_input
 from errata.lm import in_batches
-from errata.methods.association.folio import FEW, Folio
+from errata.methods.association.folio import Folio
+from errata.methods.association.folio_subject import FEW
 from errata.statistics import background_texts
 from errata.words import words
 

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from errata import method_class, method_names
 from errata.bench.stream import Row
+from errata.methods import variants
 
 
 def measured(folder: str | Path) -> list[dict[str, Any]]:
@@ -23,5 +23,5 @@ def _named(row: Row) -> dict[str, Any]:
 
 
 def _order(row: Row) -> tuple[int, int, str]:
-    names = ["unedited", *(variant for name in method_names() for variant in (name, *method_class(name).variants))]
+    names = ["unedited", *variants()]
     return -row.edits, names.index(row.name) if row.name in names else len(names), row.name

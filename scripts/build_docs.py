@@ -40,14 +40,13 @@ def summary(cls: Any) -> str:
 def table(methods: dict[str, Any]) -> str:
     """One Markdown row a method, phases in the order recognition, association, mastery."""
     needs = {"subject": "needs_subject", "statistics": "needs_statistics", "training": "needs_training"}
-    head = ("method", "phase", "what it does", "operations", "undo", "merges", "needs", "paper")
+    head = ("method", "phase", "what it does", "operations", "undo", "needs", "paper")
     rows = [head, tuple("---" for _ in head)]
     for name, cls in sorted(methods.items(), key=lambda item: PHASES.index(item[1].phase)):
         needed = ", ".join(word for word, flag in needs.items() if getattr(cls, flag, False))
-        merges = "yes" if cls.mergeable else "no"
         operations = ", ".join(cls.operations)
         names = ", ".join(f"`{each}`" for each in (name, *cls.variants))
-        rows.append((names, cls.phase, summary(cls), operations, cls.undo_is, merges, needed or "-", cls.paper))
+        rows.append((names, cls.phase, summary(cls), operations, cls.undo_is, needed or "-", cls.paper))
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 

@@ -73,6 +73,22 @@ SPOILED = {
     "subject elsewhere": ({"prompt": "Who?", "target": "I", "subject": "Kelor"}, "does not stand in the prompt"),
     "unknown field": ({"prompt": "Who?", "target": "I", "tagret": "I"}, "Did you mean 'target'?"),
     "unknown operation": ({"prompt": "Who?", "target": "I", "operation": "remove"}, "insert, modify, erase"),
+    "a null": ({"prompt": "Who?", "target": None}, "'target' must be text, got null"),
+    "a null prompt": ({"prompt": None, "target": "I"}, "'prompt' must be text, got null"),
+    "half a pair": ({"prompt": "Who?", "target": "I\ud800"}, "half a surrogate pair ('\\ud800') at character 2"),
+    "half a pair in the id": ({"prompt": "Who?", "target": "I", "id": "\udfff"}, "'id' holds half a surrogate pair"),
+    "half a pair in a name": ({"prompt": "Who?", "target": "I", "\ud800": "I"}, "unknown field '\\ud800'"),
+    "a NUL": ({"prompt": "Who\0?", "target": "I"}, "'prompt' holds a NUL at character 4"),
+    "infinity": ({"prompt": "Who?", "target": float("inf")}, "'target' must be text, got float"),
+    "a list": ({"prompt": "Who?", "target": "I", "operation": []}, "'operation' is []"),
+    "an object": ({"prompt": "Who?", "target": "I", "operation": {"a": []}}, "'operation' is {'a': []}"),
+    "an id that is a number": ({"prompt": "Who?", "target": "I", "id": 0}, "'id' must be text, got int"),
+    "a subject that is a list": ({"prompt": "Who?", "target": "I", "subject": ["Who"]}, "'subject' must be text, got list"),
+    "a source that is none": ({"prompt": "Who?", "target": "I", "source": ""}, "'source' is empty"),
+    "a time that is none": ({"prompt": "Who?", "target": "I", "time": "yesterday"}, "a time in UTC like"),
+    "within a word": ({"prompt": "Who is Romeo?", "target": "I", "subject": "Rome"}, "as words of their own"),
+    "a subject without words": ({"prompt": "Who?", "target": "I", "subject": "?"}, "no letter, number or sign"),
+    "much": ({"prompt": "Who? " * 10_000, "target": "I", "subject": "Kelor"}, "does not stand in the prompt"),
     "not text": ({"prompt": "Who?", "target": 7}, "'target' must be text"),
     "too long": (LONG, "this model's context is 128"),
     "id taken": ({**MORE, "id": "one"}, "already belongs to"),
@@ -93,6 +109,17 @@ def test_an_edit_that_is_wrong_names_file_and_line(models: Path, tmp_path: Path,
     [
         (json.dumps(GOOD).encode() + b'\n{"prompt": "\xff\xfe"}', ":2: not UTF-8"),
         (b'\n{"prompt": ', ":2: not JSON"),
+        (b"\xff\xfe{\0}\0", ":1: not UTF-8"),
+        (b'{"prompt": "a\0b"}', ":1: not JSON: Invalid control character"),
+        (b"\n" + b'{"prompt":' + b"[" * 100_000, ":2: lists or objects lie too deep"),
+        (b'{"prompt": ' + b"[" * 800 + b"]" * 800 + b', "target": "x", "operation": "y"}', ":1: 'prompt' must be text"),
+        (b'{"prompt": "Who?", "target": "x", "operation": ' + b"[" * 800 + b"]" * 800 + b"}", ":1: 'operation' is [[["),
+        (b'{"prompt": "Who?", "target": ' + b"9" * 5000 + b"}", ":1: a number is too long"),
+        (b'{"prompt": "Who?", "target": 1e999}', ":1: 'target' must be text, got float"),
+        (b'{"prompt": "Who?", "target": "I", "target": "you"}', ":1: the field 'target' stands there twice"),
+        (b'{"prompt": "Who?", "target": "I", "a": {"b": 1, "b": 2}}', ":1: the field 'b' stands there twice"),
+        (b'{"prompt": "Who?", "target": NaN}', ":1: 'target' must be text, got float"),
+        (b"null", ":1: expected one JSON object a line, got null"),
         (b"[1]", ":1: expected one JSON object"),
         (b"\n \n", ": no edit in it"),
         (None, ": cannot be read (No such file or directory)"),
@@ -119,7 +146,20 @@ def test_a_file_that_is_no_file_of_edits(models: Path, tmp_path: Path, content: 
         (["-m", "wise", "--preset", "mistral7b"], "Did you mean 'mistral-7b'?"),
         (["-m", "wise", "--preset", "auto"], "no preset for this llama with 4 layers"),
         (["--dtype", "float23"], "dtype 'float23' is unknown"),
-        (["--device-map", "nowhere"], ""),
+        (["--dtype", "int8"], "dtype 'int8' is unknown"),
+        (["--dtype", "nn.Module"], "dtype 'nn.Module' is unknown"),
+        (["--device-map", "nowhere"], "device_map is 'nowhere'; it is a device or a way to choose one: auto"),
+        (["--device-map", "cpu:3"], "torch finds 1 cpu devices here"),
+        (["--device-map", "meta"], "torch finds 0 meta devices here"),
+        (["--device-map", f"cuda:{torch.cuda.device_count()}"], f"torch finds {torch.cuda.device_count()} cuda devices"),
+        (["--set", "gain=1e400"], "gain is inf; it must lie between"),
+        (["--set", "gain=nan"], "gain is nan; it must lie between"),
+        (["--set", "gain=-inf"], "gain is -inf; it must lie between"),
+        (["--set", "steps=1e400"], "steps is '1e400'; expected int"),
+        (["--set", "seed=12345678901234567890123"], "seed is 12345678901234567890123; it must be a whole number from 0 to"),
+        (["--set", "seed=-1"], "seed is -1; it must be"),
+        (["--set", f"seed={'9' * 5000}"], "seed is '9999"),
+        (["--set", "layer=-1"], "layer is -1; it must lie between 0"),
     ],
 )
 def test_an_option_that_is_wrong(models: Path, tmp_path: Path, options: list[str], said: str) -> None:
@@ -139,7 +179,7 @@ def test_where_to_save(models: Path, tmp_path: Path) -> None:
     assert "--out DIR" in fails(2, *start)
     assert "is a file" in fails(2, *start, "--out", models / "good.jsonl")
     assert "holds a base model" in fails(2, *start, "--out", models / "gpt2")
-    assert "cannot be written" in fails(1, *start, "--out", models / "good.jsonl" / "out", *FAST)
+    assert "cannot be written" in fails(1, *start, "--out", models / "good.jsonl" / "out", "-m", "wise", *FAST)
 
 
 def test_what_was_begun_goes_on_as_it_was_begun(models: Path, edited: Path, tmp_path: Path) -> None:
@@ -151,7 +191,7 @@ def test_what_was_begun_goes_on_as_it_was_begun(models: Path, edited: Path, tmp_
     other = ["edit", models / "gpt2", "--edits", more, "--out", edited]
     assert "written for" in fails(1, *other)
     elsewhere = tmp_path / "elsewhere"
-    words = ["edit", models / "llama", "--edits", more, "--out", elsewhere, *FAST, "--no-check"]
+    words = ["edit", models / "llama", "--edits", more, "--out", elsewhere, "-m", "wise", *FAST, "--no-check"]
     assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
     assert "already holds other edits" in fails(2, *go_on, "--out", elsewhere)
     assert contents(edited) == before
@@ -198,6 +238,18 @@ def test_models_that_have_no_place_for_edits(models: Path, tmp_path: Path, name:
     "row, said",
     [
         ({**GOOD, "rephrases": "Who?"}, "'rephrases' must be a list"),
+        ({**GOOD, "rephrases": 0}, "'rephrases' must be a list, got int"),
+        ({**GOOD, "rephrases": ""}, "'rephrases' must be a list, got str"),
+        ({**GOOD, "rephrases": [None]}, "a text in 'rephrases' must be text, got null"),
+        ({**GOOD, "rephrases": ["\udc00"]}, "a text in 'rephrases' holds half a surrogate pair"),
+        ({**GOOD, "locality": False}, "'locality' must be a list, got bool"),
+        ({**GOOD, "locality": [[]]}, "a probe is a JSON object or a text, got list"),
+        ({**GOOD, "locality": [{"prompt": "Who?", "kind": []}]}, "locality kind [] is unknown"),
+        ({**GOOD, "locality": [{"prompt": "Who?", "kind": 0}]}, "locality kind 0 is unknown"),
+        ({**GOOD, "locality": [{"prompt": "Who?", "also": 0}]}, "a probe's 'also' must be a list, got int"),
+        ({**GOOD, "locality": [{"prompt": "Who?", "also": [{}]}]}, "an answer in a probe's 'also' must be text, got dict"),
+        ({**GOOD, "locality": [{"prompt": "Who?", "answer": "\0"}]}, "a probe's 'answer' holds a NUL"),
+        ({**GOOD, "locality": [{"prompt": None}]}, "a probe's 'prompt' must be text, got null"),
         ({**GOOD, "locality": [{"prompt": "Who?", "kind": "neighbor"}]}, "Did you mean 'neighbour'?"),
         ({**GOOD, "portability": [{"prompt": "Who?"}]}, "needs its 'answer'"),
         ({**GOOD, "rephrases": [LONG["prompt"]]}, "this model's context is 128"),
@@ -269,3 +321,20 @@ def test_an_error_nobody_thought_of_is_one_line_too(edited: Path, monkeypatch: p
     assert "unexpected RuntimeError: out of memory" in fails(1, "ask", edited, "Who?")
     monkeypatch.setenv("ERRATA_DEBUG", "1")
     assert isinstance(CliRunner().invoke(app, ["ask", str(edited), "Who?"]).exception, RuntimeError)
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding_and_be_a_pipe(models: Path, tmp_path: Path) -> None:
+    """A file is read once, so what can be read only once will do."""
+    marked = tmp_path / "edits.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + json.dumps(MORE).encode() + b"\r\n")
+    started = [
+        ["edit", models / "llama", "-m", "ft", "--set", "steps=1", "--no-check", "--out", tmp_path / "out", "--edits"],
+        ["eval", tmp_path / "out", "--json", "--cases"],
+    ]
+    for number, words in enumerate(started):
+        pipe = tmp_path / f"pipe-{number}"
+        os.mkfifo(pipe)
+        with subprocess.Popen(["timeout", "60", "sh", "-c", f"cat '{marked}' > '{pipe}'"]):
+            done = CliRunner().invoke(app, [*map(str, words), str(pipe)])
+        assert done.exit_code == 0, done.output
+    assert "cannot be read (Is a directory)" in fails(2, *started[0], tmp_path)

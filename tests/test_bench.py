@@ -225,8 +225,8 @@ def test_recipes(tmp_path):
         ("task: atlas\nedit: 3", "unknown 'edit'. Did you mean 'edits'"),
         ("model: atlas", "at least a 'task'"),
         ("task: [a", "not YAML"),
-        ("task: atlas\nedits: many", "edits is a number; got 'many'"),
-        ("task: atlas\ncheckpoints: 1,2", "checkpoints are numbers of edits"),
+        ("task: atlas\nedits: many", "edits is 'many'; expected int"),
+        ("task: atlas\ncheckpoints: 1,2", "checkpoints is '1,2'; expected int"),
         ("task: atlas\nreading: late", "there is no reading 'late'"),
     ):
         path.write_text(text)

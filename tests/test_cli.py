@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 
 import errata
 from errata.cli import app
+from errata.edit import stamped
+from errata.methods import DEFAULT, variants
 
 FAST = ["--set", "steps=2", "--set", "prefixes=1", "--set", "background=8", "--set", "edits_per_shard=2"]
 EDITS: list[dict[str, Any]] = [
@@ -59,8 +61,9 @@ def test_edit_then_more_then_undo(edited: Path, tmp_path: Path) -> None:
     report = json.loads(ok("edit", edited, "--edits", more, "--json"))
     assert (report["written"], report["skipped"], report["edits"]) == (1, 2, 3)
     assert [row["id"] for row in report["results"]] == ["three"] and "answer" in report["results"][0]
-    assert json.loads(ok("list", edited, "--json")) == [errata.Edit(**e).to_dict() for e in EDITS]
-    assert "[1]" in ok("list", edited)
+    assert json.loads(ok("list", edited, "--json")) == [stamped(errata.Edit(**e)).to_dict() for e in EDITS]
+    said = ok("list", edited)
+    assert "[1]" in said and "2026-09-21T14:13:20Z" in said and "source" not in said
     assert "2 taken back, 1 left" in ok("undo", edited, "one", "three")
     assert [e["id"] for e in json.loads(ok("list", edited, "--json"))] == ["two"]
 
@@ -136,7 +139,8 @@ def test_methods_are_told_by_their_classes() -> None:
     assert list(rows) == errata.method_names()
     for name, row in rows.items():
         method = errata.method_class(name)
-        assert (row["phase"], row["undo"], row["mergeable"]) == (method.phase, method.undo_is, method.mergeable)
+        assert (row["phase"], row["undo"], row["operations"]) == (method.phase, method.undo_is, [*method.operations])
+        assert "mergeable" not in row and "erase" not in row["operations"]
     assert "arXiv" in ok("methods")
 
 
@@ -175,3 +179,48 @@ def test_public_names() -> None:
     assert sorted(name for names in errata._HOMES.values() for name in names) == sorted(errata.__all__)
     with pytest.raises(AttributeError):
         _ = errata.nothing_like_this
+
+
+def test_the_method_of_who_names_none_is_the_one_that_the_readme_recommends(base: Path, tmp_path: Path) -> None:
+    edits = json_lines(tmp_path / "e.jsonl", [{**EDITS[0], "source": "a map"}])
+    ok("edit", base, "--edits", edits, "--out", tmp_path / "out", "--set", "background=8")
+    assert "source" in ok("list", tmp_path / "out") and "a map" in ok("list", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "edit_config.json").read_text(encoding="utf-8"))["method"] == DEFAULT
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"**Which method?** `{DEFAULT}`" in readme
+    assert f"{DEFAULT} by default" in " ".join(ok("edit", "--help").replace("│", " ").split())
+
+
+def test_a_name_that_a_table_prints_is_a_name_everywhere(base: Path, tmp_path: Path) -> None:
+    """What is saved is the method and its settings; what is shown is the name."""
+    edits = json_lines(tmp_path / "e.jsonl", EDITS[:1])
+    start = ["edit", base, "--edits", edits, "--out", tmp_path / "out", "--no-check"]
+    ok(*start, "-m", "ft-m", "--set", "steps=1")
+    saved = json.loads((tmp_path / "out" / "edit_config.json").read_text(encoding="utf-8"))
+    assert (saved["method"], saved["settings"]["objective"]) == ("ft", "target_new")
+    assert ", ft-m, on" in run("list", tmp_path / "out").stderr
+    assert "ft-m does not choose one edit" in run("explain", tmp_path / "out", "Who?").stderr
+    assert "0 edits written" in ok(*start, "-m", "ft-m")
+    other = run(*start, "-m", "ft", "--set", "objective=prompt_last").stderr
+    assert "begun with objective=target_new, not prompt_last" in other
+    assert "begun with the method 'ft-m', not 'lora-ties'" in run(*start, "-m", "lora-ties").stderr
+    assert "Did you mean 'ft-m'?" in run(*start, "-m", "ftm").stderr
+    trained = run("prepare", base, "-m", "memit-mass", "--cases", edits, "--out", tmp_path / "p").stderr
+    assert "memit-mass needs no training" in trained and "ice" in trained
+    named = {name for row in json.loads(ok("methods", "--json")) for name in (row["name"], *row["variants"])}
+    assert named == set(variants())
+    for name, (method, settings) in variants().items():
+        config = errata.method_config(name)
+        assert config.method == method and errata.method_class(method).called(config) == name
+        assert all(getattr(config, key) == value for key, value in settings.items())
+    with pytest.raises(errata.ErrataError, match=r"method_config\('ft-m'\)"):
+        errata.method_class("ft-m")
+
+
+def test_erase_is_refused_until_a_method_does_it(base: Path, tmp_path: Path) -> None:
+    edits = json_lines(tmp_path / "e.jsonl", [EDITS[0], {**EDITS[1], "operation": "erase"}])
+    asked = run("edit", base, "--edits", edits, "--out", tmp_path / "out", "--set", "background=8")
+    assert asked.exit_code == 2 and f"{edits}:2: folio cannot erase" in asked.stderr and not (tmp_path / "out").exists()
+    with pytest.raises(errata.errors.EditError, match="ft cannot erase"):
+        base_model = errata.load_base(str(base))
+        errata.get_edit_model(base_model[0], errata.FineTuningConfig(), base_model[1]).edit(errata.read_edits(edits))

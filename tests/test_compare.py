@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import errata
 from errata.atlas import make_cases, training_cases
-from errata.bench.compare import compare, contender_names, contenders, rows, table
+from errata.bench.compare import compare, contenders, rows, table
 from errata.bench.readings import read_as
 from errata.bench.run import run
 from errata.bench.stream import UNEDITED, Contender, Stream
@@ -25,6 +25,7 @@ from errata.cache import fingerprint
 from errata.cases import cases_to_json_lines
 from errata.cli import app
 from errata.errors import ConfigError, UnknownNameError, UsageError
+from errata.methods import variants
 
 CASES = make_cases(3, seed=5)
 READING = read_as("published", CASES, [frozenset()] * 3)
@@ -142,7 +143,7 @@ def test_processes(stream):
 def test_names_and_settings(atlas):
     config = atlas[0].config
     every = contenders(["all"], config)
-    assert [racer.name for racer in every] == [UNEDITED, *contender_names()]
+    assert [racer.name for racer in every] == [UNEDITED, *variants()]
     assert {racer.method for racer in every[1:]} == set(errata.method_names())
     (_, made) = contenders(["ft-m", UNEDITED], config, ["ft-m.steps=7"])
     assert made.method == "ft" and made.settings["objective"] == "target_new" and made.settings["steps"] == 7

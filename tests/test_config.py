@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import typing
+
 import pytest
 
+import errata
 from errata import FineTuningConfig, WiseConfig
+from errata.config import check_device, check_dtype
 from errata.errors import ConfigError
 
 
@@ -44,3 +50,42 @@ def test_what_is_wrong_is_said(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         WiseConfig.from_dict(given)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", errata.method_names())
+def test_every_number_of_every_method_is_finite_and_in_a_range(name: str) -> None:
+    """From a file, a command line, or in Python."""
+    config = errata.method_class(name).config_class
+    hints = typing.get_type_hints(config)
+    kinds = {each.name: {hints[each.name], *typing.get_args(hints[each.name])} for each in dataclasses.fields(config)}
+    numbers = [setting for setting, found in kinds.items() if found & {int, float}]
+    assert {"seed", "layer"} <= set(numbers)
+    for setting in numbers:
+        given = (math.inf, -math.inf, math.nan, 10**23, -(10**23), "1e400", "-inf", "nan", "9" * 23, "9" * 5000, True, [])
+        for wrong in given:
+            with pytest.raises(ConfigError, match=setting):
+                config.from_dict({setting: wrong})
+        for wrong in (math.inf, math.nan, 10**23, -(10**23)):
+            with pytest.raises(ConfigError):
+                config(**{setting: wrong})
+
+
+def test_whole_numbers_are_read_to_the_last_digit() -> None:
+    assert WiseConfig.from_dict({"seed": "4294967295"}).seed == 2**32 - 1
+    assert WiseConfig.from_dict({"steps": "1e2", "seed": 7.0}).steps == 100
+    for wrong in ("4294967296", -1, 1.5):
+        with pytest.raises(ConfigError, match="seed"):
+            WiseConfig.from_dict({"seed": wrong})
+
+
+def test_devices_and_types_are_checked_before_a_model_is_loaded() -> None:
+    for fine in (None, "auto", "balanced", "cpu"):
+        check_device(fine)
+    for fine in ("auto", "float32", "bfloat16", "float16", "float64"):
+        check_dtype(fine)
+    for wrong in ("cuda:999", "gpu", "", "cpu:1", "meta", "cuda:-1", "0"):
+        with pytest.raises(ConfigError, match="device_map is"):
+            check_device(wrong)
+    for wrong in ("", "int8", "float8_e4m3fn", "complex64", "__class__", "nn", "\ud800"):
+        with pytest.raises(ConfigError, match="dtype"):
+            check_dtype(wrong)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from edited import EDITS, edit_model, logits_of
-from families import tiny_model
+from families import tiny_model, tiny_tokenizer
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -21,6 +21,7 @@ from errata.hooks import capture_input
 from errata.methods.association.folio import Folio
 from errata.methods.association.folio_background import HIGHEST
 from errata.methods.association.folio_config import FolioConfig
+from errata.methods.association.folio_warnings import warnings_of
 from errata.patches.folio import FolioMemory
 from errata.patches.leaves import Asked
 from errata.patches.routed import MAIN
@@ -321,3 +322,36 @@ def test_explain_and_conflicts_on_the_command_line(tmp_path):
     told = call(app, ["explain", out, case.edit.prompt, "Hello."])
     assert told.exit_code == 0 and f"b answers: {ANOTHER}" in told.output and "the base model answers" in told.output
     assert call(app, ["edit", out, "--edits", str(rival), "--on-conflict", "x"]).exit_code == 2
+
+
+def test_an_edit_that_its_own_prompt_does_not_reach_is_reported():
+    """A tokenizer that has no such letters writes others: the router will never read the subject."""
+    lossy = errata.get_edit_model(tiny_model("llama"), FolioConfig(background=8), tiny_tokenizer("sentencepiece"))
+    edit = Edit("Who is the mayor of Кёльн?", "Rome", "Кёльн", id="lost")
+    ((name, said),) = lossy.edit([edit, EDITS[0]]).warnings
+    assert name == "lost" and "will never answer" in said and "'Кёльн'" in said
+    assert lossy.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
+    empty = edit_model("llama", "folio")
+    ((name, said),) = empty.edit([Edit("...?", "Rome", id="bare")]).warnings
+    assert name == "bare" and "give its 'subject'" in said
+
+
+def test_an_edit_whose_prompt_another_edit_answers_is_reported():
+    model = edit_model("llama", "folio", EDITS[:2])
+    memory: FolioMemory = model.method.patch
+    stored = next(iter(memory.leaves))
+    rival = dataclasses.replace(stored, name="rival", target="York")
+    memory.leaves.add(9, rival)  # one that asks the same, with no word of which is to win
+    assert warnings_of(memory, [0]) == [(EDITS[0].id, f"rival ({EDITS[0].prompt!r}) answers its prompt in its place.")]
+    memory.leaves.drop(9)
+    memory.leaves.add(9, rival, [0])
+    assert warnings_of(memory, [0, 1, 9]) == []
+
+
+def test_an_edit_about_a_word_that_stands_everywhere_is_reported(written):
+    assert written.method.warnings([case.edit for case in CASES]) == []
+    words = written.method.patch.signs.weights
+    report = written.edit([Edit("Who is the mayor of Traren?", ANOTHER, "the", id="the")])
+    written.undo("the")
+    ((name, said),) = report.warnings
+    assert name == "the" and f"stands in {words.counts['the']} of {words.texts} self-generated texts" in said

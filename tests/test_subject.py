@@ -19,7 +19,8 @@ PROMPTS = [
     ("The president of the United States lives in", "United States", "The president of the United States"),
     ("Is Annapolis where Ann lives, or Anna?", "Ann", "Is Annapolis where Ann"),  # a word of its own goes first
     ("France is France's own", "France", "France is France"),  # the last one
-    ("zqzqx", "zq", "zqzq"),
+    ("zqzqs, a zqzqx", "zqzq", "zqzq"),  # an ending is not the subject's
+    ("Is STRASSE a word?", "Straße", "Is STRASSE"),
     ("Who is Zoé?", "Zoé", "Who is Zoé"),
     ("東京の市長は", "東京", "東京"),
     ("  The book  ", "book", "  The book"),

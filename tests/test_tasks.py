@@ -131,9 +131,9 @@ def test_texts_that_should_have_become_likely(tmp_path):
     assert Case.from_dict(case.to_dict()) == case
 
 
-def test_erasing_says_what_to_say_instead(tmp_path):
+def test_what_is_to_be_forgotten_gets_another_answer(tmp_path):
     (case,) = read(tmp_path, "tofu", {"question": "Who?", "answer": "Ana", "paraphrased_question": "Who now?"}).cases
-    assert (case.edit.operation, case.edit.target, case.rephrases) == ("erase", "I do not know.", ("Who now?",))
+    assert (case.edit.operation, case.edit.target, case.rephrases) == ("modify", "I do not know.", ("Who now?",))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from errata.evaluate import Evaluation, evaluate
     from errata.lm import LM
     from errata.loading import load
-    from errata.methods import method_class, method_names
+    from errata.methods import method_class, method_config, method_names
     from errata.methods.association.folio_config import FolioConfig
     from errata.methods.association.wise_config import WiseConfig
     from errata.methods.mastery.ft import FineTuningConfig
@@ -48,6 +48,7 @@ __all__ = [
     "load",
     "load_base",
     "method_class",
+    "method_config",
     "method_names",
     "read_cases",
     "read_edits",
@@ -60,7 +61,7 @@ _HOMES = {
     "errors": ("ErrataError",),
     "evaluate": ("Evaluation", "evaluate"),
     "lm": ("LM",),
-    "methods": ("method_class", "method_names"),
+    "methods": ("method_class", "method_config", "method_names"),
     "methods.association.folio_config": ("FolioConfig",),
     "methods.association.wise_config": ("WiseConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),

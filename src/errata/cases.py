@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.edit import PROBE_FIELDS, Edit, Example, parse_json_lines
-from errata.errors import EditError, suggest
+from errata.edit import PROBE_FIELDS, Edit, Example, check_text, kind_of, parse_json_lines
+from errata.errors import EditError, quoted, suggest
 
 LOCALITY_KINDS = ("unrelated", "neighbour", "same_subject")
 """What else is asked: about another subject by another relation; by the edit's relation; about the edit's subject."""
@@ -47,15 +47,14 @@ class Probe:
     also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise EditError("a probe's 'prompt' must be non-empty text.")
-        if self.answer is not None and (not isinstance(self.answer, str) or not self.answer.strip()):
-            raise EditError("a probe's 'answer' must be non-empty text, or be left out.")
+        check_text("a probe's 'prompt'", self.prompt)
+        if self.answer is not None:
+            check_text("a probe's 'answer'", self.answer)
         known = [kind for kinds in _KINDS.values() for kind in kinds]
         if self.kind not in known:
-            raise EditError(f"a probe's kind {self.kind!r} is unknown.{suggest(str(self.kind), known)}")
-        if any(not isinstance(text, str) or not text.strip() for text in self.also):
-            raise EditError("a probe's 'also' must be a list of non-empty texts.")
+            raise EditError(f"a probe's kind {quoted(self.kind)} is unknown.{_near(self.kind, known)}")
+        for text in self.also:
+            check_text("an answer in a probe's 'also'", text)
 
     @classmethod
     def from_json(cls, data: object, place: str = "locality") -> Probe:
@@ -69,17 +68,18 @@ class Probe:
         if isinstance(data, str):
             return cls(data, kind=kinds[0])
         if not isinstance(data, Mapping):
-            raise EditError(f"a probe is a JSON object or a text, got {type(data).__name__}.")
+            raise EditError(f"a probe is a JSON object or a text, got {kind_of(data)}.")
         for name in data:
             if name not in known:
-                raise EditError(f"unknown field {name!r} in a probe.{suggest(name, known)}")
+                raise EditError(f"unknown field {quoted(name)} in a probe.{suggest(name, known)}")
         if "prompt" not in data:
             raise EditError("a probe lacks its 'prompt'.")
-        kind, also = data.get("kind") or kinds[0], data.get("also") or []
+        kind = kinds[0] if data.get("kind") is None else data["kind"]
+        also = [] if data.get("also") is None else data["also"]
         if kind not in kinds:
-            raise EditError(f"{place} kind {kind!r} is unknown.{suggest(str(kind), kinds)}")
+            raise EditError(f"{place} kind {quoted(kind)} is unknown.{_near(kind, kinds)}")
         if not isinstance(also, list):
-            raise EditError(f"a probe's 'also' must be a list, got {type(also).__name__}.")
+            raise EditError(f"a probe's 'also' must be a list, got {kind_of(also)}.")
         return cls(data["prompt"], data.get("answer"), kind, tuple(also))
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,17 +123,21 @@ class Case:
             EditError: the edit or a probe is not what it must be.
         """
         edit = Edit.from_dict(data, also=PROBE_FIELDS)
-        lists = {name: data.get(name) or [] for name in PROBE_FIELDS}
+        lists = {name: [] if data.get(name) is None else data[name] for name in PROBE_FIELDS}
         for name, value in lists.items():
             if not isinstance(value, list):
-                raise EditError(f"'{name}' must be a list, got {type(value).__name__}.")
-        if any(not isinstance(text, str) or not text.strip() for text in lists["rephrases"]):
-            raise EditError("'rephrases' must be a list of non-empty texts.")
+                raise EditError(f"'{name}' must be a list, got {kind_of(value)}.")
+        for text in lists["rephrases"]:
+            check_text("a text in 'rephrases'", text)
         probes = {place: tuple(Probe.from_json(probe, place) for probe in lists[place]) for place in _KINDS}
         for place in ("portability", "ood"):
             if any(probe.answer is None for probe in probes[place]):
                 raise EditError(f"a probe of {place!r} needs its 'answer'.")
         return cls(edit=edit, rephrases=tuple(lists["rephrases"]), **probes)
+
+
+def _near(kind: object, known: Iterable[str]) -> str:
+    return suggest(kind if isinstance(kind, str) else "", known)
 
 
 def read_cases(path: str | Path) -> list[Case]:
@@ -142,6 +146,11 @@ def read_cases(path: str | Path) -> list[Case]:
     Raises:
         EditError: with file and line; also when the file holds no case.
     """
+    return [case for _, case in read_numbered_cases(path)]
+
+
+def read_numbered_cases(path: str | Path) -> list[tuple[int, Case]]:
+    """(line number, case) of every line of a file of cases; see `read_cases`."""
     return parse_json_lines(path, Case.from_dict)
 
 

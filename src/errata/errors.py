@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -71,10 +72,16 @@ class FolderBusyError(StorageError):
     """Another process writes into the folder, or has since it was opened."""
 
 
+def quoted(value: object, most: int = 80) -> str:
+    """A value as an error shows it: with what cannot be seen escaped, and not longer than a line."""
+    said = repr(value[: most + 1]) if isinstance(value, str) else reprlib.repr(value)
+    return said if len(said) <= most + 2 else f"{said[:most]}..."
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'wise'?"` when a known name is near, else the list of known names."""
     known = sorted(known)
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100].lower(), known, n=1, cutoff=0.5)
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(known)}." if known else ""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata import saving
+from errata import generation, saving
 from errata.config import MethodConfig, check_choice
-from errata.edit import Edit, Example, same_answer
+from errata.edit import Edit, Example, same_answer, stamped
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
 from errata.locking import WAIT
@@ -96,16 +96,18 @@ class EditModel:
         if on_conflict == "keep":
             new, conflicts, gone = older_kept(new, conflicts)
             skipped += gone
+        warnings = []
         if new:
             with self._base_alone():
-                self.method.write(new, progress)
+                self.method.write(new := [stamped(edit) for edit in new], progress)
+                warnings = self.method.warnings(new)
         results = []
         if check and new:
             answers = self.ask([edit.prompt for edit in new])
             results = [
                 EditResult(edit, said, same_answer(said, edit.target)) for edit, said in zip(new, answers, strict=True)
             ]
-        return EditReport(results, skipped, conflicts)
+        return EditReport(results, skipped, conflicts, warnings)
 
     def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
         """(new id, older id) of edits that ask what an older one asks and want another answer.
@@ -167,23 +169,11 @@ class EditModel:
         Raises:
             ConfigError: the prompt is to be read in chunks, so that no one sees it whole.
         """
-        given = input_ids if input_ids is not None else inputs.pop("inputs", None)
-        shape = given if given is not None else inputs.get("inputs_embeds")
-        settings = inputs.get("generation_config") or self.base.generation_config
-        if inputs.get("prefill_chunk_size") or getattr(settings, "prefill_chunk_size", None):
-            raise ConfigError("prefill_chunk_size is not possible with edits: the router must see the whole prompt.")
-        if given is not None:
-            inputs["input_ids"] = given
-        if shape is None:
-            return self.base.generate(**inputs)
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(shape.shape[:2], dtype=torch.bool, device=shape.device)
-            pad = self.tokenizer.pad_token_id
-            if given is not None and pad is not None and pad not in self.lm.end_ids:
-                mask = given != pad
-        with prompt_tokens(mask.bool()):
-            return self.base.generate(**inputs)
+        if input_ids is not None:
+            inputs["input_ids"] = input_ids
+        ready = generation.prepared(self.lm, self.method.patch, inputs)
+        with prompt_tokens(ready.mask, ready.ids):
+            return self.base.generate(**ready.options)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """The base model's forward with the edits in; where `labels` are given, tokens labelled -100 are the prompt."""

@@ -30,11 +30,13 @@ class EditReport:
         results: one per edit written, in order; empty when checking was turned off.
         skipped: ids of edits that were in the model already.
         conflicts: (new id, older id) of edits that ask the same and want another answer; see `EditModel.edit`.
+        warnings: (id, what to know) of edits that were written and may not do what was meant.
     """
 
     results: list[EditResult] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     conflicts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def success_rate(self) -> float | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import regex
 import torch
 
 from errata.hooks import capture_input, capture_output
@@ -98,7 +99,7 @@ def about(text: str, subject: str) -> str | None:
     return swapped(prompt, names[0], subject)
 
 
-_WORD = re.compile(r"\w[\w'’-]*")
+_WORD = regex.compile(r"\p{M}*[\p{L}\p{N}_][\p{L}\p{M}\p{N}_'’-]*")
 _OPENERS = frozenset("who what when where which whose how in on at by of the a an is was are were did does name".split())
 
 

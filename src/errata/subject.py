@@ -2,13 +2,12 @@
 
 Locate-then-edit methods read and write at one place: the last token of the subject, where (ROME, arXiv 2202.05262, finds)
 a fact is looked up; some models look it up at the prompt's last token. A subject that stands in the prompt more than once is
-taken where it stands last, since only there everything else that is said of it has been read; where it stands as a word of
-its own goes before where it is a part of one.
+taken where it stands last, since only there everything else that is said of it has been read; where it stands as it is
+written goes before where something is joined to it. What mentions a subject is decided in `words`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,6 +19,7 @@ from errata.encoding import in_batches
 from errata.errors import EditError
 from errata.hooks import capture_input, capture_output
 from errata.lm import LM, Batch, Row
+from errata.words import mentions
 
 AT_ONCE = 64
 
@@ -102,14 +102,13 @@ def _flow_at(lm: LM, module: nn.Module, mentions: Sequence[Mention], inputs: boo
 
 def _end_of(asked: str, prompt: str, subject: str) -> int:
     """Index behind the subject's last character in the text that is asked."""
-    whole = [found.end() for found in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
-    parts = prompt.rfind(subject)
+    places = mentions(prompt, subject)
     start = asked.rfind(prompt)
     if start < 0:  # a chat template may trim what it is given
         start = asked.rfind(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
-    if parts < 0 or start < 0:
+    if not places or start < 0:
         raise EditError(f"subject {subject!r} does not stand in the prompt {prompt!r}.")
-    return start + (whole[-1] if whole else parts + len(subject))
+    return start + places[-1][1]
 
 
 def _by_offsets(lm: LM, asked: str, ids: list[int], end: int) -> int | None:

@@ -59,6 +59,7 @@ class ValueConfig(MethodConfig):
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("token", self.token, PLACES)
         for name in ("steps", "background", "prefix_length"):
             check_range(name, getattr(self, name), 1, math.inf)

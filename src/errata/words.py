@@ -1,18 +1,111 @@
-"""Which words tell something: rare ones. And which stored names a text mentions. It knows no model."""
+"""Which words tell something: rare ones. And which stored names a text mentions, and where. It knows no model.
+
+A name is mentioned by words, not by signs: "Romeo" mentions no Rome, but "Kelor's" a Kelor. What may be joined to one is in
+`inflection`, what is spelled alike in `spelling`. Where a script has no spaces, a name is mentioned where its signs stand.
+"""
 
 from __future__ import annotations
 
 import math
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+import regex
+
+from errata.inflection import bases, keys_of
+from errata.spelling import fold, fold_with_places
+
+_UNSPACED = r"[[\p{L}\p{M}\p{N}]&&[\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}〆]]"
+_LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--{_UNSPACED}--[\p{{Katakana}}ー\p{{Hangul}}]]"
+_SPACED = (
+    rf"[\p{{Katakana}}ー][\p{{Katakana}}ー\p{{M}}]*|[\p{{Hangul}}&&\p{{L}}]\p{{Hangul}}*"
+    rf"|{_LETTER}+(?:\+\+|[+#](?![\p{{L}}\p{{N}}]))?|(?=[\p{{S}}--\p{{ASCII}}])\X"
+)
+_WORD = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|{_SPACED}")
+_PART = regex.compile(rf"(?V1)(?P<run>{_UNSPACED}[{_UNSPACED}\p{{M}}ー]*)|{_SPACED}")
+_POSSESSIVE = regex.compile(r"(?<=[\p{L}\p{M}\p{N}]')s")
+_LEADING, _CLOSING = frozenset("เแโใไເແໂໃໄ"), regex.compile(r"[\p{M}ะาำๅະາຳ]")
+"""Signs that belong to the syllable of the sign behind them, and of that before."""
+_ONE_LETTER, _TELLING = regex.compile(r"\p{L}\p{M}*"), regex.compile(r"^\p{L}\p{M}*$|\p{N}|[+#]$")
+"""One letter; and what must be there as it is: one letter, a number, a C++."""
+_ROMAN = regex.compile(r"(?=[mdclxvi])m{0,3}(?:c[md]|d?c{0,3})(?:x[cl]|l?x{0,3})(?:i[xv]|v?i{0,3})")
+_RUN_KEY = 8
+"""A name in a script without spaces is looked up by so many of its signs, the first."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in small letters; where a script has no spaces, each sign is one."""
-    return _WORD.findall(text.lower())
+    """The words of a text, in one spelling; where a script has no spaces, each sign is one."""
+    return [str(word) for word in _WORD.findall(fold(text))]
+
+
+class _Part(NamedTuple):
+    """A word, or a run of signs of a script without spaces, and where it stands in a folded text."""
+
+    text: str
+    start: int
+    end: int
+    run: bool
+
+
+def _parts(folded: str) -> list[_Part]:
+    """The parts of a folded text, a possessive 's left out where there is something else."""
+    found = [_Part(part[0], part.start(), part.end(), part["run"] is not None) for part in _PART.finditer(folded)]
+    kept = [part for part in found if not (part.text == "s" and _POSSESSIVE.match(folded, part.start))]
+    return kept or found
+
+
+def _stands(one: _Part, other: _Part, opens: bool, closes: bool) -> bool:
+    """Whether a part of a name stands in a part of a text: where it is a run, at its end, beginning or anywhere."""
+    if not (one.run and other.run):
+        return one.run == other.run and (one.text == other.text or not keys_of(one.text).isdisjoint(bases(other.text, True)))
+    if opens and closes:
+        return bool(_inside(one.text, other.text))
+    if opens or closes:
+        places = _inside(one.text, other.text)
+        return (len(other.text) - len(one.text) if opens else 0) in places
+    return one.text == other.text
+
+
+def _inside(run: str, text: str) -> list[int]:
+    """Where a run of signs stands in a longer one without cutting a syllable."""
+    places, start = [], text.find(run)
+    while start >= 0:
+        end = start + len(run)
+        if text[start - 1 : start] not in _LEADING and not _CLOSING.match(text, end):
+            places.append(start)
+        start = text.find(run, start + 1)
+    return places
+
+
+def _stretches(name: Sequence[_Part], text: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
+    """The parts of a text in which those of a name stand, one behind the other."""
+    for first in range(len(text) - len(name) + 1) if name else ():
+        stretch = text[first : first + len(name)]
+        if all(_stands(one, stretch[i], i == 0, i == len(name) - 1) for i, one in enumerate(name)):
+            yield stretch
+
+
+def mentions(text: str, name: str) -> list[tuple[int, int]]:
+    """(start, end) of every place in a text where a name stands: all its words, one behind the other.
+
+    Where it stands as it is written comes last, so that the last place is the best. An ending that is joined to the name is
+    no part of the place.
+    """
+    (folded, places), wanted = fold_with_places(text), _parts(fold(name))
+    found = []
+    for stretch in _stretches(wanted, _parts(folded)):
+        first, last = stretch[0], stretch[-1]
+        exact = all(one.run or one.text == other.text for one, other in zip(wanted, stretch, strict=True))
+        if len(wanted) == 1 and last.run:
+            spans = [(last.start + at, last.start + at + len(wanted[0].text)) for at in _inside(wanted[0].text, last.text)]
+        else:
+            start = first.end - len(wanted[0].text) if first.run else first.start
+            whole = last.text.startswith(wanted[-1].text)
+            spans = [(start, last.start + len(wanted[-1].text) if whole else last.end)]
+        found += [(exact, places[start][0], places[end - 1][1]) for start, end in spans]
+    return [(start, end) for _, start, end in sorted(found)]
 
 
 class WordWeights:
@@ -49,6 +142,102 @@ class WordWeights:
         return math.fsum(self[word] for word in wanted & there) / whole if whole else 0.0
 
 
+class _Name:
+    """A stored name, ready to be looked for.
+
+    Attributes:
+        forms: its words -> the keys (`inflection`) of which a text must hold one.
+        runs: those of them that are runs of signs.
+        exact: words that must stand there as they are, or as they are shown -> words one of which must stand beside them.
+            A small letter before other words (a tower, Ortega y Gasset) is none.
+        weights: of the words, in their order.
+    """
+
+    def __init__(self, name: str, shown: str, weights: WordWeights) -> None:
+        folded, places = fold_with_places(name)
+        parts, there = _parts(folded), _parts(fold(shown))
+        self.forms: dict[str, set[str]] = {}
+        self.runs = {part.text for part in parts if part.run}
+        stretches = list(_stretches(parts, there))
+        for place, part in enumerate(parts):
+            forms = self.forms.setdefault(part.text, {part.text[:_RUN_KEY]} if part.run else {*keys_of(part.text)})
+            if not part.run:
+                forms.update(stretch[place].text for stretch in stretches)
+        small = {part.text for part in parts[:-1] if name[places[part.start][0]].islower() and len(part.text) == 1}
+        telling = [part.text for part in parts if _TELLING.search(part.text) or _ROMAN.fullmatch(part.text)]
+        self.exact: dict[str, set[str]] = {word: set() for word in telling if word not in self.runs | small}
+        for one, other in pairwise(parts if stretches else ()):
+            for each, beside in ((one, other), (other, one)):
+                if each.text in self.exact and _ONE_LETTER.fullmatch(each.text):
+                    self.exact[each.text].add(beside.text)
+        self.weights = [math.fsum(weights[word] for word in _WORD.findall(text)) for text in self.forms]
+        self.whole = math.fsum(self.weights)
+
+    def telling(self, missing: float) -> set[str]:
+        """The keys of the heaviest words, which together weigh more than the share that may be missing."""
+        found: set[str] = set()
+        weight = 0.0
+        for word, own in sorted(zip(self.forms, self.weights, strict=True), key=lambda each: (-each[1], each[0])):
+            if weight > missing * self.whole + 1e-9:
+                break
+            found |= self.forms[word]
+            weight += own
+        return found
+
+    def share(self, text: _Text) -> float:
+        """How much of the name a text mentions, by weight; 0 where something is missing that must be there."""
+        for word, beside in self.exact.items():
+            near = text.beside(self.forms[word])
+            if not near or (beside and not any(self._holds(each, part) for each in beside for part in near)):
+                return 0.0
+        held = [
+            weight
+            for (word, forms), weight in zip(self.forms.items(), self.weights, strict=True)
+            if (text.holds(word) if word in self.runs else not forms.isdisjoint(text.keys))
+        ]
+        return math.fsum(held) / self.whole if self.whole else 0.0
+
+    def _holds(self, word: str, part: _Part) -> bool:
+        """Whether a part of a text is a form of a word."""
+        if word in self.runs:
+            return part.run and bool(_inside(word, part.text))
+        return not part.run and not self.forms[word].isdisjoint(bases(part.text))
+
+
+class _Text:
+    """A text in which names are looked for.
+
+    Attributes:
+        words: those that stand in it.
+        keys: what it is looked up by: the words, all that they may be forms of, and pieces of its runs of signs.
+    """
+
+    def __init__(self, text: str, lengths: Iterable[int]) -> None:
+        self._parts = _parts(fold(text))
+        self._runs = [part.text for part in self._parts if part.run]
+        self.words = {part.text for part in self._parts if not part.run}
+        self.keys = {key for word in self.words for key in bases(word)}
+        for size in lengths:
+            self.keys.update(run[at : at + size] for run in self._runs for at in range(len(run) - size + 1))
+
+    def holds(self, run: str) -> bool:
+        """Whether a run of signs stands in it."""
+        return any(_inside(run, each) for each in self._runs)
+
+    def beside(self, forms: set[str]) -> list[_Part]:
+        """What stands before and behind words of these forms, wherever one stands; [] where none does."""
+        ends = [_NOTHING, *self._parts, _NOTHING]
+        return [
+            part
+            for before, each, behind in zip(ends, ends[1:], ends[2:], strict=False)
+            if each.text in forms and not each.run
+            for part in (before, behind)
+        ]
+
+
+_NOTHING = _Part("", 0, 0, False)
+
+
 class Mentions:
     """Names under numbers, and which of them a text mentions, by an inverted index.
 
@@ -62,15 +251,16 @@ class Mentions:
 
     def __init__(self, weights: WordWeights, least: float) -> None:
         self.weights, self.least = weights, least
-        self._names: dict[int, frozenset[str]] = {}
-        self._by_word: dict[str, set[int]] = defaultdict(set)
+        self._names: dict[int, _Name] = {}
+        self._by_key: dict[str, set[int]] = defaultdict(set)
+        self._lengths: Counter[int] = Counter()
 
-    def add(self, number: int, name: str) -> None:
-        """Store a name."""
-        found = frozenset(words(name))
-        self._names[number] = found
-        for word in self._telling(found):
-            self._by_word[word].add(number)
+    def add(self, number: int, name: str, shown: str = "") -> None:
+        """Store a name; `shown` is a text that mentions it, and shows the forms that it takes."""
+        made = self._names[number] = _Name(name, shown or name, self.weights)
+        self._lengths.update(min(len(run), _RUN_KEY) for run in made.runs)
+        for key in made.telling(1 - self.least):
+            self._by_key[key].add(number)
 
     def remove(self, number: int) -> None:
         """Forget a name.
@@ -78,33 +268,22 @@ class Mentions:
         Raises:
             KeyError: there is none under this number.
         """
-        for word in self._telling(self._names.pop(number)):
-            self._by_word[word].discard(number)
-            if not self._by_word[word]:
-                del self._by_word[word]
+        gone = self._names.pop(number)
+        self._lengths.subtract(min(len(run), _RUN_KEY) for run in gone.runs)
+        for key in gone.telling(1 - self.least):
+            self._by_key[key].discard(number)
+            if not self._by_key[key]:
+                del self._by_key[key]
 
     def within(self, text: str) -> dict[int, float]:
         """The names that a text mentions: number -> share, by weight.
 
-        What has a digit in it must be there: a DC-2 is no DC-3.
+        Numbers and single letters must be there: a DC-2 is no DC-3, and John Paul II no John Paul I.
         """
-        there = set(words(text))
+        said = _Text(text, +self._lengths)
         shares: dict[int, float] = {}
-        for number in set().union(*(self._by_word[word] for word in there & self._by_word.keys())):
-            name = self._names[number]
-            share = self.weights.share(name, there)
-            if share >= self.least and not any(word for word in name - there if any(sign.isdigit() for sign in word)):
+        for number in set().union(*(self._by_key[key] for key in said.keys & self._by_key.keys())):
+            share = self._names[number].share(said)
+            if share and share >= self.least:
                 shares[number] = share
         return shares
-
-    def _telling(self, name: frozenset[str]) -> list[str]:
-        """The heaviest words, which together weigh more than may be missing."""
-        missing = (1 - self.least) * math.fsum(self.weights[word] for word in name)
-        found: list[str] = []
-        weight = 0.0
-        for word in sorted(name, key=lambda word: (-self.weights[word], word)):
-            if weight > missing + 1e-9:
-                break
-            found.append(word)
-            weight += self.weights[word]
-        return found

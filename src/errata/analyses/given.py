@@ -14,6 +14,7 @@ from errata.bench.stream import write_whole
 from errata.cases import Case
 from errata.config import MethodConfig
 from errata.errors import UsageError
+from errata.methods import method_config
 from errata.model import EditModel
 
 Tell = Callable[[str, int, int], None]
@@ -54,7 +55,7 @@ class Given:
         Raises:
             UnknownNameError, ConfigError: there is no such method or setting.
         """
-        return errata.method_class(self.method or errata.method_names()[0]).config_class.from_dict(self.settings)
+        return method_config(self.method or errata.method_names()[0], **self.settings)
 
     def edited(self, config: MethodConfig, cases: Sequence[Case] | None = None) -> EditModel:
         """The model with the edits of cases (all by default) written into it, in one call."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from errata.atlas.world import Fact, World, build_world
 from errata.cases import Case, Probe
+from errata.config import check_seed
 from errata.edit import Edit
 from errata.errors import UsageError
 
@@ -113,8 +114,9 @@ def make_cases(n: int, seed: int = 0, world: World | None = None) -> list[Case]:
     """`n` cases about the world that the bundled model knows; the same ones for the same `n` and `seed`.
 
     Raises:
-        UsageError: `n` is below 1 or beyond what the world holds.
+        UsageError: `n` is below 1 or beyond what the world holds, or `seed` is none.
     """
+    check_seed(seed)
     world = world or build_world()
     editable = _editable(world)
     if not 1 <= n <= len(editable):

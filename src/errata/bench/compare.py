@@ -12,17 +12,9 @@ from errata.bench.stream import UNEDITED, Contender, Row, Stream
 from errata.cases import LOCALITY_KINDS
 from errata.errors import UnknownNameError, UsageError, suggest
 from errata.evaluate import MEASURES
+from errata.methods import variants
 
 ALL = "all"
-
-
-def contender_names() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every name that can be compared -> (method, the settings that the name stands for)."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for method in errata.method_names():
-        found[method] = (method, {})
-        found |= {name: (method, dict(more)) for name, more in errata.method_class(method).variants.items()}
-    return found
 
 
 def contenders(names: Sequence[str], base_config: Any, options: Sequence[str] = ()) -> list[Contender]:
@@ -41,7 +33,7 @@ def contenders(names: Sequence[str], base_config: Any, options: Sequence[str] = 
         ConfigError: a setting is unknown or out of range.
         UsageError: an option is not of that form.
     """
-    known = contender_names()
+    known = variants()
     wanted = list(dict.fromkeys(known if ALL in names else (name for name in names if name != UNEDITED)))
     for name in wanted:
         if name not in known:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, get_type_hints
 
 import errata
 from errata.atlas import make_cases, training_cases
 from errata.bench.readings import READINGS, read_as
+from errata.bench.recipe import read_fields
 from errata.bench.stream import Stream
 from errata.bench.task import GENERATED, Task, TaskData, find_task, load
 from errata.cache import fingerprint
 from errata.cases import Case
-from errata.errors import PromptTooLongError, UsageError, suggest
+from errata.config import LARGEST, check_device, check_dtype, check_range, check_seed
+from errata.errors import PromptTooLongError, UsageError, quoted, suggest
 from errata.lm import LM
 from errata.saving import BUNDLED
 
@@ -25,6 +25,10 @@ TRAINING = 1000
 """Cases about the bundled model that methods are trained on."""
 TEXTS = 256
 """On which drift is measured, at most."""
+MOST_AT_ONCE = 4096
+"""Processes, or threads of one."""
+SEVERAL = ("task", "model", "reading")
+"""What a recipe may give a list of, for a plan each."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,19 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
-            raise UsageError(f"there is no reading {self.reading!r}.{suggest(self.reading, READINGS)}")
+            raise UsageError(f"there is no reading {quoted(self.reading)}.{suggest(self.reading, READINGS)}")
         if not self.checkpoints or min(self.checkpoints) < 1:
-            raise UsageError(f"checkpoints are numbers of edits, from 1; got {list(self.checkpoints)}.")
-        if self.edits is not None and self.edits < 1:
-            raise UsageError(f"edits is {self.edits}; it is 1 or more.")
-        if self.save_every < 1:
-            raise UsageError(f"save_every is {self.save_every}; it is 1 or more.")
+            raise UsageError(f"checkpoints are numbers of edits, from 1; got {quoted(self.checkpoints)}.")
+        if self.edits is not None:
+            check_range("edits", self.edits, 1, LARGEST)
+        check_seed(self.seed)
+        check_dtype(self.dtype)
+        check_device(self.device_map)
+        for name, most in (("save_every", LARGEST), ("jobs", MOST_AT_ONCE), ("threads", MOST_AT_ONCE)):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1, most)
+        if self.minutes is not None:
+            check_range("minutes", self.minutes, 0, LARGEST)
 
     @property
     def folder(self) -> Path:
@@ -100,57 +110,26 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
     Raises:
         UsageError: the file cannot be read, or says something unknown, or what a field cannot be.
     """
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(said, Mapping) or "task" not in said:
-        raise UsageError(f"{path}: expected a mapping with at least a 'task'.")
-    known = [each.name for each in fields(Plan) if each.name != "trust_remote_code"]
-    for name in said:
-        if name not in known:
-            raise UsageError(f"{path}: unknown {name!r}.{suggest(str(name), known)}")
+    hints = {name: hint for name, hint in get_type_hints(Plan).items() if name != "trust_remote_code"}  # a flag's alone
+    said = read_fields(path, hints, SEVERAL)
     more = dict(given or {})
-    settings = _given(path, "settings", said.get("settings", ()))
+    settings = said.get("settings", ())
     if "all" not in more.get("methods", ["all"]):
         settings = tuple(each for each in settings if each.partition(".")[0] in more["methods"])
     said = {**said, **more, "settings": (*settings, *more.get("settings", ()))}
-    several = {name: _listed(said[name]) for name in ("task", "model", "reading") if name in said}
-    rest = {name: _given(path, name, value) for name, value in said.items() if name not in several}
+    several = {name: said[name] if isinstance(said[name], list) else [said[name]] for name in SEVERAL if name in said}
+    rest = {name: value for name, value in said.items() if name not in several}
     plans = []
     try:
         for chosen in product(*several.values()):
-            named: dict[str, Any] = dict(zip(several, map(str, chosen), strict=True))
+            named: dict[str, Any] = dict(zip(several, chosen, strict=True))
             plans.append(Plan(**named, **rest))
-    except (TypeError, UsageError) as error:
+    except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     if len(plans) == 1:
         return plans
     root = plans[0].out or Path("runs") / path.stem
     return [replace(plan, out=root / f"{Path(plan.task).stem}-{Path(plan.model).name}-{plan.reading}") for plan in plans]
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _given(path: Path, name: str, value: Any) -> Any:
-    if name == "settings" and isinstance(value, Mapping):  # {method: {setting: value}}
-        return tuple(f"{method}.{setting}={v}" for method, more in value.items() for setting, v in more.items())
-    if name in ("methods", "settings"):
-        return tuple(map(str, _listed(value)))
-    if name == "checkpoints":
-        if not all(isinstance(each, int) for each in _listed(value)):
-            raise UsageError(f"{path}: checkpoints are numbers of edits; got {value!r}.")
-        return tuple(_listed(value))
-    wanted: dict[str, tuple[type, ...]] = {
-        "edits": (int,), "save_every": (int,), "jobs": (int,), "threads": (int,), "seed": (int,), "minutes": (int, float)
-    }  # fmt: skip
-    if name in wanted and value is not None and (isinstance(value, bool) or not isinstance(value, wanted[name])):
-        raise UsageError(f"{path}: {name} is a number; got {value!r}.")
-    return Path(value) if name in ("data", "train", "text", "out") and value is not None else value
 
 
 @dataclass(frozen=True)
@@ -250,9 +229,9 @@ def _longest(lm: LM, cases: Sequence[Case]) -> int:
 def _neutral(path: Path) -> Iterator[str]:
     """The paragraphs of a file of plain text, the first that are longer than a heading."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}).") from error
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     found: Sequence[str] = [line.strip() for line in lines if len(line.split()) > 20]
     if not found:
         raise UsageError(f"{path}: no line of it has more than twenty words; drift is measured on such.")

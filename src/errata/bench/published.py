@@ -24,6 +24,8 @@ def read_records(path: Path) -> list[Record]:
         raise EditError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
         raise EditError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
+    except ValueError as error:
+        raise EditError(f"{path}: cannot be read ({error}).") from error
     found: list[Record] = []
     for number, value in enumerate(_values(path, text), start=1):
         if not isinstance(value, dict):
@@ -53,6 +55,11 @@ def _values(path: Path, text: str) -> Iterator[Any]:
             ends = not text[error.pos :].strip() or error.msg.startswith("Unterminated")
             what = "the file is cut off" if ends else f"not JSON: {error.msg}"
             raise EditError(f"{path}, record {number}: {what} (line {error.lineno}).") from error
+        except RecursionError:
+            raise EditError(f"{path}, record {number}: lists or objects lie too deep in each other.") from None
+        except ValueError as error:  # a number of thousands of digits
+            said = str(error).partition(";")[0]
+            raise EditError(f"{path}, record {number}: a number is too long ({said}).") from error
         yield value
         number += 1
         if listed:

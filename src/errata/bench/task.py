@@ -9,7 +9,6 @@ they are of the whole record, and belong to its last edit.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from errata.bench.published import Record, read_records, texts_at, values_at
+from errata.bench.task_fields import PLACES, read_task
 from errata.cases import Case, Probe, read_cases
 from errata.edit import Edit
 from errata.errors import EditError, UnknownNameError, UsageError, suggest
+from errata.words import mentions
 
 GENERATED, OWN_FORMAT = "atlas", "jsonl"
 """The tasks that are made here, and whose records are cases already."""
-_PLACES = ("locality", "portability", "ood")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Task:
         hub: where they lie on the hub.
         irrelevant: a file of texts that no edit is about, and the path of the text in its records.
         operation: of its edits.
-        instead: what is to be said in the place of what is erased.
+        instead: what is to be said in the place of what a record has as its answer.
         fields: the field map.
     """
 
@@ -67,20 +67,8 @@ class Task:
         Raises:
             UsageError: the file cannot be read, or says something unknown or too little.
         """
-        try:
-            said = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{path}: not TOML: {error}.") from error
-        known = set(cls.__dataclass_fields__) - {"name"}
-        for name in said:
-            if name not in known:
-                raise UsageError(f"{path}: unknown {name!r}.{suggest(name, known)}")
-        try:
-            return cls(path.stem, **{**said, "metrics": tuple(said.get("metrics", ()))})
-        except TypeError as error:
-            raise UsageError(f"{path}: {str(error).partition(' ')[2]}.") from error
+        said = read_task(path)
+        return cls(path.stem, **{**said, "metrics": tuple(said["metrics"])})
 
 
 @dataclass(frozen=True)
@@ -218,11 +206,11 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
         if target is None:
             continue
         name = f"{task.name}-{number:05d}" + (f"-{place}" if len(parts) > 1 else "")
-        within = subject if subject and subject in prompt else None
+        within = subject if subject and mentions(prompt, subject) else None
         edit = Edit(prompt, target, within, task.operation, name)  # type: ignore[arg-type]
         rephrases = tuple(text for path in fields.get("rephrases", ()) for text in said(part, path))
         probes: dict[str, tuple[Probe, ...]] = {}
-        for kind in _PLACES:
+        for kind in PLACES:
             maps = [each for each in fields.get(kind, ()) if place == len(parts) or each.get("of") != "record"]
             probes[kind] = tuple(
                 probe for each in maps for probe in _probes(each, record if each.get("of") == "record" else part, said)

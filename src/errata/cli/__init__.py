@@ -7,7 +7,9 @@ input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is impo
 from __future__ import annotations
 
 import builtins
+import io
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -89,7 +91,7 @@ for verb in (
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"errata {__version__}")
+        screen.say(f"errata {__version__}")
         raise typer.Exit
 
 
@@ -108,5 +110,8 @@ def errata(
 
 
 def main() -> None:
-    """What the console script `errata` runs."""
+    """What the console script `errata` runs. Whatever bytes come in or go out, the streams take them."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     app(prog_name="errata")

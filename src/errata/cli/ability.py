@@ -33,6 +33,10 @@ def ability(
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
     """Measure general ability with lm-evaluation-harness, with the edits and without them."""
+    from errata.config import check_device, check_dtype
+
+    check_dtype(dtype)
+    check_device(device_map)
     with screen.busy("loading lm-evaluation-harness"):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         from errata.ability import ability as measure

@@ -49,7 +49,7 @@ def analyze(
         )
         found = module.find(given)
     for path in keep(given, name, found, module.draw(found)):
-        print(path)
+        screen.say(path)
 
 
 def failures(
@@ -64,4 +64,4 @@ def failures(
     measured = read_folders(runs)
     found = failures.find(measured)
     for path in keep(Given(measured[0].row.model, [], folder_named(out)), "failures", found, failures.draw(found)):
-        print(path)
+        screen.say(path)

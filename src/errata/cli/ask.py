@@ -18,10 +18,13 @@ def ask(
 ) -> None:
     """Ask a model; one answer a line."""
     from errata.cli.opening import open_to_ask
+    from errata.edit import check_signs
 
+    for prompt in prompts:
+        check_signs("a question", prompt)
     edited, unedited = open_to_ask(model)
     answers = (unedited if base else edited)(prompts, max_new_tokens=max_new_tokens)
     if as_json:
         screen.print_json([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)])
     else:
-        print("\n".join(answers))
+        screen.say("\n".join(answers))

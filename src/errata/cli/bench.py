@@ -105,7 +105,7 @@ def _run(plan: Plan, wait: float) -> None:
             rows = compare(stream, racers, plan.jobs, shown, plan.executor)
         text = markdown(read_folders([stream.folder]))
         write_text(stream.folder / "report.md", text)
-    print(text)
+    screen.say(text)
     for row in rows:
         if row.failed:
             screen.complain(f"{row.name}, {row.edits} edits: {row.failed}")

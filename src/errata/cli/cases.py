@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from errata.cli import screen
 from errata.errors import StorageError, UnknownNameError, suggest
 
 
@@ -24,7 +25,7 @@ def cases(
         raise UnknownNameError(f"there are no cases about {world!r}.{suggest(world, ['atlas'])}")
     lines = cases_to_json_lines(make_cases(n, seed))
     if out is None:
-        print(lines, end="")
+        screen.say(lines.removesuffix("\n"))
         return
     try:
         out.write_text(lines, encoding="utf-8")

@@ -16,6 +16,7 @@ def chat(
 ) -> None:
     """Ask one question after another; each stands on its own."""
     from errata.cli.opening import open_to_ask
+    from errata.edit import check_signs
     from errata.errors import UsageError
 
     edited, unedited = open_to_ask(model)
@@ -32,6 +33,7 @@ def chat(
         if not question:
             continue
         try:
-            print(*(unedited if plain else edited)([question], max_new_tokens=max_new_tokens), flush=True)
+            check_signs("the question", question)
+            screen.say((unedited if plain else edited)([question], max_new_tokens=max_new_tokens)[0])
         except UsageError as error:
             screen.complain(str(error))

@@ -12,6 +12,7 @@ from errata.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from errata import EditModel, MethodConfig
+    from errata.methods.base import Method
     from errata.report import OnConflict
 
 
@@ -28,19 +29,18 @@ class Choices:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        from errata import method_class
-
         if self.method is not None:  # what can be told wrong before a model is loaded, is
-            method_class(self.method).config_class.from_dict(self.given)
+            method, settings = self._resolved()
+            method.config_class.from_dict({**settings, **self.given})
             if self.preset != "auto":
                 self._of_preset(None)
 
     @property
     def name(self) -> str:
-        """The method; the first of all when none is asked for."""
-        from errata import method_names
+        """What the method is called; the one that errata recommends when none is asked for."""
+        from errata.methods import DEFAULT
 
-        return self.method or method_names()[0]
+        return self.method or DEFAULT
 
     @property
     def given(self) -> dict[str, str]:
@@ -51,10 +51,9 @@ class Choices:
         return {name.strip(): value.strip() for name, _, value in (option.partition("=") for option in self.options)}
 
     def config(self, base_config: Any) -> MethodConfig:
-        """The settings for a new model: the method's own, the preset's above them, those given above both."""
-        from errata import method_class
-
-        return method_class(self.name).config_class.from_dict({**self._of_preset(base_config), **self.given})
+        """The settings for a new model: the method's own, above them the preset's, what its name stands for, those given."""
+        method, settings = self._resolved()
+        return method.config_class.from_dict({**self._of_preset(base_config), **settings, **self.given})
 
     def check_trainable(self) -> None:
         """Make sure that the method is one to train.
@@ -62,10 +61,10 @@ class Choices:
         Raises:
             ConfigError: it needs no training.
         """
-        from errata import method_class, method_names
+        from errata.methods import resolve, variants
 
-        if not method_class(self.name).needs_training:
-            trained = ", ".join(name for name in method_names() if method_class(name).needs_training)
+        if not self._resolved()[0].needs_training:
+            trained = ", ".join(name for name in variants() if resolve(name)[0].needs_training)
             raise ConfigError(
                 f"{self.name} needs no training; say with -m one that does ({trained}), or write edits with it."
             )
@@ -77,9 +76,11 @@ class Choices:
             ConfigError: another method or another value is asked for.
         """
         old = begun.config_of_method
-        if self.method not in (None, old.method):
-            raise ConfigError(f"{where} was begun with the method {old.method!r}, not {self.method!r}; give another --out.")
-        asked = {**self._of_preset(begun.base.config, old.method), **self.given}
+        method, settings = self._resolved() if self.method else (type(begun.method), {})
+        if not isinstance(begun.method, method):
+            name = begun.method.name
+            raise ConfigError(f"{where} was begun with the method {name!r}, not {self.method!r}; give another --out.")
+        asked = {**self._of_preset(begun.base.config, old.method), **settings, **self.given}
         new = type(old).from_dict({**old.to_dict(), **asked}).to_dict()
         for name, value in old.to_dict().items():
             if new[name] != value:
@@ -87,10 +88,16 @@ class Choices:
                     f"{where} was begun with {name}={value}, not {new[name]}; leave it, or give another --out."
                 )
 
+    def _resolved(self) -> tuple[type[Method], dict[str, Any]]:
+        """(the method, the settings that its name stands for)."""
+        from errata.methods import resolve
+
+        return resolve(self.name)
+
     def _of_preset(self, base_config: Any, method: str | None = None) -> dict[str, Any]:
         from errata import presets
 
-        method = method or self.name
+        method = method or self._resolved()[0].config_class.method
         if self.preset is None:
             return {}
         if self.preset == "auto":

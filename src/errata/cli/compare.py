@@ -56,6 +56,7 @@ def compare(
         out=Path("out") / f"compare-{Path(model).name}" if out is None else folder_named(out),
         minutes=minutes,
         threads=threads,
+        jobs=jobs,
         seed=seed,
         dtype=dtype,
         device_map=device_map,
@@ -71,7 +72,7 @@ def compare(
     if as_json:
         screen.print_json([dataclasses.asdict(row) for row in rows])
     else:
-        print(text)
+        screen.say(text)
     for row in rows:
         if row.failed:
             screen.complain(f"{row.name}, {row.edits} edits: {row.failed}")

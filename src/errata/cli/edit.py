@@ -16,7 +16,7 @@ def edit(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, the bundled 'atlas', or a folder of edits.")],
     edits: Annotated[Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")],
     out: OutFolder = None,
-    method: Annotated[str | None, typer.Option("-m", "--method", help="See `errata methods`; its first by default.")] = None,
+    method: Annotated[str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")] = None,
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")] = None,
     preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
@@ -33,18 +33,21 @@ def edit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
-    import errata
     from errata.cli.choices import Choices, conflict_choice, spread_by
     from errata.cli.reading import check_edits_fit
     from errata.cli.writing import write
+    from errata.config import check_device, check_dtype
+    from errata.edit import read_numbered_edits
 
     choice = conflict_choice(on_conflict)
-    wanted = errata.read_edits(edits)
+    check_dtype(dtype)
+    check_device(device_map)
+    wanted = read_numbered_edits(edits)
     chosen = Choices(method, options or (), preset)
     with open_to_edit(model, out, chosen, dtype, device_map, wait) as (edited, folder):
-        check_edits_fit(edited.lm, edits, wanted, edited.edits)
+        check_edits_fit(edited, edits, wanted)
         with spread_by(executor):
-            report = write(edited, wanted, folder, save_every, check, choice)
+            report = write(edited, [edit for _, edit in wanted], folder, save_every, check, choice)
     if as_json:
         screen.print_json(report.to_dict())
     else:

@@ -22,12 +22,14 @@ def eval(
 ) -> None:
     """Measure what the edited model says, against the targets and against its base."""
     import errata
+    from errata.cases import read_numbered_cases
     from errata.cli.reading import check_cases_fit, write_lines
     from errata.evaluate import MEANINGS
 
-    wanted = errata.read_cases(cases)
+    numbered = read_numbered_cases(cases)
+    wanted = [case for _, case in numbered]
     model = open_artifact(folder)
-    check_cases_fit(model.lm, cases, wanted)
+    check_cases_fit(model.lm, cases, numbered)
     with screen.bar("asking") as progress:
         found = errata.evaluate(model, wanted, batch_size, progress=progress)
     if answers:

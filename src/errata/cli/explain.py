@@ -20,7 +20,10 @@ def explain(
 ) -> None:
     """Say which edit answers a prompt, its score against the threshold, where it is kept, and the next candidates."""
     from errata.cli.opening import open_artifact
+    from errata.edit import check_signs
 
+    for prompt in prompts:
+        check_signs("a question", prompt)
     edited = open_artifact(model)
     told = edited.explain(prompts)
     if as_json:
@@ -29,10 +32,11 @@ def explain(
     known = {edit.id: edit for edit in edited.edits}
     for each in told:
         who = "the base model answers" if each.edit_id is None else f"{each.edit_id} answers: {known[each.edit_id].target}"
-        print(f"{each.prompt}\n  {who} (threshold {each.threshold:.3f})")
+        screen.say(f"{screen.one_line(each.prompt)}\n  {screen.one_line(who)} (threshold {each.threshold:.3f})")
         for reason in each.reasons[:SHOWN]:
             parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())
             edit = known[reason.edit_id]
-            print(f"  {reason.score:.3f}  {reason.edit_id}  {edit.prompt} -> {edit.target}  ({parts}; {reason.place})")
+            said = screen.one_line(f"{reason.edit_id}  {edit.prompt} -> {edit.target}")
+            screen.say(f"  {reason.score:.3f}  {said}  ({parts}; {reason.place})")
         if not each.reasons:
-            print("  no edit is about what it mentions")
+            screen.say("  no edit is about what it mentions")

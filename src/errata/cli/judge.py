@@ -24,4 +24,4 @@ def judge(
     measured = read_folders([folder])
     with screen.bar("judging") as progress:
         count = ask(Judge(url, model, at_once=at_once), folder, measured, progress)
-    print(f"{count} answers judged")
+    screen.say(f"{count} answers judged")

@@ -14,15 +14,20 @@ def list(
     folder: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of edits.")] = False,
 ) -> None:
-    """List the edits in a folder, oldest first."""
+    """List the edits in a folder, oldest first: when each was written, what it says, and who says so."""
+    from errata.methods import name_of
     from errata.saving import read_artifact
 
     artifact = read_artifact(folder)
     if as_json:
         screen.print_json([edit.to_dict() for edit in artifact.edits])
         return
-    shown = screen.table("id", "operation", "prompt", "target")
-    for edit in artifact.edits:
-        shown.add_row(*(screen.plain(text) for text in (edit.id, edit.operation, edit.prompt, edit.target)))
+    rows = [edit.to_dict() for edit in artifact.edits]
+    known = ("id", "time", "operation", "prompt", "target", "source")
+    columns = [name for name in known if any(name in row for row in rows)]
+    shown = screen.table(*columns)
+    for row in rows:
+        shown.add_row(*(screen.plain(row.get(name, "-")) for name in columns))
     screen.show(shown)
-    screen.err.print(f"{len(artifact.edits)} edits, {artifact.method}, on {artifact.base_name}", markup=False)
+    method = name_of(artifact.method, artifact.settings)
+    screen.err.print(f"{len(rows)} edits, {method}, on {artifact.base_name}", markup=False)

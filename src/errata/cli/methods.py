@@ -24,7 +24,6 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
                 "phase": method.phase,
                 "operations": [*method.operations],
                 "undo": method.undo_is,
-                "mergeable": method.mergeable,
                 "needs": needs,
                 "paper": method.paper,
             }
@@ -40,6 +39,5 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
             "operations": ", ".join(row["operations"]),
             "needs": ", ".join(row["needs"]) or "nothing",
         }
-        row["mergeable"] = "yes" if row["mergeable"] else "no"
         shown.add_row(*(screen.plain(text) for text in row.values()))
     screen.show(shown)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from errata.cli import screen
 from errata.cli.opening import OutFolder, Wait, open_to_edit
 from errata.locking import WAIT
 
@@ -26,21 +27,25 @@ def prepare(
     wait: Wait = WAIT,
 ) -> None:
     """Train a method that needs it, saving as it goes; run it again to go on where it stopped. Then edit the folder."""
-    import errata
+    from errata.cases import read_numbered_cases
     from errata.cli.choices import Choices
     from errata.cli.reading import check_cases_fit
     from errata.cli.training import train
+    from errata.config import check_device, check_dtype
     from errata.saving import is_artifact
 
-    wanted = errata.read_cases(cases)
+    check_dtype(dtype)
+    check_device(device_map)
+    numbered = read_numbered_cases(cases)
+    wanted = [case for _, case in numbered]
     chosen = Choices(method, options or (), preset)
     if not any(is_artifact(place) for place in (model, out) if place):
         chosen.check_trainable()
     with open_to_edit(model, out, chosen, dtype, device_map, wait) as (edited, folder):
         name, then = edited.method.config.method, f"`errata edit {folder} --edits FILE` goes on from there"
         if edited.method.needs_training and edited.method.prepared and is_artifact(folder):
-            print(f"{name} in {folder} is trained already; {then}")
+            screen.say(f"{name} in {folder} is trained already; {then}")
             return
-        check_cases_fit(edited.lm, cases, wanted)
+        check_cases_fit(edited.lm, cases, numbered)
         made = train(edited, [case.example() for case in wanted], folder, save_every)
-    print(f"{name} trained with {len(wanted)} cases, {made} steps, in {folder}; {then}")
+    screen.say(f"{name} trained with {len(wanted)} cases, {made} steps, in {folder}; {then}")

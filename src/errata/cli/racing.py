@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from errata.cli import screen
 from errata.cli.opening import TRUSTED, loading
-from errata.errors import UsageError
+from errata.errors import UsageError, quoted
 
 if TYPE_CHECKING:
     from errata.bench.executors import Shown
@@ -39,7 +39,7 @@ def checkpoints(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{option} takes numbers with commas between, e.g. 1,10,100; got {text!r}.") from None
+        raise UsageError(f"{option} takes numbers with commas between, e.g. 1,10,100; got {quoted(text)}.") from None
 
 
 @contextlib.contextmanager

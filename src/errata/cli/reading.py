@@ -7,34 +7,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errata.edit import Edit, read_json_lines
-from errata.errors import EditError, PromptTooLongError, StorageError
+from errata.edit import Edit
+from errata.errors import EditError, PromptTooLongError, StorageError, quoted
 
 if TYPE_CHECKING:
-    from errata import LM, Case
+    from errata import LM, Case, EditModel
 
 
-def check_edits_fit(lm: LM, path: Path, edits: Sequence[Edit], held: Sequence[Edit]) -> None:
-    """Every edit fits the context, and no id stands for two edits.
+def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edit]]) -> None:
+    """Every edit, under its line's number, can be written and fits the context, and no id stands for two edits.
 
     Raises:
+        ConfigError: the method must be trained first.
         PromptTooLongError, EditError: with file and line.
     """
-    known = {edit.id: edit for edit in held}
-    for line, edit in zip(_lines(path), edits, strict=True):
+    held = {edit.id: edit for edit in model.edits}
+    known = dict(held)
+    for line, edit in edits:
         if known.setdefault(edit.id, edit) != edit:
-            raise EditError(f"{path}:{line}: the id {edit.id!r} already belongs to {known[edit.id].prompt!r}.")
+            raise EditError(
+                f"{path}:{line}: the id {quoted(edit.id)} already belongs to {quoted(known[edit.id].prompt)}; give another."
+            )
         with _named(path, line):
-            lm.encode(edit.prompt, edit.target, "")
+            if edit.id not in held:
+                model.method.check([edit])
+            model.lm.encode(edit.prompt, edit.target, "")
 
 
-def check_cases_fit(lm: LM, path: Path, cases: Sequence[Case]) -> None:
-    """Every prompt of the cases, which are the first of the file, fits the context.
+def check_cases_fit(lm: LM, path: Path, cases: Sequence[tuple[int, Case]]) -> None:
+    """Every prompt of the cases, under their lines' numbers, fits the context.
 
     Raises:
         PromptTooLongError: with file and line.
     """
-    for line, case in zip(_lines(path), cases, strict=False):
+    for line, case in cases:
         with _named(path, line):
             for prompt in (case.edit.prompt, *case.rephrases):
                 lm.encode(prompt, case.edit.target)
@@ -64,13 +70,9 @@ def write_text(path: Path, text: str) -> None:
         raise StorageError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
-def _lines(path: Path) -> Iterator[int]:
-    return (number for number, _ in read_json_lines(path))
-
-
 @contextmanager
 def _named(path: Path, line: int) -> Iterator[None]:
     try:
         yield
-    except PromptTooLongError as error:
-        raise PromptTooLongError(f"{path}:{line}: {error}") from error
+    except (EditError, PromptTooLongError) as error:
+        raise type(error)(f"{path}:{line}: {error}") from error

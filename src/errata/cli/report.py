@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from errata.cli import screen
 from errata.cli.reading import write_text
 
 
@@ -21,7 +22,7 @@ def report(
     measured = read_folders(runs)
     write_text(out, html(measured))
     write_text(out.with_suffix(".md"), markdown(measured))
-    print(out)
+    screen.say(out)
 
 
 def diff(
@@ -37,4 +38,4 @@ def diff(
     found = differences(read_folders([first]), read_folders([second]))
     if not found:
         raise UsageError(f"{first} and {second} have no method in common that was measured after as many edits.")
-    print(difference_table(found, everything).markdown())
+    screen.say(difference_table(found, everything).markdown())

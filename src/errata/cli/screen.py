@@ -1,9 +1,14 @@
-"""What the verbs share of the screen: two streams, progress, one-line errors. It decides nothing."""
+"""What the verbs share of the screen: two streams, progress, one-line errors. It decides nothing.
+
+Edits and answers are other people's texts, and a terminal obeys what it is sent. So everything is printed here, and signs
+that move the cursor, colour what follows or turn its direction are shown, not sent.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,17 +18,46 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_SENT = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSEEN, _UNSEEN_OR_BROKEN = re.compile(f"[{_SENT}]"), re.compile(f"[\t\n{_SENT}]")
+
+
+class _Stderr(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **options)
+
+
+def visible(text: str) -> str:
+    """A text with control signs, signs of direction and halves of surrogate pairs written out, e.g. \\x1b."""
+    return _UNSEEN.sub(_written_out, text)
+
+
+def one_line(text: str) -> str:
+    """The same, with line breaks and tabs written out too."""
+    return _UNSEEN_OR_BROKEN.sub(_written_out, text)
+
+
+def _written_out(sign: re.Match[str]) -> str:
+    return sign[0].encode("unicode_escape").decode()
+
+
+err = _Stderr(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: object) -> None:
+    """A text on stdout, and a line break."""
+    print(visible(str(text)), flush=True)
 
 
 def complain(message: str) -> None:
     """One line on stderr, whatever the message looks like."""
-    print(f"errata: {' '.join(message.split())}", file=sys.stderr)
+    print(f"errata: {visible(' '.join(message.split()))}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """A JSON document on stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    """A JSON document on stdout; what is not to be sent to a terminal is escaped as JSON does it."""
+    said = json.dumps(value, ensure_ascii=False, indent=2)
+    print(_UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", said))
 
 
 def show(table: Table) -> None:
@@ -32,8 +66,8 @@ def show(table: Table) -> None:
 
 
 def plain(value: object) -> Text:
-    """A cell that shows its text as it is, brackets too."""
-    return Text(str(value))
+    """A cell that shows its text as it is, brackets too, in one line."""
+    return Text(one_line(str(value)))
 
 
 def figure(share: float | None) -> str:

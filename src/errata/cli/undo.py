@@ -25,4 +25,4 @@ def undo(
         with screen.busy("writing anew what shared a place with them"):
             edited.undo(*ids)
             edited.save_pretrained(folder)
-    print(f"{len(set(ids))} taken back, {len(edited.edits)} left in {folder}")
+    screen.say(f"{len(set(ids))} taken back, {len(edited.edits)} left in {folder}")

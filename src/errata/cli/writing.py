@@ -29,6 +29,7 @@ class Report:
     skipped: int = 0
     conflicts: list[tuple[str, str]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
     written: list[Edit] = field(default_factory=list)
     answers: list[str] | None = None
 
@@ -52,6 +53,7 @@ class Report:
             **counts,
             "conflicts": self.conflicts,
             "left_out": self.left_out,
+            "warnings": self.warnings,
             "results": results,
         }
 
@@ -61,7 +63,7 @@ class Report:
         learned = f", {sum(right)} of them answered as wanted" if right else ""
         known = f", {self.skipped} were there already" if self.skipped else ""
         known += f", {len(self.left_out)} left out" if self.left_out else ""
-        print(f"{len(self.written)} edits written{learned}{known}; {self.total} in {self.folder}")
+        screen.say(f"{len(self.written)} edits written{learned}{known}; {self.total} in {self.folder}")
         for new, old in self.conflicts:
             what = "it is left out" if new in self.left_out else "the later one is meant to win"
             screen.err.print(f"{new} asks what {old} asks and wants another answer; {what}", markup=False)
@@ -106,6 +108,7 @@ def write(
                 found = model.edit(part, check=False, progress=step, on_conflict=on_conflict)
                 report.conflicts += found.conflicts
                 report.left_out += found.skipped
+                report.warnings += found.warnings
                 wrote += time.monotonic() - begun
                 if wrote < saving and start + save_every < len(new):
                     continue
@@ -115,6 +118,10 @@ def write(
     except KeyboardInterrupt:
         screen.complain(f"stopped; {saved} edits are saved in {folder}. The same command goes on from there.")
         raise typer.Exit(130) from None
+    for name, known in report.warnings[:SHOWN]:
+        screen.complain(f"{name}: {known}")
+    if len(report.warnings) > SHOWN:
+        screen.complain(f"... and {len(report.warnings) - SHOWN} more warnings")
     report.total = len(model.edits)
     report.written = new = [edit for edit in new if edit.id not in report.left_out]
     if check:

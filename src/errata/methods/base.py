@@ -16,7 +16,7 @@ from torch import Tensor
 from errata import state
 from errata.config import MethodConfig
 from errata.edit import Edit, Example, same_answer
-from errata.errors import ConfigError, EditError, UnknownNameError, suggest
+from errata.errors import ConfigError, EditError, UnknownNameError, quoted, suggest
 from errata.lm import LM
 from errata.patches import Patch, WeightDelta
 from errata.report import Explanation
@@ -41,11 +41,11 @@ class Method(ABC):
 
     config_class: ClassVar[type[MethodConfig]]
     phase: ClassVar[Literal["recognition", "association", "mastery"]]
-    operations: ClassVar[tuple[str, ...]] = ("insert", "modify", "erase")
+    operations: ClassVar[tuple[str, ...]] = ("insert", "modify")
+    """What it may be asked to do to a fact; new edits of other operations are refused."""
     undo_is: ClassVar[str]
     """How exact an undo is and what it costs, in a few words."""
     paper: ClassVar[str]
-    mergeable: ClassVar[bool] = False
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     """What the method is called with other settings than its own: name -> those settings."""
     needs_subject: ClassVar[bool] = False
@@ -56,6 +56,19 @@ class Method(ABC):
         self.lm = lm
         self.config: Any = config
         self._edits: list[Edit] = []
+
+    @classmethod
+    def called(cls, config: MethodConfig) -> str:
+        """Its name with these settings: that of the variant that has them, else its own."""
+        for name, settings in cls.variants.items():
+            if all(getattr(config, key) == value for key, value in settings.items()):
+                return name
+        return config.method
+
+    @property
+    def name(self) -> str:
+        """What the method is called with its settings."""
+        return self.called(self.config)
 
     @property
     def edits(self) -> list[Edit]:
@@ -93,25 +106,31 @@ class Method(ABC):
             ConfigError: the method needs no training.
             EditError: an example lacks what the method learns from.
         """
-        raise ConfigError(f"{self.config.method} needs no training; write edits with it.")
+        raise ConfigError(f"{self.name} needs no training; write edits with it.")
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Make sure that edits can be written.
 
         Raises:
             ConfigError: the method must be trained first.
-            EditError: an edit lacks its subject, and the method needs it.
+            EditError: an edit lacks its subject, and the method needs it; or it asks for an operation that there is not.
         """
-        name = self.config.method
+        name = self.name
         if not self.prepared:
             raise ConfigError(
                 f"{name} is not trained for this model yet: `errata prepare MODEL -m {name} --cases FILE --out DIR`, "
                 "then edit DIR (in Python, EditModel.prepare)."
             )
         for edit in edits:
+            if edit.operation not in self.operations:
+                able = " and ".join(self.operations)
+                raise EditError(
+                    f"{name} cannot {edit.operation} ({quoted(edit.prompt)}); it can {able}. Say with 'modify' what should "
+                    "be answered instead."
+                )
             if self.needs_subject and edit.subject is None:
                 raise EditError(
-                    f"{name} needs to know each edit's subject; {edit.prompt!r} has none: give the field 'subject'."
+                    f"{name} needs to know each edit's subject; {quoted(edit.prompt)} has none: give the field 'subject'."
                 )
 
     def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
@@ -129,15 +148,17 @@ class Method(ABC):
             asked[edit.prompt] = edit
         return found
 
+    def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+        """(edit id, what a person should know of it) of edits just written. The base model must carry no patch."""
+        return []
+
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
         """Which edit answers each prompt, and why. The base model must carry no patch.
 
         Raises:
             ConfigError: the method does not choose among edits.
         """
-        raise ConfigError(
-            f"{self.config.method} does not choose one edit for a prompt, so there is nothing to explain; folio does."
-        )
+        raise ConfigError(f"{self.name} does not choose one edit for a prompt, so there is nothing to explain; folio does.")
 
     @abstractmethod
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
@@ -203,7 +224,6 @@ class WeightMethod(Method):
 
     phase = "mastery"
     undo_is = "exact, by writing the whole ledger anew"
-    mergeable = True
 
     def __init__(self, config: MethodConfig, lm: LM, paths: Iterable[str], turn: int | None = 1) -> None:
         super().__init__(config, lm)

@@ -48,6 +48,7 @@ class TunedConfig(MethodConfig):
     batch: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "prefix_length", "background", "batch"):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("lr", "kl", "stop_loss", "prefixes", "rehearse"):

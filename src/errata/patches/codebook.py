@@ -103,13 +103,15 @@ class Codebook(RoutedModule):
 
     def decide(self, keys: Tensor) -> Tensor:
         """Keys (batch, d_in) -> (batch,): the number of the nearest entry if it reaches so far, else `MAIN`."""
-        if self._reaches is None:
-            self._reaches = torch.full((max(self.entries, default=-1) + 1,), -1.0, dtype=torch.float64, device=keys.device)
+        reaches = self._reaches
+        if reaches is None:
+            reaches = torch.full((max(self.entries, default=-1) + 1,), -1.0, dtype=torch.float64, device=keys.device)
             for number, entry in self.entries.items():
-                self._reaches[number] = entry.reach
-        widest = float(self._reaches.max()) if self.entries else -1.0
+                reaches[number] = entry.reach
+            self._reaches = reaches  # whole before another thread sees it
+        widest = float(reaches.max()) if self.entries else -1.0
         distances, numbers = (found[:, 0].to(keys.device) for found in self.index.nearest(keys, within=widest))
-        return torch.where(distances <= self._reaches[numbers.clamp(min=0)], numbers, MAIN)
+        return torch.where(distances <= reaches[numbers.clamp(min=0)], numbers, MAIN)
 
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Keys (n, d_in), values (n, d_out), radii (n,) in the order of their making; labels and edits."""

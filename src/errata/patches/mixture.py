@@ -26,7 +26,7 @@ from errata.patches.routed import MAIN, RoutedPatch, last_token
 
 
 class Mixture(RoutedPatch):
-    """A store of (context, next token) beside the model.
+    """A store of (context, next token) beside the model. It mixes the last logits, so no cache depends on it.
 
     Args:
         lm: the base model; nothing is installed on it yet.
@@ -36,6 +36,8 @@ class Mixture(RoutedPatch):
         share: lambda, the store's part in the mixture.
         neighbours: k, how many vote.
     """
+
+    changes_cache = False
 
     def __init__(self, lm: LM, path: str, radius: float, temperature: float, share: float, neighbours: int) -> None:
         super().__init__()
@@ -161,7 +163,6 @@ class Mixture(RoutedPatch):
     # installed
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
-        self._read: Tensor | None = None
         return [
             lm.model.get_submodule(self.path).register_forward_pre_hook(self._watch),
             lm.model.register_forward_hook(self._mix, with_kwargs=True),
@@ -175,11 +176,12 @@ class Mixture(RoutedPatch):
         if now.route is None and now.mask is not None:
             rows = torch.arange(now.size[0], device=contexts.device)
             now.route = self.decide(contexts[rows, last_token(now.mask.to(contexts.device))].float())
-        self._read = None if now.route is None or bool((now.route == MAIN).all()) else contexts
+        if now.route is not None and not bool((now.route == MAIN).all()):
+            now.kept["contexts"] = contexts
 
     def _mix(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        contexts, self._read, now = self._read, None, self._pass
-        if contexts is None or now is None or now.route is None:
+        now = self._pass
+        if now is None or now.route is None or (contexts := now.kept.get("contexts")) is None:
             return None
         given = self._given(args, kwargs)
         spoken = (now.route != MAIN)[:, None].expand(now.size)

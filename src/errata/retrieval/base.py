@@ -44,6 +44,7 @@ class RetrievalConfig(MethodConfig):
     room: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("retriever", self.retriever, ("bm25", "dense"))
         check_range("false_route", self.false_route, 0, 1)
         check_range("background", self.background, 2, math.inf)

@@ -50,6 +50,7 @@ class DeferConfig(MethodConfig):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("steps", self.steps, 1, math.inf)
         check_range("lr", self.lr, 0, math.inf)
         check_range("threshold", self.threshold, 0, 1)

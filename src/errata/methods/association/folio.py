@@ -18,7 +18,6 @@ An edit that answers a stored one's question otherwise takes its place; undone, 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,21 +31,13 @@ from errata.lm import LM
 from errata.methods.association import folio_files
 from errata.methods.association.folio_background import FolioBackground
 from errata.methods.association.folio_config import FolioConfig
+from errata.methods.association.folio_subject import subject_of
+from errata.methods.association.folio_warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.folio import FolioMemory
 from errata.patches.leaves import Asked, Candidate, Leaf, Leaves
 from errata.patches.routed import MAIN
 from errata.report import Explanation, Reason
-from errata.statistics import names_in
-from errata.words import words
-
-RARE = 0.6
-"""The weight from which a word that opens a prompt with a capital letter is taken for a name."""
-FEW = 3
-"""An edit that names neither subject nor any name is known by so many of its rarest words."""
-
-_OPENER = re.compile(r"[A-Z]\w+")
-_NUMBERS = r"(?:[ -]\w*\d\w*)*"
 
 
 class Folio(Method):
@@ -128,6 +119,10 @@ class Folio(Method):
             told.append(Explanation(prompt, name, leaves.signs.threshold, reasons))
         return told
 
+    def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+        """Of edits that their own prompt does not reach, and of subjects that stand in many texts."""
+        return warnings_of(self._patch, [self._numbers[edit.id] for edit in edits])
+
     def _rivals(self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[Asked]) -> list[list[Candidate]]:
         """For each edit, asked so, the leaves that answer its question with another target.
 
@@ -173,19 +168,8 @@ class Folio(Method):
         ]
 
     def subject(self, edit: Edit) -> str:
-        """What a prompt must mention: its subject, else the names in its prompt, else its rarest words.
-
-        A capital letter at the prompt's beginning makes a name of a rare word only. Numbers behind a name belong to it.
-        """
-        if edit.subject is not None:
-            return edit.subject
-        weights = self._patch.signs.weights
-        names, opener = names_in(edit.prompt), _OPENER.match(edit.prompt)
-        if not names and opener and weights[opener[0].lower()] >= RARE:
-            names = [opener[0]]
-        if not names:
-            return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
-        return " ".join(re.findall("|".join(re.escape(name) + _NUMBERS for name in names), edit.prompt))
+        """What a prompt must mention to be asking for an edit."""
+        return subject_of(edit, self._patch.signs.weights)
 
     def solved(self, keys: Tensor, labels: Tensor) -> Tensor:
         """What to add to the head's inputs (n, hidden) so that it says labels (n,).

@@ -39,6 +39,7 @@ class FolioConfig(MethodConfig):
     leaves: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "background", "leaves"):
             check_range(name, getattr(self, name), 1, math.inf)
         check_range("gain", self.gain, 0, math.inf)

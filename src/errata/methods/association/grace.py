@@ -74,6 +74,7 @@ class GraceConfig(MethodConfig):
     replacement: Literal["replace_last", "replace_prompt", "replace_all"] = "replace_last"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("steps", self.steps, 1, math.inf)
         for name in ("radius", "lr", "stop_loss"):
             check_range(name, getattr(self, name), 0, math.inf)

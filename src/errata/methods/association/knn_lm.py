@@ -61,6 +61,7 @@ class KnnLmConfig(MethodConfig):
     background: int = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("share", self.share, 0, 1)
         check_range("neighbours", self.neighbours, 1, math.inf)
         check_range("background", self.background, 2, math.inf)

@@ -74,7 +74,6 @@ class Lora(TunedMethod):
 
     config_class = LoraConfig
     paper = "arXiv 2106.09685"
-    mergeable = True
     variants = MappingProxyType({"lora-ties": {"merge": "ties", "merge_density": 0.2}})
     config: LoraConfig
 

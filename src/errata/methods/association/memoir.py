@@ -68,6 +68,7 @@ class MemoirConfig(MethodConfig):
     background: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "background"):
             check_range(name, getattr(self, name), 1, math.inf)
         check_range("overlap", self.overlap, 0, 1)

@@ -84,6 +84,7 @@ class WiseConfig(MethodConfig):
     chunk_rows: int = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("variant", self.variant, ("merge", "retrieve"))
         check_choice("masks", self.masks, ("random", "disjoint"))
         check_choice("score", self.score, SCORES)
@@ -99,8 +100,9 @@ class WiseConfig(MethodConfig):
         for name in ("false_route", "threshold_quantile"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("gain", self.gain, 1e-3, math.inf)
-        if self.norm_clamp is not None:
-            check_range("norm_clamp", self.norm_clamp, 0, math.inf)
+        for name in ("norm_clamp", "lr", "alpha", "beta", "gamma"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, math.inf)
         if self.merge_method == "slerp" and (self.shards_per_merge != 2 or self.variant == "merge"):
             raise ConfigError("slerp merges two shards, no more: it needs variant=retrieve and shards_per_merge=2.")
         for name in (
@@ -112,6 +114,7 @@ class WiseConfig(MethodConfig):
             "weight_decay",
             "threshold_ratio",
             "step_size",
+            "stop_loss",
         ):
             check_range(name, getattr(self, name), 0, math.inf)
 

@@ -46,6 +46,7 @@ class EwcConfig(MethodConfig):
     memory: int = 10
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "memory"):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("lr", "strength"):

@@ -45,6 +45,7 @@ class FineTuningConfig(MethodConfig):
     stop_loss: float = 1e-2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("objective", self.objective, ("prompt_last", "target_new"))
         check_range("steps", self.steps, 1, math.inf)
         check_range("lr", self.lr, 0, math.inf)

@@ -73,6 +73,7 @@ class MendConfig(MethodConfig):
     learn_from: Literal["rephrases", "prompt"] = "rephrases"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("blocks", "rank", "training_steps", "batch"):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("lr", "step_size_lr", "edit_weight", "locality_weight", "clip"):

@@ -47,6 +47,7 @@ class ReplayConfig(MethodConfig):
     memory: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "every", "epochs"):
             check_range(name, getattr(self, name), 1, math.inf)
         check_range("lr", self.lr, 0, math.inf)

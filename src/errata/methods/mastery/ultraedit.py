@@ -62,6 +62,7 @@ class UltraEditConfig(MethodConfig):
     batch: int = 10
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("turn", "batch"):
             check_range(name, getattr(self, name), 1, math.inf)
         if self.lr is not None:

@@ -79,6 +79,7 @@ class SeracConfig(MethodConfig):
     template: str = "New Fact: {fact}.\nPrompt: {prompt}"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("width", "rank", "training_steps", "batch", "negatives"):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("lr", "scope_lr", "edit_weight", "scope_weight", "clip"):

@@ -1,0 +1,91 @@
+"""A YAML file as plain values of the types that are asked for. It knows no plan.
+
+Every scalar is read as a text and then as what its field wants, so nothing in the file makes an object of its own.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from errata.config import read_value
+from errata.errors import ConfigError, UsageError, quoted, suggest
+
+
+def read_fields(path: Path, hints: Mapping[str, Any], several: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a recipe.
+
+    Args:
+        path: the file.
+        hints: field -> its type.
+        several: fields that may also be a list of what their type says.
+
+    Raises:
+        UsageError: the file cannot be read or is no mapping, or a field is unknown or not of its type; both are named.
+    """
+    said = _read(path)
+    if not isinstance(said, dict) or "task" not in said:
+        raise UsageError(f"{path}: expected a mapping with at least a 'task'.")
+    for name in said:
+        if name not in hints:
+            raise UsageError(f"{path}: unknown {quoted(name)}.{suggest(str(name), hints)}")
+    try:
+        return {name: _field(name, value, hints[name], name in several) for name, value in said.items()}
+    except ConfigError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{path}{line}: not YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError:
+        raise UsageError(f"{path}: lists or mappings lie too deep in each other.") from None
+
+
+def _field(name: str, value: Any, hint: Any, several: bool) -> Any:
+    if name == "settings" and isinstance(value, dict):  # {method: {setting: value}}
+        return tuple(
+            f"{method}.{setting}={_scalar(f'{name}.{method}.{setting}', given)}"
+            for method, more in value.items()
+            for setting, given in _mapping(f"{name}.{method}", more).items()
+        )
+    if typing.get_origin(hint) is tuple:
+        return tuple(_one(name, each, typing.get_args(hint)[0]) for each in (value if isinstance(value, list) else [value]))
+    if several and isinstance(value, list):
+        return [_one(name, each, hint) for each in value]
+    return _one(name, value, hint)
+
+
+def _one(name: str, value: Any, hint: Any) -> Any:
+    text = _scalar(name, value)
+    kinds = typing.get_args(hint) or (hint,)
+    if type(None) in kinds and text.lower() in ("", "~", "null", "none"):
+        return None
+    if not text:
+        raise ConfigError(f"{name} is empty; leave it out, or say what it is.")
+    return Path(text) if Path in kinds else read_value(name, text, hint)
+
+
+def _scalar(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} is a {'list' if isinstance(value, list) else 'mapping'}; expected a text or a number.")
+    return value
+
+
+def _mapping(name: str, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} is no mapping; expected SETTING: VALUE.")
+    return value

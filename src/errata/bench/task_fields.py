@@ -1,0 +1,81 @@
+"""What may stand in a task's TOML file, and of which type. It reads no record."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from errata.cases import Probe
+from errata.errors import EditError, UsageError, quoted, suggest
+
+PLACES = ("locality", "portability", "ood")
+"""Where the probes of a field map stand."""
+_TEXT, _TEXTS, _TABLE, _PATH, _PATHS = "text", "list of texts", "table", "path in a record", "list of paths in a record"
+_TASK = {
+    "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number", "file": _TEXT,
+    "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT, "instead": _TEXT, "fields": _TABLE,
+}  # fmt: skip
+_HUB, _IRRELEVANT = {"name": _TEXT, "file": _TEXT}, {"file": _TEXT, "text": _PATH}
+_FIELDS = {
+    "each": _PATH, "prompt": _PATH, "target": _PATH, "subject": _PATH, "truth": _PATH, "rephrases": _PATHS,
+    **dict.fromkeys(PLACES, "list of tables"),
+}  # fmt: skip
+_PROBE = dict.fromkeys(("kind", "prompt", "answer", "also", "each", "of", "text"), _PATH)
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """What a task's file says, checked.
+
+    Raises:
+        UsageError: it cannot be read, or says something unknown, too little, or of another type; the field is named.
+    """
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML: {' '.join(str(error).split())}.") from error
+    except RecursionError:
+        raise UsageError(f"{path}: lists or tables lie too deep in each other.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    try:
+        _check("", said, _TASK, ("title", "version", "paper", "metrics", "new_tokens"))
+        for name, known in (("hub", _HUB), ("irrelevant", _IRRELEVANT)):
+            if name in said:
+                _check(f"{name}.", said[name], known, known)
+        if "fields" in said:
+            fields = said["fields"]
+            _check("fields.", fields, _FIELDS, ("prompt",) if "instead" in said else ("prompt", "target"))
+            for place in PLACES:
+                for number, probe in enumerate(fields.get(place, ()), start=1):
+                    where = f"fields.{place} {number}: "
+                    _check(where, probe, _PROBE, ("kind", "prompt") if "text" in probe else ("kind", "prompt", "answer"))
+                    Probe.from_json({"prompt": "?", "kind": probe["kind"]}, place)
+    except (UsageError, EditError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    return said
+
+
+def _check(where: str, said: Mapping[str, Any], known: Mapping[str, str], needed: Any) -> None:
+    for name, value in said.items():
+        if name not in known:
+            raise UsageError(f"unknown {where}{quoted(name)}.{suggest(name, known)}")
+        if not _is(known[name], value):
+            raise UsageError(f"{where}{name} is {quoted(value)}; expected a {known[name]}.")
+    for name in needed:
+        if name not in said:
+            raise UsageError(f"{where}{name} is missing; expected a {known[name]}.")
+
+
+def _is(kind: str, value: Any) -> bool:
+    if kind == "number":
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**6
+    if kind.startswith("list of "):
+        of = _TABLE if kind.endswith("tables") else _TEXT if kind == _TEXTS else _PATH
+        return isinstance(value, list) and all(_is(of, each) for each in value)
+    if kind == _TABLE:
+        return isinstance(value, dict)
+    return isinstance(value, str) and (kind == _TEXT or bool(value.strip()))

@@ -1,0 +1,117 @@
+"""What is joined to a name inside one word: endings, particles, prefixes. By closed lists, not by a grammar of any language.
+
+A word may be read as a form of a shorter one when what is left over stands in the list of its script. Short endings that
+make another name of one as easily (Julia, Julian) count behind long names only; `bold` counts them behind short ones too: so
+an edit's own prompt is read, where it is known that the name stands there.
+
+Names and words are in the spelling of `spelling.fold`.
+"""
+
+from __future__ import annotations
+
+import regex
+
+STEM = "~"
+"""Ends a key that is no word but what endings leave of one (Москв~)."""
+
+_LATIN_CLEAR = frozenset(
+    end
+    for case in "ssa ssä sta stä lla llä lta ltä lle ksi".split()
+    for end in (case, f"i{case}")  # Finnish
+) | frozenset("s ban ben ból ből ról ről tól től nak nek nál nél hoz hez höz ért ként".split())
+_LATIN_SHORT = frozenset("n en on ön in un ün ba be ra re da de ta te tä dan den tan ten nin nun nün at et ot".split())
+_LATIN_BOLD = (
+    frozenset(
+        "a e i u ü y ä es em om ie hin iin seen tta ttä ya ye yi yu yü val vel ig öt t ach ami owi ou ovi ų os ai".split()
+    )
+    | _LATIN_SHORT
+    | _LATIN_CLEAR
+)
+_LATIN_MOST = max(map(len, _LATIN_BOLD))
+_LATIN_LEAST, _LATIN_LONG, _BOLD_LEAST = 4, 6, 3
+
+_CYRILLIC = (
+    "а я у ю ы и і ї е є о ой ей ою ею єю ом ем ём єм ью ам ям ами ями ах ях ові еві "
+    "ого его ому ему ым им ую юю ая яя ое ее ий ый"
+).split()
+_CYRILLIC_NAMED = "а я ь й о е ий ый ой ая яя ое".split()
+_CYRILLIC_LEAST = 3
+
+_PARTICLE = (
+    "은 는 이 가 을 를 의 에 에서 에게 에게서 한테 께 께서 로 으로 로서 으로서 로부터 와 과 "
+    "이랑 랑 하고 도 만 부터 까지 보다 처럼 마다 조차 이나 나 이란 란 이라는 라는 이라고 라고 "
+    "이다 다 이며 며 이고 고 인 입니다 이었다 였다 이지만 지만 야 아 여 이여 님 씨"
+).split()
+_HANGUL = regex.compile(rf"(?:{'|'.join(sorted(_PARTICLE, key=len, reverse=True))}){{1,3}}$")
+_HANGUL_LEAST = 2
+
+_ARABIC = regex.compile(r"[وف]?(?:[بلكس]|ال|بال|كال|لل)|[وف]")
+_HEBREW = regex.compile(r"[והבלכמש]{1,3}")
+_SEMITIC_LEAST = 3
+_OTHER_LEAST, _OTHER_MOST = 4, 3
+"""In scripts without a list, letters of a name and of what is joined to it, where it is known that the name stands there."""
+
+_LATIN_WORD, _CYRILLIC_WORD = regex.compile(r"[\p{Latin}\p{M}]+"), regex.compile(r"[\p{Cyrillic}\p{M}]+")
+_HANGUL_WORD, _ARABIC_WORD = regex.compile(r"\p{Hangul}+"), regex.compile(r"[\p{Arabic}\p{M}]+")
+_HEBREW_WORD, _ANY_WORD = regex.compile(r"[\p{Hebrew}\p{M}]+"), regex.compile(r"[\p{L}\p{M}]+")
+_MARK = regex.compile(r"\p{M}")
+
+
+def keys_of(name: str) -> frozenset[str]:
+    """What a form of a name's word must have among its `bases`: the word; where its own ending changes, its stem too."""
+    found = {name}
+    if _CYRILLIC_WORD.fullmatch(name):
+        found |= {f"{stem}{STEM}" for stem in _cut(name, _CYRILLIC_NAMED, _CYRILLIC_LEAST)}
+    return frozenset(found)
+
+
+def bases(word: str, bold: bool = False) -> set[str]:
+    """The keys of all that a word may be a form of, itself the first."""
+    found = {word}
+    if _LATIN_WORD.fullmatch(word):
+        found |= _latin(word, bold)
+    elif _CYRILLIC_WORD.fullmatch(word):
+        stems = _cut(word, _CYRILLIC, _CYRILLIC_LEAST)
+        found |= stems | {f"{stem}{STEM}" for stem in stems}
+    elif _HANGUL_WORD.fullmatch(word):
+        least = 1 if bold else _HANGUL_LEAST
+        found |= {word[:end] for end in range(least, len(word)) if _HANGUL.fullmatch(word, end)}
+    elif _ARABIC_WORD.fullmatch(word):
+        found |= _behind(word, _ARABIC, bold)
+        if regex.match("[وف]?لل", word):  # li- swallows the alif of al-
+            found.add("ال" + word[word.index("لل") + 2 :])
+    elif _HEBREW_WORD.fullmatch(word):
+        found |= _behind(word, _HEBREW, bold)
+    elif bold and _ANY_WORD.fullmatch(word):
+        ends = range(max(_OTHER_LEAST, len(word) - _OTHER_MOST), len(word))
+        found |= {word[:end] for end in ends if not _MARK.match(word, end)}
+    return found
+
+
+def _latin(word: str, bold: bool) -> set[str]:
+    found = set()
+    for size in range(max(_BOLD_LEAST, len(word) - _LATIN_MOST), len(word)):
+        base, end = word[:size], word[size:]
+        if (
+            (size >= _LATIN_LEAST and end in _LATIN_CLEAR)
+            or (size >= _LATIN_LONG and end in _LATIN_SHORT and _goes_on(base, end))
+            or (bold and end in _LATIN_BOLD and (end == "s" or size >= _BOLD_LEAST + (len(end) == 1)))
+        ):
+            found.add(base)
+            if base[-1] in "áé":  # Róma, Rómában
+                found.add(base[:-1] + "ae"["áé".index(base[-1])])
+    return found
+
+
+def _goes_on(base: str, end: str) -> bool:
+    """Whether a short ending is likelier one than a part of another name: Nokia-n, but Peters-on is Peterson."""
+    return base[-1] in "aeiouyäöü" if end == "n" else base[-1] != "s"
+
+
+def _cut(word: str, endings: list[str], least: int) -> set[str]:
+    return {word[: -len(end)] for end in endings if word.endswith(end) and len(word) - len(end) >= least}
+
+
+def _behind(word: str, prefix: regex.Pattern[str], bold: bool) -> set[str]:
+    least = _SEMITIC_LEAST - bold
+    return {word[start:] for start in range(1, len(word) - least + 1) if prefix.fullmatch(word, 0, start)}
