@@ -227,6 +227,42 @@ def test_code_runs_where_its_name_is_given(evil, tmp_path):
     assert errata.load_base(str(base), trust_remote_code=[str(base)])[0].config.model_type == "evil"
 
 
+def test_a_base_model_that_is_spoiled_is_one_line(made, tmp_path):
+    """Whatever transformers makes of it."""
+    config = json.loads((made / "base" / "config.json").read_text())
+    wrong = {
+        "config.json": [
+            b"", b"[]", b"{}", b"[" * 100_000, b"\xff", b"null",
+            *(json.dumps({**config, **more}).encode() for more in (
+                {"hidden_size": "x"}, {"hidden_size": 0}, {"hidden_size": -1}, {"num_attention_heads": 0},
+                {"num_hidden_layers": -1}, {"vocab_size": None}, {"vocab_size": 10**12}, {"model_type": []},
+                {"hidden_act": "x"}, {"rope_parameters": 3}, {"dtype": "x"}, {"architectures": [3]}, {"auto_map": 3},
+            )),
+        ],
+        "tokenizer.json": [b"", b"{}", b"[]", b"[" * 100_000, b"\xff"],
+        "tokenizer_config.json": [b"[]", b"{", b'{"tokenizer_class": []}', b'{"tokenizer_class": "Nothing"}'],
+        "model.safetensors": [b"", b"x" * 100, (made / "base" / "model.safetensors").read_bytes()[:5000]],
+    }  # fmt: skip
+    for name, contents in wrong.items():
+        for number, content in enumerate(contents):
+            base = shutil.copytree(made / "base", tmp_path / f"{name}{number}")
+            (base / name).write_bytes(content)
+            done = CliRunner().invoke(app, ["inspect", str(base)])
+            said = [line for line in done.stderr.splitlines() if line.startswith("errata: ")]
+            assert "unexpected" not in done.stderr and isinstance(done.exception, SystemExit | None), (
+                name,
+                content[:80],
+                done.stderr,
+            )
+            assert done.exit_code == 0 or (done.exit_code in (1, 2) and len(said) == 1), (name, content[:80], done.output)
+
+
+def test_one_name_that_is_trusted_is_not_all_its_parts(evil):
+    _, base = evil
+    with pytest.raises(UnknownNameError, match="code of its own"):
+        errata.load_base(str(base), trust_remote_code=f"{base} and more")
+
+
 def test_which_base_is_loaded_is_said_before(made):
     done = CliRunner().invoke(app, ["ask", str(made / "edits"), "Who?"])
     assert done.exit_code == 0 and f"loading {made / 'base'}, the base model of {made / 'edits'}" in done.stderr

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -16,6 +18,20 @@ from errata.identity import loaded_from
 
 BUNDLED = {"atlas": Path(__file__).parent.parent / "atlas" / "model"}
 """Models that come with errata, by name."""
+
+_UNLOADABLE = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What comes of files that are missing, damaged, or made to do harm, while transformers makes a model of them."""
 
 
 def name_of(base: PreTrainedModel) -> str:
@@ -44,14 +60,13 @@ def load_base(
     wanted: Any = "float32" if dtype == "auto" and name in BUNDLED else dtype
     if wanted != "auto" and not isinstance(getattr(torch, wanted, None), torch.dtype):
         raise ConfigError(f"dtype {dtype!r} is unknown; try float32, bfloat16 or float16.")
-    trusted = trust_remote_code if isinstance(trust_remote_code, bool) else name in trust_remote_code
+    names = [trust_remote_code] if isinstance(trust_remote_code, str) else trust_remote_code
+    trusted = names if isinstance(names, bool) else name in names
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trusted)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=wanted, device_map=device_map, trust_remote_code=trusted)
-        if config := cached_file(where, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False):
-            loaded_from(model, Path(config).parent)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except _UNLOADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "trust_remote_code" in str(error):
             raise UnknownNameError(
                 f"model {name!r} brings code of its own, which is not run. If you know it and trust it, allow it by name: "
@@ -61,4 +76,7 @@ def load_base(
         raise UnknownNameError(
             f"model {name!r} cannot be loaded: {reason} Give a hub name, a local folder, or a bundled model ({bundled})."
         ) from error
+    with contextlib.suppress(OSError):  # it is not what files say that can be looked at
+        if config := cached_file(where, "config.json", local_files_only=True):
+            loaded_from(model, Path(config).parent)
     return model, tokenizer
