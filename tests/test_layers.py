@@ -15,9 +15,10 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 FILES = sorted((SRC / "errata").rglob("*.py"))
 
 ORDER = (
-    "errors edit report config presets words architecture hooks cache cluster encoding endings lm subject tail "
-    "statistics moments values merging index masks retrieval "
-    "patches spreading tuning methods saving model cases answers evaluate ability atlas store "
+    "errors arguments sharing edit report config presets words architecture hooks cache cluster encoding endings lm subject "
+    "tail statistics moments values merging index masks retrieval "
+    "patches spreading tuning methods saving delegation patched edited_module asking model "
+    "cases answers evaluate ability atlas store "
     "bench analyses transfer images agents "
     "serve cli __main__"
 ).split()
