@@ -27,6 +27,8 @@ Parsed = TypeVar("Parsed")
 OPERATIONS: tuple[str, ...] = get_args(Operation)
 PROBE_FIELDS = ("rephrases", "locality", "portability", "ood")
 """The fields that a case adds to an edit (see `cases.py`)."""
+LONGEST_SUBJECT = 1000
+"""Characters; a longer one is no name."""
 _NO_TEXT = re.compile("[\ud800-\udfff\0]")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -80,6 +82,8 @@ class Edit:
 
     def __post_init__(self) -> None:
         self._check_fields()
+        if self.subject is not None and len(self.subject) > LONGEST_SUBJECT:
+            raise EditError(f"'subject' has {len(self.subject)} characters; a name has no more than {LONGEST_SUBJECT}.")
         if self.subject is not None and not words(self.subject):
             raise EditError(f"subject {quoted(self.subject)} has no letter, number or sign that a prompt could mention.")
         if self.subject is not None and not mentions(self.prompt, self.subject):

@@ -61,18 +61,6 @@ def _parts(folded: str) -> list[_Part]:
     return kept or found
 
 
-def _stands(one: _Part, other: _Part, opens: bool, closes: bool) -> bool:
-    """Whether a part of a name stands in a part of a text: where it is a run, at its end, beginning or anywhere."""
-    if not (one.run and other.run):
-        return one.run == other.run and (one.text == other.text or not keys_of(one.text).isdisjoint(bases(other.text, True)))
-    if opens and closes:
-        return bool(_inside(one.text, other.text))
-    if opens or closes:
-        places = _inside(one.text, other.text)
-        return (len(other.text) - len(one.text) if opens else 0) in places
-    return one.text == other.text
-
-
 def _inside(run: str, text: str) -> list[int]:
     """Where a run of signs stands in a longer one without cutting a syllable."""
     places, start = [], text.find(run)
@@ -86,10 +74,26 @@ def _inside(run: str, text: str) -> list[int]:
 
 def _stretches(name: Sequence[_Part], text: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
     """The parts of a text in which those of a name stand, one behind the other."""
+    keys = [keys_of(part.text) for part in name]
+    known: dict[str, set[str]] = {}
+
+    def stands(place: int, other: _Part) -> bool:
+        """Whether a part of the name stands in one of the text: where it is a run, at its end, beginning or anywhere."""
+        one = name[place]
+        if one.run != other.run or one.text == other.text:
+            return one.run == other.run
+        opens, closes = place == 0, place == len(name) - 1
+        if not one.run:
+            if other.text not in known:
+                known[other.text] = bases(other.text, bold=True)
+            return not keys[place].isdisjoint(known[other.text])
+        if opens and closes:
+            return bool(_inside(one.text, other.text))
+        return (opens or closes) and (len(other.text) - len(one.text) if opens else 0) in _inside(one.text, other.text)
+
     for first in range(len(text) - len(name) + 1) if name else ():
-        stretch = text[first : first + len(name)]
-        if all(_stands(one, stretch[i], i == 0, i == len(name) - 1) for i, one in enumerate(name)):
-            yield stretch
+        if all(stands(place, text[first + place]) for place in range(len(name))):
+            yield text[first : first + len(name)]
 
 
 def mentions(text: str, name: str) -> list[tuple[int, int]]:
