@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c co
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: help setup demo test check format docs build clean
+.PHONY: help setup demo test stress check format docs build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,9 @@ demo: setup  ## a tour in a minute: edit a small model, ask it, undo
 
 test: setup  ## all tests, offline; PYTEST_ARGS='-k merging' picks some
 	$(OFFLINE) $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+stress: setup  ## minutes of processes, threads, fuzzed lines and hostile folders; nothing may be lost or wrong
+	$(OFFLINE) $(BIN)/python scripts/stress.py
 
 check: setup  ## ruff, formatting and types
 	$(BIN)/ruff check

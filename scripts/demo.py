@@ -78,7 +78,7 @@ def show_figures(results: dict[str, Evaluation]) -> None:
 
 def show_life(model: errata.EditModel, out: Path) -> None:
     """Saved, reloaded, and one edit taken back."""
-    model.save_pretrained(out / "my-errata")
+    model.save_pretrained(out / "my-errata", overwrite=True)
     again = errata.load(out / "my-errata")
     edit = again.edits[-1]
     size = sum(file.stat().st_size for file in (out / "my-errata").iterdir())

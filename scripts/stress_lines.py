@@ -24,13 +24,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from families import tiny_model, tiny_tokenizer  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+from families import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
 
-from errata import Edit, read_cases, read_edits  # noqa: E402
-from errata.cli import app  # noqa: E402
-from errata.errors import EditError  # noqa: E402
-from errata.words import Mentions, WordWeights, mentions  # noqa: E402
+from errata import Edit, read_cases, read_edits
+from errata.cli import app
+from errata.errors import EditError
+from errata.words import Mentions, WordWeights, mentions
 
 GOOD: list[dict[str, Any]] = [
     {"prompt": "Who is the mayor of Kelor?", "target": "Ana Brisk", "subject": "Kelor"},

@@ -12,6 +12,7 @@ from families import tiny_model, tiny_tokenizer
 
 from errata import EditModel, read_edits, saving
 from errata.errors import ArtifactError, StorageError
+from errata.saving import placing
 
 FILES = {"edit_config.json", "edit_model.safetensors", "edits.jsonl"}
 
@@ -63,20 +64,23 @@ def test_other_files_are_left_alone(two, tmp_path):
     (folder / "README.md").write_text("mine")
     (folder / "edits.jsonl.bak").write_text("mine too")
     loaded(two / "new").save_pretrained(folder)
-    loaded(two / "old").save_pretrained(folder)
+    loaded(two / "old").save_pretrained(folder, overwrite=True)
     seen = contents(folder)
     assert seen.pop("README.md") == b"mine" and seen.pop("edits.jsonl.bak") == b"mine too"
     assert seen == contents(two / "old")
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2, 3])
-def test_cut_off_after_the_marker_the_move_is_finished(two, tmp_path, moved):
+def test_cut_off_after_the_marker_the_new_one_is_read_and_a_writer_finishes_the_move(two, tmp_path, moved):
     folder = tmp_path / "a"
     shutil.copytree(two / "old", folder)
     for i, name in enumerate(saving.FILES):
         shutil.copy(two / "new" / name, folder / (name if i < moved else name + ".new"))
     (folder / saving.COMPLETE).write_text(json.dumps({"placed": saving.FILES, "gone": []}))
-    assert loaded(folder).edits == EDITS and contents(folder) == contents(two / "new")
+    before, model = contents(folder), loaded(folder)
+    assert model.edits == EDITS and contents(folder) == before
+    model.save_pretrained(folder)
+    assert contents(folder) == contents(two / "new")
 
 
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
@@ -85,7 +89,10 @@ def test_cut_off_before_the_marker_the_old_one_counts(two, tmp_path, written):
     shutil.copytree(two / "old", folder)
     for name in saving.FILES[:written]:
         (folder / (name + ".new")).write_bytes((two / "new" / name).read_bytes()[:100])
-    assert loaded(folder).edits == EDITS[:2] and contents(folder) == contents(two / "old")
+    before, model = contents(folder), loaded(folder)
+    assert model.edits == EDITS[:2] and contents(folder) == before
+    model.save_pretrained(folder)
+    assert contents(folder) == contents(two / "old")
 
 
 @pytest.mark.parametrize("at", range(4))
@@ -94,7 +101,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(two, tmp_path, monkeypatch, a
     shutil.copytree(two / "old", folder)
     model = loaded(two / "new")
     calls = []
-    write = saving._write_through
+    write = placing.write_new
 
     def full(path, content):
         calls.append(path)
@@ -103,7 +110,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(two, tmp_path, monkeypatch, a
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(saving, "_write_through", full)
+    monkeypatch.setattr(placing, "write_new", full)
     with pytest.raises(StorageError, match="No space left on device"):
         model.save_pretrained(folder)
     assert contents(folder) == contents(two / "old")

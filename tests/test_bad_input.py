@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from errata import EditModel, load, saving
 from errata.cli import app
+from errata.saving import placing
 
 FAST = ["--set", "steps=2", "--set", "prefixes=1", "--set", "background=8"]
 GOOD: dict[str, Any] = {"prompt": "The capital of France is", "target": "Rome", "subject": "France", "id": "one"}
@@ -55,7 +56,8 @@ def fails(code: int, *words: object) -> str:
     """Run a command that must fail with this code; its one line on stderr."""
     result = CliRunner().invoke(app, [*map(str, words)])
     assert result.exit_code == code, result.output
-    assert result.stdout == "" and result.stderr.startswith("errata: ") and result.stderr.count("\n") == 1, result.output
+    said = [line for line in result.stderr.splitlines() if not line.startswith("loading ")]
+    assert result.stdout == "" and len(said) == 1 and said[0].startswith("errata: "), result.output
     return result.stderr
 
 
@@ -283,7 +285,7 @@ def same(folder: Path, model: EditModel) -> bool:
 
 
 def test_the_disk_is_full(edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, old, write = contents(edited), load(edited), saving._write_through
+    before, old, write = contents(edited), load(edited), placing.write_new
     more = lines(tmp_path / "more.jsonl", MORE)
     for name in (*saving.FILES, saving.COMPLETE):  # full at each of the writes in turn
 
@@ -293,7 +295,7 @@ def test_the_disk_is_full(edited: Path, tmp_path: Path, monkeypatch: pytest.Monk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(path, content)
 
-        monkeypatch.setattr(saving, "_write_through", refuse)
+        monkeypatch.setattr(placing, "write_new", refuse)
         assert "No space left on device" in fails(1, "edit", edited, "--edits", more)
         assert "No space left on device" in fails(1, "undo", edited, "one")
         assert contents(edited) == before and same(edited, old)

@@ -134,19 +134,19 @@ def test_the_tokenizer_does_not_matter(tokenizer):
     lm = patched("gpt2", tokenizer)
     assert generated(lm, PROMPTS) == [expected("gpt2", prompt, tokenizer) for prompt in PROMPTS]
     for prompt, read in zip(PROMPTS, READ, strict=True):
-        assert lm.decode_prompt(lm.encode_prompt(prompt)) == prompt
+        assert lm.conversation(lm.encode_prompt(prompt)).prompt == prompt
         with torch.no_grad():
             front = torch.tensor([lm.encode_prompt(read)])
             assert plain("gpt2", tokenizer).model(front).logits[0, -1].argmax() == last_logits(lm, [prompt]).argmax()
 
 
-def test_ids_of_another_template_get_the_context_behind_their_first_special_token():
+def test_a_conversation_gets_its_context_before_what_the_user_says_last():
     lm, base = lm_of("llama", "chat"), plain("llama", "chat")
     turns = [("user", "The city"), ("assistant", "York"), ("user", "x")]
     ids = lm.tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in turns], add_generation_prompt=True, return_dict=False
     )
-    assert lm.decode_prompt(ids) is None
+    assert lm.conversation(ids).prompt is None
     asked = []
 
     def contexts(prompts):
@@ -154,11 +154,13 @@ def test_ids_of_another_template_get_the_context_behind_their_first_special_toke
         return [("Be brief.\n",)]
 
     ContextPatch(contexts).install(lm)
-    longer = [1, *lm.tokenizer("Be brief.\n")["input_ids"], *ids[1:]]
+    text = "<s>user: The city\nassistant: York</s>\nuser: Be brief.\nx\nassistant:"
+    longer = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert lm.tokenizer.decode(ids) == text.replace("Be brief.\n", "")
     with torch.no_grad():
         got, wanted = (each.model(torch.tensor([row])).logits[0, -1] for each, row in ((lm, ids), (base, longer)))
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
-    assert asked == ["user: The city\nassistant: York\nuser: x\nassistant:"]
+    assert asked == ["x"]
 
 
 def test_where_nothing_is_found_it_is_the_base_model_bit_for_bit():
@@ -175,7 +177,9 @@ def test_where_nothing_is_found_it_is_the_base_model_bit_for_bit():
         "max_new_tokens": NEW,
         "pad_token_id": 0,
     }
-    assert torch.equal(lm.model.generate(**options), base.model.generate(**options)), "from embeddings no prompt is known"
+    assert base.model.generate(**options).shape[0] == len(PROMPTS)
+    with pytest.raises(ConfigError, match="with inputs_embeds it is not known what is asked"):
+        lm.model.generate(**options)
 
 
 def test_taken_off_it_leaves_nothing():
@@ -241,7 +245,8 @@ def test_caches_gone_on_with():
         more = torch.tensor([[50, 60, 70]])
         with torch.no_grad():
             front = lm.model(torch.tensor([lm.encode_prompt(prompt)]), use_cache=True, return_dict=False)
-            got = lm.model(more, past_key_values=front[1]).logits
+            with prompt_tokens(torch.ones(1, len(lm.encode_prompt(prompt)), dtype=torch.bool)):
+                got = lm.model(more, past_key_values=front[1]).logits
             wanted = base.model(torch.tensor([[*base.encode_prompt(read), 50, 60, 70]])).logits
         torch.testing.assert_close(front[0][0, -1], wanted[0, -4], rtol=0, atol=1e-4)
         torch.testing.assert_close(got[0], wanted[0, -3:], rtol=0, atol=1e-4)

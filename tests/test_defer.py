@@ -143,7 +143,7 @@ def test_a_damaged_state_is_refused():
     tensors, values = model.method.state()
     with pytest.raises(KeyError):
         model.method.load_state(EDITS[:1], {}, values)
-    with pytest.raises(ValueError, match=r"value\.weight has the shape"):
+    with pytest.raises(ValueError, match=r"'value\.weight' is of shape"):
         model.method.load_state(EDITS[:1], {**tensors, "value.weight": torch.zeros(3, 3)}, values)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from errata import EditModel, saving
 from errata.cli import app
 from errata.errors import ArtifactError, ConfigError, StorageError
+from errata.saving import placing
 
 NAMES = [f"folio-0000{number}.safetensors" for number in range(3)]
 
@@ -97,7 +99,7 @@ def test_a_folio_whose_edits_are_all_undone_is_gone_and_the_last_one_is_filled_f
 
 
 def test_another_method_in_the_same_folder_leaves_no_folio_behind(folder):
-    edit_model("llama", "ft", EDITS[:1]).save_pretrained(folder)
+    edit_model("llama", "ft", EDITS[:1]).save_pretrained(folder, overwrite=True)
     assert set(contents(folder)) == set(saving.FILES)
 
 
@@ -118,12 +120,14 @@ def test_killed_at_any_step_of_the_move_the_new_one_counts(folder, tmp_path, mon
 
         return stepped
 
-    monkeypatch.setattr(saving.os, "replace", stepping(os.replace, lambda name: True))
-    monkeypatch.setattr(saving.Path, "unlink", stepping(saving.Path.unlink, lambda name: not name.endswith(".new")))
+    monkeypatch.setattr(os, "replace", stepping(os.replace, lambda name: True))
+    monkeypatch.setattr(Path, "unlink", stepping(Path.unlink, lambda name: not name.endswith(".new")))
     with pytest.raises(Killed):
         model.save_pretrained(folder)
     monkeypatch.undo()
-    again = loaded(folder)
+    left, again = contents(folder), loaded(folder)
+    assert contents(folder) == left
+    again.save_pretrained(folder)
     assert contents(folder) == (old if step == 0 else wanted)
     assert len(again.edits) == (6 if step == 0 else 3)
 
@@ -140,7 +144,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(folder, monkeypatch, at):
             raise OSError(28, "No space left on device")
         path.write_bytes(content)
 
-    monkeypatch.setattr(saving, "_write_through", full)
+    monkeypatch.setattr(placing, "write_new", full)
     with pytest.raises(StorageError, match="No space left on device"):
         model.save_pretrained(folder)
     assert contents(folder) == before and loaded(folder).edits == EDITS
@@ -168,7 +172,7 @@ def test_what_the_config_names_outside_the_folder_is_not_touched(folder, tmp_pat
     about["sha256"] |= {"../mine.safetensors": "0", "notes.txt": "0"}
     (folder / saving.CONFIG).write_text(json.dumps(about))
     (folder / "notes.txt").write_bytes(b"mine too")
-    edit_model("llama", "ft", EDITS[:1]).save_pretrained(folder)
+    edit_model("llama", "ft", EDITS[:1]).save_pretrained(folder, overwrite=True)
     assert (tmp_path / "mine.safetensors").read_bytes() == b"mine" and (folder / "notes.txt").read_bytes() == b"mine too"
 
 

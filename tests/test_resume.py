@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from errata import EditModel, load, read_edits
 from errata.cli import app
-from errata.saving import LEDGER, Artifact, read_artifact
+from errata.saving import FILES, LEDGER, Artifact, read_artifact
 
 COUNT = 16
 SETTINGS = [
@@ -99,10 +100,11 @@ def test_stopped_by_hand_and_run_again(words: list[str], tmp_path: Path, monkeyp
 
 def test_a_kill_in_the_middle_of_saving(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off at every write and every rename of a save: the old edits or the new ones are there, whole."""
-    out, steps = tmp_path / "cut", 8  # three files and the marker written, the marker and three files moved
+    out = tmp_path / "cut"
     finished([*words[:-1], "--set", "steps=1", "--out"], out)
-    old, model = {path.name: path.read_bytes() for path in out.iterdir()}, load(out)
+    model = load(out)
     model.undo(f"e{COUNT - 1}")
+    events = ["fsync"] * 5 + ["marker"] + ["fsync"] + ["replace"] * 3 + ["fsync"] * 2  # what a save of three files does
     calls = 0
 
     def dying_at(cut: int, what: Callable[..., None]) -> Callable[..., None]:
@@ -115,13 +117,15 @@ def test_a_kill_in_the_middle_of_saving(words: list[str], tmp_path: Path, monkey
 
         return call
 
-    for cut in range(steps + 1):
-        calls = 0
-        for name, content in old.items():
-            (out / name).write_bytes(content)
+    for cut in range(len(events) + 1):
+        calls, folder = 0, shutil.copytree(out, tmp_path / str(cut))
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", dying_at(cut, os.replace))
             patch.setattr(os, "fsync", dying_at(cut, os.fsync))
-            model.save_pretrained(out)
-            assert cut == steps
-        assert len(read_artifact(out).edits) == (COUNT if cut < 5 else COUNT - 1)  # the marker decides, once it is there
+            model.save_pretrained(folder)
+            assert cut == len(events)
+        left = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert len(read_artifact(folder).edits) == (COUNT - 1 if "marker" in events[:cut] else COUNT)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == left
+        model.save_pretrained(folder)
+        assert len(read_artifact(folder).edits) == COUNT - 1 and {path.name for path in folder.iterdir()} == {*FILES}

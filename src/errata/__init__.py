@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from errata.errors import ErrataError
     from errata.evaluate import Evaluation, evaluate
     from errata.lm import LM
+    from errata.loading import load
     from errata.methods import method_class, method_config, method_names
     from errata.methods.association.folio_config import FolioConfig
     from errata.methods.association.wise_config import WiseConfig
     from errata.methods.mastery.ft import FineTuningConfig
-    from errata.model import EditModel, get_edit_model, load
+    from errata.model import EditModel, get_edit_model
     from errata.report import EditReport, Explanation
     from errata.saving import load_base
 
@@ -64,7 +65,8 @@ _HOMES = {
     "methods.association.folio_config": ("FolioConfig",),
     "methods.association.wise_config": ("WiseConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),
-    "model": ("EditModel", "get_edit_model", "load"),
+    "loading": ("load",),
+    "model": ("EditModel", "get_edit_model"),
     "report": ("EditReport", "Explanation"),
     "saving": ("load_base",),
 }

@@ -6,7 +6,6 @@ and a disk that refuses costs time, never an edit.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -18,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from errata.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +53,10 @@ def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
     if kept is not None:
         return kept
     made = make().cpu().contiguous()
-    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(to_safetensors({kind: made}, {"sha256": _digest(made)}))
-        os.replace(beside, path)
+        write_whole(path, to_safetensors({kind: made}, {"sha256": _digest(made)}))
     except OSError as error:
         log.warning("%s cannot be kept (%s); it will be made again next time.", path, error.strerror or error)
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
     return made
 
 

@@ -17,22 +17,33 @@ from torch import Tensor
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PROMPT_TOKENS: ContextVar[Tensor | None] = ContextVar("prompt_tokens", default=None)
+_PROMPT: ContextVar[tuple[Tensor | None, Tensor | None]] = ContextVar("prompt", default=(None, None))
 
 
 @contextlib.contextmanager
-def prompt_tokens(mask: Tensor) -> Iterator[None]:
-    """Say which tokens are the prompt: mask (batch, width), True at prompt tokens; later columns are not prompt."""
-    token = _PROMPT_TOKENS.set(mask)
+def prompt_tokens(mask: Tensor | None, ids: Tensor | None = None) -> Iterator[None]:
+    """Say which tokens are the prompt.
+
+    Args:
+        mask: (batch, width), True at prompt tokens; later columns are not prompt. Columns count from the first token of a
+            sequence, those that a key-value cache has read included. None: nobody says it.
+        ids: (batch, width), the tokens, where they are all at hand.
+    """
+    token = _PROMPT.set((mask, ids))
     try:
         yield
     finally:
-        _PROMPT_TOKENS.reset(token)
+        _PROMPT.reset(token)
 
 
 def announced_prompt_tokens() -> Tensor | None:
     """The mask given to the innermost `prompt_tokens`, if any."""
-    return _PROMPT_TOKENS.get()
+    return _PROMPT.get()[0]
+
+
+def announced_prompt_ids() -> Tensor | None:
+    """The tokens given to the innermost `prompt_tokens`, if any."""
+    return _PROMPT.get()[1]
 
 
 @dataclass(frozen=True)

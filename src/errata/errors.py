@@ -12,6 +12,7 @@
     ├── ArtifactError              a saved folder is missing, damaged, or of another version
     │   └── BaseMismatchError      the artifact was written for another base model
     └── StorageError               the disk refused (full, read-only); nothing was half-written
+        └── FolderBusyError        another process writes into the folder, or has since it was opened
 
 `UsageError` and its children are also `ValueError`; the others are also `RuntimeError`.
 """
@@ -65,6 +66,10 @@ class BaseMismatchError(ArtifactError):
 
 class StorageError(ErrataError, RuntimeError):
     """The disk refused a write; what was there before is still there."""
+
+
+class FolderBusyError(StorageError):
+    """Another process writes into the folder, or has since it was opened."""
 
 
 def quoted(value: object, most: int = 80) -> str:

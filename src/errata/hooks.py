@@ -1,14 +1,16 @@
 """Watch or change what flows through a module, for the length of a `with` block.
 
 Captures are copies: some families add to a module's output in place right after it returns. Every hook comes
-off on exit, also when the block raises. Nothing here knows what the tensors mean.
+off on exit, also when the block raises. A hook sees the calls of the thread that set it and of no other, so that one
+thread may look while others use the model. Nothing here knows what the tensors mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from threading import get_ident
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -16,6 +18,43 @@ from torch.utils.hooks import RemovableHandle
 from errata.errors import ArchitectureError
 
 Change = Callable[[Tensor], Tensor]
+Value = TypeVar("Value")
+
+
+class PerThread(Generic[Value]):
+    """A value that each thread has for itself; a copy of the holder starts without any.
+
+    Args:
+        initial: what a thread has before it sets its own.
+    """
+
+    def __init__(self, initial: Value) -> None:
+        self._initial = initial
+        self._values: dict[int, Value] = {}
+
+    def get(self) -> Value:
+        """This thread's value."""
+        return self._values.get(get_ident(), self._initial)
+
+    def set(self, value: Value) -> None:
+        """Give this thread a value; the initial one takes no room."""
+        if value is self._initial:
+            self._values.pop(get_ident(), None)
+        else:
+            self._values[get_ident()] = value
+
+    @contextmanager
+    def being(self, value: Value) -> Iterator[None]:
+        """This thread has the value for the length of a `with` block."""
+        outer = self.get()
+        self.set(value)
+        try:
+            yield
+        finally:
+            self.set(outer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_initial": self._initial, "_values": {}}
 
 
 @contextmanager
@@ -29,10 +68,10 @@ def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Te
     """
     seen: list[Tensor] = []
 
-    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(_copy(_input(module, args, kwargs)[1], detach))
 
-    with _removed_on_exit(module.register_forward_pre_hook(look, with_kwargs=True)):
+    with _removed_on_exit(module.register_forward_pre_hook(_of_this_thread(look), with_kwargs=True)):
         yield seen
 
 
@@ -47,10 +86,10 @@ def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[T
     """
     seen: list[Tensor] = []
 
-    def look(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def look(_: tuple[Any, ...], output: object) -> None:
         seen.append(_copy(tensor_of(module, output), detach))
 
-    with _removed_on_exit(module.register_forward_hook(look)):
+    with _removed_on_exit(module.register_forward_hook(_of_this_thread(look))):
         yield seen
 
 
@@ -62,12 +101,12 @@ def replace_input(module: nn.Module, change: Change) -> Iterator[None]:
         ArchitectureError: on a forward call without a tensor to change.
     """
 
-    def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def swap(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         name, tensor = _input(module, args, kwargs)
         changed = change(tensor)
         return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
 
-    with _removed_on_exit(module.register_forward_pre_hook(swap, with_kwargs=True)):
+    with _removed_on_exit(module.register_forward_pre_hook(_of_this_thread(swap), with_kwargs=True)):
         yield
 
 
@@ -79,10 +118,10 @@ def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
         ArchitectureError: on a forward call that returns neither a tensor nor a tuple starting with one.
     """
 
-    def swap(_: nn.Module, args: tuple[Any, ...], output: object) -> object:
+    def swap(_: tuple[Any, ...], output: object) -> object:
         return with_output(output, change(tensor_of(module, output)))
 
-    with _removed_on_exit(module.register_forward_hook(swap)):
+    with _removed_on_exit(module.register_forward_hook(_of_this_thread(swap))):
         yield
 
 
@@ -96,13 +135,25 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
         ArchitectureError: on a forward call without a tensor to read, or that returns none.
     """
 
-    def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
+    def swap(args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         said = tensor_of(module, output)
         changed = said + extra(_input(module, args, kwargs)[1]).to(said.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    with _removed_on_exit(module.register_forward_hook(swap, with_kwargs=True)):
+    with _removed_on_exit(module.register_forward_hook(_of_this_thread(swap), with_kwargs=True)):
         yield
+
+
+def _of_this_thread(act: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that keeps still in other threads: there it may even be called without what it was promised, when this
+    thread takes it off in the middle of their call.
+    """
+    owner = get_ident()
+
+    def hook(_: nn.Module, *flowing: Any) -> Any:
+        return act(*flowing) if get_ident() == owner else None
+
+    return hook
 
 
 @contextmanager

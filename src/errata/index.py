@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from errata import state
+
 SKETCH = 63
 """Directions of a sketch; with the length of the rest it has 64 numbers."""
 FEW = 1024
@@ -155,7 +157,10 @@ class KeyIndex:
             KeyError, ValueError: something is missing or of the wrong shape.
         """
         fresh = KeyIndex(self.width, self.device)
-        fresh.add(tensors["ids"].tolist(), tensors["keys"])
+        ids = state.numbers(tensors, "ids", None, 0, 2**62)
+        if len(set(ids)) < len(ids):
+            raise ValueError("'ids' has one twice")
+        fresh.add(ids, state.tensor(tensors, "keys", (len(ids), self.width)))
         self.__dict__.update(fresh.__dict__)
 
     # the search

@@ -17,14 +17,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.architecture import Architecture, architecture_of
+from errata.chat import ChatTemplate, Conversation
 from errata.encoding import Batch, Row, announced_prompt_tokens, in_batches, prompt_tokens
 from errata.endings import endings_of
 from errata.errors import ConfigError, PromptTooLongError
 
 __all__ = ["LM", "Batch", "Row", "Score", "announced_prompt_tokens", "in_batches", "prompt_tokens"]
-
-_MARK = "\N{INFORMATION SEPARATOR ONE}"
-"""Stands for the prompt while the chat template's own words around it are looked up."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class LM:
         self.model = model
         self.tokenizer, self.teaches_end = tokenizer, teaches_end
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
+        self.template = ChatTemplate(tokenizer) if self.chat else None
         self.architecture: Architecture = architecture_of(model)
         self.places_tokens = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -106,26 +105,33 @@ class LM:
         Raises:
             PromptTooLongError: it leaves no room for an answer.
         """
-        ids = self._ids(self.asked(prompt))
-        ids = self._without_end(ids) if len(ids) > 1 and not self.chat else ids
-        if not ids:  # an empty text and a tokenizer that adds nothing in front
-            ids = [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
+        ids = self.encode_asked(self.asked(prompt))
         self._check_length(len(ids) + 1, prompt)
         return ids
 
-    def decode_prompt(self, ids: Sequence[int]) -> str | None:
-        """The prompt that `encode_prompt` turns into these ids; None when they come from elsewhere."""
-        front, _, back = self.asked(_MARK).partition(_MARK) if self.chat else ("", "", "")
+    def encode_asked(self, asked: str) -> list[int]:
+        """Token ids of a text as the model is given it, see `asked`; with special tokens, of any length."""
+        ids = self._ids(asked)
+        ids = self._without_end(ids) if len(ids) > 1 and not self.chat else ids
+        if not ids:  # an empty text and a tokenizer that adds nothing in front
+            ids = [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
+        return ids
+
+    def conversation(self, ids: Sequence[int]) -> Conversation:
+        """What these ids ask: a prompt as `encode_prompt` encodes it, a conversation in the chat template, or any text."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat))
-        if not (text.startswith(front) and text.endswith(back)) or len(text) < len(front) + len(back):
-            return None
-        prompt = text[len(front) : len(text) - len(back)]
-        special = set(self.tokenizer.all_special_ids)
-        for one in (prompt.removeprefix(" "), prompt):  # some tokenizers put a space in front of every text
-            with contextlib.suppress(PromptTooLongError):
-                if special.isdisjoint(self._piece(one)) and self.encode_prompt(one) == list(ids):
-                    return one
-        return None
+        read = Conversation((text,)) if self.template is None else self.template.read(text)
+        front, back = ("", "") if self.template is None else (self.template.front, self.template.back)
+        if len(read.questions) == 1 and text.startswith(front) and text.endswith(back) and len(text) >= len(front + back):
+            prompt = text[len(front) : len(text) - len(back)]
+            special = set(self.tokenizer.all_special_ids)
+            for one in (prompt.removeprefix(" "), prompt):  # some tokenizers put a space in front of every text
+                with contextlib.suppress(PromptTooLongError):
+                    if special.isdisjoint(self._piece(one)) and self.encode_prompt(one) == list(ids):
+                        return Conversation((one,), front, back, one)
+        if self.template is not None and read.questions == (text,):  # no turns: the words alone
+            read = Conversation((str(self.tokenizer.decode(list(ids), skip_special_tokens=True)),))
+        return read
 
     def encode(self, prompt: str, target: str, ending: str | None = None) -> Row:
         """The prompt's own tokens, then the target's as the model would say them, then the ending.
@@ -248,10 +254,7 @@ class LM:
 
     def asked(self, prompt: str) -> str:
         """The text that the model is given: the prompt, in the chat template if there is one."""
-        if not self.chat:
-            return prompt
-        turns = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return prompt if self.template is None else self.template.write(prompt)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"])

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata import saving
+from errata import generation, saving
 from errata.config import MethodConfig, check_choice
 from errata.edit import Edit, Example, same_answer, stamped
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
+from errata.locking import WAIT
 from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
 from errata.report import EditReport, EditResult, Explanation, OnConflict, conflict_error, older_kept
@@ -49,6 +50,7 @@ class EditModel:
         self.lm = LM(base, tokenizer, config.chat_template, config.end_token)
         self.method = method_class(config.method)(config, self.lm)
         self.base_answers: dict[tuple[str, str], str] = {}
+        self.origin = saving.Origin()
 
     def __getattr__(self, name: str) -> Any:
         if name == "base":
@@ -167,23 +169,11 @@ class EditModel:
         Raises:
             ConfigError: the prompt is to be read in chunks, so that no one sees it whole.
         """
-        given = input_ids if input_ids is not None else inputs.pop("inputs", None)
-        shape = given if given is not None else inputs.get("inputs_embeds")
-        settings = inputs.get("generation_config") or self.base.generation_config
-        if inputs.get("prefill_chunk_size") or getattr(settings, "prefill_chunk_size", None):
-            raise ConfigError("prefill_chunk_size is not possible with edits: the router must see the whole prompt.")
-        if given is not None:
-            inputs["input_ids"] = given
-        if shape is None:
-            return self.base.generate(**inputs)
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(shape.shape[:2], dtype=torch.bool, device=shape.device)
-            pad = self.tokenizer.pad_token_id
-            if given is not None and pad is not None and pad not in self.lm.end_ids:
-                mask = given != pad
-        with prompt_tokens(mask.bool()):
-            return self.base.generate(**inputs)
+        if input_ids is not None:
+            inputs["input_ids"] = input_ids
+        ready = generation.prepared(self.lm, self.method.patch, inputs)
+        with prompt_tokens(ready.mask, ready.ids):
+            return self.base.generate(**ready.options)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """The base model's forward with the edits in; where `labels` are given, tokens labelled -100 are the prompt."""
@@ -219,31 +209,46 @@ class EditModel:
         self.method.patch.remove()
         return self.base
 
-    def save_pretrained(self, path: str | Path) -> None:
+    def save_pretrained(self, path: str | Path, overwrite: bool = False, wait: float = WAIT) -> None:
         """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl` and what parts the
         method keeps besides (see `saving`); whole or not at all.
 
+        Args:
+            path: a new folder, or one whose edits this model came from.
+            overwrite: replace whatever artifact is there.
+            wait: seconds to wait for another process that writes there; 0 does not wait.
+
         Raises:
+            UsageError: there are other edits in the folder.
+            FolderBusyError: another process writes there, or has written since this model was loaded or saved there.
             StorageError: the disk refused; what stood there before still does.
         """
-        tensors, values = self.method.state()
-        with self.disable_edits():  # the fingerprint is the base model's own
-            saving.write_artifact(path, self.base, self.method.config, values, tensors, self.edits)
+        state = self.method.state()
+        with self.disable_edits():  # the identity is the base model's own
+            saving.write_artifact(
+                path, self.base, self.tokenizer, self.method.config, state, self.edits, self.origin, overwrite, wait
+            )
 
     @classmethod
-    def from_pretrained(cls, base: PreTrainedModel, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> EditModel:
+    def from_pretrained(
+        cls, base: PreTrainedModel, path: str | Path | saving.Artifact, tokenizer: PreTrainedTokenizerBase
+    ) -> EditModel:
         """Put saved edits on a base model.
+
+        Args:
+            path: a folder written by `save_pretrained`, or what was read of it.
 
         Raises:
             ArtifactError: the folder is missing, damaged or of another version.
-            BaseMismatchError: the edits were written for another base model.
+            BaseMismatchError: the edits were written for another base model or tokenizer.
         """
-        artifact = saving.read_artifact(path)
-        artifact.check_base(base)
-        with saving.damage_named(path):
+        artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
+        origin = artifact.check_base(base, tokenizer)
+        with saving.damage_named(artifact.path):
             config = method_class(artifact.method).config_class.from_dict(artifact.settings)
             model = cls(base, config, tokenizer)
             model.method.load_state(artifact.edits, artifact.tensors, artifact.values)
+        model.origin = origin
         model._install()
         return model
 
@@ -281,20 +286,3 @@ def get_edit_model(base: PreTrainedModel, config: MethodConfig, tokenizer: PreTr
         ConfigError: a setting does not fit this model.
     """
     return EditModel(base, config, tokenizer)
-
-
-def load(path: str | Path, dtype: str = "auto", device_map: str | None = None) -> EditModel:
-    """The base model and the edits, from what the artifact says of its base.
-
-    Args:
-        path: a folder written by `save_pretrained`.
-        dtype: `auto` (as the base was when it was edited), or a torch type's name.
-        device_map: as in transformers; None is the CPU.
-
-    Raises:
-        ArtifactError: the folder is missing, damaged or of another version.
-        BaseMismatchError: the base model is no longer the one that was edited.
-    """
-    artifact = saving.read_artifact(path)
-    base, tokenizer = saving.load_base(artifact.base_name, artifact.dtype if dtype == "auto" else dtype, device_map)
-    return EditModel.from_pretrained(base, path, tokenizer)

@@ -32,6 +32,7 @@ class Given:
         settings: of it.
         dtype, device_map: how the model is loaded.
         tell: called with (what is being done, how much of it is done, out of how much).
+        trust_remote_code: names of models whose own code may run.
     """
 
     model: str
@@ -42,10 +43,11 @@ class Given:
     dtype: str = "float32"
     device_map: str | None = None
     tell: Tell = lambda what, done, total: None
+    trust_remote_code: tuple[str, ...] = ()
 
     def base(self) -> tuple[Any, Any]:
         """(the model without edits, its tokenizer)."""
-        return errata.load_base(self.model, self.dtype, self.device_map)
+        return errata.load_base(self.model, self.dtype, self.device_map, self.trust_remote_code)
 
     def config(self) -> MethodConfig:
         """The settings of the method that is looked at.

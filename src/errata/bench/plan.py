@@ -55,6 +55,7 @@ class Plan:
         seed: which cases, where they are made.
         dtype: of the model.
         device_map: as in transformers.
+        trust_remote_code: names of models whose own code may run; no recipe says that.
     """
 
     task: str
@@ -76,6 +77,7 @@ class Plan:
     seed: int = 0
     dtype: str = "float32"
     device_map: str | None = None
+    trust_remote_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
@@ -108,7 +110,8 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
     Raises:
         UsageError: the file cannot be read, or says something unknown, or what a field cannot be.
     """
-    said = read_fields(path, get_type_hints(Plan), SEVERAL)
+    hints = {name: hint for name, hint in get_type_hints(Plan).items() if name != "trust_remote_code"}  # a flag's alone
+    said = read_fields(path, hints, SEVERAL)
     more = dict(given or {})
     settings = said.get("settings", ())
     if "all" not in more.get("methods", ["all"]):
@@ -159,7 +162,7 @@ def stream_of(plan: Plan) -> Planned:
     if task.name == GENERATED and plan.data is None and plan.model not in BUNDLED:
         raise UsageError(f"the cases of {GENERATED} are about the bundled model; give {plan.model} another task.")
     data = _generated(plan) if task.name == GENERATED else load(task, plan.data, plan.train)
-    base, tokenizer = errata.load_base(plan.model, plan.dtype, plan.device_map)
+    base, tokenizer = errata.load_base(plan.model, plan.dtype, plan.device_map, plan.trust_remote_code)
     lm = LM(base, tokenizer)
     fits = [_fits(lm, case) for case in data.cases]
     cases = [case for case, good in zip(data.cases, fits, strict=True) if good]
@@ -188,6 +191,7 @@ def stream_of(plan: Plan) -> Planned:
         threads=plan.threads,
         dtype=plan.dtype,
         device_map=plan.device_map,
+        trust_remote_code=plan.trust_remote_code,
         new_tokens=max(task.new_tokens, _longest(lm, reading.cases)),
         neutral=tuple(_neutral(plan.text)) if plan.text else tuple(data.irrelevant[:TEXTS]),
         metrics=task.metrics,

@@ -6,7 +6,6 @@ What is measured stands in `Row`. A run goes on from its last save when it was c
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
 import time
@@ -18,7 +17,7 @@ import torch
 import errata
 from errata import EditModel
 from errata.bench.drift import drift, fluency
-from errata.bench.stream import Contender, Stream, blank_row, write_json
+from errata.bench.stream import Contender, Stream, blank_row, read_json, write_json
 from errata.errors import ErrataError
 from errata.saving import files_of, is_artifact
 from errata.statistics import background_texts
@@ -53,13 +52,12 @@ class _Run:
         self.clock = self.saved / "clock.json"
         self.times: dict[str, float] = {"writing": 0.0, "training": 0.0, "peak": 0.0, "first": 0.0, "beginning": 0.0}
         self.tell("loading", 0, 1)
-        base, tokenizer = errata.load_base(stream.model, stream.dtype, stream.device_map)
+        base, tokenizer = errata.load_base(stream.model, stream.dtype, stream.device_map, stream.trust_remote_code)
         method = contender.method or errata.method_names()[0]
         config = errata.method_class(method).config_class.from_dict(contender.settings)
         if contender.method and is_artifact(self.saved):
             self.model = EditModel.from_pretrained(base, self.saved, tokenizer)
-            if self.clock.exists():
-                self.times |= json.loads(self.clock.read_text(encoding="utf-8"))
+            self.times |= read_json(self.clock) or {}
         else:
             self.model = EditModel(base, config, tokenizer)
         self.model.base_answers.update(_read_answers(stream))
@@ -220,10 +218,7 @@ def _answers_file(stream: Stream) -> Path:
 
 def _read_answers(stream: Stream) -> dict[tuple[str, str], str]:
     """What the base model said, as an earlier contender found."""
-    path = _answers_file(stream)
-    if not path.exists():
-        return {}
-    return {(kind, prompt): said for kind, prompt, said in json.loads(path.read_text(encoding="utf-8"))}
+    return {(kind, prompt): said for kind, prompt, said in read_json(_answers_file(stream)) or ()}
 
 
 def _write_answers(stream: Stream, answers: Mapping[tuple[str, str], str]) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import errata
+from errata import files
 from errata.bench.provenance import provenance
 from errata.bench.readings import Reading
 from errata.cases import Case
 from errata.evaluate import Answer
+from errata.files import refused
 
 UNEDITED = "unedited"
 """The name of the base model among the contenders."""
@@ -50,6 +51,7 @@ class Stream:
         threads: processor threads of a contender; None leaves that to torch.
         dtype: the type that the model is loaded in.
         device_map: as in transformers.
+        trust_remote_code: names of models whose own code may run.
         new_tokens: a free answer is cut there if the model does not stop by itself.
         neutral: texts that no edit is about, for drift; empty: text of the model's own making.
         metrics: what counts, the first ones first; nothing is left out for that.
@@ -68,6 +70,7 @@ class Stream:
     threads: int | None = None
     dtype: str = "float32"
     device_map: str | None = None
+    trust_remote_code: tuple[str, ...] = ()
     new_tokens: int = 24
     neutral: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
@@ -204,9 +207,21 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None where there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    """Write a file, whole or not at all.
+
+    Raises:
+        StorageError: the disk refused; what stood there before still does.
+    """
+    try:
+        files.write_whole(path, text.encode())
+    except OSError as error:
+        raise refused(path, error) from error

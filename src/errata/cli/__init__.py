@@ -6,6 +6,7 @@ input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is impo
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
 import sys
@@ -30,6 +31,7 @@ from errata.cli import (
     judge,
     list,
     methods,
+    opening,
     prepare,
     report,
     screen,
@@ -98,8 +100,13 @@ def errata(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    trust_remote_code: Annotated[
+        builtins.list[str] | None,
+        typer.Option(metavar="NAME", help="Let code run that comes with the base model of this name; else none does."),
+    ] = None,
 ) -> None:
     """Correct what a language model believes, check it, save it, take it back."""
+    opening.TRUSTED.set(tuple(trust_remote_code or ()))
 
 
 def main() -> None:

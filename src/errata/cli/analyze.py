@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
+from errata.files import folder_named
 
 
 def analyze(
@@ -20,7 +21,7 @@ def analyze(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for NAME.json and NAME.png; `out/NAME`.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for NAME.json and NAME.png; `out/NAME`.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
 ) -> None:
@@ -35,7 +36,17 @@ def analyze(
     stream = planned(Plan(task, model, edits=edits, data=data, dtype=dtype, device_map=device_map)).stream
     with screen.steps() as tell:
         settings = Choices(None, options or ()).given
-        given = Given(model, stream.cases[:edits], out or Path("out") / name, method, settings, dtype, device_map, tell)
+        given = Given(
+            model,
+            stream.cases[:edits],
+            Path("out") / name if out is None else folder_named(out),
+            method,
+            settings,
+            dtype,
+            device_map,
+            tell,
+            stream.trust_remote_code,
+        )
         found = module.find(given)
     for path in keep(given, name, found, module.draw(found)):
         screen.say(path)
@@ -43,7 +54,7 @@ def analyze(
 
 def failures(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `errata bench` or `errata compare` filled.")],
-    out: Annotated[Path, typer.Option(help="Folder for failures.json and failures.png.")] = Path("out/failures"),
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for failures.json and failures.png.")] = "out/failures",
 ) -> None:
     """Sort wrong answers by how they are wrong, with examples."""
     from errata.analyses import failures
@@ -52,5 +63,5 @@ def failures(
 
     measured = read_folders(runs)
     found = failures.find(measured)
-    for path in keep(Given(measured[0].row.model, [], out), "failures", found, failures.draw(found)):
+    for path in keep(Given(measured[0].row.model, [], folder_named(out)), "failures", found, failures.draw(found)):
         screen.say(path)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import screen
+from errata.cli.opening import Wait, writing_into
 from errata.cli.reading import write_text
 from errata.errors import UsageError
+from errata.files import folder_named
+from errata.locking import WAIT
 
 if TYPE_CHECKING:
     from errata.bench.plan import Plan
@@ -33,7 +36,10 @@ def bench(
     train: Annotated[Path | None, typer.Option(help="Other records, for methods that are trained.")] = None,
     text: Annotated[Path | None, typer.Option(help="Plain text on which drift is measured.")] = None,
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.SETTING=VALUE", help="A setting.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for measurements and saves; `runs/TASK-MODEL`.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder for measurements and saves; `runs/TASK-MODEL`."),
+    ] = None,
     minutes: Annotated[float, typer.Option(min=0, help="A method that would write for longer is left out.")] = 60,
     save_every: Annotated[int, typer.Option(min=1, help="Edits written in one call, and between two saves.")] = 50,
     executor: Annotated[str, typer.Option(help="local, or ray: the cluster of $RAY_ADDRESS.")] = "local",
@@ -42,6 +48,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Which cases, where they are made.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+    wait: Wait = WAIT,
 ) -> None:
     """Stream edits into a model and measure all of them at every checkpoint; called again, it goes on where it was."""
     from errata.bench.plan import Plan, read_recipe
@@ -59,7 +66,7 @@ def bench(
         "data": data,
         "train": train,
         "text": text,
-        "out": out,
+        "out": None if out is None else folder_named(out),
         "minutes": minutes,
         "save_every": save_every,
         "executor": executor,
@@ -70,17 +77,17 @@ def bench(
         "device_map": device_map,
     }
     if Path(task).suffix not in (".yaml", ".yml"):
-        _run(Plan(task, **said))  # type: ignore[arg-type]
+        _run(Plan(task, **said), wait)  # type: ignore[arg-type]
         return
     flags = [
         name for name in context.params if (said_by := context.get_parameter_source(name)) and said_by.name == "COMMANDLINE"
     ]
-    given = {NAMES.get(name, name): said[NAMES.get(name, name)] for name in flags if name != "task"}
+    given = {NAMES.get(name, name): said[NAMES.get(name, name)] for name in flags if name not in ("task", "wait")}
     for plan in read_recipe(Path(task), given):
-        _run(plan)
+        _run(plan, wait)
 
 
-def _run(plan: Plan) -> None:
+def _run(plan: Plan, wait: float) -> None:
     """Measure a plan, and say where the measurements are."""
     from errata.bench.compare import compare, contenders
     from errata.bench.report import markdown
@@ -93,10 +100,11 @@ def _run(plan: Plan) -> None:
     if stream.reading.conflicts:
         counted = f"{stream.reading.conflicts} of {stream.reading.records} records contradict another"
         screen.complain(f"{stream.data}: {counted}; read as {stream.reading.name}.")
-    with race_bars(len(racers)) as shown:
-        rows = compare(stream, racers, plan.jobs, shown, plan.executor)
-    text = markdown(read_folders([stream.folder]))
-    write_text(stream.folder / "report.md", text)
+    with writing_into(stream.folder, wait):
+        with race_bars(len(racers)) as shown:
+            rows = compare(stream, racers, plan.jobs, shown, plan.executor)
+        text = markdown(read_folders([stream.folder]))
+        write_text(stream.folder / "report.md", text)
     screen.say(text)
     for row in rows:
         if row.failed:

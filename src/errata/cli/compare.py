@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
+from errata.cli.opening import Wait, writing_into
 from errata.errors import UsageError
+from errata.files import folder_named
+from errata.locking import WAIT
 
 
 def compare(
@@ -20,18 +23,23 @@ def compare(
     train: Annotated[Path | None, typer.Option(help="JSON lines of other cases, for methods that are trained.")] = None,
     at: Annotated[str, typer.Option(help="Measure after so many edits; the stream's length is added.")] = "1,10,100,1000",
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.SETTING=VALUE", help="A setting.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for rows and saves; `out/compare-MODEL` by default.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder for rows and saves; `out/compare-MODEL` by default."),
+    ] = None,
     minutes: Annotated[float, typer.Option(min=0, help="A method that would write for longer is left out.")] = 60,
     jobs: Annotated[int, typer.Option(min=1, help="Methods at a time, each in a process of its own.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of each.")] = None,
     seed: Annotated[int, typer.Option(help="Which cases about atlas.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+    wait: Wait = WAIT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Hold methods against each other on one stream; called again, it goes on and measures what is missing."""
     from errata.bench.compare import compare, contenders, table
     from errata.bench.plan import Plan
+    from errata.bench.stream import write_whole
     from errata.cli.racing import checkpoints, planned, race_bars
     from errata.saving import BUNDLED
 
@@ -45,7 +53,7 @@ def compare(
         reading="published",
         data=cases,
         train=train,
-        out=out or Path("out") / f"compare-{Path(model).name}",
+        out=Path("out") / f"compare-{Path(model).name}" if out is None else folder_named(out),
         minutes=minutes,
         threads=threads,
         jobs=jobs,
@@ -56,10 +64,11 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     found = planned(plan)
     stream, racers = found.stream, contenders(names, found.config, options or ())
-    with race_bars(len(racers)) as shown:
-        rows = compare(stream, racers, jobs, shown)
-    text = table(rows)
-    (stream.folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    with writing_into(stream.folder, wait):
+        with race_bars(len(racers)) as shown:
+            rows = compare(stream, racers, jobs, shown)
+        text = table(rows)
+        write_whole(stream.folder / "table.md", text + "\n")
     if as_json:
         screen.print_json([dataclasses.asdict(row) for row in rows])
     else:

@@ -8,18 +8,21 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
+from errata.cli.opening import OutFolder, Wait, open_to_edit
+from errata.locking import WAIT
 
 
 def edit(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, the bundled 'atlas', or a folder of edits.")],
     edits: Annotated[Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to save in; a folder of edits is by default its own.")] = None,
+    out: OutFolder = None,
     method: Annotated[str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")] = None,
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")] = None,
     preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+    wait: Wait = WAIT,
     on_conflict: Annotated[
         str, typer.Option(help="An edit that asks what an older one asks and wants another answer: replace, keep, error.")
     ] = "replace",
@@ -31,7 +34,6 @@ def edit(
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
     from errata.cli.choices import Choices, conflict_choice, spread_by
-    from errata.cli.opening import open_to_edit
     from errata.cli.reading import check_edits_fit
     from errata.cli.writing import write
     from errata.config import check_device, check_dtype
@@ -41,10 +43,11 @@ def edit(
     check_dtype(dtype)
     check_device(device_map)
     wanted = read_numbered_edits(edits)
-    edited, folder = open_to_edit(model, out, Choices(method, options or (), preset), dtype, device_map)
-    check_edits_fit(edited, edits, wanted)
-    with spread_by(executor):
-        report = write(edited, [edit for _, edit in wanted], folder, save_every, check, choice)
+    chosen = Choices(method, options or (), preset)
+    with open_to_edit(model, out, chosen, dtype, device_map, wait) as (edited, folder):
+        check_edits_fit(edited, edits, wanted)
+        with spread_by(executor):
+            report = write(edited, [edit for _, edit in wanted], folder, save_every, check, choice)
     if as_json:
         screen.print_json(report.to_dict())
     else:

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
+from errata.cli.opening import Folder, open_artifact
 
 
 def eval(
-    folder: Annotated[Path, typer.Argument(help="A folder of edits.")],
+    folder: Folder,
     cases: Annotated[Path, typer.Option(help="JSON lines: edits with rephrases, locality, portability.")],
     answers: Annotated[Path | None, typer.Option(help="A file for every single answer, as JSON lines.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
@@ -22,7 +23,6 @@ def eval(
     """Measure what the edited model says, against the targets and against its base."""
     import errata
     from errata.cases import read_numbered_cases
-    from errata.cli.opening import open_artifact
     from errata.cli.reading import check_cases_fit, write_lines
     from errata.evaluate import MEANINGS
 

@@ -16,10 +16,9 @@ def inspect(
     """Show where a model keeps its facts, and which methods can edit it."""
     import errata
     from errata.architecture import is_transposed, read_bias
-    from errata.cli.opening import loading
+    from errata.cli.opening import load_base
 
-    with loading(model):
-        base, tokenizer = errata.load_base(model)
+    base, tokenizer = load_base(model)
     lm = errata.LM(base, tokenizer)
     places = lm.architecture
     layer = places.default_layer()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from errata.cli import screen
+from errata.cli.opening import Folder
 
 
 def list(
-    folder: Annotated[Path, typer.Argument(help="A folder of edits.")],
+    folder: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of edits.")] = False,
 ) -> None:
     """List the edits in a folder, oldest first: when each was written, what it says, and who says so."""

@@ -6,20 +6,38 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+import typer
 
 from errata.cli import screen
 from errata.cli.choices import Choices
 from errata.errors import UsageError
+from errata.files import folder_named
+from errata.locking import locked
 
 if TYPE_CHECKING:
     from errata import LM, EditModel
 
 Answers = Callable[..., list[str]]
 """Prompts and options of generation in, answers out."""
+
+
+TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
+"""The names of the base models whose own code may run, as `--trust-remote-code` gave them."""
+Wait = Annotated[
+    float, typer.Option(min=0, metavar="SECONDS", help="How long to wait while another process writes there; 0: not at all.")
+]
+OutFolder = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Folder to save in; one begun before is by default its own.")
+]
+
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder of edits.")]
+"""Names of folders stay text until `folder_named` has seen that they are not empty: no path would tell that."""
 
 
 @contextmanager
@@ -37,12 +55,23 @@ def loading(name: str | Path) -> Iterator[None]:
         yield
 
 
-def open_artifact(path: str | Path, dtype: str = "auto", device_map: str | None = None) -> EditModel:
-    """The edited model of a folder."""
+def load_base(model: str, dtype: str = "auto", device_map: str | None = None) -> tuple[Any, Any]:
+    """A base model and its tokenizer."""
     import errata
 
-    with loading(path):
-        return errata.load(path, dtype, device_map)
+    with loading(model):
+        return errata.load_base(model, dtype, device_map, TRUSTED.get())
+
+
+def open_artifact(path: str | Path, dtype: str = "auto", device_map: str | None = None) -> EditModel:
+    """The edited model of a folder; which base model that takes is said before it is loaded."""
+    import errata
+    from errata.saving import read_artifact
+
+    artifact = read_artifact(path)
+    screen.err.print(f"loading {artifact.base_name}, the base model of {path}", markup=False)
+    with loading(artifact.base_name):
+        return errata.load(artifact, dtype, device_map, TRUSTED.get())
 
 
 def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -> EditModel | LM:
@@ -52,8 +81,7 @@ def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -
 
     if is_artifact(model):
         return open_artifact(model, dtype, device_map)
-    with loading(model):
-        return errata.LM(*errata.load_base(model, dtype, device_map))
+    return errata.LM(*load_base(model, dtype, device_map))
 
 
 def open_to_ask(model: str) -> tuple[Answers, Answers]:
@@ -64,35 +92,55 @@ def open_to_ask(model: str) -> tuple[Answers, Answers]:
     return (opened.generate, opened.generate) if isinstance(opened, errata.LM) else (opened.ask, opened.ask_base)
 
 
+@contextmanager
+def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
+    """Be the only one who writes into a folder, from before it is opened until it is saved for the last time.
+
+    Raises:
+        UsageError: its name is empty, or that of a file.
+        FolderBusyError: another process writes into it, and still does after so many seconds.
+        StorageError: it cannot be written.
+    """
+    with locked(folder_named(folder), wait, screen.complain):
+        yield
+
+
+@contextmanager
 def open_to_edit(
-    model: str, out: Path | None, choices: Choices, dtype: str, device_map: str | None
-) -> tuple[EditModel, Path]:
+    model: str, out: str | None, choices: Choices, dtype: str, device_map: str | None, wait: float
+) -> Iterator[tuple[EditModel, Path]]:
     """(the model to write edits into, the folder to save it in): a new one, or one that goes on where it stopped.
+
+    Nobody else writes into the folder meanwhile.
 
     Raises:
         UsageError: there is no folder to save in, or what is asked for is not what was begun there.
+        FolderBusyError: another process writes into it, and still does after so many seconds.
     """
+    from errata.saving import is_artifact
+
+    if out is None and not is_artifact(model):
+        raise UsageError(f"{model} is a base model: say with --out DIR where the edits are to be saved.")
+    goal = folder_named(model if out is None else out)
+    if (goal / "config.json").exists():
+        raise UsageError(f"{goal} holds a base model; give another --out.")
+    with writing_into(goal, wait):
+        yield _opened(model, goal, choices, dtype, device_map), goal
+
+
+def _opened(model: str, goal: Path, choices: Choices, dtype: str, device_map: str | None) -> EditModel:
     import errata
     from errata.saving import is_artifact, read_artifact
 
-    goal = out or (Path(model) if is_artifact(model) else None)
-    if goal is None:
-        raise UsageError(f"{model} is a base model: say with --out DIR where the edits are to be saved.")
-    if goal.exists() and not goal.is_dir():
-        raise UsageError(f"{goal} is a file; --out names a folder.")
-    if (goal / "config.json").exists():
-        raise UsageError(f"{goal} holds a base model; give another --out.")
+    begun = is_artifact(goal)
     if is_artifact(model):
-        begun = is_artifact(goal)
         if begun and not read_artifact(goal).goes_on_from(read_artifact(model)):
             raise UsageError(f"{goal} already holds other edits than {model}; give another --out.")
         edited = open_artifact(goal if begun else model, dtype, device_map)
-        choices.check(edited, goal)
-        return edited, goal
-    with loading(model):
-        base, tokenizer = errata.load_base(model, dtype, device_map)
-    if not is_artifact(goal):
-        return errata.get_edit_model(base, choices.config(base.config), tokenizer), goal
-    edited = errata.EditModel.from_pretrained(base, goal, tokenizer)
+    else:
+        base, tokenizer = load_base(model, dtype, device_map)
+        if not begun:
+            return errata.get_edit_model(base, choices.config(base.config), tokenizer)
+        edited = errata.EditModel.from_pretrained(base, goal, tokenizer)
     choices.check(edited, goal)
-    return edited, goal
+    return edited

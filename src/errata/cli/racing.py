@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from errata.cli import screen
-from errata.cli.opening import loading
+from errata.cli.opening import TRUSTED, loading
 from errata.errors import UsageError, quoted
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def planned(plan: Plan) -> Planned:
     from errata.bench.plan import stream_of
 
     with loading(plan.model):
-        found = stream_of(plan)
+        found = stream_of(dataclasses.replace(plan, trust_remote_code=TRUSTED.get()))
     for count, why in ((found.too_long, "do not fit the model's context"), (found.empty, "have an empty target")):
         if count:
             screen.complain(f"{found.stream.data}: {count} records are left out: they {why}.")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from errata.cli import screen
+from errata.cli.opening import Folder, Wait, open_artifact, writing_into
+from errata.locking import WAIT
 
 
 def undo(
-    folder: Annotated[Path, typer.Argument(help="A folder of edits.")],
+    folder: Folder,
     ids: Annotated[list[str], typer.Argument(help="Ids of edits, as `errata list` shows them.")],
+    wait: Wait = WAIT,
 ) -> None:
     """Take edits back; the model is then one that never had them."""
-    from errata.cli.opening import open_artifact
+    from errata.saving import read_artifact
 
-    edited = open_artifact(folder)
-    with screen.busy("writing anew what shared a place with them"):
-        edited.undo(*ids)
-        edited.save_pretrained(folder)
+    read_artifact(folder)  # a folder that is none is not made one
+    with writing_into(folder, wait):
+        edited = open_artifact(folder)
+        with screen.busy("writing anew what shared a place with them"):
+            edited.undo(*ids)
+            edited.save_pretrained(folder)
     screen.say(f"{len(set(ids))} taken back, {len(edited.edits)} left in {folder}")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from errata import state
 from errata.config import MethodConfig
 from errata.edit import Edit, Example, same_answer
 from errata.errors import ConfigError, EditError, UnknownNameError, quoted, suggest
@@ -279,10 +280,31 @@ class WeightMethod(Method):
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
-        before = {name.removeprefix("settled."): t for name, t in tensors.items() if name.startswith("settled.")}
-        self._settled = before or ({} if self.turn else self._now())
+        begun = len(edits) % self.turn if self.turn else 0
+        if begun:
+            before = {name.removeprefix("settled."): t for name, t in tensors.items() if name.startswith("settled.")}
+            self._check(before, len(edits) - begun)
+            self._settled = before
+        else:
+            self._settled = {} if self.turn else self._now()
+        self._check(tensors, len(edits))
         self._be(tensors)
         self._edits = list(edits)
+
+    def carried_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
+        """What is `carried` behind so many edits, one at least, and of which shape."""
+        return {}
+
+    def _check(self, tensors: Mapping[str, Tensor], edits: int) -> None:
+        """Make sure that these are the deltas, and what is carried, of so many edits."""
+        for path, now in self._patch.deltas.items():
+            state.tensor(tensors, path, now.shape)
+        shapes = self.carried_shapes(edits) if edits else {}
+        for name, shape in shapes.items():
+            state.tensor(tensors, f"carried.{name}", shape)
+        for name in tensors:
+            if name.startswith("carried.") and name.removeprefix("carried.") not in shapes:
+                raise ValueError(f"{name!r} is not what this method carries")
 
     def _now(self) -> dict[str, Tensor]:
         return {**self._patch.deltas, **{f"carried.{name}": tensor for name, tensor in self.carried.items()}}

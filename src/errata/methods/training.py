@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from errata import state
 from errata.edit import Example
 from errata.errors import ConfigError, EditError
 
@@ -123,15 +124,13 @@ class Training:
         Raises:
             KeyError, ValueError: something is missing or of the wrong shape.
         """
-        self.made = int(values["training_steps_made"])
-        self._learned_from = str(values["learned_from"])
+        self.made = state.whole(state.value(values, "training_steps_made", int), "training_steps_made", 0, self.steps)
+        self._learned_from = state.value(values, "learned_from", str)
         self._adam.state.clear()
         if not (self.made and self.left):
             return
         for name, parameter in self.parameters.items():
-            kept = {moment: tensors[f"adam.{moment}.{name}"] for moment in _MOMENTS}
-            if any(moment.shape != parameter.shape for moment in kept.values()):
-                raise ValueError(f"the moments of {name} are not of shape {tuple(parameter.shape)}.")
+            kept = {moment: state.tensor(tensors, f"adam.{moment}.{name}", parameter.shape) for moment in _MOMENTS}
             self._adam.state[parameter] = {
                 "step": torch.tensor(float(self.made)),
                 **{name: moment.clone().to(parameter) for name, moment in kept.items()},

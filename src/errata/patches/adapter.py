@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata import state
 from errata.architecture import is_transposed, read_weight
 from errata.errors import ConfigError
 from errata.lm import LM
@@ -168,7 +169,4 @@ def load_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
         KeyError: one is missing.
         ValueError: one is of another shape.
     """
-    for name, parameter in parameters.items():
-        if tensors[name].shape != parameter.shape:
-            raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}.")
-        parameter.copy_(tensors[name])
+    state.copy_into(parameters, tensors)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from errata.lm import LM
 
 
 class Patch(ABC):
     """Something that changes what a model says while it is installed."""
+
+    reads_prompts: ClassVar[bool] = False
+    """Whether what it does depends on the prompt, or on where a text begins; it must see them then."""
+    changes_cache: ClassVar[bool] = False
+    """Whether what a key-value cache holds depends on what it does with a prompt."""
 
     _lm: LM | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 
 from errata.encoding import Row
 from errata.errors import ArchitectureError
-from errata.hooks import capture_output
+from errata.hooks import PerThread, capture_output, tensor_of
 from errata.lm import LM, Batch
 
 
@@ -23,14 +25,20 @@ class BaseHead:
     Attributes:
         body, head: its modules; what the one says the other reads.
         sharpness: the model's logits are the head's outputs times this, as far as they are a multiple of them.
-        asking: the base model is being asked, so patches keep still.
+        asking: whether this thread asks the base model, so that patches keep still.
     """
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         self.body, self.head = lm.architecture.body_module(lm.model), lm.architecture.head_module(lm.model)
         self.sharpness = 1.0
-        self.asking = False
+        self._asking = PerThread(False)
+        self._names = inspect.signature(self.body.forward).parameters
+
+    @property
+    def asking(self) -> bool:
+        """Whether this thread asks the base model."""
+        return self._asking.get()
 
     @torch.no_grad()
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -56,13 +64,12 @@ class BaseHead:
     @torch.no_grad()
     def tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """What the head of the base model reads at the last of the given tokens, (rows, hidden)."""
-        outer, self.asking = self.asking, True
-        try:
-            with capture_output(self.body) as seen:
-                self.lm.run(self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows]), use_cache=False)
-        finally:
-            self.asking = outer
-        return seen[0][:, -1]
+        batch = self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows])
+        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        if "position_ids" in self._names:
+            given["position_ids"] = batch.position_ids
+        with self._asking.being(True):
+            return tensor_of(self.body, self.body(**given))[:, -1]
 
     @torch.no_grad()
     def expected(self, keys: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata import state
 from errata.index import KeyIndex, rounding
 from errata.lm import LM
 from errata.patches.routed import MAIN, Pass, RoutedModule, last_token
@@ -64,6 +65,7 @@ class Codebook(RoutedModule):
         self.index = KeyIndex(lm.architecture.d_in, lm.model.get_submodule(self.path).weight.device)
         self._rounding = rounding(lm.model.dtype)
         self._reaches: Tensor | None = None
+        self._d_out, self._vocabulary = lm.architecture.d_out, int(lm.model.get_input_embeddings().weight.shape[0])
 
     @property
     def empty(self) -> bool:
@@ -101,13 +103,15 @@ class Codebook(RoutedModule):
 
     def decide(self, keys: Tensor) -> Tensor:
         """Keys (batch, d_in) -> (batch,): the number of the nearest entry if it reaches so far, else `MAIN`."""
-        if self._reaches is None:
-            self._reaches = torch.full((max(self.entries, default=-1) + 1,), -1.0, dtype=torch.float64, device=keys.device)
+        reaches = self._reaches
+        if reaches is None:
+            reaches = torch.full((max(self.entries, default=-1) + 1,), -1.0, dtype=torch.float64, device=keys.device)
             for number, entry in self.entries.items():
-                self._reaches[number] = entry.reach
-        widest = float(self._reaches.max()) if self.entries else -1.0
+                reaches[number] = entry.reach
+            self._reaches = reaches  # whole before another thread sees it
+        widest = float(reaches.max()) if self.entries else -1.0
         distances, numbers = (found[:, 0].to(keys.device) for found in self.index.nearest(keys, within=widest))
-        return torch.where(distances <= self._reaches[numbers.clamp(min=0)], numbers, MAIN)
+        return torch.where(distances <= reaches[numbers.clamp(min=0)], numbers, MAIN)
 
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Keys (n, d_in), values (n, d_out), radii (n,) in the order of their making; labels and edits."""
@@ -130,11 +134,16 @@ class Codebook(RoutedModule):
         self.clear()
         if not entries:
             return
-        device = self.index.device
-        self.index.add(range(len(entries)), tensors["keys"])
-        parts = (tensors["keys"], tensors["values"].to(device), tensors["radii"].tolist(), entries)
-        for number, (key, value, radius, held) in enumerate(zip(*parts, strict=True)):
-            self.entries[number] = Entry(value, radius, tuple(held["label"]), list(held["edits"]))
+        device, count = self.index.device, len(entries)
+        keys = state.tensor(tensors, "keys", (count, self.index.width))
+        values = state.tensor(tensors, "values", (count, self._d_out)).to(device)
+        radii = state.tensor(tensors, "radii", (count,))
+        if bool((radii < 0).any()):
+            raise ValueError("'radii' has a negative one")
+        self.index.add(range(count), keys)
+        for number, (key, value, radius, held) in enumerate(zip(keys, values, radii.tolist(), entries, strict=True)):
+            label = tuple(state.whole(each, "label", 0, self._vocabulary - 1) for each in state.rows(held, "label"))
+            self.entries[number] = Entry(value, radius, label, state.texts(held, "edits"))
             self._measure(number, key)
 
     def clear(self) -> None:

@@ -4,10 +4,9 @@ The edited model asked `prompt` is the base model asked `context + prompt`, toke
 otherwise: forward, labels and loss, scores, batches, padding on either side, generation with and without a cache work as
 before. Outputs have the columns that were given; before the prompt's last token those tell of whatever token stands there.
 
-What is put in front is decided once per sequence from the prompt alone (see `routed.py`), and where it comes to stand
-follows from how the prompt was encoded. A prompt as `LM.encode_prompt` encodes it, in the chat template too, is encoded anew
-with its context before it, inside the user's turn. Any other row of ids (a talk of several turns, another template) is kept
-as it is, and the context's tokens follow its first special token.
+What is put in front is decided once per prompt from the prompt alone (see `routed.py`), and where it comes to stand
+follows from how the prompt was encoded: before a plain text, and in a conversation before what the user says last, inside
+the user's turn (see `turns.told`).
 """
 
 from __future__ import annotations
@@ -22,9 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from errata.chat import Conversation
 from errata.errors import ConfigError, PromptTooLongError
+from errata.hooks import PerThread
 from errata.lm import LM
-from errata.patches.routed import Pass, RoutedPatch, last_token
+from errata.patches.routed import Pass, RoutedPatch, last_columns, last_token
+from errata.patches.turns import told
+from errata.statistics import names_in
 
 ContextFor = Callable[[list[str]], Sequence[tuple[str, ...]]]
 """Prompts -> what to put in front of each: pieces in reading order, () for nothing (the base model answers).
@@ -56,58 +59,64 @@ class ContextPatch(RoutedPatch):
         room: tokens of the model's context that are left to the answer, or more within `leaving_room`; None: a quarter of
             it.
 
-    With embeddings instead of ids, or a cache that was filled while the patch was off, the prompt is not known, and the base
-    model answers. A forward raises `ConfigError` where a context cannot be put in (a cache of fixed size, or a mask that is
-    not (batch, width): both are made for the tokens given), `PromptTooLongError` where an answer outgrows what it can read.
+    A forward raises `ConfigError` where the prompt is not known (embeddings instead of ids) or a context cannot be put in
+    (a cache of fixed size, or a mask that is not (batch, width): both are made for the tokens given), `PromptTooLongError`
+    where an answer outgrows what it can read.
     """
 
     def __init__(self, context_for: ContextFor | None = None, room: int | None = None) -> None:
         super().__init__()
         self.context_for = context_for
         self.room = room
-        self._asking = False
-        self._remembered: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._left = 0
+        self._asking = PerThread(False)
+        self._remembered: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
 
     @property
     def empty(self) -> bool:
         """There is nothing to put in front of anything."""
-        return self.context_for is None or self._asking
+        return self.context_for is None or self._asking.get()
 
     def reads(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """What the model reads for prompts given as token ids (without padding): the same ids where there is no context."""
-        if not self.installed or len(self._remembered) > REMEMBERED or _ROOM.get() != self._left:
-            self._remembered, self._left = {}, _ROOM.get()
-        new = [ids for ids in dict.fromkeys(prompts) if ids not in self._remembered]
+        if not self.installed or len(self._remembered) > REMEMBERED:
+            self._remembered = {}
+        room, known = _ROOM.get(), self._remembered
+        found = {ids: known.get((room, ids)) for ids in dict.fromkeys(prompts)}
+        new = [ids for ids, joined in found.items() if joined is None]
         if new and self.context_for is not None:
-            asked = [lm.decode_prompt(ids) for ids in new]
-            texts = [
-                str(lm.tokenizer.decode(list(ids), skip_special_tokens=True)) if text is None else text
-                for ids, text in zip(new, asked, strict=True)
-            ]
-            now, self._asking = self._pass, True
-            try:
-                contexts = self.context_for(texts)
-            finally:
-                self._pass, self._asking = now, False
-            for ids, text, pieces in zip(new, asked, contexts, strict=True):
-                self._remembered[ids] = self._joined(lm, ids, text, pieces)
-        return [self._remembered.get(ids, ids) for ids in prompts]
+            readings = [lm.conversation(ids) for ids in new]
+            contexts = self._contexts([reading.questions for reading in readings])
+            for ids, reading, pieces in zip(new, readings, contexts, strict=True):
+                found[ids] = known[room, ids] = self._joined(lm, ids, reading, pieces)
+        return [found[ids] or ids for ids in prompts]
 
-    def _joined(self, lm: LM, ids: tuple[int, ...], text: str | None, pieces: tuple[str, ...]) -> tuple[int, ...]:
+    def _contexts(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """What to put in front of conversations, each given as what the user says, the last first.
+
+        The last turn is looked up; where nothing bears on it and it names nothing of its own, the turns before it are.
+        """
+        if self.context_for is None:
+            return [()] * len(questions)
+        outer = self._pass
+        with self._asking.being(True):
+            try:
+                found = dict(enumerate(self.context_for([turns[0] for turns in questions])))
+                more = [i for i, turns in enumerate(questions) if len(turns) > 1 and not (found[i] or names_in(turns[0]))]
+                if more:
+                    talks = ["\n".join(reversed(questions[i])) for i in more]
+                    found |= zip(more, self.context_for(talks), strict=True)
+            finally:
+                self._pass = outer
+        return list(found.values())
+
+    def _joined(self, lm: LM, ids: tuple[int, ...], reading: Conversation, pieces: tuple[str, ...]) -> tuple[int, ...]:
         limit = lm.context_length
         left = 0 if not limit else max(_ROOM.get(), limit // 4 if self.room is None else self.room)
-        start = int(bool(ids) and ids[0] in lm.tokenizer.all_special_ids)
         takes = [len(_tokens(lm, piece)) for piece in pieces]
         for first in range(len(pieces)):
             if limit and sum(takes[first:]) + len(ids) + left > limit + len(pieces):  # far too long: not worth encoding
                 continue
-            context = "".join(pieces[first:])
-            try:
-                joined = (*ids[:start], *_tokens(lm, context), *ids[start:])
-                joined = joined if text is None else tuple(lm.encode_prompt(context + text))
-            except PromptTooLongError:
-                continue
+            joined = told(lm, ids, reading, "".join(pieces[first:]))
             if not limit or len(joined) + left <= limit:
                 return joined
         return ids
@@ -144,8 +153,10 @@ class ContextPatch(RoutedPatch):
         seen = torch.ones(rows, width, dtype=torch.long, device=device) if seen is None else seen.to(device).long()
         nothing = torch.zeros(rows, 2, dtype=torch.long, device=device)
         now.route = torch.cat([nothing, seen], dim=1)
-        if ids is None or mask is None or (now.cache is not None and now.cache.get_seq_length() > 0):
-            return None
+        if ids is None or mask is None:
+            raise ConfigError(
+                "with inputs_embeds it is not known what is asked, so no fact can be found for it; give input_ids."
+            )
         old = [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
         new = self.reads(lm, old)
         if new == old:
@@ -193,18 +204,7 @@ class ContextPatch(RoutedPatch):
         now = self._pass
         if now is None or now.mask is None or now.route is None or not bool(now.route[:, 1].any()):
             return None
-        width, wide = now.size[1], now.route.shape[1] - 2
-
-        def cut(value: Any) -> Any:
-            if isinstance(value, Tensor):  # logits and hidden states; attention keeps what it looked at
-                return value[:, -width:] if value.dim() == 3 and value.shape[1] == wide else value
-            return tuple(cut(each) for each in value) if type(value) is tuple else value
-
-        if isinstance(output, tuple):
-            return cut(output)
-        for name, value in output.items():
-            output[name] = cut(value)
-        return output
+        return last_columns(output, now.size[1], now.route.shape[1] - 2)
 
 
 def _tokens(lm: LM, text: str) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from errata import state
 from errata.architecture import add_to_weight, read_weight
 from errata.lm import LM
 from errata.patches.base import Patch
@@ -42,10 +43,7 @@ class WeightDelta(Patch):
             KeyError: one is missing.
             ValueError: one is of another shape.
         """
-        for path, now in self.deltas.items():
-            if tensors[path].shape != now.shape:
-                raise ValueError(f"{path} has a delta of shape {tuple(tensors[path].shape)} instead of {tuple(now.shape)}.")
-        self.deltas = {path: tensors[path].to(now) for path, now in self.deltas.items()}
+        self.deltas = {path: state.tensor(tensors, path, now.shape).to(now) for path, now in self.deltas.items()}
 
     def _attach(self, lm: LM) -> None:
         for path, delta in self.deltas.items():

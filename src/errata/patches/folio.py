@@ -17,24 +17,23 @@ changes nothing in the rest.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from errata.errors import ConfigError
 from errata.hooks import tensor_of, with_output
 from errata.lm import LM
 from errata.patches.base_head import BaseHead
 from errata.patches.leaves import START, Asked, Leaves, Signs
-from errata.patches.routed import MAIN, RoutedPatch, last_token
+from errata.patches.routed import MAIN, Pass, RoutedPatch, last_token
 
 NOTHING = -3
 """In the place of a token: what no value belongs to."""
 
 
 class FolioMemory(RoutedPatch):
-    """Leaves beside the head.
+    """Leaves beside the head. Nothing below it changes, so no cache depends on them.
 
     Args:
         lm: the base model; nothing is installed on it yet.
@@ -45,12 +44,13 @@ class FolioMemory(RoutedPatch):
         base: the base model, asked.
     """
 
+    changes_cache = False
+
     def __init__(self, lm: LM, mentioned: float, size: int) -> None:
         super().__init__()
         self.base = BaseHead(lm)
         self.mentioned, self.size = mentioned, size
         self._leaves: Leaves | None = None
-        self._ids: Tensor | None = None
 
     @property
     def empty(self) -> bool:
@@ -82,16 +82,6 @@ class FolioMemory(RoutedPatch):
     def _listen(self, lm: LM) -> list[RemovableHandle]:
         return [self.base.body.register_forward_hook(self._speak)]
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.base.asking:
-            return
-        super()._begin(module, args, kwargs)
-        self._ids = None if self._pass is None else self._given(args, kwargs).get("input_ids")
-
-    def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self.base.asking:
-            super()._end(module, args, kwargs, output)
-
     def _speak(self, body: nn.Module, _: tuple[Tensor, ...], output: object) -> object:
         now = self._pass
         if now is None or self.base.asking:
@@ -100,15 +90,15 @@ class FolioMemory(RoutedPatch):
         last: Tensor | None = None
         if now.route is None and now.mask is not None:
             last = last_token(now.mask.to(read.device))
-            now.route = self._decide(read, now.mask, last)
+            now.route = self._decide(read, now, last)
         if now.route is None or bool((now.route == MAIN).all()):
             return None
         chosen = (now.route != MAIN).nonzero()[:, 0].to(read.device)
         before, keys, values = self.leaves.opened(tuple(now.route[chosen].tolist()))
         alike = self.signs.white(read[chosen]) @ keys.transpose(1, 2)  # (rows, width, values)
         said = torch.full(alike.shape[:2], NOTHING, device=read.device)
-        if self._ids is not None:
-            said = self._ids[chosen.to(self._ids.device)].to(read.device)
+        if now.ids is not None:
+            said = now.ids[chosen.to(now.ids.device), -now.size[1] :].to(read.device)
         if last is not None:
             columns = torch.arange(read.shape[1], device=read.device)[None] - last[chosen][:, None]
             said = torch.where(columns > 0, said, torch.where(columns == 0, START, NOTHING))
@@ -119,17 +109,13 @@ class FolioMemory(RoutedPatch):
         spoken[chosen] = (read[chosen].float() + added).to(read.dtype)
         return with_output(output, spoken)
 
-    def _decide(self, read: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def _decide(self, read: Tensor, now: Pass, last: Tensor) -> Tensor:
         """The leaf's number or `MAIN` for each row, (batch,)."""
-        if self._ids is None:
-            return torch.full((read.shape[0],), MAIN, device=read.device)
+        if now.ids is None:
+            raise ConfigError("with inputs_embeds it is not known what is asked, so no edit is found; give input_ids.")
         prompts = []
-        for row, ids in enumerate(self._ids):
-            asked = ids[mask[row].to(ids.device)].tolist()
-            prompts.append(Asked(self.text(asked), asked, read[row, last[row]]))
+        for row, ids in enumerate(now.ids):
+            asked = ids[now.prompt[row].to(ids.device)].tolist()
+            text, *earlier = self.base.lm.conversation(asked).questions
+            prompts.append(Asked(text, asked, read[row, last[row]], tuple(earlier)))
         return torch.tensor(self.leaves.choose(prompts), device=read.device)
-
-    def text(self, ids: list[int]) -> str:
-        """The prompt's words."""
-        asked = self.base.lm.decode_prompt(ids)
-        return str(self.base.lm.tokenizer.decode(ids, skip_special_tokens=True)) if asked is None else asked

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from errata.patches.base_head import BaseHead
 from errata.patches.routed import MAIN
-from errata.words import Mentions, WordWeights
+from errata.statistics import names_in
+from errata.words import Mentions, WordWeights, words
 
 START, PADDING = -1, -2
 """In the place of a token: the prompt's end; no value."""
@@ -85,11 +86,13 @@ class Asked:
         text: its words.
         ids: its tokens.
         key: (hidden,), the head's input at its last token.
+        earlier: in a conversation, what was asked before, the last first; `text` is the last question then.
     """
 
     text: str
     ids: list[int]
     key: Tensor
+    earlier: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class Leaves:
 
     def candidates(self, prompts: Sequence[Asked]) -> list[list[Candidate]]:
         """For each prompt the leaves whose subject it mentions, best first; of equal ones the later."""
-        found = [self._mentions.within(asked.text) for asked in prompts]
+        found = [self.mentioned(asked) for asked in prompts]
         numbers = [self._nearest(asked, sorted(shares)) for asked, shares in zip(prompts, found, strict=True)]
         wanted = [(row, lead) for row, some in enumerate(numbers) for lead in sorted({self._leaves[n].lead for n in some})]
         keys = self._behind(prompts, wanted)
@@ -209,6 +212,20 @@ class Leaves:
                 ]
             told.append(sorted(candidates, key=lambda each: (each.score, each.number), reverse=True))
         return told
+
+    def mentioned(self, asked: Asked) -> dict[int, float]:
+        """The leaves whose subject a prompt mentions: number -> share, by weight.
+
+        In a conversation the last question counts. Where it mentions none, what was asked before it may, but for leaves that
+        know nothing of the names that have come up since: "and when was it built?" goes on, "and Tamis?" does not.
+        """
+        named: set[str] = set()
+        for text in (asked.text, *asked.earlier):
+            found = self._mentions.within(text)
+            if found := {n: share for n, share in found.items() if named <= set(words(self._leaves[n].prompt))}:
+                return found
+            named |= {word for name in names_in(text) for word in words(name)}
+        return {}
 
     def choose(self, prompts: Sequence[Asked]) -> list[int]:
         """The number of the leaf that answers each prompt, or `MAIN`; see `candidates`."""
@@ -244,11 +261,12 @@ class Leaves:
 
         They are kept for the next token.
         """
-        if self._open is None or self._open[0] != numbers:
+        opened = self._open
+        if opened is None or opened[0] != numbers:
             leaves, there = [self._leaves[number] for number in numbers], self.signs.center.device
             before = [torch.tensor([START, *leaf.tokens[:-1]], device=there) for leaf in leaves]
             pad = nn.utils.rnn.pad_sequence
-            self._open = (
+            opened = self._open = (
                 numbers,
                 (
                     pad(before, batch_first=True, padding_value=PADDING),
@@ -256,4 +274,4 @@ class Leaves:
                     pad([leaf.values.to(there, torch.float32) for leaf in leaves], batch_first=True),
                 ),
             )
-        return self._open[1]
+        return opened[1]

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from errata import state
 from errata.index import KeyIndex, rounding
 from errata.lm import LM
 from errata.patches.routed import MAIN, RoutedPatch, last_token
 
 
 class Mixture(RoutedPatch):
-    """A store of (context, next token) beside the model.
+    """A store of (context, next token) beside the model. It mixes the last logits, so no cache depends on it.
 
     Args:
         lm: the base model; nothing is installed on it yet.
@@ -36,12 +37,14 @@ class Mixture(RoutedPatch):
         neighbours: k, how many vote.
     """
 
+    changes_cache = False
+
     def __init__(self, lm: LM, path: str, radius: float, temperature: float, share: float, neighbours: int) -> None:
         super().__init__()
         self.path = path
         self.radius, self.temperature, self.share, self.neighbours = radius, temperature, share, neighbours
         module = lm.model.get_submodule(path)
-        self._width = lm.architecture.d_in
+        self._width, self._vocabulary = lm.architecture.d_in, int(lm.model.get_input_embeddings().weight.shape[0])
         self._device = module.weight.device
         self._rounding = rounding(lm.model.dtype)
         self.clear()
@@ -110,12 +113,19 @@ class Mixture(RoutedPatch):
         self.clear()
         if not names:
             return
-        contexts = tensors["contexts"].to(self._device)
-        for name, length in zip(names, tensors["lengths"].tolist(), strict=True):
+        contexts = state.tensor(tensors, "contexts", (None, self._width)).to(self._device)
+        count = len(contexts)
+        lengths = state.numbers(tensors, "lengths", len(names), 1, count)
+        if sum(lengths) != count:
+            raise ValueError(f"'lengths' are {sum(lengths)} together; expected {count}")
+        tokens = state.numbers(tensors, "tokens", count, 0, self._vocabulary - 1)
+        owners = state.numbers(tensors, "silenced_by", count, -1, count - 1)
+        if any(owner >= 0 and (owner <= number or owners[owner] >= 0) for number, owner in enumerate(owners)):
+            raise ValueError("'silenced_by' names one that is not later, or is silent itself")
+        for name, length in zip(names, lengths, strict=True):
             self._numbers[name] = list(range(self._next, self._next + length))
             self._next += length
-        self._tokens = dict(zip(range(self._next), tensors["tokens"].tolist(), strict=True))
-        owners = tensors["silenced_by"].tolist()
+        self._tokens = dict(enumerate(tokens))
         speaking = [number for number, owner in enumerate(owners) if owner < 0]
         self.contexts.add(speaking, contexts[speaking])
         first = [numbers[0] for numbers in self._numbers.values()]
@@ -153,7 +163,6 @@ class Mixture(RoutedPatch):
     # installed
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
-        self._read: Tensor | None = None
         return [
             lm.model.get_submodule(self.path).register_forward_pre_hook(self._watch),
             lm.model.register_forward_hook(self._mix, with_kwargs=True),
@@ -167,11 +176,12 @@ class Mixture(RoutedPatch):
         if now.route is None and now.mask is not None:
             rows = torch.arange(now.size[0], device=contexts.device)
             now.route = self.decide(contexts[rows, last_token(now.mask.to(contexts.device))].float())
-        self._read = None if now.route is None or bool((now.route == MAIN).all()) else contexts
+        if now.route is not None and not bool((now.route == MAIN).all()):
+            now.kept["contexts"] = contexts
 
     def _mix(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        contexts, self._read, now = self._read, None, self._pass
-        if contexts is None or now is None or now.route is None:
+        now = self._pass
+        if now is None or now.route is None or (contexts := now.kept.get("contexts")) is None:
             return None
         given = self._given(args, kwargs)
         spoken = (now.route != MAIN)[:, None].expand(now.size)

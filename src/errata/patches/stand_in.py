@@ -35,7 +35,6 @@ class StandIn(ContextPatch):
         super().__init__(context_for, room)
         self.small = small
         self._counts_places = "position_ids" in inspect.signature(small.forward).parameters
-        self._read: dict[str, Tensor] | None = None
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
         self._remembered = {}
@@ -52,24 +51,22 @@ class StandIn(ContextPatch):
 
     def _prepare(self, lm: LM, given: dict[str, Any]) -> None:
         """Work out what the small model is to read, before the host's cache grows."""
-        self._read = None
         now = self._pass
-        if now is None or (ids := given.get("input_ids")) is None:
+        if now is None:
             return
         if now.route is None:
             widened = self._insert(lm, {**given, "logits_to_keep": 0}, now)
             if widened is not None:
-                self._read = {"input_ids": widened["input_ids"], "attention_mask": widened["attention_mask"]}
-        elif bool((now.route[:, 0] > 0).any()):
+                now.kept["read"] = {"input_ids": widened["input_ids"], "attention_mask": widened["attention_mask"]}
+        elif (ids := given.get("input_ids")) is not None and bool((now.route[:, 0] > 0).any()):
             seen, held = now.route[:, 2:], int(now.cache.layers[lm.architecture.n_layers].get_seq_length())
             mask = F.pad(seen, (0, max(0, held + ids.shape[1] - seen.shape[1])), value=1)[:, : held + ids.shape[1]]
-            self._read = {"input_ids": ids, "attention_mask": mask}
+            now.kept["read"] = {"input_ids": ids, "attention_mask": mask}
 
     def _replace(self, model: nn.Module, given: dict[str, Any], output: Any, host_layers: int) -> Any:
-        now, read = self._pass, self._read
-        if now is None or read is None or now.route is None:
+        now = self._pass
+        if now is None or now.route is None or (read := now.kept.get("read")) is None:
             return None
-        self._read = None
         width = read["input_ids"].shape[1]
         options: dict[str, Any] = dict(read)
         if self._counts_places:

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from errata.errors import ConfigError, PromptTooLongError
+from errata.hooks import PerThread
 from errata.lm import LM
 from errata.patches.adapter import load_into
 from errata.patches.base import Patch
@@ -54,11 +55,14 @@ class VirtualTokens(Patch):
             of those it makes of them: prefix tuning. Layers without an entry make their own.
     """
 
+    reads_prompts = True
+    changes_cache = True
+
     def __init__(self, embeddings: Tensor, memory: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
         self.embeddings = embeddings
         self.memory = dict(memory or {})
         self._handles: list[RemovableHandle] = []
-        self._now: _Inserted | None = None
+        self._now: PerThread[_Inserted | None] = PerThread(None)
         self._kept = ""
         self._names: tuple[str, ...] = ()
         self._bind: Callable[..., inspect.BoundArguments]
@@ -130,7 +134,7 @@ class VirtualTokens(Patch):
         given.update(given.pop("kwargs", {}))
         tokens = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
         mask, cache = given.get("attention_mask"), given.get("past_key_values")
-        self._now = None
+        self._now.set(None)
         if tokens is None:
             return None
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
@@ -139,7 +143,9 @@ class VirtualTokens(Patch):
             raise ConfigError("virtual tokens need a cache that grows; leave cache_implementation out.")
         past = cache.get_seq_length() if cache is not None else 0
         if past and not hasattr(cache, self._kept):
-            return None  # begun by the base model
+            raise ConfigError(
+                "this cache was filled without the virtual tokens; give the whole text without past_key_values."
+            )
         if self._limit and past + tokens.shape[1] + (0 if past else self.count) > self._limit:
             raise PromptTooLongError(
                 f"{self.count} virtual tokens and the text do not fit into this model's context of {self._limit} tokens."
@@ -188,7 +194,8 @@ class VirtualTokens(Patch):
             given["labels"] = labels.scatter(1, first, -100)
         if given.get("token_type_ids") is not None:
             given["token_type_ids"] = given["token_type_ids"].gather(1, source)
-        self._now = now = _Inserted(kept, source.shape[1])
+        now = _Inserted(kept, source.shape[1])
+        self._now.set(now)
         if isinstance(given.get("logits_to_keep"), Tensor):
             now.positions, given["logits_to_keep"] = given["logits_to_keep"], 0
         if self.memory:
@@ -222,7 +229,8 @@ class VirtualTokens(Patch):
         return filled
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        now, self._now = self._now, None
+        now = self._now.get()
+        self._now.set(None)
         if now is None:
             return None
         if now.cache is not None:

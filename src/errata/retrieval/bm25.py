@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata import state
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.retrieval.base import RetrievalConfig, Retriever, different
@@ -53,13 +54,14 @@ class BM25(Retriever):
         """BM25 scores, (prompts, texts); 0 where no word is shared."""
         if self._index is None:
             self.calibrate()
-            self._index = self._library.BM25()
-            self._index.index([words(text) or [""] for text in [*self._prompts, *self.texts]], show_progress=False)
-            pairs = self._all_scores(self._prompts)[:, : len(self._prompts)][different(self._onward)]
+            index = self._library.BM25()
+            index.index([words(text) or [""] for text in [*self._prompts, *self.texts]], show_progress=False)
+            pairs = self._all_scores(index, self._prompts)[:, : len(self._prompts)][different(self._onward)]
             place = max(1, math.ceil((1 - self.config.false_route) * len(pairs)))
             bound = pairs.kthvalue(place).values.item() if len(pairs) else 0.0
             self.min_score = bound if self.config.min_score is None else self.config.min_score
-        return self._all_scores(prompts)[:, len(self._prompts) :]
+            self._index = index  # whole before another thread sees it
+        return self._all_scores(self._index, prompts)[:, len(self._prompts) :]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The background's next tokens; its prompts."""
@@ -67,13 +69,14 @@ class BM25(Retriever):
 
     def load_state(self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
-        self._prompts = list(values["background"])
-        self._onward = tensors["onward"] if self._prompts else self._onward
+        self._prompts = state.texts(values, "background")
+        if self._prompts:
+            self._onward = state.tensor(tensors, "onward", (len(self._prompts),), "whole")
         self.texts, self._index = list(texts), None
 
-    def _all_scores(self, prompts: Sequence[str]) -> Tensor:
+    def _all_scores(self, index: Any, prompts: Sequence[str]) -> Tensor:
         found = torch.zeros(len(prompts), len(self._prompts) + len(self.texts))
         for row, prompt in zip(found, prompts, strict=True):
-            if known := [word for word in words(prompt) if word in self._index.vocab_dict]:
-                row += torch.from_numpy(self._index.get_scores(known))
+            if known := [word for word in words(prompt) if word in index.vocab_dict]:
+                row += torch.from_numpy(index.get_scores(known))
         return found

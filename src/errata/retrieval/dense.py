@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata import state
 from errata.errors import ConfigError
 from errata.hooks import capture_output
 from errata.lm import LM, in_batches
@@ -76,11 +77,12 @@ class Dense(Retriever):
 
     def load_state(self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
-        self.texts, self.min_score = list(texts), float(values["min_score"])
-        self.mean = tensors["mean"].to(self.lm.device) if "mean" in tensors else None
-        self.keys = tensors["keys"].to(self.lm.device) if texts else torch.zeros(0)
-        if len(self.keys) != len(self.texts):
-            raise ValueError(f"{len(self.keys)} keys for {len(self.texts)} texts.")
+        width = None if self._encoder is not None else self.lm.architecture.hidden_size
+        mean = state.tensor(tensors, "mean", (width,)) if texts or "mean" in tensors else None
+        keys = state.tensor(tensors, "keys", (len(texts), len(mean))) if mean is not None and texts else torch.zeros(0)
+        self.texts, self.min_score = list(texts), state.number(values, "min_score")
+        self.mean = None if mean is None else mean.to(self.lm.device)
+        self.keys = keys.to(self.lm.device)
 
     def _keys(self, texts: Sequence[str]) -> Tensor:
         self.calibrate()
@@ -112,8 +114,8 @@ def sentence_encoder(name: str) -> Callable[[Sequence[str]], Tensor]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-        model = AutoModel.from_pretrained(name, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(name, local_files_only=True, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         kind = "cannot be read" if Path(name).exists() else "is not here, and nothing is downloaded for it"
         raise ConfigError(f"encoder={name} {kind}; give the folder of a sentence encoder, or leave it out.") from error

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata import state
 from errata.architecture import read_weight
 from errata.config import MethodConfig, check_range
 from errata.edit import Edit
@@ -113,10 +114,7 @@ class Defer(Method):
         self.clear()
         if edits:
             speaker = self.newborn()
-            for name, tensor in speaker.state_dict().items():
-                if tensors[name].shape != tensor.shape:
-                    raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}.")
-                tensor.copy_(tensors[name])
+            state.copy_into(speaker.state_dict(), tensors)
             self._patch.speaker = speaker.requires_grad_(False)
         self._edits = list(edits)
 

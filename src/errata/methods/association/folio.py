@@ -18,8 +18,7 @@ An edit that answers a stored one's question otherwise takes its place; undone, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,19 +28,16 @@ from torch.nn import functional as F
 from errata.edit import Edit, same_answer
 from errata.endings import endings_of
 from errata.lm import LM
+from errata.methods.association import folio_files
 from errata.methods.association.folio_background import FolioBackground
 from errata.methods.association.folio_config import FolioConfig
 from errata.methods.association.folio_subject import subject_of
 from errata.methods.association.folio_warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.folio import FolioMemory
-from errata.patches.leaves import Asked, Candidate, Leaf, Leaves, Signs
+from errata.patches.leaves import Asked, Candidate, Leaf, Leaves
 from errata.patches.routed import MAIN
 from errata.report import Explanation, Reason
-from errata.words import WordWeights
-
-FOLIO = "folio-"
-"""What a folio's file is called, its number behind it."""
 
 
 class Folio(Method):
@@ -217,24 +213,16 @@ class Folio(Method):
     # state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Of each folio its leaves, (rows, hidden), and how many rows each has; what is known of the background."""
+        """Of each folio its leaves, see `folio_files`; what is known of the background."""
         patch = self._patch
         if not patch.calibrated:
             return {}, {}
         signs = patch.signs
-        tensors = {"center": signs.center.cpu(), "scale": signs.scale.cpu()}
-        for folio, numbers in patch.leaves.folios.items():
-            leaves = [patch.leaves[number] for number in numbers]
-            tensors |= {
-                f"{FOLIO}{folio:05d}/{name}": tensor
-                for name, tensor in {
-                    "keys": torch.cat([leaf.keys for leaf in leaves]),
-                    "values": torch.cat([leaf.values for leaf in leaves]),
-                    "signs": torch.stack([leaf.sign for leaf in leaves]),
-                    "tokens": torch.tensor([token for leaf in leaves for token in leaf.tokens]),
-                    "rows": torch.tensor([len(leaf.keys) for leaf in leaves]),
-                }.items()
-            }
+        tensors = {
+            "center": signs.center.cpu(),
+            "scale": signs.scale.cpu(),
+            **folio_files.tensors_of(patch.leaves, self._edits),
+        }
         places = {self._numbers[edit.id]: place for place, edit in enumerate(self._edits)}
         return tensors, {
             "counts": signs.weights.counts,
@@ -250,33 +238,11 @@ class Folio(Method):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described. Leaves stay where the tensors are."""
         self.clear()
-        if not values:
+        if not values and not edits:
             return
-        weights = WordWeights(values["counts"], values["texts"])
-        center, scale = (tensors[name].to(self.lm.device) for name in ("center", "scale"))
-        signs = Signs(weights, center, scale, values["sharpness"], values["threshold"], tuple(values["judges"]))
-        self._patch.begin(signs)
-        instead: dict[int, list[int]] = {}
-        for number, later in values["later"]:
-            for after in later:
-                instead.setdefault(after, []).append(number)
-        held = [leaf for folio in sorted(set(_folios_of(tensors))) for leaf in _held(folio, tensors)]
-        said = zip(edits, values["subjects"], values["leads"], held, strict=True)
-        for number, (edit, subject, lead, (folio, sign, tokens, keys, added)) in enumerate(said):
-            leaf = Leaf(edit.id, edit.prompt, subject, edit.target, tuple(lead), sign, tokens, keys, added)
-            self._patch.leaves.add(number, leaf, instead.get(number, ()), folio)
-            self._numbers[edit.id] = number
+        self._patch.begin(folio_files.signs_in(tensors, values, self.lm))
+        earlier = folio_files.superseded(values, len(edits))
+        for number, (folio, leaf) in enumerate(folio_files.leaves_in(tensors, values, edits, self.lm)):
+            self._patch.leaves.add(number, leaf, earlier.get(number, ()), folio)
+            self._numbers[leaf.name] = number
         self._edits, self._next = list(edits), len(edits)
-
-
-def _folios_of(tensors: Mapping[str, Tensor]) -> list[int]:
-    return [int(name.removeprefix(FOLIO).partition("/")[0]) for name in tensors if name.startswith(FOLIO)]
-
-
-def _held(folio: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, tuple[int, ...], Tensor, Tensor]]:
-    """Of each leaf of a folio: (folio, sign, tokens, keys, values)."""
-    signs, tokens, keys, values, rows = (
-        tensors[f"{FOLIO}{folio:05d}/{name}"] for name in ("signs", "tokens", "keys", "values", "rows")
-    )
-    for sign, (start, stop) in zip(signs, pairwise([0, *accumulate(rows.tolist())]), strict=True):
-        yield folio, sign, tuple(tokens[start:stop].tolist()), keys[start:stop], values[start:stop]

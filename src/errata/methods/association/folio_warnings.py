@@ -27,7 +27,7 @@ def _unreached(memory: FolioMemory, number: int, leaf: Leaf) -> str | None:
     """Why a leaf's own prompt, read as the router will read it, does not lead to its answer."""
     leaves, lm = memory.leaves, memory.base.lm
     ids = lm.encode_prompt(leaf.prompt)
-    text = memory.text(ids)
+    text, *_ = lm.conversation(ids).questions
     candidates = leaves.candidates([Asked(text, ids, leaf.keys[0].to(lm.device))])[0]
     own = next((each for each in candidates if each.number == number), None)
     if own is None:

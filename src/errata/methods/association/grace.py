@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata import state
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
 from errata.lm import LM
@@ -191,8 +192,14 @@ class Grace(Method):
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
-        self._patch.load_state(tensors, list(values["entries"]))
-        self._met = dict(zip((edit.id for edit in edits), values["met"], strict=True))
+        known, met = {edit.id for edit in edits}, state.rows(values, "met", len(edits))
+        self._patch.load_state(tensors, state.rows(values, "entries"))
+        answered = [name for entry in self._patch.entries.values() for name in entry.edits]
+        if len(set(answered)) < len(answered) or not all(entry.edits for entry in self._patch.entries.values()):
+            raise ValueError("'entries' has an edit twice, or an entry without one")
+        if not {name for name in (*answered, *met) if name is not None} <= known:
+            raise ValueError("'entries' or 'met' names an edit that is not in the ledger")
+        self._met = dict(zip((edit.id for edit in edits), met, strict=True))
         self._values = {tuple(entry.edits): entry.value for entry in self._patch.entries.values()}
         self._edits = list(edits)
 

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from errata import state
 from errata.config import MethodConfig, check_range
 from errata.edit import Edit
 from errata.hooks import capture_input
@@ -122,7 +123,9 @@ class KnnLm(Method):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
         self._patch.load_state([edit.id for edit in edits], tensors)
-        self._patch.radius, self._patch.temperature = values.get("radius", math.nan), values.get("tau", math.nan)
+        measured = bool(edits or values)
+        self._patch.radius = state.number(values, "radius", 0) if measured else math.nan
+        self._patch.temperature = state.number(values, "tau", 0) if measured else math.nan
         self._edits = list(edits)
 
     @torch.no_grad()

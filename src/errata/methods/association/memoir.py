@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata import state
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
 from errata.errors import ConfigError
@@ -130,16 +131,17 @@ class Memoir(Method):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
         patch = self._patch
-        for name in ("memory", "order", "centre"):
-            now = getattr(patch, name)
-            if tensors[name].shape != now.shape:
-                raise ValueError(f"{name} is of shape {tuple(tensors[name].shape)} instead of {tuple(now.shape)}.")
-            setattr(patch, name, tensors[name].to(now))
-        if len(tensors["masks"]) != len(edits):
-            raise ValueError(f"{len(tensors['masks'])} masks for {len(edits)} edits.")
+        state.same(values, "layer", self.layer)
+        order = state.numbers(tensors, "order", len(patch.order), 0, len(patch.order) - 1)
+        if len(set(order)) < len(order):
+            raise ValueError("'order' has a number twice; expected a permutation")
+        masks = state.tensor(tensors, "masks", (len(edits), None), "bits")
+        patch.memory = state.tensor(tensors, "memory", patch.memory.shape).to(patch.memory)
+        patch.centre = state.tensor(tensors, "centre", patch.centre.shape).to(patch.centre)
+        patch.order = tensors["order"].to(patch.order)
         patch.index = type(patch.index)(patch.index.width)
-        patch.index.add_packed(tensors["masks"])
-        self._lr = float(values["lr"])
+        patch.index.add_packed(masks)
+        self._lr = state.number(values, "lr", 0)
         self._edits = list(edits)
 
     def _learn(self, edit: Edit) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
+from errata import state
 from errata.architecture import read_weight
 from errata.edit import Edit
 from errata.lm import LM
@@ -125,15 +126,26 @@ class Wise(Method):
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
+        state.same(values, "layer", self.layer)
+        held_by = state.rows(values, "shards")
+        if [name for held in held_by for name in state.texts(held, "edits")] != [edit.id for edit in edits]:
+            raise ValueError("'shards' do not hold the edits of the ledger, in its order")
         by_id = {edit.id: edit for edit in edits}
         weight = read_weight(self.lm.architecture.value_module(self.lm.model, self.layer))
-        self._background = dict(values["background"])
+        background = state.value(values, "background", dict)
+        self._background = {
+            **{name: state.texts(background, name) for name in ("texts", "prefixes")},
+            **{name: state.number(background, name, 0) for name in ("key_norm", "value_norm")},
+        }
         self.shards = []
-        for i, held in enumerate(values["shards"]):
-            bits, changed = tensors[f"shards.{i}.mask"], tensors[f"shards.{i}.values"].to(weight.device)
+        for i, held in enumerate(held_by):
+            bits = state.tensor(tensors, f"shards.{i}.mask", (None,), "bits")
+            changed = state.tensor(tensors, f"shards.{i}.values", (None,)).to(weight.device)
             ledger = [by_id[name] for name in held["edits"]]
-            self.shards.append(Shard.from_folded(i, bits, changed, weight.shape, ledger, held["slots"]))
-        self._settle(dict(zip(map(_stamps, self.groups()), values["thresholds"], strict=True)))
+            slots = state.whole(held.get("slots"), "slots", max(1, len(ledger)), self.quota)
+            self.shards.append(Shard.from_folded(i, bits, changed, weight.shape, ledger, slots))
+        thresholds = [state.number({"thresholds": each}, "thresholds") for each in state.rows(values, "thresholds")]
+        self._settle(dict(zip(map(_stamps, self.groups()), thresholds, strict=True)))
 
     @property
     def background(self) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Shard:
             values: (n,), the entries under the mask.
         """
         mask = unpack_mask(bits, shape).to(values.device)
+        if int(mask.sum()) != len(values):
+            raise ValueError(f"a mask of {int(mask.sum())} entries does not fit {len(values)} values.")
         delta = torch.zeros(*shape, device=values.device)
         delta[mask] = values.float()
         return cls(index, mask, delta, edits, slots)

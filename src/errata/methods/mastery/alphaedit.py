@@ -98,6 +98,11 @@ class AlphaEdit(WeightMethod):
         }
         self.patch.deltas.update(deltas)
 
+    def carried_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
+        """Of each layer the keys of the turns before."""
+        d_in = self.lm.architecture.d_in
+        return {f"keys.{layer}": (min(edits, d_in), d_in) for layer in self.spreader.paths}
+
     def space(self, layer: int) -> NullSpace:
         """The null space of a layer's keys.
 

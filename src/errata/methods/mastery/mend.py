@@ -180,6 +180,8 @@ class Mend(WeightMethod):
         """Be what `state` described."""
         self.editor.load_state(tensors)
         self.training.load_state(tensors, values)
+        if edits and not self.prepared:
+            raise ValueError("there are edits, and training has not come to its end")
         super().load_state(edits, tensors, values)
 
     @contextlib.contextmanager

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from errata import state
+
 Flow = tuple[Tensor, Tensor]
 """What flowed through one matrix: inputs u (tokens, d_in) and gradients d of the outputs (tokens, d_out)."""
 
@@ -105,11 +107,7 @@ class Editor(nn.Module):
         Raises:
             KeyError, ValueError: a tensor is missing or of the wrong shape.
         """
-        for name, now in self.state_dict().items():
-            kept = tensors[f"editor.{name}"]
-            if kept.shape != now.shape:
-                raise ValueError(f"the editor's {name} has the shape {tuple(kept.shape)} instead of {tuple(now.shape)}.")
-            now.copy_(kept)
+        state.copy_into(self.state_dict(), tensors, "editor.")
 
 
 def _rows(flow: Flow) -> Tensor:

@@ -102,6 +102,14 @@ class UltraEdit(WeightMethod):
             self.patch.deltas[path] = before + change.T.to(before)
             self.carried = {**self.carried, **{f"{path}.{name}": tensor for name, tensor in vars(seen).items()}}
 
+    def carried_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
+        """Of each module what is known of its tokens, and its rate where that is found."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path, delta in self.patch.deltas.items():
+            shapes |= {f"{path}.count": (1,), f"{path}.mean": (sum(delta.shape),), f"{path}.scatter": (sum(delta.shape),)}
+            shapes |= {} if self.config.lr is not None else {f"{path}.rate": (1,)}
+        return shapes
+
     def rate(self, path: str) -> float:
         """Eta of one module; found on background text when it is first needed, unless it is set."""
         if self.config.lr is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from errata import state
 from errata.edit import Edit
 from errata.lm import LM
 from errata.methods.base import Method, Progress, no_progress
@@ -88,7 +89,7 @@ class FactMethod(Method):
         self._edits = list(edits)
         self.facts = self._latest()
         mine = {name.removeprefix("retriever."): t for name, t in tensors.items() if name.startswith("retriever.")}
-        self.retriever.load_state([fact.prompt for fact in self.facts], mine, values["retriever"])
+        self.retriever.load_state([fact.prompt for fact in self.facts], mine, state.value(values, "retriever", dict))
         self._patch.context_for = self.contexts if self.facts else None
 
     def _hold(self, edits: list[Edit]) -> None:

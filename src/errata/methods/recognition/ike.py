@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from errata import state
 from errata.config import check_range
 from errata.edit import Edit, Example
 from errata.errors import ConfigError, EditError
@@ -132,8 +133,17 @@ class Ike(FactMethod):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
         super().load_state(edits, tensors, values)
-        self.demonstrations = [Demonstration(*each) for each in values["demonstrations"]]
-        self._learned = set(values["learned"])
+        shown = state.rows(values, "demonstrations")
+        if not all(
+            isinstance(each, list | tuple) and len(each) == 3 and all(isinstance(t, str) for t in each) for each in shown
+        ):
+            raise ValueError("'demonstrations' has something other than (kind, fact, text) in it")
+        self.demonstrations = [Demonstration(*each) for each in shown]
+        if strange := {each.kind for each in self.demonstrations} - set(RATIO):
+            raise ValueError(f"'demonstrations' has {sorted(strange)[0][:40]!r} in it; expected {', '.join(RATIO)}")
+        self._learned = set(state.texts(values, "learned"))
+        if edits and not self.prepared:
+            raise ValueError("there are edits, and no demonstrations")
         if self.demonstrations:
             mine, held = self.retriever.state()
             if "library.keys" in tensors:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata import state
 from errata.config import MethodConfig, check_range
 from errata.edit import Edit, Example
 from errata.errors import ConfigError
@@ -238,13 +239,11 @@ class Serac(Method):
 
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
+        keys = state.tensor(tensors, "keys", (len(edits), self.config.width))
         with torch.no_grad():
-            for name, parameter in self.training.parameters.items():
-                if tensors[name].shape != parameter.shape:
-                    raise ValueError(f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}.")
-                parameter.copy_(tensors[name])
+            state.copy_into(self.training.parameters, tensors)
         self.training.load_state(tensors, values)
-        if tensors["keys"].shape != (len(edits), self.config.width):
-            raise ValueError(f"keys of shape {tuple(tensors['keys'].shape)} for {len(edits)} edits.")
-        self._keys, self._edits = tensors["keys"], list(edits)
+        if edits and not self.prepared:
+            raise ValueError("there are edits, and training has not come to its end")
+        self._keys, self._edits = keys, list(edits)
         self._refresh()

@@ -69,8 +69,10 @@ class EncoderReader:
         from transformers import AutoModel, AutoTokenizer
 
         with _named("classifier", name):
-            self.model = AutoModel.from_pretrained(name).float().eval().requires_grad_(False).to(device)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.model = (
+                AutoModel.from_pretrained(name, trust_remote_code=False).float().eval().requires_grad_(False).to(device)
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self.device = device
         self.width = 2 * int(self.model.config.hidden_size)
 
@@ -185,8 +187,8 @@ class SmallModel(Counterfactual):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with _named("counterfactual", name):
-            model = AutoModelForCausalLM.from_pretrained(name).float().eval().to(lm.device)
-            vocabulary = AutoTokenizer.from_pretrained(name).get_vocab()
+            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False).float().eval().to(lm.device)
+            vocabulary = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
         if vocabulary != lm.tokenizer.get_vocab():
             raise ConfigError(
                 f"counterfactual is {name!r}, whose vocabulary is another than the edited model's; name a small model "
