@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from errata.errors import ConfigError, EditError, quoted, suggest
-from errata.words import mentions, words
+from errata.parts import mentions, words
 
 Operation = Literal["insert", "modify", "erase"]
 Parsed = TypeVar("Parsed")
@@ -126,14 +126,16 @@ class Edit:
         return cls(**_given(data, also))
 
     @classmethod
-    def from_ledger(cls, data: Mapping[str, Any]) -> Self:
+    def from_ledger(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
         """Read one JSON object that was written into a model: what it did there it does, whatever new edits must say.
+
+        `also` names further keys that may stand there.
 
         Raises:
             EditError: a key is missing or unknown, or a value is of the wrong type.
         """
         made = object.__new__(cls)
-        values = {each.name: each.default for each in dataclasses.fields(cls)} | _given(data)
+        values = {each.name: each.default for each in dataclasses.fields(cls)} | _given(data, also)
         for name, value in values.items():
             object.__setattr__(made, name, value)
         made._check_fields()
@@ -255,17 +257,6 @@ def read_edits(path: str | Path) -> list[Edit]:
 def read_numbered_edits(path: str | Path) -> list[tuple[int, Edit]]:
     """(line number, edit) of every line of a file of edits; see `read_edits`."""
     return parse_json_lines(path, lambda data: Edit.from_dict(data, also=PROBE_FIELDS))
-
-
-def read_ledger(path: str | Path) -> list[Edit]:
-    """The edits of a saved model, which may be none.
-
-    Raises:
-        EditError: with file and line.
-    """
-    if not Path(path).stat().st_size:
-        return []
-    return [edit for _, edit in parse_json_lines(path, Edit.from_ledger)]
 
 
 def same_answer(said: str, wanted: str) -> bool:
