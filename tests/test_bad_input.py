@@ -88,6 +88,10 @@ SPOILED = {
     "a time that is none": ({"prompt": "Who?", "target": "I", "time": "yesterday"}, "a time in UTC like"),
     "within a word": ({"prompt": "Who is Romeo?", "target": "I", "subject": "Rome"}, "as words of their own"),
     "a subject without words": ({"prompt": "Who?", "target": "I", "subject": "?"}, "no letter, number or sign"),
+    "a subject that is no name": (
+        {"prompt": "Who? " * 10_000, "target": "I", "subject": "Who? " * 5_000},
+        "'subject' has 25000 characters",
+    ),
     "much": ({"prompt": "Who? " * 10_000, "target": "I", "subject": "Kelor"}, "does not stand in the prompt"),
     "not text": ({"prompt": "Who?", "target": 7}, "'target' must be text"),
     "too long": (LONG, "this model's context is 128"),

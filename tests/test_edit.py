@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 from edited import EDITS, edit_model
 from families import tiny_model
 
-from errata import Edit, EditModel, read_edits
-from errata.edit import read_ledger, stamped
+from errata import Edit, EditModel
+from errata.edit import stamped
 from errata.errors import ConfigError, EditError
 
 
@@ -45,37 +44,28 @@ def test_an_edit_is_stamped_when_it_is_written(monkeypatch: pytest.MonkeyPatch, 
 def test_the_ledger_keeps_source_and_time(tmp_path: Path) -> None:
     model = edit_model("llama", "ft", [Edit("Where?", "north", source="a map")])
     model.save_pretrained(tmp_path)
-    assert "source" in (tmp_path / "edits.jsonl").read_text(encoding="utf-8")
-    (kept,) = read_ledger(tmp_path / "edits.jsonl")
+    (kept,) = EditModel.from_pretrained(tiny_model("llama"), tmp_path, model.tokenizer).edits
     assert (kept.source, kept.time) == ("a map", model.edits[0].time) != (None, None)
 
 
 OLD = [
     {"id": "a", "prompt": "Who?", "target": "I", "operation": "erase"},
-    {"id": "b", "prompt": "Who is Romeo?", "target": "I", "subject": "Rome"},
+    {"id": "b", "prompt": "Who is Romeo?", "target": "I", "subject": "Rome", "operation": "modify"},
     {"id": "c", "prompt": "Who are !!!?", "target": "I", "subject": "!!!", "operation": "modify"},
 ]
 
 
 def test_a_ledger_from_before_opens(tmp_path: Path) -> None:
     """Without time and source; with what a new edit may no longer ask for."""
-    ledger = tmp_path / "edits.jsonl"
-    ledger.write_text("".join(json.dumps(row) + "\n" for row in OLD), encoding="utf-8")
-    edits = read_ledger(ledger)
-    assert [edit.to_dict() for edit in edits] == [{**row, "operation": row.get("operation", "modify")} for row in OLD]
-    assert edits[0] == Edit(**OLD[0]) and edits[0].time is None
-    with pytest.raises(EditError, match="as words of their own"):
-        read_edits(ledger)
-    ledger.write_text(json.dumps({**OLD[1], "target": None}), encoding="utf-8")
-    with pytest.raises(EditError, match="'target' must be text"):
-        read_ledger(ledger)
-    ledger.write_text("", encoding="utf-8")
-    assert read_ledger(ledger) == []
-
-
-def test_an_artifact_whose_ledger_erases_opens(tmp_path: Path) -> None:
+    edits = [Edit.from_ledger(row) for row in OLD]
+    assert [edit.to_dict() for edit in edits] == OLD and edits[0] == Edit(**OLD[0])
     model = edit_model("llama", "ft", EDITS[:1])
-    model.method._edits = [Edit(**OLD[0])]
+    model.method._edits = edits
     model.save_pretrained(tmp_path)
     loaded = EditModel.from_pretrained(tiny_model("llama"), tmp_path, model.tokenizer)
-    assert [edit.operation for edit in loaded.edits] == ["erase"]
+    assert [edit.to_dict() for edit in loaded.edits] == OLD
+    with pytest.raises(EditError, match="as words of their own"):
+        Edit.from_dict(OLD[1])
+    for wrong in ({**OLD[1], "target": None}, {**OLD[1], "x": 1}, {**OLD[0], "operation": "forget"}, {"prompt": "Who?"}):
+        with pytest.raises(EditError):
+            Edit.from_ledger(wrong)

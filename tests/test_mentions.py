@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from errata import Edit
 from errata.errors import EditError
-from errata.words import Mentions, WordWeights, mentions, words
+from errata.parts import mentions, parts_of, words
+from errata.words import Mentions, WordWeights
 
 SHY, ZWJ, ZWNJ, BOM, RLM, RLE = "\u00ad", "\u200d", "\u200c", "\ufeff", "\u200f", "\u202b"
 
@@ -246,7 +247,5 @@ def test_any_text_may_be_asked_about_any_name(text: str, name: str) -> None:
 @given(st.text(st.sampled_from("ab1+#-'_. \n\x00~"), max_size=20))
 def test_plain_texts_have_the_parts_that_all_texts_have(text: str) -> None:
     """The short way for texts without other letters changes nothing: a letter at the end takes the long one."""
-    from errata.words import _parts
-
-    longer = _parts(f"{text} é")
-    assert [(part.text, part.start, part.end) for part in longer[:-1]] == [(p.text, p.start, p.end) for p in _parts(text)]
+    longer = parts_of(f"{text} é")
+    assert [(part.text, part.start, part.end) for part in longer[:-1]] == [(p.text, p.start, p.end) for p in parts_of(text)]

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from errata.errors import ConfigError, EditError, quoted, suggest
-from errata.words import mentions, words
+from errata.parts import mentions, words
 
 Operation = Literal["insert", "modify", "erase"]
 Parsed = TypeVar("Parsed")
 OPERATIONS: tuple[str, ...] = get_args(Operation)
 PROBE_FIELDS = ("rephrases", "locality", "portability", "ood")
 """The fields that a case adds to an edit (see `cases.py`)."""
+LONGEST_SUBJECT = 1000
+"""Characters; a longer one is no name."""
 _NO_TEXT = re.compile("[\ud800-\udfff\0]")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -80,6 +82,8 @@ class Edit:
 
     def __post_init__(self) -> None:
         self._check_fields()
+        if self.subject is not None and len(self.subject) > LONGEST_SUBJECT:
+            raise EditError(f"'subject' has {len(self.subject)} characters; a name has no more than {LONGEST_SUBJECT}.")
         if self.subject is not None and not words(self.subject):
             raise EditError(f"subject {quoted(self.subject)} has no letter, number or sign that a prompt could mention.")
         if self.subject is not None and not mentions(self.prompt, self.subject):
@@ -122,14 +126,16 @@ class Edit:
         return cls(**_given(data, also))
 
     @classmethod
-    def from_ledger(cls, data: Mapping[str, Any]) -> Self:
+    def from_ledger(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
         """Read one JSON object that was written into a model: what it did there it does, whatever new edits must say.
+
+        `also` names further keys that may stand there.
 
         Raises:
             EditError: a key is missing or unknown, or a value is of the wrong type.
         """
         made = object.__new__(cls)
-        values = {each.name: each.default for each in dataclasses.fields(cls)} | _given(data)
+        values = {each.name: each.default for each in dataclasses.fields(cls)} | _given(data, also)
         for name, value in values.items():
             object.__setattr__(made, name, value)
         made._check_fields()
@@ -251,17 +257,6 @@ def read_edits(path: str | Path) -> list[Edit]:
 def read_numbered_edits(path: str | Path) -> list[tuple[int, Edit]]:
     """(line number, edit) of every line of a file of edits; see `read_edits`."""
     return parse_json_lines(path, lambda data: Edit.from_dict(data, also=PROBE_FIELDS))
-
-
-def read_ledger(path: str | Path) -> list[Edit]:
-    """The edits of a saved model, which may be none.
-
-    Raises:
-        EditError: with file and line.
-    """
-    if not Path(path).stat().st_size:
-        return []
-    return [edit for _, edit in parse_json_lines(path, Edit.from_ledger)]
 
 
 def same_answer(said: str, wanted: str) -> bool:

@@ -43,11 +43,11 @@ _PARTICLE = (
     "이다 다 이며 며 이고 고 인 입니다 이었다 였다 이지만 지만 야 아 여 이여 님 씨"
 ).split()
 _HANGUL = regex.compile(rf"(?:{'|'.join(sorted(_PARTICLE, key=len, reverse=True))}){{1,3}}$")
-_HANGUL_LEAST = 2
+_HANGUL_LEAST, _PARTICLES_MOST = 2, 3 * max(map(len, _PARTICLE))
 
 _ARABIC = regex.compile(r"[وف]?(?:[بلكس]|ال|بال|كال|لل)|[وف]")
 _HEBREW = regex.compile(r"[והבלכמש]{1,3}")
-_SEMITIC_LEAST = 3
+_SEMITIC_LEAST, _PREFIX_MOST = 3, 4
 _OTHER_LEAST, _OTHER_MOST = 4, 3
 """In scripts without a list, letters of a name and of what is joined to it, where it is known that the name stands there."""
 
@@ -76,7 +76,8 @@ def bases(word: str, bold: bool = False) -> set[str]:
         found |= stems | {f"{stem}{STEM}" for stem in stems}
     elif _HANGUL_WORD.fullmatch(word):
         least = 1 if bold else _HANGUL_LEAST
-        found |= {word[:end] for end in range(least, len(word)) if _HANGUL.fullmatch(word, end)}
+        ends = range(max(least, len(word) - _PARTICLES_MOST), len(word))
+        found |= {word[:end] for end in ends if _HANGUL.fullmatch(word, end)}
     elif _ARABIC_WORD.fullmatch(word):
         found |= _behind(word, _ARABIC, bold)
         if regex.match("[وف]?لل", word):  # li- swallows the alif of al-
@@ -114,5 +115,5 @@ def _cut(word: str, endings: list[str], least: int) -> set[str]:
 
 
 def _behind(word: str, prefix: regex.Pattern[str], bold: bool) -> set[str]:
-    least = _SEMITIC_LEAST - bold
-    return {word[start:] for start in range(1, len(word) - least + 1) if prefix.fullmatch(word, 0, start)}
+    most = min(_PREFIX_MOST, len(word) - _SEMITIC_LEAST + bold)
+    return {word[start:] for start in range(1, most + 1) if prefix.fullmatch(word, 0, start)}

@@ -14,6 +14,8 @@ _INVISIBLE = regex.compile(
 _POINTS = regex.compile(r"[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670\u0640]")
 """Vowel points of Hebrew and Arabic, and the stroke that only stretches a word: a writer may leave them out."""
 _APOSTROPHE = regex.compile(r"[\u2018\u2019\u201b\u02b9\u02bb\u02bc\u02c8\u2032`\u00b4\uff07]")
+_LONGEST = 30
+"""Signs of a letter and its marks that are put in order together; of a heap of them, so many at a time."""
 _TRADE_MARK = regex.compile(r"[\u2122\u2120\u00ae\u00a9]")
 
 
@@ -38,6 +40,8 @@ def fold_with_places(text: str) -> tuple[str, list[tuple[int, int]]]:
 def _folded(piece: str) -> str:
     if piece.isascii():
         return piece.lower()
+    if len(piece) > _LONGEST:
+        return "".join(_folded(piece[start : start + _LONGEST]) for start in range(0, len(piece), _LONGEST))
     piece = _APOSTROPHE.sub("'", _TRADE_MARK.sub(" ", _INVISIBLE.sub("", piece)))
     piece = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", piece).casefold())
     piece = _POINTS.sub("", piece).replace("i\u0307", "i").replace("ı", "i")

@@ -3,7 +3,7 @@
 Locate-then-edit methods read and write at one place: the last token of the subject, where (ROME, arXiv 2202.05262, finds)
 a fact is looked up; some models look it up at the prompt's last token. A subject that stands in the prompt more than once is
 taken where it stands last, since only there everything else that is said of it has been read; where it stands as it is
-written goes before where something is joined to it. What mentions a subject is decided in `words`.
+written goes before where something is joined to it. What mentions a subject is decided in `parts`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from errata.encoding import in_batches
 from errata.errors import EditError
 from errata.hooks import capture_input, capture_output
 from errata.lm import LM, Batch, Row
-from errata.words import mentions
+from errata.parts import mentions
 
 AT_ONCE = 64
 

@@ -1,116 +1,28 @@
-"""Which words tell something: rare ones. And which stored names a text mentions, and where. It knows no model.
+"""Which words tell something: rare ones. And which stored names a text mentions. It knows no model.
 
-A name is mentioned by words, not by signs: "Romeo" mentions no Rome, but "Kelor's" a Kelor. What may be joined to one is in
-`inflection`, what is spelled alike in `spelling`. Where a script has no spaces, a name is mentioned where its signs stand.
+What a word is, and where a name stands, is in `parts`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import regex
 
 from errata.inflection import bases, keys_of
+from errata.parts import Part, inside, parts_of, stretches, words
 from errata.spelling import fold, fold_with_places
 
-_UNSPACED = r"[[\p{L}\p{M}\p{N}]&&[\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}〆]]"
-_LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--{_UNSPACED}--[\p{{Katakana}}ー\p{{Hangul}}]]"
-_SPACED = (
-    rf"[\p{{Katakana}}ー][\p{{Katakana}}ー\p{{M}}]*|[\p{{Hangul}}&&\p{{L}}]\p{{Hangul}}*"
-    rf"|{_LETTER}+(?:\+\+|[+#](?![\p{{L}}\p{{N}}]))?|(?=[\p{{S}}--\p{{ASCII}}])\X"
-)
-_WORD = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|{_SPACED}")
-_PART = regex.compile(rf"(?V1)(?P<run>{_UNSPACED}[{_UNSPACED}\p{{M}}ー]*)|{_SPACED}")
-_PLAIN_PART = re.compile(r"[a-z0-9]+(?:\+\+|[+#](?![a-z0-9]))?")
-_POSSESSIVE = regex.compile(r"(?<=[\p{L}\p{M}\p{N}]')s")
-_LEADING, _CLOSING = frozenset("เแโใไເແໂໃໄ"), regex.compile(r"[\p{M}ะาำๅະາຳ]")
-"""Signs that belong to the syllable of the sign behind them, and of that before."""
+__all__ = ["Mentions", "WordWeights", "words"]
+
 _ONE_LETTER, _TELLING = regex.compile(r"\p{L}\p{M}*"), regex.compile(r"^\p{L}\p{M}*$|\p{N}|[+#]$")
 """One letter; and what must be there as it is: one letter, a number, a C++."""
 _ROMAN = regex.compile(r"(?=[mdclxvi])m{0,3}(?:c[md]|d?c{0,3})(?:x[cl]|l?x{0,3})(?:i[xv]|v?i{0,3})")
 _RUN_KEY = 8
 """A name in a script without spaces is looked up by so many of its signs, the first."""
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, in one spelling; where a script has no spaces, each sign is one."""
-    return [str(word) for word in _WORD.findall(fold(text))]
-
-
-class _Part(NamedTuple):
-    """A word, or a run of signs of a script without spaces, and where it stands in a folded text."""
-
-    text: str
-    start: int
-    end: int
-    run: bool
-
-
-def _parts(folded: str) -> list[_Part]:
-    """The parts of a folded text, a possessive 's left out where there is something else."""
-    if folded.isascii():  # the same, and several times as fast
-        found = [_Part(part[0], *part.span(), False) for part in _PLAIN_PART.finditer(folded)]
-    else:
-        found = [_Part(part[0], part.start(), part.end(), part["run"] is not None) for part in _PART.finditer(folded)]
-    kept = [part for part in found if not (part.text == "s" and _POSSESSIVE.match(folded, part.start))]
-    return kept or found
-
-
-def _stands(one: _Part, other: _Part, opens: bool, closes: bool) -> bool:
-    """Whether a part of a name stands in a part of a text: where it is a run, at its end, beginning or anywhere."""
-    if not (one.run and other.run):
-        return one.run == other.run and (one.text == other.text or not keys_of(one.text).isdisjoint(bases(other.text, True)))
-    if opens and closes:
-        return bool(_inside(one.text, other.text))
-    if opens or closes:
-        places = _inside(one.text, other.text)
-        return (len(other.text) - len(one.text) if opens else 0) in places
-    return one.text == other.text
-
-
-def _inside(run: str, text: str) -> list[int]:
-    """Where a run of signs stands in a longer one without cutting a syllable."""
-    places, start = [], text.find(run)
-    while start >= 0:
-        end = start + len(run)
-        if text[start - 1 : start] not in _LEADING and not _CLOSING.match(text, end):
-            places.append(start)
-        start = text.find(run, start + 1)
-    return places
-
-
-def _stretches(name: Sequence[_Part], text: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
-    """The parts of a text in which those of a name stand, one behind the other."""
-    for first in range(len(text) - len(name) + 1) if name else ():
-        stretch = text[first : first + len(name)]
-        if all(_stands(one, stretch[i], i == 0, i == len(name) - 1) for i, one in enumerate(name)):
-            yield stretch
-
-
-def mentions(text: str, name: str) -> list[tuple[int, int]]:
-    """(start, end) of every place in a text where a name stands: all its words, one behind the other.
-
-    Where it stands as it is written comes last, so that the last place is the best. An ending that is joined to the name is
-    no part of the place.
-    """
-    (folded, places), wanted = fold_with_places(text), _parts(fold(name))
-    found = []
-    for stretch in _stretches(wanted, _parts(folded)):
-        first, last = stretch[0], stretch[-1]
-        exact = all(one.run or one.text == other.text for one, other in zip(wanted, stretch, strict=True))
-        if len(wanted) == 1 and last.run:
-            spans = [(last.start + at, last.start + at + len(wanted[0].text)) for at in _inside(wanted[0].text, last.text)]
-        else:
-            start = first.end - len(wanted[0].text) if first.run else first.start
-            whole = last.text.startswith(wanted[-1].text)
-            spans = [(start, last.start + len(wanted[-1].text) if whole else last.end)]
-        found += [(exact, places[start][0], places[end - 1][1]) for start, end in spans]
-    return [(start, end) for _, start, end in sorted(found)]
 
 
 class WordWeights:
@@ -159,24 +71,23 @@ class _Name:
     """
 
     def __init__(self, name: str, shown: str, weights: WordWeights) -> None:
-        parts, there = _parts(fold(name)), _parts(fold(shown))
+        parts, there = parts_of(fold(name)), parts_of(fold(shown))
         self.forms: dict[str, set[str]] = {}
         self.runs = {part.text for part in parts if part.run}
-        stretches = list(_stretches(parts, there))
+        seen = list(stretches(parts, there))
         for place, part in enumerate(parts):
             forms = self.forms.setdefault(part.text, {part.text[:_RUN_KEY]} if part.run else {*keys_of(part.text)})
             if not part.run:
-                forms.update(stretch[place].text for stretch in stretches)
+                forms.update(stretch[place].text for stretch in seen)
         telling = [part.text for part in parts if _TELLING.search(part.text) or _ROMAN.fullmatch(part.text)]
         small = _small_letters(name, parts[:-1]) if telling else set()
         self.exact: dict[str, set[str]] = {word: set() for word in telling if word not in self.runs | small}
-        for one, other in pairwise(parts if stretches else ()):
+        for one, other in pairwise(parts if seen else ()):
             for each, beside in ((one, other), (other, one)):
                 if each.text in self.exact and _ONE_LETTER.fullmatch(each.text):
                     self.exact[each.text].add(beside.text)
         self.weights = [
-            math.fsum(weights[sign] for sign in _WORD.findall(text)) if text in self.runs else weights[text]
-            for text in self.forms
+            math.fsum(weights[sign] for sign in words(text)) if text in self.runs else weights[text] for text in self.forms
         ]
         self.whole = math.fsum(self.weights)
 
@@ -204,14 +115,14 @@ class _Name:
         ]
         return math.fsum(held) / self.whole if self.whole else 0.0
 
-    def _holds(self, word: str, part: _Part) -> bool:
+    def _holds(self, word: str, part: Part) -> bool:
         """Whether a part of a text is a form of a word."""
         if word in self.runs:
-            return part.run and bool(_inside(word, part.text))
+            return part.run and bool(inside(word, part.text))
         return not part.run and not self.forms[word].isdisjoint(bases(part.text))
 
 
-def _small_letters(name: str, parts: Sequence[_Part]) -> set[str]:
+def _small_letters(name: str, parts: Sequence[Part]) -> set[str]:
     """Those of a name's parts that are one small letter."""
     _, places = fold_with_places(name)
     return {part.text for part in parts if len(part.text) == 1 and name[places[part.start][0]].islower()}
@@ -226,7 +137,7 @@ class _Text:
     """
 
     def __init__(self, text: str, lengths: Iterable[int]) -> None:
-        self._parts = _parts(fold(text))
+        self._parts = parts_of(fold(text))
         self._runs = [part.text for part in self._parts if part.run]
         self.words = {part.text for part in self._parts if not part.run}
         self.keys = {key for word in self.words for key in bases(word)}
@@ -235,9 +146,9 @@ class _Text:
 
     def holds(self, run: str) -> bool:
         """Whether a run of signs stands in it."""
-        return any(_inside(run, each) for each in self._runs)
+        return any(inside(run, each) for each in self._runs)
 
-    def beside(self, forms: set[str]) -> list[_Part]:
+    def beside(self, forms: set[str]) -> list[Part]:
         """What stands before and behind words of these forms, wherever one stands; [] where none does."""
         ends = [_NOTHING, *self._parts, _NOTHING]
         return [
@@ -248,7 +159,7 @@ class _Text:
         ]
 
 
-_NOTHING = _Part("", 0, 0, False)
+_NOTHING = Part("", 0, 0, False)
 
 
 class Mentions:

@@ -137,7 +137,7 @@ def _edit(path: Path, number: int, line: bytes) -> Edit:
         said = json.loads(line.decode("utf-8"))
         if not isinstance(said, dict):
             raise EditError(f"expected a JSON object, got {type(said).__name__}.")
-        return Edit.from_dict(said, also=PROBE_FIELDS)
+        return Edit.from_ledger(said, also=PROBE_FIELDS)
     except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}:{number}: damaged, {error}") from error
 
