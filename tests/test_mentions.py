@@ -241,3 +241,12 @@ def test_any_text_may_be_asked_about_any_name(text: str, name: str) -> None:
         assert found.within(text).keys() == {0}
     found.remove(0)
     assert found.within(text) == {}
+
+
+@given(st.text(st.sampled_from("ab1+#-'_. \n\x00~"), max_size=20))
+def test_plain_texts_have_the_parts_that_all_texts_have(text: str) -> None:
+    """The short way for texts without other letters changes nothing: a letter at the end takes the long one."""
+    from errata.words import _parts
+
+    longer = _parts(f"{text} é")
+    assert [(part.text, part.start, part.end) for part in longer[:-1]] == [(p.text, p.start, p.end) for p in _parts(text)]

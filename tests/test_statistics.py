@@ -131,3 +131,9 @@ def test_scale_of_a_known_matrix():
     scale = value_scale(lm, 2, ["The capital of France"])
     assert scale.value_norm == pytest.approx(3 * seen[0][0, :, :32].norm(dim=-1).median().item(), rel=1e-5)
     assert scale.key_norm == pytest.approx(keys.median().item(), rel=1e-5)
+
+
+def test_a_name_keeps_the_marks_of_its_letters():
+    """Letters with their marks apart, and in scripts whose vowels are marks."""
+    for name in ("Zoe\u0308 Brisk", "Ān Brisk", "Çelik"):
+        assert names_in(f"Who is {name}?") == [name]

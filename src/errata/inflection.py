@@ -27,7 +27,7 @@ _LATIN_BOLD = (
     | _LATIN_SHORT
     | _LATIN_CLEAR
 )
-_LATIN_MOST = max(map(len, _LATIN_BOLD))
+_LATIN_MOST, _LATIN_LAST = max(map(len, _LATIN_BOLD)), frozenset(end[-1] for end in _LATIN_BOLD)
 _LATIN_LEAST, _LATIN_LONG, _BOLD_LEAST = 4, 6, 3
 
 _CYRILLIC = (
@@ -60,7 +60,7 @@ _MARK = regex.compile(r"\p{M}")
 def keys_of(name: str) -> frozenset[str]:
     """What a form of a name's word must have among its `bases`: the word; where its own ending changes, its stem too."""
     found = {name}
-    if _CYRILLIC_WORD.fullmatch(name):
+    if not name.isascii() and _CYRILLIC_WORD.fullmatch(name):
         found |= {f"{stem}{STEM}" for stem in _cut(name, _CYRILLIC_NAMED, _CYRILLIC_LEAST)}
     return frozenset(found)
 
@@ -68,8 +68,9 @@ def keys_of(name: str) -> frozenset[str]:
 def bases(word: str, bold: bool = False) -> set[str]:
     """The keys of all that a word may be a form of, itself the first."""
     found = {word}
-    if _LATIN_WORD.fullmatch(word):
-        found |= _latin(word, bold)
+    if (word.isascii() and word.isalpha()) or _LATIN_WORD.fullmatch(word):
+        if word[-1] in _LATIN_LAST:
+            found |= _latin(word, bold)
     elif _CYRILLIC_WORD.fullmatch(word):
         stems = _cut(word, _CYRILLIC, _CYRILLIC_LEAST)
         found |= stems | {f"{stem}{STEM}" for stem in stems}
