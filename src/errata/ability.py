@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.arguments import listed
 from errata.encoding import Row, in_batches, prompt_tokens
 from errata.errors import PromptTooLongError, UnknownNameError, UsageError
 from errata.lm import LM
@@ -153,7 +154,7 @@ class Figure:
 
 def ability(
     model: EditModel | LM,
-    tasks: Sequence[str],
+    tasks: str | Iterable[str],
     *,
     limit: int | None = None,
     include_path: str | Path | None = None,
@@ -177,6 +178,7 @@ def ability(
         UsageError: there is no task, or no such folder.
         PromptTooLongError: a continuation alone is longer than the model's context.
     """
+    tasks = listed(tasks, str, "tasks")
     known = _known_tasks(tasks, include_path)
     harness = HarnessModel(model, batch_size)
 
@@ -184,7 +186,7 @@ def ability(
         return dict(
             simple_evaluate(
                 harness,
-                tasks=list(tasks),
+                tasks=tasks,
                 task_manager=known,
                 limit=limit,
                 num_fewshot=fewshot,

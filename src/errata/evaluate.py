@@ -9,11 +9,12 @@ the other ways in which the field counts, under their names, see `SCORES`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from errata.answers import begins_with, contains_any, is_any
+from errata.arguments import listed
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS, Case
 from errata.edit import same_answer
 from errata.lm import Score
@@ -123,7 +124,7 @@ class _Question:
 
 def evaluate(
     model: EditModel,
-    cases: Sequence[Case],
+    cases: Case | Iterable[Case],
     batch_size: int = 32,
     max_new_tokens: int = 24,
     progress: Callable[[int, int], None] | None = None,
@@ -137,6 +138,7 @@ def evaluate(
         max_new_tokens: a free answer is cut here if the model does not stop by itself.
         progress: called with (questions done, questions in all).
     """
+    cases = listed(cases, Case, "cases")
     questions = _questions(cases)
     asked = [question for question in questions if question.measure != "ood"]
     total, done = 2 * len(asked), 0
@@ -170,14 +172,14 @@ def _scored(
     """(place of a question -> its pair's score; place of one of locality -> the base model's, and KL(base || edited))."""
     local = [place for place, question in enumerate(questions) if question.measure == "locality"]
     others = [place for place, question in enumerate(questions) if question.measure != "locality"]
-    scores = dict(zip(others, model.lm.score([pairs[place] for place in others], batch_size), strict=True))
+    scores = dict(zip(others, model.score([pairs[place] for place in others], batch_size), strict=True))
     base: dict[int, tuple[Score, float | None]] = {}
     for start in range(0, len(local), 8 * batch_size):
         part = local[start : start + 8 * batch_size]
         some = [pairs[place] for place in part]
-        edited = model.lm.score(some, batch_size, whole=True)
+        edited = model.score(some, batch_size, whole=True)
         with model.disable_edits():
-            untouched = model.lm.score(some, batch_size, whole=True)
+            untouched = model.score(some, batch_size, whole=True)
         for place, now, was in zip(part, edited, untouched, strict=True):
             scores[place] = replace(now, log_probs=None)
             base[place] = replace(was, log_probs=None), _divergence(was, now)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.architecture import Architecture, architecture_of
+from errata.arguments import listed
 from errata.chat import ChatTemplate, Conversation
 from errata.encoding import Batch, Row, announced_prompt_tokens, in_batches, prompt_tokens
-from errata.endings import endings_of
+from errata.endings import answer_limit, endings_of, plainly
 from errata.errors import ConfigError, PromptTooLongError
 
 __all__ = ["LM", "Batch", "Row", "Score", "announced_prompt_tokens", "in_batches", "prompt_tokens"]
@@ -172,9 +173,9 @@ class LM:
         ids, masks = ids.to(self.device), masks.to(self.device)
         return Batch(ids, masks[0].long(), masks[1], masks[2], masks[3])
 
-    def prompt_batch(self, prompts: Sequence[str], side: str = "left") -> Batch:
+    def prompt_batch(self, prompts: str | Iterable[str], side: str = "left") -> Batch:
         """Prompts alone, encoded and padded."""
-        encoded = (self.encode_prompt(prompt) for prompt in prompts)
+        encoded = (self.encode_prompt(prompt) for prompt in listed(prompts, str, "prompts"))
         return self.batch([Row(tuple(ids), len(ids)) for ids in encoded], side)
 
     # asking
@@ -187,13 +188,13 @@ class LM:
 
     @torch.no_grad()
     def score(
-        self, pairs: Sequence[tuple[str, str]], batch_size: int = 32, side: str = "left", whole: bool = False
+        self, pairs: Iterable[tuple[str, str]], batch_size: int = 32, side: str = "left", whole: bool = False
     ) -> list[Score]:
         """Teacher-forced scores of (prompt, target) pairs; routed memories decide on the prompt alone.
 
         With `whole`, the log-probabilities of all tokens are kept.
         """
-        rows = [self.encode(prompt, target) for prompt, target in pairs]
+        rows = [self.encode(prompt, target) for prompt, target in listed(list(pairs), tuple, "pairs")]
 
         def scored(part: list[Row]) -> list[Score]:
             batch = self.batch(part, side)
@@ -214,32 +215,33 @@ class LM:
 
         return in_batches(rows, scored, batch_size, size=lambda row: len(row.ids))
 
+    @overload
+    def generate(self, prompts: str, batch_size: int = 32, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Iterable[str], batch_size: int = 32, **options: Any) -> list[str]: ...
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], batch_size: int = 32, **options: Any) -> list[str]:
-        """Answers in words, greedy unless the options say otherwise; one per prompt, without the prompt."""
-        options.setdefault("do_sample", False)
-        if "max_length" not in options:
-            options.setdefault("max_new_tokens", 32)
-        if options.get("num_return_sequences", 1) != 1:
-            raise ConfigError("num_return_sequences must be 1 here; use model.generate for several answers.")
-        encoded = [self.encode_prompt(prompt) for prompt in prompts]
-        room = self.context_length
+    def generate(self, prompts: str | Iterable[str], batch_size: int = 32, **options: Any) -> str | list[str]:
+        """Answers in words, one per prompt: greedy, ended by the model, whatever `generation_config` says; options count.
+
+        Raises:
+            ConfigError: the options ask for something else than one answer each.
+        """
+        encoded = [self.encode_prompt(prompt) for prompt in listed(prompts, str, "prompts")]
+        room, limit = self.context_length, answer_limit(options)
 
         def answered(part: list[list[int]]) -> list[str]:
             batch = self.batch([Row(tuple(ids), len(ids)) for ids in part])
             width = batch.input_ids.shape[1]
-            limits = dict(options)
-            if room and limits.get("max_new_tokens", 0) > room - width:
-                if len(part) > 1:  # a long neighbour must not cut a short prompt's answer
+            if limit:
+                if room and limit > room - width and len(part) > 1:  # a long neighbour must not cut a short one's answer
                     return [answer for ids in part for answer in answered([ids])]
-                limits["max_new_tokens"] = max(1, room - width)
+                options["max_new_tokens"] = max(1, min(limit, room - width)) if room else limit
             with prompt_tokens(batch.prompt_mask):
-                out = self.model.generate(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, pad_token_id=self.pad_id, **limits
-                )
+                out = plainly(self).generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
             return [self.decode(ids[width:].tolist()) for ids in out]
 
-        return in_batches(encoded, answered, batch_size, size=len)
+        answers = in_batches(encoded, answered, batch_size, size=len)
+        return answers[0] if isinstance(prompts, str) else answers
 
     def decode(self, ids: Sequence[int]) -> str:
         """Words of an answer: up to its end token, without special tokens and outer white space."""

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args, overload
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin
 
-from errata import generation, saving
+from errata import saving
+from errata.architecture import add_to_weight
+from errata.arguments import listed
+from errata.asking import AskedModel
 from errata.config import MethodConfig, check_choice
 from errata.edit import Edit, Example, same_answer, stamped
+from errata.endings import ANSWER_LENGTH, special_token_in, special_tokens
 from errata.errors import ConfigError, EditError
-from errata.lm import LM, prompt_tokens
 from errata.locking import WAIT
 from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
+from errata.patches.context import leaving_room
 from errata.report import EditReport, EditResult, Explanation, OnConflict, conflict_error, older_kept
 
 
-class EditModel:
-    """A language model with corrections.
+class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
+    """A language model with corrections: an `nn.Module` around a base model of transformers.
 
-    The base model is put into evaluation mode and its parameters are frozen. Attributes that are not found here are the
-    base model's.
+    The base model is put into evaluation mode, and stays there; its parameters are frozen. What is not found here is the
+    base model's, as far as it leaves the edits alone (see `delegation`). `state_dict` is the edits' own tensors; `to` and
+    its like take the edits along; a copy, also by pickle, is a model of its own. Any number of threads may ask; one that
+    edits waits for them, and they for it. What is called on `base`, `lm` or `method` directly waits for nobody.
 
     Attributes:
+        base: the base model, a submodule.
         base_answers: what the base model has said so far, by (options of generation, prompt).
 
     Args:
@@ -38,38 +44,19 @@ class EditModel:
 
     Raises:
         ArchitectureError: the base model has no place for edits.
-        ConfigError: a setting does not fit this model.
+        ConfigError: a setting does not fit this model, or its weights are offloaded or were made in inference mode.
     """
-
-    def __init__(self, base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        base.eval()
-        base.requires_grad_(False)
-        self.base = base
-        self.tokenizer = tokenizer
-        self.config_of_method = config
-        self.lm = LM(base, tokenizer, config.chat_template, config.end_token)
-        self.method = method_class(config.method)(config, self.lm)
-        self.base_answers: dict[tuple[str, str], str] = {}
-        self.origin = saving.Origin()
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "base":
-            raise AttributeError(name)
-        return getattr(self.base, name)
-
-    @property
-    def edits(self) -> list[Edit]:
-        """The edits in the model, oldest first."""
-        return self.method.edits
 
     def edit(
         self,
-        edits: Sequence[Edit],
+        edits: Edit | Iterable[Edit],
         check: bool = True,
         progress: Progress = no_progress,
         on_conflict: OnConflict = "replace",
     ) -> EditReport:
         """Write edits into the model; call it again whenever there are more.
+
+        Cut off half-way, by an error in `progress` or from the keyboard, it has written whole edits or none.
 
         Args:
             edits: the corrections, in order. Those already in the model are skipped.
@@ -79,65 +66,97 @@ class EditModel:
                 and meant to win (`replace`), left out (`keep`), or nothing is written (`error`).
 
         Raises:
-            EditError: two different edits carry the same id, one lacks the subject that the method needs, or there is a
-                conflict and there may be none.
-            ConfigError: the method must be trained first.
+            EditError: two different edits carry the same id, one lacks the subject that the method needs or holds a special
+                token, or there is a conflict and there may be none.
+            ConfigError: the method must be trained first, or edits are disabled.
             PromptTooLongError: an edit does not fit the model's context; nothing is written then.
         """
         check_choice("on_conflict", on_conflict, get_args(OnConflict))
-        new, skipped = self._sort_out(edits)
-        if new:
-            self.method.check(new)
-        for edit in new:
-            self.lm.encode(edit.prompt, edit.target, "")
-        if on_conflict == "error":
-            self.refuse_conflicts(new)
-        conflicts = self.conflicts(new)
-        if on_conflict == "keep":
-            new, conflicts, gone = older_kept(new, conflicts)
-            skipped += gone
-        warnings = []
-        if new:
-            with self._base_alone():
-                self.method.write(new := [stamped(edit) for edit in new], progress)
-                warnings = self.method.warnings(new)
-        results = []
-        if check and new:
-            answers = self.ask([edit.prompt for edit in new])
-            results = [
-                EditResult(edit, said, same_answer(said, edit.target)) for edit, said in zip(new, answers, strict=True)
-            ]
+        given = listed(edits, Edit, "edits")
+        with self._lock.exclusive("edit"):
+            warnings = []
+            with self._base_alone("edit"):
+                self._check_enabled("edit")
+                new, skipped = self._sort_out(given)
+                if new:
+                    self.method.check(new)
+                longest = self._check_texts(new)
+                if on_conflict == "error":
+                    self.refuse_conflicts(new)
+                conflicts = self.conflicts(new)
+                if on_conflict == "keep":
+                    new, conflicts, gone = older_kept(new, conflicts)
+                    skipped += gone
+                if new:
+                    self.method.write(new := [stamped(edit) for edit in new], progress)
+                    warnings = self.method.warnings(new)
+            results = self._asked_back(new, longest) if check and new else []
         return EditReport(results, skipped, conflicts, warnings)
 
-    def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+    def _check_texts(self, edits: Sequence[Edit]) -> int:
+        """The tokens of the longest answer, and of how it ends.
+
+        Raises:
+            EditError: an edit holds a special token.
+            PromptTooLongError: one does not fit the model's context.
+        """
+        longest, special = 0, special_tokens(self.tokenizer)
+        for edit in edits:
+            for name, text in (("prompt", edit.prompt), ("target", edit.target)):
+                if (token := special_token_in(text, special, self.tokenizer)) is not None:
+                    raise EditError(
+                        f"the {name} {text!r} holds the special token {token!r}, which the model would not say as text; "
+                        "take it out (how answers end is learned without it)."
+                    )
+            row = self.lm.encode(edit.prompt, edit.target, "")
+            longest = max(longest, len(row.ids) - row.prompt_length + 1)  # a full stop, perhaps
+        return longest
+
+    def _asked_back(self, edits: Sequence[Edit], longest: int) -> list[EditResult]:
+        length = max(longest, ANSWER_LENGTH)
+        with leaving_room(length):
+            answers = self.ask([edit.prompt for edit in edits], max_new_tokens=length)
+        return [EditResult(edit, said, same_answer(said, edit.target)) for edit, said in zip(edits, answers, strict=True)]
+
+    def conflicts(self, edits: Edit | Iterable[Edit]) -> list[tuple[str, str]]:
         """(new id, older id) of edits that ask what an older one asks and want another answer.
 
         Older ones are those in the model, and those before it among them. Edits that are in the model are passed over.
         """
-        held = {edit.id for edit in self.edits}
-        with self._base_alone():
-            return self.method.conflicts([edit for edit in edits if edit.id not in held])
+        given = listed(edits, Edit, "edits")
+        with self._base_alone("conflicts"):
+            held = {edit.id for edit in self.edits}
+            return self.method.conflicts([edit for edit in given if edit.id not in held])
 
-    def refuse_conflicts(self, edits: Sequence[Edit]) -> None:
+    def refuse_conflicts(self, edits: Edit | Iterable[Edit]) -> None:
         """Make sure that there are none.
 
         Raises:
             EditError: two edits ask the same and want different answers; both are named.
         """
-        found = self.conflicts(edits)
+        given = listed(edits, Edit, "edits")
+        found = self.conflicts(given)
         if found:
-            raise conflict_error(found, [*self.edits, *edits])
+            raise conflict_error(found, [*self.edits, *given])
 
-    def explain(self, prompts: Sequence[str]) -> list[Explanation]:
-        """Which edit answers each prompt, and how much speaks for it and for others.
+    @overload
+    def explain(self, prompts: str) -> Explanation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def explain(self, prompts: Iterable[str]) -> list[Explanation]: ...
+
+    def explain(self, prompts: str | Iterable[str]) -> Explanation | list[Explanation]:
+        """Which edit answers each prompt, and how much speaks for it and for others; of one text, one explanation.
 
         Raises:
             ConfigError: the method does not choose among edits.
         """
-        with self._base_alone():
-            return self.method.explain(prompts)
+        texts = listed(prompts, str, "prompts")
+        with self._base_alone("explain"):
+            told = self.method.explain(texts)
+        return told[0] if isinstance(prompts, str) else told
 
-    def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
+    def prepare(self, examples: Example | Iterable[Example], progress: Progress = no_progress) -> None:
         """Train a method that needs it, before the first edit. Saved and loaded, it stays trained.
 
         Args:
@@ -145,71 +164,51 @@ class EditModel:
             progress: called with the number of steps just made; the model may be saved then, and goes on from there.
 
         Raises:
-            ConfigError: the method needs no training, or there are edits in the model.
+            ConfigError: the method needs no training, there are edits in the model, or edits are disabled.
             EditError: an example lacks what the method learns from.
         """
-        if self.edits:
-            raise ConfigError(f"there are {len(self.edits)} edits in the model; a method is trained before the first.")
-        with self._base_alone():
-            self.method.prepare(examples, progress)
+        given = listed(examples, Example, "examples")
+        with self._base_alone("prepare"):
+            self._check_enabled("prepare")
+            if self.edits:
+                raise ConfigError(f"there are {len(self.edits)} edits in the model; a method is trained before the first.")
+            self.method.prepare(given, progress)
 
-    def undo(self, *edit_ids: str) -> None:
-        """Take edits back; the model is then one that never had them.
+    def undo(self, *edit_ids: str | Iterable[str]) -> None:
+        """Take edits back; the model is then one that never had them. Cut off half-way, it has undone nothing.
+
+        Args:
+            edit_ids: ids, or lists of ids.
 
         Raises:
             UnknownNameError: no edit has such an id; nothing is undone then.
+            ConfigError: edits are disabled.
         """
-        with self._base_alone():
-            self.method.undo(edit_ids)
+        names = [name for some in edit_ids for name in listed(some, str, "edit_ids")]
+        with self._base_alone("undo"):
+            self._check_enabled("undo")
+            self.method.undo(names)
 
-    @torch.no_grad()
-    def generate(self, input_ids: Tensor | None = None, **inputs: Any) -> Any:
-        """The base model's `generate`, with every option it has; each sequence is routed once, on its prompt.
+    def merge_and_unload(self) -> PreTrainedModel:
+        """Write the edits into the base model's weights for good and give it back; this object cannot be used any more.
 
         Raises:
-            ConfigError: the prompt is to be read in chunks, so that no one sees it whole.
+            ConfigError: the edits are no change of weights.
         """
-        if input_ids is not None:
-            inputs["input_ids"] = input_ids
-        ready = generation.prepared(self.lm, self.method.patch, inputs)
-        with prompt_tokens(ready.mask, ready.ids):
-            return self.base.generate(**ready.options)
-
-    def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """The base model's forward with the edits in; where `labels` are given, tokens labelled -100 are the prompt."""
-        return self.base(*args, **inputs)
-
-    def ask(self, prompts: Sequence[str], **options: Any) -> list[str]:
-        """Free answers in words, one per prompt; options are those of `generate`, and `batch_size`."""
-        return self.lm.generate(prompts, **options)
-
-    def ask_base(self, prompts: Sequence[str], **options: Any) -> list[str]:
-        """What the base model says. Answers are kept, since a base model never changes its mind."""
-        kind = repr(sorted((name, value) for name, value in options.items() if name != "batch_size"))
-        sampled = bool(options.get("do_sample"))
-        new = [p for p in dict.fromkeys(prompts) if sampled or (kind, p) not in self.base_answers]
-        with self.disable_edits():
-            answers = self.lm.generate(new, **options) if new else []
-        self.base_answers.update(zip(((kind, p) for p in new), answers, strict=True))
-        return [self.base_answers[kind, prompt] for prompt in prompts]
-
-    @contextlib.contextmanager
-    def disable_edits(self) -> Iterator[None]:
-        """The base model, bit for bit, inside the `with` block."""
-        was = self.method.patch.installed
-        self.method.patch.remove()
-        try:
-            yield
-        finally:
-            if was:
-                self._install()
-
-    def unload(self) -> PreTrainedModel:
-        """Take the edits off for good and give the base model back."""
-        self.method.patch.remove()
+        with self._base_alone("merge_and_unload"):
+            deltas = self.method.weight_changes()
+            for path, delta in deltas.items():
+                add_to_weight(self.base.get_submodule(path), delta)
+            self._unloaded = True
         return self.base
 
-    def save_pretrained(self, path: str | Path, overwrite: bool = False, wait: float = WAIT) -> None:
+    def save_pretrained(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        wait: float = WAIT,
+        max_shard_size: int | str | None = None,
+    ) -> None:
         """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl` and what parts the
         method keeps besides (see `saving`); whole or not at all.
 
@@ -217,19 +216,28 @@ class EditModel:
             path: a new folder, or one whose edits this model came from.
             overwrite: replace whatever artifact is there.
             wait: seconds to wait for another process that writes there; 0 does not wait.
+            max_shard_size: what `push_to_hub` of transformers asks for; a method keeps its tensors in parts of its own.
 
         Raises:
             UsageError: there are other edits in the folder.
             FolderBusyError: another process writes there, or has written since this model was loaded or saved there.
             StorageError: the disk refused; what stood there before still does.
         """
-        state = self.method.state()
         with self.disable_edits():  # the identity is the base model's own
             saving.write_artifact(
-                path, self.base, self.tokenizer, self.method.config, state, self.edits, self.origin, overwrite, wait
+                path,
+                self.base,
+                self.tokenizer,
+                self.method.config,
+                self.method.state(),
+                self.edits,
+                self.origin,
+                overwrite,
+                wait,
             )
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(
         cls, base: PreTrainedModel, path: str | Path | saving.Artifact, tokenizer: PreTrainedTokenizerBase
     ) -> EditModel:
@@ -265,17 +273,6 @@ class EditModel:
             held[edit.id] = edit
             new.append(edit)
         return new, skipped
-
-    @contextlib.contextmanager
-    def _base_alone(self) -> Iterator[None]:
-        self.method.patch.remove()
-        try:
-            yield
-        finally:
-            self._install()
-
-    def _install(self) -> None:
-        self.method.patch.install(self.lm)
 
 
 def get_edit_model(base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase) -> EditModel:

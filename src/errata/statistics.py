@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import regex
 import torch
 
+from errata.endings import plainly
 from errata.hooks import capture_input, capture_output
 from errata.lm import LM
 
@@ -43,7 +44,7 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
         torch.manual_seed(seed)
         while len(texts) < count:
             ids = torch.full((min(BATCH, count - len(texts)), 1), start, device=lm.device)
-            out = lm.model.generate(
+            out = plainly(lm).generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -52,7 +53,6 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
                 top_p=1.0,
                 max_new_tokens=length,
                 min_new_tokens=min(shortest, length),
-                pad_token_id=lm.pad_id,
             )
             texts += [lm.decode(row[1:].tolist()) for row in out]
     return texts

@@ -6,19 +6,19 @@ can do is declared on the class; `errata methods` and the docs are made from tha
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from errata import state
 from errata.config import MethodConfig
 from errata.edit import Edit, Example, same_answer
 from errata.errors import ConfigError, EditError, UnknownNameError, quoted, suggest
 from errata.lm import LM
-from errata.patches import Patch, WeightDelta
+from errata.patches import Patch
 from errata.report import Explanation
 
 Progress = Callable[[int], None]
@@ -51,6 +51,8 @@ class Method(ABC):
     needs_subject: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
     needs_training: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+    """Whether the patch reads the words of a prompt, so that it needs its tokens."""
 
     def __init__(self, config: MethodConfig, lm: LM) -> None:
         self.lm = lm
@@ -160,9 +162,23 @@ class Method(ABC):
         """
         raise ConfigError(f"{self.name} does not choose one edit for a prompt, so there is nothing to explain; folio does.")
 
+    def weight_changes(self) -> Mapping[str, Tensor]:
+        """What the edits change in weight matrices, (d_out, d_in) by path, where that is all that they are.
+
+        Raises:
+            ConfigError: they are something else.
+        """
+        raise ConfigError(
+            f"the edits of {self.config.method} are no change of the base model's weights and cannot be merged into them; "
+            "save_pretrained keeps them, unload gives the base model back without them."
+        )
+
     @abstractmethod
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
-        """Add edits. The base model must carry no patch meanwhile."""
+        """Add edits. The base model must carry no patch meanwhile.
+
+        Whatever breaks it off, an error or the keyboard, whole edits are in, and the ledger says which.
+        """
 
     @abstractmethod
     def clear(self) -> None:
@@ -176,9 +192,21 @@ class Method(ABC):
         """
         gone = self.check_ids(edit_ids)
         kept = [edit for edit in self._edits if edit.id not in gone]
-        self.clear()
-        if kept:
-            self.write(kept)
+        with self.all_or_nothing():
+            self.clear()
+            if kept:
+                self.write(kept)
+
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Whatever breaks a `with` block off, an error or the keyboard, leaves the method as it was before the block."""
+        edits, (tensors, values) = self.edits, self.state()
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        try:
+            yield
+        except BaseException:
+            self.load_state(edits, tensors, values)
+            raise
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -204,112 +232,3 @@ class Method(ABC):
             near = suggest(name, known) if len(known) <= 20 else " `errata list` shows the ids."
             raise UnknownNameError(f"no edit has the id {name!r}.{near}")
         return wanted
-
-
-class WeightMethod(Method):
-    """A method that changes weight matrices, in turns.
-
-    A turn is so many edits learned together: by default one. The ledger is cut into turns by count alone, so it does not
-    matter in how many calls it came: a turn that is not full yet is learned anew when more edits join it.
-
-    Args:
-        config: the method's settings.
-        lm: the base model without patches.
-        paths: the modules it changes, see `Architecture.value_path`.
-        turn: edits learned together; None: all there are, on the base model.
-
-    Attributes:
-        carried: what the method takes from turn to turn beside the deltas; saved with them.
-    """
-
-    phase = "mastery"
-    undo_is = "exact, by writing the whole ledger anew"
-
-    def __init__(self, config: MethodConfig, lm: LM, paths: Iterable[str], turn: int | None = 1) -> None:
-        super().__init__(config, lm)
-        self.turn = turn
-        self.carried: dict[str, Tensor] = {}
-        self._patch = WeightDelta.zeros(lm, paths)
-        self._settled: dict[str, Tensor] = {}
-
-    @property
-    def patch(self) -> WeightDelta:
-        """The changes, by path."""
-        return self._patch
-
-    @property
-    def at_once(self) -> bool:
-        """Whether there is one turn only."""
-        return self.turn is None
-
-    @abstractmethod
-    def learn(self, edits: Sequence[Edit]) -> None:
-        """Change the deltas so that the model knows one turn more; the ledger still lacks it.
-
-        The deltas are replaced, never written into, and so is what is `carried`.
-        """
-
-    def clear(self) -> None:
-        """Forget all edits."""
-        self._patch = WeightDelta.zeros(self.lm, self._patch.deltas)
-        self._edits = []
-        self.carried = {}
-
-    def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
-        """Add edits, turn after turn."""
-        begun = len(self._edits) % self.turn if self.turn else len(self._edits)
-        waiting = [*self._edits[len(self._edits) - begun :], *edits]
-        if begun:
-            self._be(self._settled)
-            self._edits = self._edits[:-begun]
-        size = self.turn or len(waiting)
-        for start in range(0, len(waiting), size):
-            turn = waiting[start : start + size]
-            if self.turn != 1:
-                self._settled = self._now()
-            self.learn(turn)
-            self._edits += turn
-            progress(len(turn) - (begun if start == 0 else 0))
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The deltas (d_out, d_in) in fp32, by path; what is carried; of a turn that is not full, both before it too."""
-        tensors = self._now()
-        if self.turn and len(self._edits) % self.turn:
-            tensors |= {f"settled.{name}": tensor for name, tensor in self._settled.items()}
-        return {name: tensor.cpu() for name, tensor in tensors.items()}, {}
-
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Be what `state` described."""
-        begun = len(edits) % self.turn if self.turn else 0
-        if begun:
-            before = {name.removeprefix("settled."): t for name, t in tensors.items() if name.startswith("settled.")}
-            self._check(before, len(edits) - begun)
-            self._settled = before
-        else:
-            self._settled = {} if self.turn else self._now()
-        self._check(tensors, len(edits))
-        self._be(tensors)
-        self._edits = list(edits)
-
-    def carried_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
-        """What is `carried` behind so many edits, one at least, and of which shape."""
-        return {}
-
-    def _check(self, tensors: Mapping[str, Tensor], edits: int) -> None:
-        """Make sure that these are the deltas, and what is carried, of so many edits."""
-        for path, now in self._patch.deltas.items():
-            state.tensor(tensors, path, now.shape)
-        shapes = self.carried_shapes(edits) if edits else {}
-        for name, shape in shapes.items():
-            state.tensor(tensors, f"carried.{name}", shape)
-        for name in tensors:
-            if name.startswith("carried.") and name.removeprefix("carried.") not in shapes:
-                raise ValueError(f"{name!r} is not what this method carries")
-
-    def _now(self) -> dict[str, Tensor]:
-        return {**self._patch.deltas, **{f"carried.{name}": tensor for name, tensor in self.carried.items()}}
-
-    def _be(self, tensors: Mapping[str, Tensor]) -> None:
-        self._patch.load_state(tensors)
-        device = self.lm.device
-        self.carried = {n.removeprefix("carried."): t.to(device) for n, t in tensors.items() if n.startswith("carried.")}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from errata.config import MethodConfig, check_range
@@ -115,14 +117,36 @@ class TunedMethod(Method):
         self.trained = None
         self._edits = []
 
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """As every method; nothing is asked of the model, for what `clear` lets go of is never written into again."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
+
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits, one after another."""
         for edit in edits:
-            if self.trained is None:
-                self.trained = self.begin()
-            self.tutor.teach(self.trained, list(self.trained.parameters.values()), edit, self._edits)
+            trained = self.begin() if self.trained is None else self.trained
+            self.teach(trained, edit, self._edits)
+            self.trained = trained
             self._edits.append(edit)
             progress(1)
+
+    def teach(self, trained: Trained, edit: Edit, earlier: Sequence[Edit]) -> None:
+        """Teach one edit; whatever breaks it off leaves the parameters as they were."""
+        parameters = list(trained.parameters.values())
+        before = [parameter.detach().clone() for parameter in parameters]
+        try:
+            self.tutor.teach(trained, parameters, edit, earlier)
+        except BaseException:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
+            raise
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The parameters in fp32, by name."""

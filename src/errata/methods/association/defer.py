@@ -13,6 +13,7 @@ earlier edits are forgotten, which is this method's known shape.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Defer(Method):
 
     def learn(self, edit: Edit) -> None:
         """Adam on the edit's loss, the gate half open."""
-        speaker = self._patch.speaker or self.newborn()
+        speaker = copy.deepcopy(self._patch.speaker) or self.newborn()
         lesson = Lesson(self.lm, self.layer, edit)
         adam = torch.optim.Adam(speaker.requires_grad_().parameters(), lr=self.config.lr)
         for _ in range(self.config.steps):

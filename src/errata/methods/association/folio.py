@@ -45,6 +45,7 @@ class Folio(Method):
 
     config_class = FolioConfig
     phase = "association"
+    reads_text = True
     undo_is = "exact, by dropping the edit's leaf"
     paper = "errata, docs/folio.md"
     config: FolioConfig

@@ -173,9 +173,10 @@ class Grace(Method):
         kept = [edit for edit in self._edits if edit.id not in gone]
         if not all(self._stands_alone(name) for name in gone):
             known = {names: value for names, value in self._values.items() if not gone & set(names)}
-            self.clear()
-            self._values = known
-            self.write(kept)
+            with self.all_or_nothing():
+                self.clear()
+                self._values = known
+                self.write(kept)
             return
         for name in gone:
             number = self._patch.number_of(name)

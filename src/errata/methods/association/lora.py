@@ -99,6 +99,18 @@ class Lora(TunedMethod):
             self._merged = self._merge()
         return self._merged
 
+    def weight_changes(self) -> Mapping[str, Tensor]:
+        """What the adapter, or all shards merged, add to the weights.
+
+        Raises:
+            ConfigError: DoRA adds nothing; it scales the weights too.
+        """
+        if self.config.kind == "dora":
+            raise ConfigError("dora is no sum that could be merged into the weights; keep it with save_pretrained.")
+        if isinstance(patch := self.patch, Adapters):
+            return weight_changes(patch)
+        return patch.deltas if isinstance(patch, WeightDelta) else {}
+
     def clear(self) -> None:
         """Forget all edits."""
         super().clear()
@@ -110,11 +122,10 @@ class Lora(TunedMethod):
             return super().write(edits, progress)
         for edit in edits:
             begun = len(self._edits) % self.config.edits_per_shard
+            shard = self.shards[-1] if begun else self.begin()
+            self.teach(shard, edit, self._edits[len(self._edits) - begun :])
             if not begun:
-                self.shards.append(self.begin())
-            shard = self.shards[-1]
-            earlier = self._edits[len(self._edits) - begun :]
-            self.tutor.teach(shard, list(shard.parameters.values()), edit, earlier)
+                self.shards.append(shard)
             self._edits.append(edit)
             self._merged = None
             progress(1)

@@ -26,7 +26,7 @@ from errata.config import check_range
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.methods.base import WeightMethod
+from errata.methods.weights import WeightMethod
 from errata.moments import KeyStatistics, NullSpace
 from errata.spreading import SpreadConfig, Spreader
 

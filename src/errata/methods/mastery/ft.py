@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from errata.config import MethodConfig, check_choice, check_range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.base import WeightMethod
+from errata.methods.weights import WeightMethod
 from errata.tail import AnswerTail
 
 

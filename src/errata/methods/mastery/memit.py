@@ -24,7 +24,7 @@ from torch import Tensor
 from errata.config import check_range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.base import WeightMethod
+from errata.methods.weights import WeightMethod
 from errata.moments import KeyStatistics, SecondMoment
 from errata.spreading import SpreadConfig, Spreader
 

@@ -30,9 +30,10 @@ from errata.edit import Edit, Example
 from errata.encoding import Row
 from errata.hooks import add_to_output
 from errata.lm import LM
-from errata.methods.base import Progress, WeightMethod, no_progress
+from errata.methods.base import Progress, no_progress
 from errata.methods.mastery.mend_editor import Editor, Flow
 from errata.methods.training import Training, check_examples
+from errata.methods.weights import WeightMethod
 from errata.tail import Tail
 
 ANSWER_LENGTH = 16

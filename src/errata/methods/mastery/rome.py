@@ -25,7 +25,7 @@ from torch import Tensor
 from errata.config import check_choice
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.base import WeightMethod
+from errata.methods.weights import WeightMethod
 from errata.moments import KeyStatistics, SecondMoment
 from errata.statistics import background_texts
 from errata.values import Value, ValueConfig, ValueLesson, solve_value

@@ -32,7 +32,7 @@ from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.hooks import capture_input, replace_output
 from errata.lm import LM, Batch
-from errata.methods.base import WeightMethod
+from errata.methods.weights import WeightMethod
 from errata.statistics import background_texts, value_scale
 
 TINY = 1e-8

@@ -37,6 +37,7 @@ class FactMethod(Method):
     """
 
     phase = "recognition"
+    reads_text = True
     undo_is = "exact, by taking the edit's text out"
     config: RetrievalConfig
 
@@ -87,18 +88,19 @@ class FactMethod(Method):
     def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Be what `state` described."""
         self._edits = list(edits)
-        self.facts = self._latest()
+        self.facts = _latest(edits)
         mine = {name.removeprefix("retriever."): t for name, t in tensors.items() if name.startswith("retriever.")}
         self.retriever.load_state([fact.prompt for fact in self.facts], mine, state.value(values, "retriever", dict))
         self._patch.context_for = self.contexts if self.facts else None
 
     def _hold(self, edits: list[Edit]) -> None:
-        self._edits = edits
-        self.facts = self._latest()
+        facts = _latest(edits)
         if self.retriever.calibrated:
-            self.retriever.read([fact.prompt for fact in self.facts])
-        self._patch.context_for = self.contexts if self.facts else None
+            self.retriever.read([fact.prompt for fact in facts])  # first, since it may break off
+        self._edits, self.facts = edits, facts
+        self._patch.context_for = self.contexts if facts else None
 
-    def _latest(self) -> list[Edit]:
-        last = {edit.prompt: place for place, edit in enumerate(self._edits)}
-        return [edit for place, edit in enumerate(self._edits) if last[edit.prompt] == place]
+
+def _latest(edits: Sequence[Edit]) -> list[Edit]:
+    last = {edit.prompt: place for place, edit in enumerate(edits)}
+    return [edit for place, edit in enumerate(edits) if last[edit.prompt] == place]

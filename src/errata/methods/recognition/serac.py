@@ -94,6 +94,7 @@ class Serac(Method):
 
     config_class = SeracConfig
     phase = "recognition"
+    reads_text = True
     undo_is = "exact per edit: its text is taken out of the store"
     paper = "arXiv 2206.06520"
     needs_training = True
@@ -184,11 +185,13 @@ class Serac(Method):
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Put edits into the store."""
-        for edit in edits:
-            self._keys = torch.cat([self._keys, self._embedded([edit.prompt])])
-            self._edits.append(edit)
-            progress(1)
-        self._refresh()
+        try:
+            for edit in edits:
+                self._keys = torch.cat([self._keys, self._embedded([edit.prompt])])
+                self._edits.append(edit)
+                progress(1)
+        finally:
+            self._refresh()
 
     def undo(self, edit_ids: Iterable[str]) -> None:
         """Take edits out of the store."""
