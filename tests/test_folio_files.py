@@ -191,7 +191,7 @@ def test_explain_on_the_command_line_says_it_too(tmp_path):
     assert call(app, ["edit", "atlas", *options]).exit_code == 0
     told = call(app, ["explain", out, rows[1][0]])
     assert told.exit_code == 0 and "b answers: Kelor" in told.output and "; folio 1)" in told.output
-    (row,) = json.loads(call(app, ["explain", out, rows[1][0], "--json"]).output)
+    (row,) = json.loads(call(app, ["explain", out, rows[1][0], "--json"]).stdout)
     assert row["edit_id"] == "b" and row["reasons"][0]["place"] == "folio 1"
 
 
