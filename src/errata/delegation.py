@@ -20,9 +20,10 @@ HARMLESS = frozenset(
     "get_correct_experts_implementation get_decoder get_encoder get_expanded_tied_weights_keys get_experts_implementation "
     "get_input_embeddings get_memory_footprint get_output_embeddings get_parameter_or_buffer get_position_embeddings "
     "heal_tokens is_backend_compatible is_custom_code is_remote_code loss_function named_non_persistent_buffers "
-    "num_parameters prepare_inputs_for_generation retrieve_modules_from_names warn_if_padding_and_no_attention_mask".split()
+    "num_parameters prepare_inputs_for_generation retrieve_modules_from_names tie_weights "
+    "warn_if_padding_and_no_attention_mask".split()
 )
-"""Methods of every model that look at it, or compute from what they are given."""
+"""Methods of every model that look at it, compute from what they are given, or do again what was done when it was loaded."""
 
 _BATCHES = "routers see whole prompts, which packed batches cut; call generate with a padded batch"
 _ADAPTERS = "put adapters on the base model and merge them there (PEFT's merge_and_unload) before it is edited"
