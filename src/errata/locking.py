@@ -37,7 +37,6 @@ def locked(folder: Path, wait: float = WAIT, tell: Callable[[str], None] | None 
     """
     made = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder.resolve() / LOCK
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
             raise OSError(errno.EEXIST, f"{LOCK} is in the way, and no file")
@@ -82,8 +81,8 @@ def _acquired(lock: BaseFileLock, folder: Path, wait: float) -> bool:
             return True
         except Timeout:
             return False
-        except FileNotFoundError:  # who made the folder had nothing to put into it, and took it away
-            if attempt > 9 and time.monotonic() > until:
+        except (FileNotFoundError, FileExistsError):  # who made the folder had nothing to put into it, and took it away
+            if (folder.exists() and not folder.is_dir()) or (attempt > 9 and time.monotonic() > until):
                 raise
     return False
 

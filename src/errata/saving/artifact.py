@@ -29,13 +29,18 @@ class Origin:
     """What a model knows of where its edits lie.
 
     Attributes:
-        generations: folder -> what was there when this model was loaded from it or saved to it; behind a save that
-            failed, also what it would have put there.
+        generations: folder -> what was there when this model was loaded from it or saved to it.
+        attempted: what saves that did not come to their end would have put there, and may have.
         identity: of its base model.
     """
 
-    generations: dict[Path, set[str]] = field(default_factory=dict)
+    generations: dict[Path, str] = field(default_factory=dict)
+    attempted: set[str] = field(default_factory=set)
     identity: Identity | None = None
+
+    def knows(self, generation: str) -> bool:
+        """Whether the model came from this, or made it."""
+        return generation in self.attempted or generation in self.generations.values()
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Artifact(Head):
                 "not checked. Saved again, they are.",
                 self.path,
             )
-        return Origin({self.path.resolve(): {self.generation}}, given)
+        return Origin({self.path.resolve(): self.generation}, identity=given)
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:

@@ -85,9 +85,8 @@ def write_artifact(
                 raise refused(folder, error, "What was to be saved is complete beside it; the next save goes on.") from error
             raise refused(folder, error) from error
         finally:  # also when it was cut off: it may be complete
-            if written.generation:
-                origin.generations.setdefault(here, set()).add(written.generation)
-    origin.generations[here] = {written.generation}
+            origin.attempted |= {written.generation} - {""}
+    origin.generations[here], origin.attempted = written.generation, set()
 
 
 class _Contents:
@@ -146,7 +145,7 @@ def _replaceable(
             raise
         abandon(folder)
         return None
-    if overwrite or now is None or any(now.generation in held for held in origin.generations.values()):
+    if overwrite or now is None or origin.knows(now.generation):
         return now
     if folder.resolve() in origin.generations:
         raise FolderBusyError(
