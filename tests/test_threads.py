@@ -18,9 +18,8 @@ from errata.errors import UsageError
 from errata.lm import LM
 from errata.sharing import SharedLock
 
-AT_ONCE = ("ft",)
-"""Methods whose edits several threads may ask for at once. To follow, once patches keep what they decide with the call:
-"folio", "wise", "rag", "grace", "knn-lm", "prefix-tuning"."""
+AT_ONCE = ("ft", "folio", "wise", "rag", "grace", "knn-lm", "prefix-tuning")
+"""Methods of each kind of patch: weights, leaves, side memories, contexts, codebooks, stores, virtual tokens."""
 
 ASKED = pytest.mark.parametrize("method", AT_ONCE)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
+
 from errata import saving
 from errata.model import EditModel
 
 
+@torch.inference_mode(False)
 def load(
     path: str | Path | saving.Artifact,
     dtype: str = "auto",
