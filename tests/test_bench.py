@@ -189,7 +189,7 @@ def test_flags_count_before_a_recipe(tmp_path, monkeypatch):
         "edits: 5\ncheckpoints: [1, 5]\nreading: [later, published]\nout: runs/x\n"
     )
     plans = []
-    monkeypatch.setattr("errata.cli.bench._run", plans.append)
+    monkeypatch.setattr("errata.cli.bench._run", lambda plan, wait: plans.append(plan))
     call = CliRunner().invoke
     assert call(app, ["bench", str(path)]).exit_code == 0
     assert plans == read_recipe(path) and [plan.reading for plan in plans] == ["later", "published"]
