@@ -114,9 +114,8 @@ class LM:
         """Token ids of a text as the model is given it, see `asked`; with special tokens, of any length."""
         ids = self._ids(asked)
         ids = self._without_end(ids) if len(ids) > 1 and not self.chat else ids
-        if not ids:  # an empty text and a tokenizer that adds nothing in front
-            ids = [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
-        return ids
+        # an empty text and a tokenizer that adds nothing in front leave no token
+        return ids or [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
 
     def conversation(self, ids: Sequence[int]) -> Conversation:
         """What these ids ask: a prompt as `encode_prompt` encodes it, a conversation in the chat template, or any text."""
@@ -125,10 +124,9 @@ class LM:
         front, back = ("", "") if self.template is None else (self.template.front, self.template.back)
         if len(read.questions) == 1 and text.startswith(front) and text.endswith(back) and len(text) >= len(front + back):
             prompt = text[len(front) : len(text) - len(back)]
-            special = set(self.tokenizer.all_special_ids)
             for one in (prompt.removeprefix(" "), prompt):  # some tokenizers put a space in front of every text
                 with contextlib.suppress(PromptTooLongError):
-                    if special.isdisjoint(self._piece(one)) and self.encode_prompt(one) == list(ids):
+                    if not {*self.tokenizer.all_special_ids} & {*self._piece(one)} and self.encode_prompt(one) == list(ids):
                         return Conversation((one,), front, back, one)
         if self.template is not None and read.questions == (text,):  # no turns: the words alone
             read = Conversation((str(self.tokenizer.decode(list(ids), skip_special_tokens=True)),))
