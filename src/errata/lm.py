@@ -111,10 +111,9 @@ class LM:
         return ids
 
     def encode_asked(self, asked: str) -> list[int]:
-        """Token ids of a text as the model is given it, see `asked`; with special tokens, of any length."""
+        """Token ids of a text as the model is given it, see `asked`; with special tokens; of any length, but never none."""
         ids = self._ids(asked)
         ids = self._without_end(ids) if len(ids) > 1 and not self.chat else ids
-        # an empty text and a tokenizer that adds nothing in front leave no token
         return ids or [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
 
     def conversation(self, ids: Sequence[int]) -> Conversation:
