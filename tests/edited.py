@@ -33,6 +33,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     for settings in ({}, *errata.method_class(name).variants.values())
 ] + [("rag", {"retriever": "bm25"})]
 IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
+KINDS = [
+    ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}), ("lora", {}), ("bitfit", {}),
+    ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}), ("serac", {}),
+]  # fmt: skip
+"""A method for each kind of patch, and of what it keeps from edit to edit."""
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""
 

@@ -140,7 +140,7 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
     assert report.conflicts == [(rival.id, EDITS[0].id)] and report.skipped == ["home"] and report.results == []
     assert model.edits == [*EDITS[:2], rival, EDITS[2]]
     with pytest.raises(PromptTooLongError):
-        model.edit([EDITS[3], Edit("zq" * 200, "x", "zq")])
+        model.edit([EDITS[3], Edit("zq" * 200, "x", "zq" * 200)])
     assert model.edits == [*EDITS[:2], rival, EDITS[2]]
     assert model.edit([]).results == []
 
@@ -148,7 +148,7 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
 @METHODS
 def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     """It fits by itself; nothing that a method puts before it may break the write, least of all half-way."""
-    near = Edit("zq" * 61, "x", "zq")
+    near = Edit("zq" * 61, "x", "zq" * 61)
     model = edit_model("llama", method, EDITS[:1], **settings)
     model.edit([EDITS[3], near], check=False)
     assert model.edits == [EDITS[0], EDITS[3], near]

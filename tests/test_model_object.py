@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edited import EDITS, IDS, PROMPTS, VARIANTS, edit_model, logits_of, same_state
+from edited import EDITS, KINDS, PROMPTS, edit_model, logits_of, same_state
 from families import tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, pipeline
@@ -24,7 +24,7 @@ from errata.methods import METHODS as REGISTERED
 from errata.methods import method_class
 from errata.methods.base import Method
 
-METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
+METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
 SOME = pytest.mark.parametrize("method", ["ft", "folio", "wise", "rag", "adapter", "prefix-tuning"])
 
 

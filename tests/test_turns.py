@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from edited import EDITS, IDS, PROMPTS, VARIANTS, edit_model
+from edited import EDITS, KINDS, PROMPTS, edit_model
 
 from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm import prompt_tokens
 
 NEW = 6
-METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
+METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
 VIRTUAL = ("prefix-tuning", "prompt-tuning")
 """Methods whose caches hold virtual tokens, and that decide nothing."""
 WEIGHTS = ("ft", "ewc", "replay", "rome", "memit", "alphaedit", "ultraedit", "mend", "lora", "adapter", "bitfit")

@@ -147,7 +147,7 @@ def test_caches_of_other_kinds(method):
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
 def test_context_is_lost_only_where_positions_are_counted(method):
-    long = Edit("zq" * 61, "x", "zq")
+    long = Edit("zq" * 61, "x", "zq" * 61)
     for family in ("gpt2", "gptj", "opt"):
         model = edit_model(family, method, [EDITS[0], long], tokens=N)
         assert len(model.edits) == 2 and len(model.ask([long.prompt])) == 1
