@@ -18,7 +18,11 @@ from errata.words import WordWeights
 
 TEXT_LENGTH = 24
 """Tokens of a background text, at most."""
-BATCH = 64
+BATCH = 256
+MEASURED = 64
+"""Texts on which the scale of the logits is measured."""
+NUMBERS = 2**24
+"""Probabilities that are looked at together, at most: 64 MB."""
 HIGHEST = 0.98
 """The threshold is never above: an edit's own prompt, read in another batch or precision, must reach it."""
 GENERIC = 0.5
@@ -56,7 +60,7 @@ class FolioBackground:
         texts = background_texts(self.lm, config.background, TEXT_LENGTH, config.seed, shortest=4)
         read = self._read(texts)
         center, scale = read.mean(0), read.std(0).clamp(min=1e-6)
-        self.base.measure(texts[:BATCH])
+        self.base.measure(texts[:MEASURED])
         judges = tuple(open_prompt(text) for text in texts[:JUDGES])
         threshold = self._threshold(texts, judges) if config.threshold is None else config.threshold
         return Signs(WordWeights.over(texts), center, scale, self.base.sharpness, threshold, judges)
@@ -73,8 +77,9 @@ class FolioBackground:
         for depth in range(LONGEST_LEAD + 1):
             logs = self.base.expected(torch.stack([tips[row] for row in looking]))
             further = []
-            for row, expected in zip(looking, logs, strict=True):
-                if ((0.5 * expected).exp() @ self._after(tuple(leads[row]), judges).T).median() < GENERIC:
+            tells = self._tells([tuple(leads[row]) for row in looking], logs, judges)
+            for row, expected, told in zip(looking, logs, tells, strict=True):
+                if told:
                     found[row] = tuple(leads[row]), tips[row]
                 elif depth < LONGEST_LEAD and (token := int(expected.argmax())) not in self.lm.end_ids:
                     leads[row].append(token)
@@ -118,14 +123,32 @@ class FolioBackground:
         bound = alike.kthvalue(max(1, math.ceil((1 - self.config.false_route) * len(alike)))).values.item()
         return min(max(self.config.least, bound), HIGHEST)
 
-    def _after(self, lead: tuple[int, ...], judges: tuple[str, ...]) -> Tensor:
-        """Square roots of what the base model expects behind the judges and a lead, (judges, vocabulary)."""
-        if (lead, judges) not in self._expected_after:
-            if len(self._expected_after) >= JUDGES:  # each is as large as a few rows of the head
-                self._expected_after.clear()
-            tips = self._tips([[*self.lm.encode_prompt(prompt), *lead] for prompt in judges])
-            self._expected_after[lead, judges] = (0.5 * self.base.expected(tips)).exp()
-        return self._expected_after[lead, judges]
+    def _tells(self, leads: Sequence[tuple[int, ...]], logs: Tensor, judges: tuple[str, ...]) -> list[bool]:
+        """Whether what is expected behind each lead, log-probabilities (n, vocabulary), is not so behind any prompt."""
+        at_once = max(1, NUMBERS // (len(judges) * logs.shape[-1]))
+        different, told = list(dict.fromkeys(leads)), [False] * len(leads)
+        for start in range(0, len(different), at_once):
+            some = different[start : start + at_once]
+            for lead, after in zip(some, self._after(some, judges), strict=True):
+                rows = [row for row, each in enumerate(leads) if each == lead]
+                alike = ((0.5 * logs[rows]).exp() @ after.T).median(-1).values
+                for row, share in zip(rows, alike.tolist(), strict=True):
+                    told[row] = share < GENERIC
+        return told
+
+    def _after(self, leads: Sequence[tuple[int, ...]], judges: tuple[str, ...]) -> list[Tensor]:
+        """Square roots of what the base model expects behind the judges and each of the leads, (judges, vocabulary) each."""
+        new = [lead for lead in leads if (lead, judges) not in self._expected_after]
+        made = dict(self._expected_after)
+        if new:
+            asked = [self.lm.encode_prompt(prompt) for prompt in judges]
+            tips = self._tips([[*ids, *lead] for lead in new for ids in asked])
+            expected = torch.split((0.5 * self.base.expected(tips)).exp(), len(judges))
+            made |= {(lead, judges): after for lead, after in zip(new, expected, strict=True)}
+            if len(made) > JUDGES:  # each is as large as a few rows of the head
+                self._expected_after = {}
+            self._expected_after |= dict(list(made.items())[-JUDGES:])
+        return [made[lead, judges] for lead in leads]
 
     def _tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
         return torch.stack(in_batches(rows, lambda part: list(self.base.tips(part)), BATCH, size=len)).float()
