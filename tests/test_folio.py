@@ -211,10 +211,16 @@ def test_a_lead_is_what_the_model_says_to_any_prompt(monkeypatch):
         tokens = [7 if row[-1] == 5 else row[0] if row[-1] == 7 else 5 for row in rows]
         return F.one_hot(torch.tensor(tokens), size).float()
 
+    def tips_behind(rows, ends):
+        return torch.stack([tips([[*row, *end] for row in rows]) for end in ends.tolist()])
+
     monkeypatch.setattr(method.patch.base, "tips", tips)
+    monkeypatch.setattr(method.patch.base, "begin", list)
+    monkeypatch.setattr(method.patch.base, "tips_behind", tips_behind)
     monkeypatch.setattr(method.patch.base, "expected", lambda keys: (keys + 1e-9).log())
     monkeypatch.setattr(model.lm, "encode_prompt", lambda prompt: [20 + len(prompt) % 30, 9])
     method.background._expected_after.clear()
+    method.background._begun = None
     prompts = [[30, 9], [31, 9, 5], [32, 8]]
     found = method._leads(prompts, tips(prompts))
     assert [lead for lead, _ in found] == [(5, 7), (), (5, 7)]  # the second goes on otherwise at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import Cache, DynamicCache
 
 from errata.encoding import Row
 from errata.errors import ArchitectureError
@@ -65,11 +67,34 @@ class BaseHead:
     def tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """What the head of the base model reads at the last of the given tokens, (rows, hidden)."""
         batch = self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows])
-        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        return self._states(batch.input_ids, batch.attention_mask)[:, -1]
+
+    @torch.no_grad()
+    def begin(self, rows: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
+        """Read the given tokens once, so that much can be asked behind them: what `tips_behind` takes."""
+        batch, cache = self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows]), DynamicCache(config=self.lm.model.config)
+        self._states(batch.input_ids, batch.attention_mask, cache)
+        return cache, batch.attention_mask
+
+    @torch.no_grad()
+    def tips_behind(self, begun: tuple[Cache, Tensor], ends: Tensor) -> Tensor:
+        """What the head reads at the last of the tokens ends (m, width) behind each of the rows begun, (m, rows, hidden)."""
+        cache, seen = copy.deepcopy(begun[0]), begun[1]
+        rows, many = len(seen), len(ends)
+        cache.batch_repeat_interleave(many)
+        ids = ends.repeat(rows, 1)
+        mask = torch.cat([seen.repeat_interleave(many, dim=0), torch.ones_like(ids)], dim=1)
+        return self._states(ids, mask, cache)[:, -1].reshape(rows, many, -1).transpose(0, 1)
+
+    def _states(self, ids: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the head reads, (rows, width, hidden), of tokens ids (rows, width) behind what the cache holds."""
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
+        if cache is not None:
+            given["past_key_values"] = cache
         if "position_ids" in self._names:
-            given["position_ids"] = batch.position_ids
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with self._asking.being(True):
-            return tensor_of(self.body, self.body(**given))[:, -1]
+            return tensor_of(self.body, self.body(**given))
 
     @torch.no_grad()
     def expected(self, keys: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from errata.lm import LM, in_batches
 from errata.methods.association.folio_config import FolioConfig
@@ -19,6 +20,8 @@ from errata.words import WordWeights
 TEXT_LENGTH = 24
 """Tokens of a background text, at most."""
 BATCH = 256
+LEADS = 8
+"""Leads behind which the judges are asked together, at most."""
 MEASURED = 64
 """Texts on which the scale of the logits is measured."""
 NUMBERS = 2**24
@@ -51,6 +54,7 @@ class FolioBackground:
         self.base, self.config = base, config
         self.lm: LM = base.lm
         self._expected_after: dict[tuple[tuple[int, ...], tuple[str, ...]], Tensor] = {}
+        self._begun: tuple[tuple[str, ...], tuple[Cache, Tensor]] | None = None
         self._answers: dict[str, str] = {}
 
     @torch.no_grad()
@@ -125,7 +129,7 @@ class FolioBackground:
 
     def _tells(self, leads: Sequence[tuple[int, ...]], logs: Tensor, judges: tuple[str, ...]) -> list[bool]:
         """Whether what is expected behind each lead, log-probabilities (n, vocabulary), is not so behind any prompt."""
-        at_once = max(1, NUMBERS // (len(judges) * logs.shape[-1]))
+        at_once = max(1, min(LEADS, NUMBERS // (len(judges) * logs.shape[-1])))
         different, told = list(dict.fromkeys(leads)), [False] * len(leads)
         for start in range(0, len(different), at_once):
             some = different[start : start + at_once]
@@ -141,14 +145,23 @@ class FolioBackground:
         new = [lead for lead in leads if (lead, judges) not in self._expected_after]
         made = dict(self._expected_after)
         if new:
-            asked = [self.lm.encode_prompt(prompt) for prompt in judges]
-            tips = self._tips([[*ids, *lead] for lead in new for ids in asked])
-            expected = torch.split((0.5 * self.base.expected(tips)).exp(), len(judges))
+            tips = self._behind_judges(new, judges)
+            expected = (0.5 * self.base.expected(tips.flatten(0, 1))).exp().reshape(*tips.shape[:2], -1)
             made |= {(lead, judges): after for lead, after in zip(new, expected, strict=True)}
             if len(made) > JUDGES:  # each is as large as a few rows of the head
                 self._expected_after = {}
             self._expected_after |= dict(list(made.items())[-JUDGES:])
         return [made[lead, judges] for lead in leads]
+
+    def _behind_judges(self, leads: Sequence[tuple[int, ...]], judges: tuple[str, ...]) -> Tensor:
+        """What the head reads behind the judges and leads of one length, (leads, judges, hidden)."""
+        asked = [self.lm.encode_prompt(prompt) for prompt in judges]
+        if not leads[0]:
+            return self._tips(asked)[None]
+        if self._begun is None or self._begun[0] != judges:
+            self._begun = judges, self.base.begin(asked)
+        ends = torch.tensor(leads, device=self.lm.device)
+        return self.base.tips_behind(self._begun[1], ends).float()
 
     def _tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
         return torch.stack(in_batches(rows, lambda part: list(self.base.tips(part)), BATCH, size=len)).float()
