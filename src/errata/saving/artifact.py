@@ -119,7 +119,8 @@ def edits_digest(edits: Sequence[Edit]) -> str:
 
 def about_digest(about: Mapping[str, Any]) -> str:
     """SHA-256 of what a config says but for its files' checksums: what binds it to its tensors."""
-    said = {name: value for name, value in about.items() if name != "sha256"}
+    free = ("sha256", "base_model_name_or_path")  # a base model may be moved; its weights say whether it is the one
+    said = {name: value for name, value in about.items() if name not in free}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -100,7 +100,7 @@ class WiseConfig(MethodConfig):
         for name in ("false_route", "threshold_quantile"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("gain", self.gain, 1e-3, math.inf)
-        for name in ("norm_clamp", "lr", "alpha", "beta", "gamma"):
+        for name in ("norm_clamp", "lr", "alpha", "beta"):  # gamma, a difference, may be less than nothing
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, math.inf)
         if self.merge_method == "slerp" and (self.shards_per_merge != 2 or self.variant == "merge"):
