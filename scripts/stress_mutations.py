@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from errata.saving.artifact import about_digest
+
 CONFIG, TENSORS, LEDGER, COMPLETE, LOCK = (
     "edit_config.json", "edit_model.safetensors", "edits.jsonl", ".edit_complete", ".edit_lock",
 )  # fmt: skip
@@ -46,8 +48,7 @@ class Setting:
         """Make the checksums anew, and what binds config and tensors: all that a forger can make."""
         about = about or self.config()
         path = self.folder / TENSORS
-        said = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True)
-        save_file(load_file(path), path, {"about": hashlib.sha256(said.encode()).hexdigest()})
+        save_file(load_file(path), path, {"about": about_digest(about)})
         for name in about["sha256"]:
             if (self.folder / name).is_file():
                 about["sha256"][name] = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
