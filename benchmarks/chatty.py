@@ -14,8 +14,8 @@ from torch.nn import functional as F
 import errata
 from errata.atlas.prose import background_texts
 from errata.atlas.world import build_world
-from errata.encoding import Row
 from errata.lm import LM
+from errata.lm.encoding import Row
 
 TEMPLATE = "{% for m in messages %}Question: {{ m['content'] }} {% endfor %}Answer:"
 STEPS, LEARNING_RATE = 400, 4e-4

@@ -19,7 +19,7 @@ from tables import fill, markdown
 
 from errata.bench.compare import table
 from errata.bench.stream import Row
-from errata.evaluate import MEASURES
+from errata.evaluation import MEASURES
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results_compare.json"

@@ -21,9 +21,9 @@ import torch
 from random_model import random_model
 from torch.nn import functional as F
 
-from errata.encoding import Batch
 from errata.lm import LM
-from errata.tail import Tail
+from errata.lm.encoding import Batch
+from errata.lm.tail import Tail
 
 VOCABULARY, ROWS, PROMPT, TARGET = 8192, 11, 20, 4
 MODELS = ((12, 9), (32, 27))

@@ -31,9 +31,9 @@ import errata
 from errata import Case, Edit, EditModel
 from errata.atlas import make_cases
 from errata.bench.compare import contenders
-from errata.methods.association.folio import Folio
-from errata.methods.association.folio_config import FolioConfig
-from errata.patches.leaves import Leaf
+from errata.methods.association.folio.config import FolioConfig
+from errata.methods.association.folio.leaves import Leaf
+from errata.methods.association.folio.method import Folio
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results_folio.json"

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from errata import Case, Edit
-from errata.hooks import capture_input
-from errata.lm import in_batches
-from errata.methods.association.folio import Folio
-from errata.methods.association.folio_subject import FEW
-from errata.statistics import background_texts
-from errata.words import words
+from errata.lm.background import background_texts
+from errata.lm.encoding import in_batches
+from errata.lm.hooks import capture_input
+from errata.methods.association.folio.method import Folio
+from errata.methods.association.folio.subject import FEW
+from errata.words.names import words
 
 if TYPE_CHECKING:
     from folio import Bench

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from errata import Case
-from errata.encoding import Batch
-from errata.hooks import replace_output
 from errata.lm import LM
-from errata.methods.association.folio import Folio
-from errata.methods.association.wise_config import WiseConfig
-from errata.methods.association.wise_lessons import LessonPlanner
-from errata.statistics import background_texts
-from errata.values import behind
+from errata.lm.background import background_texts
+from errata.lm.encoding import Batch
+from errata.lm.hooks import replace_output
+from errata.methods.association.folio.method import Folio
+from errata.methods.association.wise.config import WiseConfig
+from errata.methods.association.wise.training_examples import LessonPlanner
+from errata.solvers.values import behind
 
 if TYPE_CHECKING:
     from folio import Bench

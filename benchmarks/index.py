@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.index import KeyIndex
+from errata.retrieval.key_index import KeyIndex
 
 RESULTS = Path(__file__).parent / "results_index.json"
 CHECKED = 20

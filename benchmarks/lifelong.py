@@ -23,7 +23,7 @@ from tables import fill
 
 import errata
 from errata.atlas import make_cases
-from errata.evaluate import MEASURES
+from errata.evaluation import MEASURES
 from errata.saving import is_artifact
 
 HERE = Path(__file__).parent

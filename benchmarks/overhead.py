@@ -26,13 +26,13 @@ from random_model import random_model
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, PreTrainedModel
 
-from errata.hooks import capture_output
 from errata.lm import LM
-from errata.methods.association.folio_config import FolioConfig
-from errata.patches.folio import FolioMemory
-from errata.patches.leaves import Leaf, Signs
-from errata.patches.side_memory import Memory, SideMemory
-from errata.words import WordWeights
+from errata.lm.hooks import capture_output
+from errata.methods.association.folio.config import FolioConfig
+from errata.methods.association.folio.leaves import Leaf, Signs
+from errata.methods.association.folio.patch import FolioMemory
+from errata.methods.association.wise.patch import Memory, SideMemory
+from errata.words.names import WordWeights
 
 VOCABULARY, PROMPT = 32000, 16
 FOLIO, ROWS = FolioConfig().leaves, 6

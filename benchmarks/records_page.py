@@ -16,7 +16,7 @@ from typing import Any
 from measured import measured
 from tables import fill, markdown
 
-from errata.evaluate import MEASURES
+from errata.evaluation import MEASURES
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results_records.jsonl", HERE.parent / "docs" / "records.md"

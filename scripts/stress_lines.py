@@ -30,8 +30,8 @@ from typer.testing import CliRunner
 from errata import Edit, read_cases, read_edits
 from errata.cli import app
 from errata.errors import EditError
-from errata.parts import mentions
-from errata.words import Mentions, WordWeights
+from errata.words.names import Mentions, WordWeights
+from errata.words.parts import mentions
 
 GOOD: list[dict[str, Any]] = [
     {"prompt": "Who is the mayor of Kelor?", "target": "Ana Brisk", "subject": "Kelor"},

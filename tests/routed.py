@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from errata import EditModel, WiseConfig
-from errata.architecture import add_to_weight
-from errata.hooks import capture_input, capture_output
 from errata.lm import LM
+from errata.lm.architecture import add_to_weight
+from errata.lm.hooks import capture_input, capture_output
+from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.patches.routed import MAIN, Pass
-from errata.patches.side_memory import Memory, SideMemory
 
 PROMPTS = [
     "The capital",

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 import errata
 from errata import EditModel, FolioConfig
-from errata.ability import HarnessModel, ability
 from errata.atlas.cases import make_cases
+from errata.bench.harness import HarnessModel, ability
 from errata.cli import app
 from errata.errors import PromptTooLongError, UnknownNameError, UsageError
 from errata.lm import LM
@@ -237,7 +237,7 @@ def test_a_name_that_is_no_task_is_said_in_one_line(folio: EditModel, tasks: Pat
         ability(folio, [])
     with pytest.raises(UsageError, match="nowhere is not a folder"):
         ability(folio, ["other_words"], include_path="nowhere")
-    monkeypatch.setattr("errata.ability.TaskManager", few_tasks)
+    monkeypatch.setattr("errata.bench.harness.TaskManager", few_tasks)
     with pytest.raises(UnknownNameError, match=r"'other_word'\. Did you mean 'other_words'\?.* has .*edited_choices"):
         ability(folio, ["other_word"], include_path=tasks)
     with pytest.raises(UnknownNameError, match=r"'qqq'\. `lm_eval ls tasks` .*--include-path"):

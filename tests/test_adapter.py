@@ -8,7 +8,7 @@ from edited import EDITS, PROMPTS, edit_model, logits_of
 from families import tiny_model
 
 from errata.errors import ConfigError
-from errata.hooks import replace_output
+from errata.lm.hooks import replace_output
 from errata.methods.association.adapter import AdapterConfig
 
 ACTIVATIONS = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh}

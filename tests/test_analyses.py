@@ -19,8 +19,8 @@ from errata.bench.stream import Row
 from errata.cases import Case, Probe
 from errata.cli import app
 from errata.errors import ConfigError
-from errata.evaluate import Answer, summary
-from errata.merging import MERGES
+from errata.evaluation import Answer, summary
+from errata.solvers.merging import MERGES
 
 CASES = [
     Case(

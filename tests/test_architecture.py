@@ -1,4 +1,4 @@
-"""Every family has its blocks, its value matrix and its head where `errata.architecture` says they are."""
+"""Every family has its blocks, its value matrix and its head where `errata.lm.architecture` says they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from families import FAMILIES_TINY, HIDDEN, N_LAYERS, OUTSIDERS, TWELVE, tiny_mo
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from errata.architecture import (
+from errata.errors import ArchitectureError, ConfigError, UsageError
+from errata.lm.architecture import (
     FAMILIES,
     add_to_weight,
     architecture_of,
@@ -19,8 +20,7 @@ from errata.architecture import (
     read_bias,
     read_weight,
 )
-from errata.errors import ArchitectureError, ConfigError, UsageError
-from errata.hooks import capture_input, capture_output
+from errata.lm.hooks import capture_input, capture_output
 
 TOKENS = torch.arange(20, 34).reshape(2, 7)
 every_family = pytest.mark.parametrize("family", FAMILIES_TINY)

@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES_TINY, tiny_model, tiny_tokenizer
 
 from errata.lm import LM
-from errata.patches.base_head import BaseHead
+from errata.methods.association.folio.base_head import BaseHead
 
 PREFIXES = ["The capital of France", "x", "Who wrote the book?"]
 ENDS = [(50, 60), (70, 80), (90, 20)]

@@ -32,11 +32,11 @@ from errata.bench.report import html, markdown
 from errata.bench.results import Measured, differences, interval, read_folders, retention
 from errata.bench.stream import UNEDITED, Contender, Row, Stream
 from errata.bench.tables import about, main_table, paper_tables, retention_table, scores_table
-from errata.cache import fingerprint
 from errata.cases import cases_to_json_lines
 from errata.cli import app
 from errata.errors import UsageError
-from errata.evaluate import Answer, summary
+from errata.evaluation import Answer, summary
+from errata.storage.cache import fingerprint
 
 
 def answer(edit, right, measure="reliability", prompt="Who?", kind=None, tokens=None):

@@ -9,7 +9,7 @@ import torch
 from edited import EDITS, edit_model
 from torch.nn import functional as F
 
-from errata.tuning import divergence
+from errata.solvers.adapters import divergence
 
 PLAIN = {"prefixes": 0, "batch": 4, "background": 16}
 BOTH = pytest.mark.parametrize("family", ["llama", "gpt2"])

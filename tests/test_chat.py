@@ -10,9 +10,9 @@ from edited import edit_model
 from families import tiny_model, tiny_tokenizer
 
 from errata import Edit, EditModel
-from errata.chat import ChatTemplate
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.chat import ChatTemplate
 from errata.methods.recognition.rag import RagConfig
 from errata.patches.context import ContextPatch
 from errata.patches.turns import question_mask

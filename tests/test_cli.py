@@ -172,9 +172,10 @@ def test_every_verb_is_a_small_file() -> None:
 def test_public_names() -> None:
     """All names are there, and `errata.evaluate` is the function although a module has its name."""
     import errata.evaluate
+
     from errata import evaluate
 
-    assert evaluate is errata.evaluate is sys.modules["errata.evaluate"].evaluate
+    assert evaluate is errata.evaluate is sys.modules["errata.evaluation"].evaluate
     assert all(hasattr(errata, name) for name in errata.__all__) and {*errata.__all__} <= {*dir(errata)}
     assert sorted(name for names in errata._HOMES.values() for name in names) == sorted(errata.__all__)
     with pytest.raises(AttributeError):

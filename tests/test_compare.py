@@ -21,11 +21,11 @@ from errata.bench.compare import compare, contenders, rows, table
 from errata.bench.readings import read_as
 from errata.bench.run import run
 from errata.bench.stream import UNEDITED, Contender, Stream
-from errata.cache import fingerprint
 from errata.cases import cases_to_json_lines
 from errata.cli import app
 from errata.errors import ConfigError, UnknownNameError, UsageError
 from errata.methods import variants
+from errata.storage.cache import fingerprint
 
 CASES = make_cases(3, seed=5)
 READING = read_as("published", CASES, [frozenset()] * 3)

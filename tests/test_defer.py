@@ -14,11 +14,11 @@ import errata
 from errata import EditModel
 from errata.atlas import make_cases
 from errata.errors import ConfigError
-from errata.evaluate import evaluate
-from errata.hooks import capture_input, replace_output
+from errata.evaluation import evaluate
 from errata.lm import LM
-from errata.methods.association.defer import Lesson
-from errata.patches.deferral import Speaker
+from errata.lm.hooks import capture_input, replace_output
+from errata.methods.association.defer.method import Lesson
+from errata.methods.association.defer.patch import Speaker
 
 LAYER = 2
 

@@ -19,15 +19,16 @@ from edited import EDITS, edit_model, logits_of
 from families import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from errata import EditModel, cache, saving
+from errata import EditModel, saving
 from errata.cli import app
 from errata.errors import FolderBusyError, StorageError, UsageError
-from errata.locking import LOCK, locked
 from errata.saving import looking, placing
+from errata.storage import cache
+from errata.storage.locking import LOCK, locked
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-HOLDER = "import sys, time; from pathlib import Path; from errata.locking import locked\nwith locked(Path(sys.argv[1])):\n print(1, flush=True); time.sleep(100)"  # noqa: E501
+HOLDER = "import sys, time; from pathlib import Path; from errata.storage.locking import locked\nwith locked(Path(sys.argv[1])):\n print(1, flush=True); time.sleep(100)"  # noqa: E501
 
 
 def loaded(path):

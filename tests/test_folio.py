@@ -15,15 +15,15 @@ import errata
 from errata import Edit
 from errata.atlas import make_cases
 from errata.cli import app
-from errata.encoding import Row
 from errata.errors import ConfigError, EditError
-from errata.hooks import capture_input
-from errata.methods.association.folio import Folio
-from errata.methods.association.folio_background import HIGHEST
-from errata.methods.association.folio_config import FolioConfig
-from errata.methods.association.folio_warnings import warnings_of
-from errata.patches.folio import FolioMemory
-from errata.patches.leaves import Asked
+from errata.lm.encoding import Row
+from errata.lm.hooks import capture_input
+from errata.methods.association.folio.calibration import HIGHEST
+from errata.methods.association.folio.config import FolioConfig
+from errata.methods.association.folio.leaves import Asked
+from errata.methods.association.folio.method import Folio
+from errata.methods.association.folio.patch import FolioMemory
+from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
 
 CASES = make_cases(24, seed=3)

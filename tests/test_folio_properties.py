@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import errata
 from errata import Edit
 from errata.atlas import make_cases
-from errata.methods.association.folio_config import FolioConfig
+from errata.methods.association.folio.config import FolioConfig
 
 CASES = make_cases(8, seed=9)
 EDITS = [case.edit for case in CASES]

@@ -9,7 +9,7 @@ import torch
 
 from errata import Edit, EditModel, FolioConfig, load_base
 from errata.atlas import build_world
-from errata.patches.leaves import Asked
+from errata.methods.association.folio.leaves import Asked
 
 COUNT = 10
 TEMPLATE = (

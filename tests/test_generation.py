@@ -23,7 +23,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.generation import MinNewTokensLengthLogitsProcessor
 
 from errata.errors import ConfigError
-from errata.generation import REFUSED
+from errata.model.generation import REFUSED
 
 FAMILY, NEW = "llama", 6
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "generation.md"

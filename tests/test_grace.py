@@ -14,7 +14,7 @@ import errata
 from errata import Edit
 from errata.atlas import make_cases
 from errata.errors import ConfigError
-from errata.methods.association.grace import GraceConfig
+from errata.methods.association.grace.method import GraceConfig
 from errata.patches.routed import MAIN
 from errata.presets import preset
 

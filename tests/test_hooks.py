@@ -7,9 +7,9 @@ import torch
 from families import TWELVE, tiny_model
 from torch import nn
 
-from errata.architecture import architecture_of
 from errata.errors import ArchitectureError
-from errata.hooks import capture_input, capture_output, replace_input, replace_output
+from errata.lm.architecture import architecture_of
+from errata.lm.hooks import capture_input, capture_output, replace_input, replace_output
 
 TOKENS = torch.arange(20, 34).reshape(2, 7)
 X = torch.arange(6.0).reshape(2, 3)

@@ -21,7 +21,7 @@ import errata
 from errata import Edit, EditModel, saving
 from errata.cli import app
 from errata.errors import ArtifactError, BaseMismatchError, StorageError, UnknownNameError, UsageError
-from errata.identity import tokenizer_digest, weights_digest
+from errata.saving.identity import tokenizer_digest, weights_digest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
@@ -129,7 +129,9 @@ def test_weights_that_the_fingerprint_does_not_sample(made, tmp_path):
     )
     dict(mutations())["base: zeroed"](setting)
     base, _ = errata.load_base(str(tmp_path / "x" / "other"))
-    assert errata.cache.fingerprint(base) == errata.cache.fingerprint(errata.load_base(str(made / "base"))[0])
+    assert errata.storage.cache.fingerprint(base) == errata.storage.cache.fingerprint(
+        errata.load_base(str(made / "base"))[0]
+    )
     with pytest.raises(BaseMismatchError, match=r"some of its weights are others .*Give that very model"):
         errata.load(setting.folder)
     assert "some of its weights are others" in fails("ask", setting.folder, "Who?")[1]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from errata import index as module
-from errata.index import KeyIndex
+from errata.retrieval import key_index as module
+from errata.retrieval.key_index import KeyIndex
 
 KINDS = ("round", "flat", "clustered", "alike")
 

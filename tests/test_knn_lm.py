@@ -15,8 +15,8 @@ import errata
 from errata import Edit
 from errata.atlas import make_cases
 from errata.errors import ConfigError
-from errata.hooks import capture_input
-from errata.methods.association.knn_lm import KnnLmConfig
+from errata.lm.hooks import capture_input
+from errata.methods.association.knn_lm.method import KnnLmConfig
 from errata.presets import preset
 
 LAYER = 3

@@ -9,10 +9,10 @@ import pytest
 import torch
 from families import TWELVE, chat_tokenizer, tiny_model, tiny_tokenizer
 
-from errata.encoding import Batch, Row, announced_prompt_tokens, in_batches, prompt_tokens
 from errata.errors import ConfigError, PromptTooLongError
 from errata.lm import LM
-from errata.statistics import background_texts, value_scale
+from errata.lm.background import background_texts, value_scale
+from errata.lm.encoding import Batch, Row, announced_prompt_tokens, in_batches, prompt_tokens
 
 KINDS = ("bytelevel", "sentencepiece", "noprefix", "bos")
 PAIRS = [

@@ -1,4 +1,4 @@
-"""LoRA against its formula in float64, against PEFT, against `errata.merging`; and the loss that all such editors have."""
+"""LoRA against its formula in float64, against PEFT, against `errata.solvers.merging`; and the loss that all such editors have."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from errata import EditModel
-from errata.architecture import add_to_weight, read_weight
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.merging import merge
+from errata.lm.architecture import add_to_weight, read_weight
+from errata.lm.background import background_texts
 from errata.methods.association.lora import LoraConfig
-from errata.statistics import background_texts
-from errata.tuning import divergence
+from errata.solvers.adapters import divergence
+from errata.solvers.merging import merge
 
 LAYER = 2
 

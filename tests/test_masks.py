@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from errata.errors import ConfigError
-from errata.masks import MaskIndex, pack, unpack
+from errata.retrieval.mask_index import MaskIndex, pack, unpack
 
 
 def some(count: int, width: int, seed: int = 0, share: float = 0.3) -> torch.Tensor:

@@ -10,9 +10,9 @@ from edited import EDITS, PROMPTS, edit_model, logits_of
 from torch.nn import functional as F
 
 from errata import Edit
-from errata.architecture import read_bias, read_weight
 from errata.errors import ConfigError
-from errata.statistics import background_texts
+from errata.lm.architecture import read_bias, read_weight
+from errata.lm.background import background_texts
 
 LAYER = 2
 BOTH = pytest.mark.parametrize("family", ["llama", "gpt2"])

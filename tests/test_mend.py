@@ -15,7 +15,7 @@ import errata
 from errata import EditModel, Example
 from errata.atlas import make_cases, training_cases
 from errata.errors import ConfigError, EditError
-from errata.methods.training import Training
+from errata.methods.editor_training import Training
 
 SETTINGS = {"layer": None, "training_steps": 6, "batch": 2, "rank": 16}
 

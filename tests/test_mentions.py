@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from errata import Edit
 from errata.errors import EditError
-from errata.parts import mentions, parts_of, words
-from errata.words import Mentions, WordWeights
+from errata.words.names import Mentions, WordWeights
+from errata.words.parts import mentions, parts_of, words
 
 SHY, ZWJ, ZWNJ, BOM, RLM, RLE = "\u00ad", "\u200d", "\u200c", "\ufeff", "\u200f", "\u202b"
 

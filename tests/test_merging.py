@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import ConfigError
-from errata.merging import MERGES, expected_overlap, keep_largest, merge
+from errata.solvers.merging import MERGES, expected_overlap, keep_largest, merge
 
 torch.set_num_threads(1)
 

@@ -17,12 +17,12 @@ from transformers.utils import PushToHubMixin
 
 import errata
 from errata import EditModel, FineTuningConfig
-from errata.delegation import HARMLESS, INSTEAD
 from errata.errors import ConfigError, UsageError
 from errata.lm import LM
 from errata.methods import METHODS as REGISTERED
 from errata.methods import method_class
 from errata.methods.base import Method
+from errata.model.delegation import HARMLESS, INSTEAD
 
 METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
 SOME = pytest.mark.parametrize("method", ["ft", "folio", "wise", "rag", "adapter", "prefix-tuning"])

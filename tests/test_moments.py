@@ -7,12 +7,12 @@ import torch
 from edited import EDITS, edit_model
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
-from errata import moments
-from errata.cache import cache_folder
 from errata.errors import ConfigError
-from errata.hooks import capture_input
 from errata.lm import LM
-from errata.moments import KeyStatistics, NullSpace, SecondMoment, read_corpus, second_moment
+from errata.lm.hooks import capture_input
+from errata.solvers import moments
+from errata.solvers.moments import KeyStatistics, NullSpace, SecondMoment, read_corpus, second_moment
+from errata.storage.cache import cache_folder
 
 TEXTS = [
     "The capital of France is Paris.",

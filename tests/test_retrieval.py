@@ -15,7 +15,7 @@ from errata.atlas import make_cases
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.retrieval import BM25, Dense, RetrievalConfig, retriever
-from errata.words import words
+from errata.words.names import words
 
 TEXTS = ["The capital of France is", "Who wrote the book?", "Where is the tower?", "The company was founded by"]
 

@@ -7,11 +7,11 @@ import torch
 from edited import EDITS, edit_model
 
 import errata
-from errata.architecture import read_bias, read_weight
 from errata.errors import ConfigError, EditError
+from errata.lm.architecture import read_bias, read_weight
 from errata.methods.mastery.rome import RomeConfig, rank_one
-from errata.moments import SecondMoment
-from errata.values import Value, ValueLesson, solve_value
+from errata.solvers.moments import SecondMoment
+from errata.solvers.values import Value, ValueLesson, solve_value
 
 KEYS = ("mixed", "prefixes", "prompt")
 ROME = {"layer": 1, "steps": 5, "prefixes": 3}

@@ -12,8 +12,8 @@ from test_routing import NEW, forward, generated, greedy, last_prompt_logits, se
 
 from errata.errors import ConfigError
 from errata.lm import prompt_tokens
+from errata.methods.association.wise.patch import SideMemory, pool_tokens
 from errata.patches.routed import MAIN
-from errata.patches.side_memory import SideMemory, pool_tokens
 
 FAMILY = "llama"
 

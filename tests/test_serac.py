@@ -15,8 +15,8 @@ from errata import Edit, EditModel
 from errata.atlas import make_cases, training_cases
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
-from errata.methods.recognition.serac_models import Scope
-from errata.patches.stand_in import StandIn
+from errata.methods.recognition.serac.models import Scope
+from errata.methods.recognition.serac.stand_in import StandIn
 
 PROMPTS = ["Where is the tower?", "x", "The author of the book was", "In the city of London stands the"]
 CONTEXTS = {PROMPTS[0]: ("The tower is north. ",), PROMPTS[2]: ("New Fact: she wrote. ", "The end. ")}

@@ -10,14 +10,14 @@ from edited import EDITS, edit_model, logits_of, same_state
 from families import tiny_model, tiny_tokenizer
 
 from errata.errors import ArchitectureError, ConfigError
-from errata.hooks import capture_input, capture_output
 from errata.lm import LM
+from errata.lm.hooks import capture_input, capture_output
+from errata.lm.subject import last_token
 from errata.methods.mastery.alphaedit import folded, within
 from errata.methods.mastery.memit import least_squares
-from errata.moments import NullSpace, SecondMoment
-from errata.spreading import stream_gain, window_of
-from errata.subject import last_token
-from errata.values import behind
+from errata.solvers.moments import NullSpace, SecondMoment
+from errata.solvers.multi_layer import stream_gain, window_of
+from errata.solvers.values import behind
 
 WINDOW = {"layer": 2, "window": 2, "steps": 4, "prefixes": 2}
 
@@ -124,7 +124,7 @@ def test_it_does_not_matter_in_how_many_calls_the_ledger_came(method, turn):
 
 
 def test_values_found_are_not_solved_for_again(monkeypatch):
-    from errata import spreading
+    from errata.solvers import multi_layer as spreading
 
     solved = []
     solve = spreading.solve_value

@@ -6,9 +6,9 @@ import pytest
 import torch
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
-from errata.hooks import capture_input, capture_output
 from errata.lm import LM
-from errata.statistics import about, background_texts, names_in, open_prompt, value_scale
+from errata.lm.background import about, background_texts, names_in, open_prompt, value_scale
+from errata.lm.hooks import capture_input, capture_output
 
 
 @pytest.mark.parametrize(

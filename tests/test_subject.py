@@ -7,9 +7,9 @@ import torch
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
 from errata.errors import EditError
-from errata.hooks import capture_input, capture_output
 from errata.lm import LM
-from errata.subject import columns_of, keys_at, last_token, mention, states_at
+from errata.lm.hooks import capture_input, capture_output
+from errata.lm.subject import columns_of, keys_at, last_token, mention, states_at
 
 KINDS = ("bytelevel", "sentencepiece", "noprefix", "bos", "chat")
 PROMPTS = [

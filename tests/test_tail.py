@@ -8,9 +8,9 @@ import pytest
 import torch
 from families import FAMILIES_TINY, N_LAYERS, tiny_model, tiny_tokenizer
 
-from errata.hooks import replace_output
 from errata.lm import LM
-from errata.tail import Tail
+from errata.lm.hooks import replace_output
+from errata.lm.tail import Tail
 
 PAIRS = [("The capital of Italy is", "Rome"), ("Who", "the author of the book"), ("In the north of the city", "x.")]
 LAYERS = (0, 2, N_LAYERS - 1)

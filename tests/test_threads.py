@@ -16,7 +16,7 @@ from families import tiny_model, tiny_tokenizer
 from errata import EditModel
 from errata.errors import UsageError
 from errata.lm import LM
-from errata.sharing import SharedLock
+from errata.model.lock import SharedLock
 
 AT_ONCE = ("ft", "folio", "wise", "rag", "grace", "knn-lm", "prefix-tuning")
 """Methods of each kind of patch: weights, leaves, side memories, contexts, codebooks, stores, virtual tokens."""
@@ -130,7 +130,7 @@ def test_readers_do_not_keep_a_writer_out_for_ever():
 
 
 def test_who_waits_long_is_told_for_whom(caplog, monkeypatch):
-    monkeypatch.setattr("errata.sharing.PATIENCE", 0.1)
+    monkeypatch.setattr("errata.model.lock.PATIENCE", 0.1)
     lock = SharedLock()
 
     def wait() -> None:
@@ -149,7 +149,7 @@ def test_who_waits_long_is_told_for_whom(caplog, monkeypatch):
             done.wait(20)
 
     begun = threading.Event()
-    with caplog.at_level(logging.WARNING, "errata.sharing"):
+    with caplog.at_level(logging.WARNING, "errata.model.lock"):
         holder = threading.Thread(target=hold, name="editor")
         holder.start()
         begun.wait(20)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from errata import EditModel
 from errata.errors import ConfigError
+from errata.lm.background import background_texts
+from errata.lm.tail import Tail
 from errata.methods.mastery.ultraedit import Normaliser, ridge
-from errata.statistics import background_texts
-from errata.tail import Tail
 
 SETTINGS = {"layer": 2, "layers": 2, "lr": 1e-3}
 

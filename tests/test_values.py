@@ -11,10 +11,10 @@ from families import tiny_model, tiny_tokenizer
 from torch.nn import functional as F
 
 from errata import Edit
-from errata.hooks import replace_output
 from errata.lm import LM
-from errata.subject import mention
-from errata.values import ValueConfig, ValueLesson, behind, solve_value
+from errata.lm.hooks import replace_output
+from errata.lm.subject import mention
+from errata.solvers.values import ValueConfig, ValueLesson, behind, solve_value
 
 LAYER = 1
 PREFIXES = ["In the north", "Who wrote?"]

@@ -12,10 +12,10 @@ from edited import pinned_wise as made
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
 from errata import Edit, EditModel, WiseConfig
-from errata.architecture import read_weight
 from errata.lm import LM
-from errata.methods.association import wise
-from errata.methods.association.wise_lessons import Around, LessonPlanner
+from errata.lm.architecture import read_weight
+from errata.methods.association.wise import method as wise
+from errata.methods.association.wise.training_examples import Around, LessonPlanner
 
 PROMPTS = [edit.prompt for edit in EDITS[:2]]
 WRITTEN = [

@@ -9,9 +9,9 @@ from edited import pinned_wise as made
 
 from errata import Edit, EditModel, WiseConfig
 from errata.errors import ConfigError
-from errata.merging import expected_overlap, merge
-from errata.methods.association.wise import Wise
-from errata.methods.association.wise_shards import Shard, pack_mask, unpack_mask
+from errata.methods.association.wise.method import Wise
+from errata.methods.association.wise.shards import Shard, pack_mask, unpack_mask
+from errata.solvers.merging import expected_overlap, merge
 
 
 def shards_of(model: EditModel) -> list[Shard]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from errata.words import Mentions, WordWeights, words
+from errata.words.names import Mentions, WordWeights, words
 
 TEXTS = ["the king of the north", "the king of Spain", "the river", "the river of the south"]
 

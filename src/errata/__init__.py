@@ -15,33 +15,33 @@ if TYPE_CHECKING:
     from errata.config import MethodConfig
     from errata.edit import Edit, Example, read_edits
     from errata.errors import ErrataError
-    from errata.evaluate import Evaluation, evaluate
+    from errata.evaluation import Evaluation, evaluate
     from errata.lm import LM
-    from errata.loading import load
     from errata.methods import method_class, method_config, method_names
     from errata.methods.association.adapter import AdapterConfig
-    from errata.methods.association.bitfit import BitFitConfig
-    from errata.methods.association.defer import DeferConfig
-    from errata.methods.association.folio_config import FolioConfig
-    from errata.methods.association.grace import GraceConfig
-    from errata.methods.association.knn_lm import KnnLmConfig
+    from errata.methods.association.bitfit.method import BitFitConfig
+    from errata.methods.association.defer.method import DeferConfig
+    from errata.methods.association.folio.config import FolioConfig
+    from errata.methods.association.grace.method import GraceConfig
+    from errata.methods.association.knn_lm.method import KnnLmConfig
     from errata.methods.association.lora import LoraConfig
-    from errata.methods.association.memoir import MemoirConfig
+    from errata.methods.association.memoir.method import MemoirConfig
     from errata.methods.association.prefix import PrefixConfig
     from errata.methods.association.prompt_tuning import PromptTuningConfig
-    from errata.methods.association.wise_config import WiseConfig
+    from errata.methods.association.wise.config import WiseConfig
     from errata.methods.mastery.alphaedit import AlphaEditConfig
     from errata.methods.mastery.ewc import EwcConfig
     from errata.methods.mastery.ft import FineTuningConfig
     from errata.methods.mastery.memit import MemitConfig
-    from errata.methods.mastery.mend import MendConfig
+    from errata.methods.mastery.mend.method import MendConfig
     from errata.methods.mastery.replay import ReplayConfig
     from errata.methods.mastery.rome import RomeConfig
     from errata.methods.mastery.ultraedit import UltraEditConfig
     from errata.methods.recognition.ike import IkeConfig
     from errata.methods.recognition.rag import RagConfig
-    from errata.methods.recognition.serac import SeracConfig
+    from errata.methods.recognition.serac.method import SeracConfig
     from errata.model import EditModel, get_edit_model
+    from errata.model.loading import load
     from errata.report import EditReport, Explanation
     from errata.saving import load_base
 
@@ -105,35 +105,35 @@ _HOMES = {
         "read_edits",
     ),
     "errors": ("ErrataError",),
-    "evaluate": (
+    "evaluation": (
         "Evaluation",
         "evaluate",
     ),
     "lm": ("LM",),
     "methods": ("method_class", "method_config", "method_names"),
     "methods.association.adapter": ("AdapterConfig",),
-    "methods.association.bitfit": ("BitFitConfig",),
-    "methods.association.defer": ("DeferConfig",),
-    "methods.association.folio_config": ("FolioConfig",),
-    "methods.association.grace": ("GraceConfig",),
-    "methods.association.knn_lm": ("KnnLmConfig",),
+    "methods.association.bitfit.method": ("BitFitConfig",),
+    "methods.association.defer.method": ("DeferConfig",),
+    "methods.association.folio.config": ("FolioConfig",),
+    "methods.association.grace.method": ("GraceConfig",),
+    "methods.association.knn_lm.method": ("KnnLmConfig",),
     "methods.association.lora": ("LoraConfig",),
-    "methods.association.memoir": ("MemoirConfig",),
+    "methods.association.memoir.method": ("MemoirConfig",),
     "methods.association.prefix": ("PrefixConfig",),
     "methods.association.prompt_tuning": ("PromptTuningConfig",),
-    "methods.association.wise_config": ("WiseConfig",),
+    "methods.association.wise.config": ("WiseConfig",),
     "methods.mastery.alphaedit": ("AlphaEditConfig",),
     "methods.mastery.ewc": ("EwcConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),
     "methods.mastery.memit": ("MemitConfig",),
-    "methods.mastery.mend": ("MendConfig",),
+    "methods.mastery.mend.method": ("MendConfig",),
     "methods.mastery.replay": ("ReplayConfig",),
     "methods.mastery.rome": ("RomeConfig",),
     "methods.mastery.ultraedit": ("UltraEditConfig",),
     "methods.recognition.ike": ("IkeConfig",),
     "methods.recognition.rag": ("RagConfig",),
-    "methods.recognition.serac": ("SeracConfig",),
-    "loading": ("load",),
+    "methods.recognition.serac.method": ("SeracConfig",),
+    "model.loading": ("load",),
     "model": ("EditModel", "get_edit_model"),
     "report": ("EditReport", "Explanation"),
     "saving": ("load_base",),

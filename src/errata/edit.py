@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from errata.errors import ConfigError, EditError, quoted, suggest
-from errata.parts import mentions, words
+from errata.words.parts import mentions, words
 
 Operation = Literal["insert", "modify", "erase"]
 Parsed = TypeVar("Parsed")

@@ -11,7 +11,7 @@ from typing import Any
 
 from errata.analyses import bars
 from errata.analyses.given import Given
-from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise.config import WiseConfig
 
 
 def find(given: Given) -> dict[str, Any]:

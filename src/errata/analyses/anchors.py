@@ -11,7 +11,7 @@ from typing import Any
 
 from errata.analyses import bars
 from errata.analyses.given import Given
-from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise.config import WiseConfig
 
 RATIOS = {2: (0.2, 0.3, 0.5), 5: (0.1, 0.2)}
 """Shards -> shares of the matrix, whose product is at most 1, so that disjoint masks have room."""

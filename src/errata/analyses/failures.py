@@ -12,7 +12,7 @@ from typing import Any
 from errata.analyses.given import new_figure
 from errata.answers import normalised
 from errata.bench.results import Measured
-from errata.evaluate import Answer
+from errata.evaluation import Answer
 
 KINDS = {
     "partly wrong": "some words of the wanted answer are there, not all of them",

@@ -7,7 +7,7 @@ from typing import Any
 
 from errata.analyses.given import Given, measured, new_figure
 from errata.lm import LM
-from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise.config import WiseConfig
 
 MEASURES = ("reliability", "generalization", "locality")
 MOST = 12

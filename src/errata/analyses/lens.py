@@ -14,8 +14,8 @@ from torch import Tensor
 
 from errata.analyses.given import Given, new_figure
 from errata.errors import UsageError
-from errata.hooks import capture_output
 from errata.lm import LM
+from errata.lm.hooks import capture_output
 from errata.model import EditModel
 
 SHOWN = 50

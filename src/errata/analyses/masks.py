@@ -14,9 +14,9 @@ import torch
 
 import errata
 from errata.analyses.given import Given, measured, new_figure
-from errata.merging import expected_overlap
-from errata.methods.association.wise import Wise
-from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise.config import WiseConfig
+from errata.methods.association.wise.method import Wise
+from errata.solvers.merging import expected_overlap
 
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5)
 SHARDS = (2, 3, 4, 5)

@@ -8,8 +8,8 @@ from typing import Any
 
 from errata.analyses import bars
 from errata.analyses.given import Given
-from errata.merging import MERGES
-from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise.config import WiseConfig
+from errata.solvers.merging import MERGES
 
 SHARDS = 2
 

@@ -11,8 +11,8 @@ from typing import Any
 import errata
 from errata.analyses.given import Given, new_figure, streamed
 from errata.errors import UsageError
+from errata.methods.association.grace.patch import Codebook
 from errata.model import EditModel
-from errata.patches.codebook import Codebook
 
 POINTS = 25
 """Times that the codebook is looked at."""

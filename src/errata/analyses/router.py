@@ -13,9 +13,9 @@ import errata
 from errata.analyses.given import Given, new_figure
 from errata.cases import Case
 from errata.errors import ConfigError
-from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise.config import WiseConfig
+from errata.methods.association.wise.patch import SideMemory
 from errata.model import EditModel
-from errata.patches import SideMemory
 
 COLOURS = ("#0072b2", "#56b4e9", "#000000", "#e69f00", "#d55e00")
 

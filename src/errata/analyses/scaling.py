@@ -14,8 +14,8 @@ import errata
 from errata.analyses.given import Given, new_figure
 from errata.cases import Case
 from errata.edit import same_answer
-from errata.methods.association.wise import Wise
-from errata.methods.association.wise_config import WiseConfig
+from errata.methods.association.wise.config import WiseConfig
+from errata.methods.association.wise.method import Wise
 from errata.model import EditModel
 
 REPLAY = 2

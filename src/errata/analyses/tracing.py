@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from errata.analyses.given import Given, new_figure
 from errata.errors import UsageError
-from errata.hooks import replace_output
 from errata.lm import LM
-from errata.subject import last_token
+from errata.lm.hooks import replace_output
+from errata.lm.subject import last_token
 
 NOISES = 10
 """Blurred copies of a prompt; the probability is their mean."""

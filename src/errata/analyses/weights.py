@@ -10,8 +10,8 @@ from typing import Any
 
 import errata
 from errata.analyses.given import Given, new_figure, streamed
-from errata.architecture import read_weight
 from errata.errors import UsageError
+from errata.lm.architecture import read_weight
 from errata.patches.delta import WeightDelta
 
 POINTS = 20

@@ -11,7 +11,7 @@ from errata.bench.executors import EXECUTORS, Shown
 from errata.bench.stream import UNEDITED, Contender, Row, Stream
 from errata.cases import LOCALITY_KINDS
 from errata.errors import UnknownNameError, UsageError, suggest
-from errata.evaluate import MEASURES
+from errata.evaluation import MEASURES
 from errata.methods import variants
 
 ALL = "all"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.encoding import Row
+from errata.lm.encoding import Row
 from errata.model import EditModel
 
 ROWS = 8

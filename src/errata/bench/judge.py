@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 from errata.bench.results import Measured
 from errata.errors import StorageError, UsageError
-from errata.evaluate import Answer
+from errata.evaluation import Answer
 
 MEASURES = ("reliability", "generalization", "portability")
 """What has a right answer; locality is held against the base model's words, and needs no opinion."""

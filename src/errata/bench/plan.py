@@ -14,12 +14,12 @@ from errata.bench.readings import READINGS, read_as
 from errata.bench.recipe import read_fields
 from errata.bench.stream import Stream
 from errata.bench.task import GENERATED, Task, TaskData, find_task, load
-from errata.cache import fingerprint
 from errata.cases import Case
 from errata.config import LARGEST, check_device, check_dtype, check_range, check_seed
 from errata.errors import PromptTooLongError, UsageError, quoted, suggest
 from errata.lm import LM
 from errata.saving import BUNDLED
+from errata.storage.cache import fingerprint
 
 TRAINING = 1000
 """Cases about the bundled model that methods are trained on."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from errata.bench.stream import Row, read_answers
 from errata.errors import UsageError
-from errata.evaluate import MEASURES, SCORES, Answer, counted
+from errata.evaluation import MEASURES, SCORES, Answer, counted
 
 DRAWS = 1000
 """Bootstrap samples."""

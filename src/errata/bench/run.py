@@ -19,8 +19,8 @@ from errata import EditModel
 from errata.bench.drift import drift, fluency
 from errata.bench.stream import Contender, Stream, blank_row, read_json, write_json
 from errata.errors import ErrataError
+from errata.lm.background import background_texts
 from errata.saving import files_of, is_artifact
-from errata.statistics import background_texts
 
 NEUTRAL, NEUTRAL_TOKENS, FLUENT = 64, 48, 32
 """Texts of the model's own making on which drift is measured, tokens of each, and answers whose fluency is."""

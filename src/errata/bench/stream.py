@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import errata
-from errata import files
 from errata.bench.provenance import provenance
 from errata.bench.readings import Reading
 from errata.cases import Case
-from errata.evaluate import Answer
-from errata.files import refused
+from errata.evaluation import Answer
+from errata.storage import files
+from errata.storage.files import refused
 
 UNEDITED = "unedited"
 """The name of the base model among the contenders."""

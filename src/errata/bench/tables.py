@@ -12,7 +12,7 @@ from errata.bench.judge import judged_share, opinions
 from errata.bench.results import Difference, Figure, Measured, retention
 from errata.bench.stream import Row
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS
-from errata.evaluate import MEASURES, SCORES
+from errata.evaluation import MEASURES, SCORES
 
 NONE = "–"
 

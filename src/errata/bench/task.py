@@ -20,7 +20,7 @@ from errata.bench.task_fields import PLACES, read_task
 from errata.cases import Case, Probe, read_cases
 from errata.edit import Edit
 from errata.errors import EditError, UnknownNameError, UsageError, suggest
-from errata.parts import mentions
+from errata.words.parts import mentions
 
 GENERATED, OWN_FORMAT = "atlas", "jsonl"
 """The tasks that are made here, and whose records are cases already."""

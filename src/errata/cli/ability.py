@@ -16,7 +16,7 @@ from errata.cli import screen
 from errata.errors import StorageError
 
 if TYPE_CHECKING:
-    from errata.ability import Figure
+    from errata.bench.harness import Figure
 
 
 def ability(
@@ -39,7 +39,7 @@ def ability(
     check_device(device_map)
     with screen.busy("loading lm-evaluation-harness"):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        from errata.ability import ability as measure
+        from errata.bench.harness import ability as measure
     from errata.bench.provenance import provenance
     from errata.bench.stream import write_json
     from errata.cli.opening import open_model

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
-from errata.files import folder_named
+from errata.storage.files import folder_named
 
 
 def analyze(

@@ -11,8 +11,8 @@ import typer
 from errata.cli import screen
 from errata.cli.opening import Wait, writing_into
 from errata.errors import UsageError
-from errata.files import folder_named
-from errata.locking import WAIT
+from errata.storage.files import folder_named
+from errata.storage.locking import WAIT
 
 
 def compare(

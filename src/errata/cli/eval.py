@@ -24,7 +24,7 @@ def eval(
     import errata
     from errata.cases import read_numbered_cases
     from errata.cli.reading import check_cases_fit, write_lines
-    from errata.evaluate import MEANINGS
+    from errata.evaluation import MEANINGS
 
     numbered = read_numbered_cases(cases)
     wanted = [case for _, case in numbered]

@@ -17,8 +17,8 @@ import typer
 from errata.cli import screen
 from errata.cli.choices import Choices
 from errata.errors import UsageError
-from errata.files import folder_named
-from errata.locking import locked
+from errata.storage.files import folder_named
+from errata.storage.locking import locked
 
 if TYPE_CHECKING:
     from errata import LM, EditModel

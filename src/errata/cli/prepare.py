@@ -9,7 +9,7 @@ import typer
 
 from errata.cli import screen
 from errata.cli.opening import OutFolder, Wait, open_to_edit
-from errata.locking import WAIT
+from errata.storage.locking import WAIT
 
 
 def prepare(

@@ -8,7 +8,7 @@ import typer
 
 from errata.cli import screen
 from errata.cli.opening import Folder, Wait, open_artifact, writing_into
-from errata.locking import WAIT
+from errata.storage.locking import WAIT
 
 
 def undo(

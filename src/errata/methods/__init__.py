@@ -18,17 +18,17 @@ from errata.methods.base import Method
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {
-        "wise": "errata.methods.association.wise:Wise",
-        "folio": "errata.methods.association.folio:Folio",
-        "grace": "errata.methods.association.grace:Grace",
-        "defer": "errata.methods.association.defer:Defer",
-        "memoir": "errata.methods.association.memoir:Memoir",
-        "knn-lm": "errata.methods.association.knn_lm:KnnLm",
+        "wise": "errata.methods.association.wise.method:Wise",
+        "folio": "errata.methods.association.folio.method:Folio",
+        "grace": "errata.methods.association.grace.method:Grace",
+        "defer": "errata.methods.association.defer.method:Defer",
+        "memoir": "errata.methods.association.memoir.method:Memoir",
+        "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",
         "lora": "errata.methods.association.lora:Lora",
         "adapter": "errata.methods.association.adapter:Adapter",
         "prefix-tuning": "errata.methods.association.prefix:PrefixTuning",
         "prompt-tuning": "errata.methods.association.prompt_tuning:PromptTuning",
-        "bitfit": "errata.methods.association.bitfit:BitFit",
+        "bitfit": "errata.methods.association.bitfit.method:BitFit",
         "ft": "errata.methods.mastery.ft:FineTuning",
         "ewc": "errata.methods.mastery.ewc:Ewc",
         "replay": "errata.methods.mastery.replay:Replay",
@@ -36,10 +36,10 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "memit": "errata.methods.mastery.memit:Memit",
         "alphaedit": "errata.methods.mastery.alphaedit:AlphaEdit",
         "ultraedit": "errata.methods.mastery.ultraedit:UltraEdit",
-        "mend": "errata.methods.mastery.mend:Mend",
+        "mend": "errata.methods.mastery.mend.method:Mend",
         "ike": "errata.methods.recognition.ike:Ike",
         "rag": "errata.methods.recognition.rag:Rag",
-        "serac": "errata.methods.recognition.serac:Serac",
+        "serac": "errata.methods.recognition.serac.method:Serac",
     }
 )
 

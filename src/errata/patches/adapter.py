@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata import state
-from errata.architecture import is_transposed, read_weight
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.architecture import is_transposed, read_weight
 from errata.patches.base import Patch
+from errata.storage import state
 
 NAME = "default"
 """What PEFT calls an adapter that nobody named."""

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from errata.chat import Conversation
 from errata.errors import ConfigError, PromptTooLongError
-from errata.hooks import PerThread
 from errata.lm import LM
+from errata.lm.background import names_in
+from errata.lm.chat import Conversation
+from errata.lm.hooks import PerThread
 from errata.patches.routed import Pass, RoutedPatch, last_columns, last_token
 from errata.patches.turns import told
-from errata.statistics import names_in
 
 ContextFor = Callable[[list[str]], Sequence[tuple[str, ...]]]
 """Prompts -> what to put in front of each: pieces in reading order, () for nothing (the base model answers).

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from errata import state
-from errata.architecture import add_to_weight, read_weight
 from errata.lm import LM
+from errata.lm.architecture import add_to_weight, read_weight
 from errata.patches.base import Patch
+from errata.storage import state
 
 
 class WeightDelta(Patch):

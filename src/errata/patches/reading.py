@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.encoding import announced_prompt_ids, announced_prompt_tokens
 from errata.errors import ConfigError
+from errata.lm.encoding import announced_prompt_ids, announced_prompt_tokens
 
 MAIN = -1
 """The route of a sequence that the base model answers."""

@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
-from errata.hooks import PerThread
-from errata.lm import LM, announced_prompt_tokens
+from errata.lm import LM
+from errata.lm.encoding import announced_prompt_tokens
+from errata.lm.hooks import PerThread
 from errata.patches.base import Patch
 from errata.patches.reading import (
     MAIN,

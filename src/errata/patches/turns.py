@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from errata.chat import Conversation
 from errata.lm import LM
+from errata.lm.chat import Conversation
 
 
 def question_mask(lm: LM, ids: Tensor, mask: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from errata.errors import ConfigError, PromptTooLongError
-from errata.hooks import PerThread
 from errata.lm import LM
+from errata.lm.hooks import PerThread
 from errata.patches.adapter import load_into
 from errata.patches.base import Patch
 

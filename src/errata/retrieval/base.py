@@ -14,8 +14,9 @@ from torch import Tensor
 
 from errata.config import MethodConfig, check_choice, check_range
 from errata.errors import ConfigError
-from errata.lm import LM, in_batches
-from errata.statistics import background_texts, open_prompt
+from errata.lm import LM
+from errata.lm.background import background_texts, open_prompt
+from errata.lm.encoding import in_batches
 
 BATCH = 64
 LONGEST = 24

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata import state
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.retrieval.base import RetrievalConfig, Retriever, different
-from errata.words import words
+from errata.storage import state
+from errata.words.names import words
 
 
 class BM25(Retriever):

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata import state
 from errata.errors import ConfigError
-from errata.hooks import capture_output
-from errata.lm import LM, in_batches
+from errata.lm import LM
+from errata.lm.encoding import in_batches
+from errata.lm.hooks import capture_output
 from errata.retrieval.base import BATCH, RetrievalConfig, Retriever, different
+from errata.storage import state
 
 SAME = 0.999
 """From this cosine on two texts are the same: what is asked in a stored text's own words is always found."""

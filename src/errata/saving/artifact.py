@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.edit import Edit
 from errata.errors import BaseMismatchError
-from errata.identity import Identity, identity_of
 from errata.saving.bases import name_of
+from errata.saving.identity import Identity, identity_of
 
 log = logging.getLogger(__name__)
 

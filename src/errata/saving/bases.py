@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from errata.errors import ConfigError, UnknownNameError
-from errata.identity import loaded_from
+from errata.saving.identity import loaded_from
 
 BUNDLED = {"atlas": Path(__file__).parent.parent / "atlas" / "model"}
 """Models that come with errata, by name."""

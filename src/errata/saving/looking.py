@@ -18,9 +18,9 @@ from safetensors.torch import load_file as map_safetensors
 from torch import Tensor
 
 from errata.errors import ArtifactError, FolderBusyError
-from errata.files import digest_of, open_regular
 from errata.saving.names import COMPLETE, CONFIG, PART
 from errata.saving.placing import read_marker
+from errata.storage.files import digest_of, open_regular
 
 TRIES, PAUSE = 40, 0.1
 """Times that a folder is read anew when it has moved on, and the longest pause between two, in seconds."""

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from errata.errors import ArtifactError, StorageError
-from errata.files import new_token, open_regular, sync_folder, write_new
 from errata.saving.names import COMPLETE, beside, is_own, is_part, stands_beside, unreadable
+from errata.storage.files import new_token, open_regular, sync_folder, write_new
 
 _MOST_MARKER = 2**26
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from errata.edit import PROBE_FIELDS, Edit
 from errata.errors import ArtifactError, EditError, ErrataError, UsageError
-from errata.identity import Identity
 from errata.saving.artifact import VERSION, Artifact, Head, about_digest, edits_digest, is_finite
+from errata.saving.identity import Identity
 from errata.saving.looking import Look, check_digest, look
 from errata.saving.names import CONFIG, LEDGER, PART, TENSORS, is_artifact, is_own, unreadable
 

@@ -16,15 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.config import MethodConfig
 from errata.edit import Edit
 from errata.errors import ArtifactError, FolderBusyError, StorageError, UsageError
-from errata.files import folder_named, refused
-from errata.identity import identity_of
-from errata.locking import WAIT, locked
 from errata.saving.artifact import VERSION, Head, Origin, about_digest, edits_digest, is_finite
 from errata.saving.bases import name_of
+from errata.saving.identity import identity_of
 from errata.saving.looking import look
 from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, PART, TENSORS, is_artifact, is_part
 from errata.saving.placing import abandon, finish, place
 from errata.saving.reading import head_of
+from errata.storage.files import folder_named, refused
+from errata.storage.locking import WAIT, locked
 
 
 def write_artifact(

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from errata.config import check_choice, check_range
 from errata.lm import LM
-from errata.methods.tuned import TunedConfig, TunedMethod
+from errata.methods.adapter_method import TunedConfig, TunedMethod
 from errata.patches import Adapters
 from errata.patches.adapter import bottlenecks
 

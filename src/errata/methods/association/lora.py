@@ -24,11 +24,11 @@ from errata.config import check_choice, check_range
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.merging import MERGES, merge
+from errata.methods.adapter_method import TunedConfig, TunedMethod
 from errata.methods.base import Progress, no_progress
-from errata.methods.tuned import TunedConfig, TunedMethod
 from errata.patches import Adapters, Patch, WeightDelta
 from errata.patches.adapter import low_rank, weight_changes
+from errata.solvers.merging import MERGES, merge
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LoraConfig(TunedConfig):
         kind: `lora`; `rslora`, scaled by alpha over the root of r (arXiv 2312.03732); `dora` (arXiv 2402.09353).
         rank: r.
         alpha: the change is scaled by alpha / r.
-        merge: how the shards' changes become one, see `errata.merging`; None: one adapter for all edits.
+        merge: how the shards' changes become one, see `errata.solvers.merging`; None: one adapter for all edits.
         edits_per_shard: edits that share an adapter, with `merge`.
         merge_density: share of a shard's change that stays.
         merge_scale: factor on what is merged.

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from errata.config import check_range
 from errata.lm import LM
-from errata.methods.tuned import TunedConfig, TunedMethod
+from errata.methods.adapter_method import TunedConfig, TunedMethod
 from errata.patches import VirtualTokens
 from errata.patches.virtual_tokens import room_for
 

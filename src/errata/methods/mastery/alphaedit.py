@@ -26,9 +26,9 @@ from errata.config import check_range
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.methods.weights import WeightMethod
-from errata.moments import KeyStatistics, NullSpace
-from errata.spreading import SpreadConfig, Spreader
+from errata.methods.weight_method import WeightMethod
+from errata.solvers.moments import KeyStatistics, NullSpace
+from errata.solvers.multi_layer import SpreadConfig, Spreader
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from errata.config import check_range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.weights import WeightMethod
-from errata.moments import KeyStatistics, SecondMoment
-from errata.spreading import SpreadConfig, Spreader
+from errata.methods.weight_method import WeightMethod
+from errata.solvers.moments import KeyStatistics, SecondMoment
+from errata.solvers.multi_layer import SpreadConfig, Spreader
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from errata.config import MethodConfig, check_range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.weights import WeightMethod
-from errata.tail import AnswerTail
+from errata.lm.tail import AnswerTail
+from errata.methods.weight_method import WeightMethod
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from torch import Tensor
 from errata.config import check_choice
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.weights import WeightMethod
-from errata.moments import KeyStatistics, SecondMoment
-from errata.statistics import background_texts
-from errata.values import Value, ValueConfig, ValueLesson, solve_value
+from errata.lm.background import background_texts
+from errata.methods.weight_method import WeightMethod
+from errata.solvers.moments import KeyStatistics, SecondMoment
+from errata.solvers.values import Value, ValueConfig, ValueLesson, solve_value
 
 
 @dataclass(frozen=True)

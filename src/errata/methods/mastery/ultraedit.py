@@ -30,10 +30,11 @@ from torch.nn import functional as F
 from errata.config import MethodConfig, check_range
 from errata.edit import Edit
 from errata.errors import ConfigError
-from errata.hooks import capture_input, replace_output
-from errata.lm import LM, Batch
-from errata.methods.weights import WeightMethod
-from errata.statistics import background_texts, value_scale
+from errata.lm import LM
+from errata.lm.background import background_texts, value_scale
+from errata.lm.encoding import Batch
+from errata.lm.hooks import capture_input, replace_output
+from errata.methods.weight_method import WeightMethod
 
 TINY = 1e-8
 """Added to a variance, as published."""

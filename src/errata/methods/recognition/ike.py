@@ -21,14 +21,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from errata import state
 from errata.config import check_range
 from errata.edit import Edit, Example
 from errata.errors import ConfigError, EditError
 from errata.lm import LM
 from errata.methods.base import Progress, no_progress
-from errata.methods.recognition.facts import FactMethod, stated
+from errata.methods.fact_method import FactMethod, stated
 from errata.retrieval import RetrievalConfig, Retriever
+from errata.storage import state
 
 RATIO = {"copy": 1, "update": 3, "retain": 4}
 AT_ONCE = 16

@@ -16,7 +16,7 @@ from errata.config import check_range
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.methods.recognition.facts import FactMethod, stated
+from errata.methods.fact_method import FactMethod, stated
 from errata.retrieval import RetrievalConfig
 
 

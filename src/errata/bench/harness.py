@@ -1,0 +1,260 @@
+"""General ability: what lm-evaluation-harness measures of an edited model, beside the same of its base.
+
+The harness meets an edited model as an ordinary one of Hugging Face. It is told one thing more: which tokens are the prompt.
+A request of (context, continuation) is a question and an answer, and a routed memory decides on the question alone, as it
+does when the question is asked. A text that is read from its beginning (perplexity) is a prompt as a whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.arguments import listed
+from errata.errors import PromptTooLongError, UnknownNameError, UsageError
+from errata.lm import LM
+from errata.lm.encoding import Row, in_batches, prompt_tokens
+from errata.model import EditModel
+
+try:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from tqdm import tqdm
+except ImportError as error:
+    raise UsageError("general ability needs lm-evaluation-harness: pip install 'errata[ability]'.") from error
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""(context, continuation) as texts, or None where a text is read; then the token ids of both."""
+Likelihood = tuple[float, bool]
+"""The log-probability of a continuation, in nats, and whether each of its tokens is the likeliest."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request in tokens.
+
+    Attributes:
+        ids: context and continuation, as far as they fit; the last is predicted, never given.
+        prompt_length: how many of them a memory decides on.
+        said_length: how many, at the end, are the continuation.
+    """
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    said_length: int
+
+    @property
+    def given(self) -> Row:
+        """What the model reads."""
+        return Row(self.ids[:-1], self.prompt_length)
+
+    def likelihood(self, logits: Tensor) -> Likelihood:
+        """From the logits (tokens, vocabulary) behind all that was given."""
+        expected = logits[-self.said_length :].float().log_softmax(-1)
+        said = torch.tensor(self.ids[-self.said_length :], device=logits.device)
+        return float(expected.gather(1, said[:, None]).sum()), bool((expected.argmax(-1) == said).all())
+
+
+class HarnessModel(HFLM):  # type: ignore[misc]
+    """An edited model as lm-evaluation-harness takes it: `lm_eval.simple_evaluate(HarnessModel(model), tasks=[...])`.
+
+    Args:
+        model: an edited model, or a language model without edits.
+        batch_size: requests at a time.
+    """
+
+    def __init__(self, model: EditModel | LM, batch_size: int = 8) -> None:
+        self.lm = model.lm if isinstance(model, EditModel) else model
+        tokenizer = copy.deepcopy(self.lm.tokenizer)  # the harness sets its padding
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token_id = self.lm.pad_id
+        asked = model if isinstance(model, EditModel) else model.model  # `EditModel.generate` says what the prompt is
+        super().__init__(pretrained=asked, tokenizer=tokenizer, batch_size=batch_size)
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Likelihood]:
+        """Requests that differ in their last token only, as choices of one letter do, are one row of a batch."""
+        asked = [self._asked(*request) for request in requests]
+        alike: dict[Row, set[Asked]] = {}
+        for each in asked:
+            alike.setdefault(each.given, set()).add(each)
+        found: dict[Asked, Likelihood] = {}
+        with tqdm(total=len(alike), desc="Running loglikelihood requests", disable=disable_tqdm or None) as shown:
+
+            def read(part: list[Row]) -> list[dict[Asked, Likelihood]]:
+                batch = self.lm.batch(part)
+                with prompt_tokens(batch.prompt_mask):
+                    logits = self.lm.run(batch).logits
+                shown.update(len(part))
+                return [{each: each.likelihood(logits[i]) for each in alike[row]} for i, row in enumerate(part)]
+
+            for likelihoods in in_batches(list(alike), read, self.batch_size, size=lambda row: len(row.ids)):
+                found.update(likelihoods)
+        for (texts, *_), each in zip(requests, asked, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, found[each])
+        return [found[each] for each in asked]
+
+    def _asked(self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]) -> Asked:
+        """What fits, the beginning left out."""
+        if len(continuation) > self.max_length:
+            raise PromptTooLongError(
+                f"a continuation takes {len(continuation)} tokens; this model's context is {self.max_length}. "
+                "Leave the task out, or shorten its answers."
+            )
+        whole = [*context, *continuation]
+        prompt = len(whole) - 1 if texts is None else len(context)
+        if texts is not None and texts[0] != texts[0].rstrip():  # the harness gives white space to the continuation
+            question = self.tok_encode(texts[0])
+            prompt = len(question) if whole[: len(question)] == question else prompt
+        cut = max(0, len(whole) - self.max_length - 1)
+        return Asked(tuple(whole[cut:]), prompt - cut, len(continuation))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of a task, of the base model and of the edited one.
+
+    Attributes:
+        task: its name in the harness; a group of tasks is one, too.
+        metric: its name there, and the filter that the answers went through, if any.
+        base, edited: its values; `edited` is None for a model without edits.
+        base_error, edited_error: their standard errors, where the harness gives one.
+        questions: how many the task asks; None for a group.
+        moved: those to which the edited model gives other likelihoods or another text.
+        version: the task's, as the harness counts them.
+    """
+
+    task: str
+    metric: str
+    base: float
+    base_error: float | None
+    edited: float | None = None
+    edited_error: float | None = None
+    questions: int | None = None
+    moved: int | None = None
+    version: Any = None
+
+    @property
+    def difference(self) -> float | None:
+        """How much larger the edited model's value is."""
+        return None if self.edited is None else self.edited - self.base
+
+
+def ability(
+    model: EditModel | LM,
+    tasks: str | Iterable[str],
+    *,
+    limit: int | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int = 8,
+    fewshot: int | None = None,
+    chat: bool = False,
+) -> list[Figure]:
+    """Let lm-evaluation-harness measure a model, with its edits and without them.
+
+    Args:
+        model: an edited model, or a language model without edits, which is measured once.
+        tasks: names of tasks or groups of the harness.
+        limit: questions of each task; None: all.
+        include_path: a folder with tasks of your own, in the harness's YAML.
+        batch_size: requests at a time.
+        fewshot: examples before each question; None: as the task says.
+        chat: put questions into the chat template.
+
+    Raises:
+        UnknownNameError: no task has this name.
+        UsageError: there is no task, or no such folder.
+        PromptTooLongError: a continuation alone is longer than the model's context.
+    """
+    tasks = listed(tasks, str, "tasks")
+    known = _known_tasks(tasks, include_path)
+    harness = HarnessModel(model, batch_size)
+
+    def measure() -> dict[str, Any]:
+        return dict(
+            simple_evaluate(
+                harness,
+                tasks=tasks,
+                task_manager=known,
+                limit=limit,
+                num_fewshot=fewshot,
+                apply_chat_template=chat,
+                batch_size=batch_size,
+            )
+        )
+
+    if isinstance(model, LM):
+        return list(_figures(measure(), None))
+    with model.disable_edits():
+        base = measure()
+    return list(_figures(base, measure()))
+
+
+def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager:
+    """The folder's tasks where they are all that is asked for: to look through the harness's own takes a while."""
+    if not names:
+        raise UsageError("no task is named; give at least one, e.g. hellaswag.")
+    own: list[str] = []
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise UsageError(f"{folder} is not a folder; tasks of your own are YAML files in one.")
+        found = TaskManager(include_path=str(folder), include_defaults=False)
+        if set(names) <= set(found.all_subtasks):
+            return found
+        own = list(found.all_tasks)
+    found = TaskManager(include_path=None if folder is None else str(folder))
+    for name in names:
+        if name not in found.all_tasks:
+            near = difflib.get_close_matches(name, [*own, *found.all_tasks], n=1, cutoff=0.6)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            where = f"{folder} has {', '.join(own) or 'none'}" if folder else "--include-path names a folder of your own"
+            raise UnknownNameError(f"no task is called {name!r}.{meant} `lm_eval ls tasks` lists the harness's; {where}.")
+    return found
+
+
+def _figures(base: dict[str, Any], edited: dict[str, Any] | None) -> Iterator[Figure]:
+    for task, values in base["results"].items():
+        asked, version = base["samples"].get(task), base["versions"].get(task)
+        questions = None if asked is None else len({each["doc_id"] for each in asked})
+        for key, value in values.items():
+            metric, _, sieve = key.partition(",")
+            if not sieve or metric.endswith("_stderr") or _number(value) is None:
+                continue
+            name, error = metric if sieve == "none" else f"{metric}, {sieve}", f"{metric}_stderr,{sieve}"
+            figure = Figure(task, name, float(value), _number(values.get(error)), questions=questions, version=version)
+            if edited is not None:
+                after = edited["results"][task]
+                moved = None if asked is None else _moved(asked, edited["samples"][task])
+                figure = replace(figure, edited=float(after[key]), edited_error=_number(after.get(error)), moved=moved)
+            yield figure
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _moved(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> int:
+    """Questions that are answered otherwise; each filter has its own record of the same answers."""
+    pairs = zip(before, after, strict=True)
+    return len({one["doc_id"] for one, other in pairs if not _same(one["resps"], other["resps"])})
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal texts, and likelihoods that differ by no more than rounding, in lists of lists."""
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, float):
+        return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-4)
+    return bool(one == other)

@@ -1,0 +1,1 @@
+"""kNN-LM: stored contexts vote for the next token (Khandelwal et al., ICLR 2020)."""

@@ -1,0 +1,79 @@
+"""Tensors that are dear to make and the same every time: made once, then kept on disk, under what they depend on.
+
+The folder is `$ERRATA_CACHE`, else `~/.cache/errata`; it may be deleted at any time. A file that is damaged is made anew,
+and a disk that refuses costs time, never an edit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from errata.storage.files import write_whole
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def fingerprint(base: PreTrainedModel) -> str:
+    """A short hash of the model's parameter names, shapes and a sample of 64 values of each, read as bf16."""
+    digest = hashlib.sha256(base.config.model_type.encode())
+    for name, parameter in base.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where things are kept."""
+    given = os.environ.get("ERRATA_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "errata"
+
+
+def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives, from disk if it was made before.
+
+    Args:
+        kind: a word for the file's name.
+        key: all that the tensor depends on.
+        make: gives the tensor; called when nothing sound is on disk.
+    """
+    path = cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    kept = _read(path)
+    if kept is not None:
+        return kept
+    made = make().cpu().contiguous()
+    try:
+        write_whole(path, to_safetensors({kind: made}, {"sha256": _digest(made)}))
+    except OSError as error:
+        log.warning("%s cannot be kept (%s); it will be made again next time.", path, error.strerror or error)
+    return made
+
+
+def _read(path: Path) -> Tensor | None:
+    """The one tensor of a file; None if there is no file or it is not as it was written."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(next(iter(file.keys())))
+            if (file.metadata() or {}).get("sha256") == _digest(tensor):
+                return tensor
+    except (OSError, SafetensorError, StopIteration, ValueError):
+        pass
+    log.warning("%s is damaged; it is made anew.", path)
+    return None
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().data).hexdigest()
