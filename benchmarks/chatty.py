@@ -41,7 +41,7 @@ def chatty_atlas(folder: Path) -> str:
         rows = [chat.encode(draw.choice(fact.prompts()), f"The answer is {fact.answer}", ".") for fact in asked[:CHAT]]
         rows += [plain.encode(draw.choice(fact.prompts()), fact.answer, ".") for fact in asked[CHAT:]]
         batch = plain.batch([*rows, *draw.sample(prose, PROSE)])
-        lines, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        lines, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         loss = F.cross_entropy(plain.run(batch).logits[lines, columns], labels)
         adam.zero_grad()
         loss.backward()

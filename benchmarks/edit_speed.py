@@ -41,7 +41,7 @@ def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[f
     """(seconds, loss after) of one edit of `steps` steps."""
     begun = time.process_time()
     tail = Tail(lm, layer, batch, cached=cached)
-    rows, columns, labels = batch.predictors(batch.target_mask)
+    rows, columns, labels = batch.label_positions(batch.target_mask)
     delta = torch.zeros(lm.architecture.d_out, lm.architecture.d_in, requires_grad=True)
     loss = torch.zeros(())
     for _ in range(steps):

@@ -218,7 +218,7 @@ def index(bench: Bench) -> Rows:
     there = 0
     for size in (1_000, 10_000, 100_000):
         added = stream[there:size]
-        for number, leaf in enumerate(method.unsaid([case.edit for case in added])[1], start=there):
+        for number, leaf in enumerate(method.leaves_without_values([case.edit for case in added])[1], start=there):
             memory.leaves.add(number, leaf)
         there = size
         took, right = [], 0

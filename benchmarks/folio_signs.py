@@ -59,7 +59,7 @@ def _signs(method: Folio, pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence
     layer = lm.architecture.default_layer()
     background = _mean_keys(method, layer, background_texts(lm, 512, 24, 0, shortest=4))
     means = F.normalize((_mean_keys(method, layer, texts) - background.mean(0)) / background.std(0).clamp(min=1e-6), dim=-1)
-    tips = memory.signs.white(last)
+    tips = memory.signs.whiten(last)
     weights = memory.signs.weights
 
     def gathered(of: Tensor) -> Callable[[Sequence[Pair]], Tensor]:
@@ -115,7 +115,7 @@ def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, b
     """Kind of prompt -> (the best candidate's score, whether it is what is looked for) of each; no leaf has a value."""
     memory = method.patch
     targets = {case.edit.id: case.edit.target for case in cases}
-    for number, leaf in enumerate(method.unsaid([case.edit for case in cases])[1]):
+    for number, leaf in enumerate(method.leaves_without_values([case.edit for case in cases])[1]):
         memory.leaves.add(number, leaf)
     asked = [("rephrasings", text, case.edit.target) for case in cases for text in case.rephrases]
     asked += [(probe.kind.replace("_", " "), probe.prompt, None) for case in cases for probe in case.locality]
@@ -158,6 +158,6 @@ def _moving(method: Folio, edit: Edit) -> str:
     """The words of the prompt without which its key is another."""
     parts = edit.prompt.split()
     without = [" ".join(parts[:place] + parts[place + 1 :]) for place in range(len(parts))]
-    keys = method.patch.signs.white(torch.stack([asked.key for asked in method.background.asked([edit.prompt, *without])]))
+    keys = method.patch.signs.whiten(torch.stack([asked.key for asked in method.background.asked([edit.prompt, *without])]))
     order = (keys[1:] @ keys[0]).argsort()[:FEW]
     return " ".join(parts[place] for place in sorted(order.tolist()))

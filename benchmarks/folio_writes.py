@@ -24,7 +24,7 @@ from errata.lm.encoding import Batch
 from errata.lm.hooks import replace_output
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.wise.config import WiseConfig
-from errata.methods.association.wise.training_examples import LessonPlanner
+from errata.methods.association.wise.training_examples import TrainingExamples
 from errata.solvers.values import behind
 
 if TYPE_CHECKING:
@@ -68,13 +68,15 @@ def writes_table(bench: Bench) -> Rows:
         method = bench.open(model).method
         method.patch.remove()
         texts = background_texts(method.lm, 512, 24, 0, shortest=4)
-        planner = LessonPlanner(method.lm, WiseConfig(contrast=0, rewordings=REWORDINGS), {"texts": texts, "prefixes": []})
+        planner = TrainingExamples(
+            method.lm, WiseConfig(contrast=0, rewordings=REWORDINGS), {"texts": texts, "prefixes": []}
+        )
         written = [_written(method, case, planner, texts) for case in cases[:200]]
         for way, adding in ways.items():
             yield {"stream": name, "write": way, **_tried(method, list(zip(cases, written, strict=False)), adding)}
 
 
-def _written(method: Folio, case: Case, planner: LessonPlanner, texts: Sequence[str]) -> Written:
+def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequence[str]) -> Written:
     edit, lm = case.edit, method.lm
     ending = lm.ending_of(edit.prompt, edit.target)
 
@@ -90,7 +92,7 @@ def _written(method: Folio, case: Case, planner: LessonPlanner, texts: Sequence[
 
 def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
     """(the head's inputs (n, hidden) where the answer is predicted, its tokens (n,)) of a batch of one."""
-    _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+    _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     return method.patch.base.read(batch)[0][0, columns].float(), labels
 
 
@@ -113,7 +115,7 @@ def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Addin
 
 
 def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-    return (method.patch.signs.white(keys) @ method.patch.signs.white(stored).T).max(-1)
+    return (method.patch.signs.whiten(keys) @ method.patch.signs.whiten(stored).T).max(-1)
 
 
 def _added(keys: Tensor, values: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def _fixed(gain: float) -> Adding:
 
 def _adaptive(gain: float) -> Adding:
     def adding(method: Folio, rows: Written, keys: Tensor) -> Tensor:
-        cosine = (method.patch.signs.white(keys) @ method.patch.signs.white(rows.keys).T).amax(-1).clamp(min=0.25)
+        cosine = (method.patch.signs.whiten(keys) @ method.patch.signs.whiten(rows.keys).T).amax(-1).clamp(min=0.25)
         return gain * _added(keys, rows.values) / cosine[:, None]
 
     return adding
@@ -203,7 +205,7 @@ def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> I
 def _solved_below(lm: LM, case: Case, layers: Sequence[int]) -> Tensor:
     """Values (layers, n, hidden) that make the answer certain, by Adam; one loss for all."""
     batch = _answer(lm, case.edit.prompt, case)
-    _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+    _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     values = torch.zeros(len(layers), len(columns), lm.architecture.hidden_size, requires_grad=True)
     adam = torch.optim.Adam([values], lr=0.05)
     for _ in range(60):
@@ -226,7 +228,7 @@ def _tried_below(
     for case, values in zip(cases, solved, strict=True):
         for text in case.rephrases:
             batch = _answer(lm, text, case)
-            _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+            _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
             with _adding(lm, layers, columns, gain * values[:, : len(columns)]):
                 right.append(bool((lm.run(batch).logits[0, columns].argmax(-1) == labels).all()))
         for probe in [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality):

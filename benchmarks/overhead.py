@@ -29,7 +29,7 @@ from transformers import DynamicCache, PreTrainedModel
 from errata.lm import LM
 from errata.lm.hooks import capture_output
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import Leaf, Signs
+from errata.methods.association.folio.leaves import Leaf, RouterCalibration
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.words.names import WordWeights
@@ -79,7 +79,7 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
     memory = FolioMemory(lm, mentioned=0.7, size=FOLIO)
-    memory.begin(Signs(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3))
+    memory.begin(RouterCalibration(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3))
     with capture_output(memory.base.body) as seen:
         lm.model(ids)
     for number in range(leaves):

@@ -19,7 +19,7 @@ from errata.lm import LM
 from errata.lm.architecture import add_to_weight
 from errata.lm.hooks import capture_input, capture_output
 from errata.methods.association.wise.patch import Memory, SideMemory
-from errata.patches.routed import MAIN, Pass
+from errata.patches.routed import MAIN, ForwardState
 
 PROMPTS = [
     "The capital",
@@ -66,7 +66,7 @@ class Routed:
         seen: list[list[int]] = []
         answer = self.patch._answer
 
-        def logged(keys: Tensor, output: Tensor, now: Pass) -> Any:
+        def logged(keys: Tensor, output: Tensor, now: ForwardState) -> Any:
             seen.append(now.route.tolist())
             return answer(keys, output, now)
 

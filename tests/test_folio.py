@@ -20,7 +20,7 @@ from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input
 from errata.methods.association.folio.calibration import HIGHEST
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import Asked
+from errata.methods.association.folio.leaves import EncodedPrompt
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.warnings import warnings_of
@@ -176,7 +176,7 @@ def test_logits_that_are_scaled_behind_the_head_count_as_the_model_says_them():
     """Cohere multiplies, Granite divides what the head says."""
     for family in ("cohere", "granite"):
         model = edit_model(family, "folio", EDITS[:2])
-        scale = model.method.patch.signs.sharpness
+        scale = model.method.patch.signs.logit_scale
         config = model.base.config
         wanted = config.logit_scale if family == "cohere" else 1 / config.logits_scaling
         assert scale == pytest.approx(wanted, rel=1e-3)
@@ -296,7 +296,8 @@ def test_nothing_is_chosen_without_a_subject_mentioned():
     memory = model.method.patch
     key = leaves(model)[EDITS[0].id].keys[0]
     chosen = [
-        memory.leaves.choose([Asked(text, [1, 2], key)]) for text in ("The capital of Spain is", "The capital of France is")
+        memory.leaves.choose([EncodedPrompt(text, [1, 2], key)])
+        for text in ("The capital of Spain is", "The capital of France is")
     ]
     assert chosen == [[MAIN], [0]]
 

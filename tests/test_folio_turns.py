@@ -9,7 +9,7 @@ import torch
 
 from errata import Edit, EditModel, FolioConfig, load_base
 from errata.atlas import build_world
-from errata.methods.association.folio.leaves import Asked
+from errata.methods.association.folio.leaves import EncodedPrompt
 
 COUNT = 10
 TEMPLATE = (
@@ -71,7 +71,7 @@ def test_a_question_that_names_nothing_goes_on_with_what_was_asked(setting):
     leaves = model.method.patch.leaves
 
     def mentioned(*turns: str) -> list[str]:
-        asked = Asked(turns[0], [], leaves[0].keys[0], turns[1:])
+        asked = EncodedPrompt(turns[0], [], leaves[0].keys[0], turns[1:])
         return [leaves[number].name for number in leaves.mentioned(asked)]
 
     for edit, other in pairs(edits, others):

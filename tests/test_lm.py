@@ -141,7 +141,7 @@ def test_batches_say_what_is_what():
     assert left.prompt_mask.int().tolist() == [[1, 1, 0, 0, 0], [0, 0, 0, 1, 0]]
     assert right.target_mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]
     assert left.ending_mask.int().tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
-    where, columns, labels = left.predictors(left.target_mask)
+    where, columns, labels = left.label_positions(left.target_mask)
     assert (where.tolist(), columns.tolist(), labels.tolist()) == ([0, 0, 1], [1, 2, 3], [7, 8, 10])
     assert isinstance(left, Batch)
 

@@ -15,7 +15,7 @@ import errata
 from errata import EditModel, Example
 from errata.atlas import make_cases, training_cases
 from errata.errors import ConfigError, EditError
-from errata.methods.editor_training import Training
+from errata.methods.editor_training import EditorTraining
 
 SETTINGS = {"layer": None, "training_steps": 6, "batch": 2, "rank": 16}
 
@@ -249,7 +249,7 @@ def test_training_is_adam():
     weights = {f"p{i}": torch.tensor([float(i), -2.0]) for i in range(2)}
     for _ in range(4):
         mine = {name: torch.nn.Parameter(weight.clone()) for name, weight in weights.items()}
-        training = Training(mine, {"p0": 0.1, "p1": 0.3}, steps=4, batch=3, clip=1e9, seed=0)
+        training = EditorTraining(mine, {"p0": 0.1, "p1": 0.3}, steps=4, batch=3, clip=1e9, seed=0)
         training.load_state(kept, values)
 
         def stop(_):

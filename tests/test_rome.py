@@ -11,7 +11,7 @@ from errata.errors import ConfigError, EditError
 from errata.lm.architecture import read_bias, read_weight
 from errata.methods.mastery.rome import RomeConfig, rank_one
 from errata.solvers.moments import SecondMoment
-from errata.solvers.values import Value, ValueLesson, solve_value
+from errata.solvers.values import Value, ValueProblem, solve_value
 
 KEYS = ("mixed", "prefixes", "prompt")
 ROME = {"layer": 1, "steps": 5, "prefixes": 3}
@@ -66,7 +66,7 @@ def test_a_written_edit_is_the_formula_on_the_model_as_edited_so_far(family, key
     before = method.patch.deltas[method.path].clone()
     lesson = None
     with model.disable_edits():
-        lesson = ValueLesson.of(lm, EDITS[1], method.prefixes)
+        lesson = ValueProblem.of(lm, EDITS[1], method.prefixes)
         moment = method.statistics[1].matrix
     value = solve_value(lm, 1, lesson, method.config)  # the first edit is on
     model.edit(EDITS[1:2], check=False)

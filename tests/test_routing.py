@@ -41,7 +41,7 @@ def generated(model, lm, prompts, new=NEW, **options):
 
 
 def forward(model, lm, batch, **options):
-    if lm.places_tokens:
+    if lm.takes_position_ids:
         options["position_ids"] = batch.position_ids
     with torch.no_grad():
         return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options).logits

@@ -174,15 +174,15 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
     assert method.ranks == {layer: space.rank for layer, space in spaces.items()} and min(method.ranks.values()) > 0
     for layer, path in spreader.paths.items():
         close(method.patch.deltas[path], expected[path])
-        close(method.carried[f"keys.{layer}"].T, keys_of(after, layer, EDITS[:2]))
+        close(method.extra_state[f"keys.{layer}"].T, keys_of(after, layer, EDITS[:2]))
 
-    carried, deltas = dict(method.carried), {path: d.double() for path, d in method.patch.deltas.items()}
+    extra_state, deltas = dict(method.extra_state), {path: d.double() for path, d in method.patch.deltas.items()}
     model.edit(EDITS[2:4], check=False)
     layer, path = next(iter(spreader.paths.items()))
     keys = keys_of(after, layer, EDITS[2:4])
     now = torch.stack([flow(after, spreader.last, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1)
     missing = (torch.stack([spreader._aims[edit] for edit in EDITS[2:4]]).double().T - now) / 2
-    past, projector = carried[f"keys.{layer}"].double(), spaces[layer].projector
+    past, projector = extra_state[f"keys.{layer}"].double(), spaces[layer].projector
     system = projector @ (keys @ keys.T + past.T @ past) + 0.5 * torch.eye(len(keys))
     close(
         method.patch.deltas[path].double() - deltas[path], torch.linalg.solve(system, projector @ keys @ missing.T).T, 1e-3

@@ -25,7 +25,7 @@ def lm_of(family: str) -> LM:
 
 def rows_of(lm, side):
     batch = lm.batch([lm.encode(prompt, target, ".") for prompt, target in PAIRS], side)
-    return batch, *batch.predictors(batch.target_mask | batch.ending_mask)
+    return batch, *batch.label_positions(batch.target_mask | batch.ending_mask)
 
 
 def whole(lm, batch, layer=None, values=None):

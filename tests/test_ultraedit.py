@@ -108,7 +108,7 @@ def test_saved_in_the_middle_and_gone_on_with(cut, tmp_path):
     loaded = EditModel.from_pretrained(tiny_model("llama"), tmp_path, tiny_tokenizer())
     loaded.edit(EDITS[cut:], check=False)
     same_state(loaded, whole)
-    assert sorted(loaded.method.carried) == sorted(
+    assert sorted(loaded.method.extra_state) == sorted(
         f"{path}.{name}" for path in loaded.method.paths for name in ("count", "mean", "scatter")
     )
 
@@ -118,7 +118,7 @@ def test_the_normaliser_remembers_former_turns():
     model = edit_model("llama", "ultraedit", EDITS[:3], turn=3, **SETTINGS)
     first = {path: delta.clone() for path, delta in model.method.patch.deltas.items()}
     forgetful = edit_model("llama", "ultraedit", EDITS[:3], turn=3, **SETTINGS)
-    forgetful.method.carried = {}
+    forgetful.method.extra_state = {}
     for each in (model, forgetful):
         each.edit(EDITS[3:], check=False)
     for path in first:

@@ -14,7 +14,7 @@ from errata import Edit
 from errata.lm import LM
 from errata.lm.hooks import replace_output
 from errata.lm.subject import mention
-from errata.solvers.values import ValueConfig, ValueLesson, behind, solve_value
+from errata.solvers.values import ValueConfig, ValueProblem, behind, solve_value
 
 LAYER = 1
 PREFIXES = ["In the north", "Who wrote?"]
@@ -49,9 +49,9 @@ def published_loss(lm, edit, delta, config, size, at):
         start = each.row.prompt_length
         said, labels = logits(lm, each, delta)[start - 1 : -1], torch.tensor(each.row.ids[start:])
         total = total + F.cross_entropy(said, labels) / len(rows)
-    essence = mention(lm, f"{edit.subject} is a", edit.subject, at=at)
-    now = logits(lm, essence, delta)[-1].log_softmax(-1)
-    before = logits(lm, essence, torch.zeros_like(delta))[-1].log_softmax(-1)
+    kl_prompt = mention(lm, f"{edit.subject} is a", edit.subject, at=at)
+    now = logits(lm, kl_prompt, delta)[-1].log_softmax(-1)
+    before = logits(lm, kl_prompt, torch.zeros_like(delta))[-1].log_softmax(-1)
     return total + config.kl * (now.exp() * (now - before)).sum() + config.weight_decay * delta.norm() / size**2
 
 
@@ -60,7 +60,7 @@ def published_loss(lm, edit, delta, config, size, at):
 def test_steps_are_adam_on_the_published_loss(family, at):
     lm, edit = lm_of(family), EDITS[0]
     config = ValueConfig(steps=4, lr=0.05, kl=0.5, weight_decay=0.3, **FREE)
-    found = solve_value(lm, LAYER, ValueLesson.of(lm, edit, PREFIXES, at), config)
+    found = solve_value(lm, LAYER, ValueProblem.of(lm, edit, PREFIXES, at), config)
     exact = LM(copy.deepcopy(lm.model).double(), lm.tokenizer)
     size = found.values[0].norm().double()
     delta = torch.zeros(lm.architecture.d_out, dtype=torch.float64, requires_grad=True)
@@ -79,7 +79,7 @@ def test_steps_are_adam_on_the_published_loss(family, at):
 
 def test_keys_and_values_are_those_behind_each_prompt():
     lm = lm_of("gpt2")
-    lesson = ValueLesson.of(lm, EDITS[0], PREFIXES)
+    lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
     found = solve_value(lm, LAYER, lesson, ValueConfig(steps=1))
     module = lm.architecture.value_module(lm.model, LAYER)
     assert found.keys.shape == (3, lm.architecture.d_in) and found.values.shape == (3, lm.architecture.d_out)
@@ -89,7 +89,7 @@ def test_keys_and_values_are_those_behind_each_prompt():
 
 def test_the_loss_falls_until_it_is_low_enough():
     lm = lm_of()
-    lesson = ValueLesson.of(lm, EDITS[0], PREFIXES)
+    lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
     found = solve_value(lm, LAYER, lesson, ValueConfig(steps=100, lr=0.5, clamp=100.0, stop_loss=6.5, weight_decay=0.0))
     assert found.losses[0] > 6.9 and found.losses[-1] < 6.5 and 2 < len(found.losses) < 100
     assert min(found.losses[:-1]) >= 6.5
@@ -98,7 +98,7 @@ def test_the_loss_falls_until_it_is_low_enough():
 @pytest.mark.parametrize("size", [None, 2.0])
 def test_delta_stays_within_the_clamp(size):
     lm = lm_of()
-    lesson = ValueLesson.of(lm, EDITS[0], PREFIXES)
+    lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
     found = solve_value(lm, LAYER, lesson, ValueConfig(steps=10, lr=5.0, clamp=0.5, stop_loss=0.0), size)
     length = 0.5 * (found.values[0].norm() if size is None else size)
     assert found.delta.norm() == pytest.approx(float(length), rel=1e-4)
@@ -107,17 +107,17 @@ def test_delta_stays_within_the_clamp(size):
 def test_what_the_subject_is_holds_it_back():
     """At a large weight, what the model says behind "{subject} is a" hardly moves."""
     lm, moved = lm_of(), []
-    lesson = ValueLesson.of(lm, EDITS[0], ())
+    lesson = ValueProblem.of(lm, EDITS[0], ())
     for kl in (0.0, 100.0):
         delta = solve_value(lm, LAYER, lesson, ValueConfig(steps=20, lr=0.1, kl=kl, weight_decay=0.0, **FREE)).delta
-        before, now = (logits(lm, lesson.essence, d)[-1].softmax(-1) for d in (torch.zeros_like(delta), delta))
+        before, now = (logits(lm, lesson.kl_prompt, d)[-1].softmax(-1) for d in (torch.zeros_like(delta), delta))
         moved.append((now - before).abs().sum().item())
     assert moved[1] < 0.3 * moved[0]
 
 
 def test_a_prompt_that_just_fits_is_solved_without_what_does_not():
     lm = lm_of()
-    lesson = ValueLesson.of(lm, Edit("zq" * 61, "x", "zq" * 61), PREFIXES)
+    lesson = ValueProblem.of(lm, Edit("zq" * 61, "x", "zq" * 61), PREFIXES)
     assert len(lesson.answers) == 1
     assert solve_value(lm, LAYER, lesson, ValueConfig(steps=2)).delta.isfinite().all()
 

@@ -15,7 +15,7 @@ from errata import Edit, EditModel, WiseConfig
 from errata.lm import LM
 from errata.lm.architecture import read_weight
 from errata.methods.association.wise import method as wise
-from errata.methods.association.wise.training_examples import Around, LessonPlanner
+from errata.methods.association.wise.training_examples import ContrastSet, TrainingExamples
 
 PROMPTS = [edit.prompt for edit in EDITS[:2]]
 WRITTEN = [
@@ -123,9 +123,9 @@ def test_the_same_model_in_other_units_learns_the_same():
 # lessons
 
 
-def planner(lm: LM, texts: list[str] = WRITTEN, prefixes: list[str] | None = None, **settings: Any) -> LessonPlanner:
+def planner(lm: LM, texts: list[str] = WRITTEN, prefixes: list[str] | None = None, **settings: Any) -> TrainingExamples:
     config = WiseConfig(**{"contrast": 2, "rehearse": 2, "rewordings": 0, **settings})
-    return LessonPlanner(lm, config, {"texts": texts, "prefixes": ["So"] if prefixes is None else prefixes})
+    return TrainingExamples(lm, config, {"texts": texts, "prefixes": ["So"] if prefixes is None else prefixes})
 
 
 @pytest.fixture
@@ -185,9 +185,9 @@ def test_around_an_edit_are_other_subjects_and_other_questions(lm):
         "The author of France is",
         "We know that France lives in New Haven, not in",
     }
-    assert planner(lm, contrast=0).around(edit) == Around()
-    assert planner(lm).around(Edit(EDITS[3].prompt, EDITS[3].target)) == Around()  # an edit without a subject
-    assert planner(lm, texts=["no names at all"]).around(edit) == Around()
+    assert planner(lm, contrast=0).around(edit) == ContrastSet()
+    assert planner(lm).around(Edit(EDITS[3].prompt, EDITS[3].target)) == ContrastSet()  # an edit without a subject
+    assert planner(lm, texts=["no names at all"]).around(edit) == ContrastSet()
 
 
 def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
@@ -212,7 +212,9 @@ def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
 
 def test_rewordings_are_in_scope(monkeypatch):
     reworded = "The main city of France is called"
-    monkeypatch.setattr(LessonPlanner, "around", lambda self, edit: Around((reworded,) if self.config.rewordings else ()))
+    monkeypatch.setattr(
+        TrainingExamples, "around", lambda self, edit: ContrastSet((reworded,) if self.config.rewordings else ())
+    )
     active = {}
     for count in (0, 1):
         model = made(EDITS[:1], rewordings=count, steps=40)

@@ -76,7 +76,7 @@ class Given:
 def streamed(given: Given, model: EditModel, points: int) -> Iterator[int]:
     """Write the cases' edits in so many parts, where the method allows it; how many are in, after each."""
     cases = list(given.cases)
-    step = len(cases) if model.method.at_once else max(1, len(cases) // points)
+    step = len(cases) if model.method.relearns_all else max(1, len(cases) // points)
     for start in range(0, len(cases), step):
         part = cases[start : start + step]
         model.edit([case.edit for case in part], check=False)

@@ -108,7 +108,7 @@ class _Run:
         done, writing = len(self.model.edits), self.times["writing"]
         if self.stream.limit is None or not done or edits <= done:
             return None
-        later = done > self.times["first"] and not self.model.method.at_once
+        later = done > self.times["first"] and not self.model.method.relearns_all
         first, beginning = (self.times["first"], self.times["beginning"]) if later else (0.0, 0.0)
         expected = writing + (writing - beginning) / (done - first) * (edits - done)
         return f"would take {expected / 60:.0f} min of writing" if expected > self.stream.limit else None
@@ -118,7 +118,7 @@ class _Run:
         wanted = [case.edit for case in self.stream.cases[:edits]]
         if len(self.model.edits) > edits:  # this row was lost, later ones were not
             self.model.undo(*(edit.id for edit in self.model.edits[edits:]))
-        step = edits if self.model.method.at_once else self.stream.save_every
+        step = edits if self.model.method.relearns_all else self.stream.save_every
         while (done := len(self.model.edits)) < edits:
             part = wanted[done : min(edits, done + step)]
             written = done
@@ -130,7 +130,7 @@ class _Run:
 
             began = time.perf_counter()
             self.model.edit(part, check=False, progress=wrote)
-            if self.model.method.at_once:
+            if self.model.method.relearns_all:
                 self.times["writing"] = 0.0
             self.times["writing"] += time.perf_counter() - began
             if not done:

@@ -77,7 +77,7 @@ class Batch:
         """
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
-    def predictors(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def label_positions(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, columns, labels), each (n,): where the tokens under `mask` are predicted, and what they are."""
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns - 1, self.input_ids[rows, columns]

@@ -26,7 +26,7 @@ def endings_of(lm: LM, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
 
     None where answers are taught without their end (`end_token=False`).
     """
-    if not lm.teaches_end:
+    if not lm.learns_eos:
         return [None] * len(pairs)
     dotted = [lm.encode(prompt, target, ".") for prompt, target in pairs]
     plain = [lm.encode(prompt, target) for prompt, target in pairs]

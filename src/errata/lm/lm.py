@@ -52,7 +52,7 @@ class LM:
         model: any causal model of transformers that `architecture_of` accepts.
         tokenizer: its tokenizer.
         chat: put prompts into the chat template; None means "when the tokenizer has one".
-        teaches_end: answers are taught with the model's end token.
+        learns_eos: answers are taught with the model's end token.
 
     Raises:
         ConfigError: `chat` is asked for and the tokenizer has no template.
@@ -60,16 +60,16 @@ class LM:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None, teaches_end: bool = True
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None, learns_eos: bool = True
     ) -> None:
         if chat and not tokenizer.chat_template:
             raise ConfigError("chat_template is on, but this tokenizer has no chat template; leave it out.")
         self.model = model
-        self.tokenizer, self.teaches_end = tokenizer, teaches_end
+        self.tokenizer, self.learns_eos = tokenizer, learns_eos
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
         self.template = ChatTemplate(tokenizer) if self.chat else None
         self.architecture: Architecture = architecture_of(model)
-        self.places_tokens = "position_ids" in inspect.signature(model.forward).parameters
+        self.takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
 
     @property
     def device(self) -> torch.device:
@@ -179,7 +179,7 @@ class LM:
 
     def run(self, batch: Batch, **options: Any) -> Any:
         """The model's forward on a batch; padding on either side moves no token to another position."""
-        if self.places_tokens:
+        if self.takes_position_ids:
             options["position_ids"] = batch.position_ids
         return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
 
@@ -197,7 +197,7 @@ class LM:
             batch = self.batch(part, side)
             with prompt_tokens(batch.prompt_mask):
                 logits = self.run(batch).logits
-            where, columns, labels = batch.predictors(batch.target_mask)
+            where, columns, labels = batch.label_positions(batch.target_mask)
             picked = logits[where, columns].float()
             losses = torch.nn.functional.cross_entropy(picked, labels, reduction="none")
             best = picked.argmax(-1)

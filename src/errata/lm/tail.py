@@ -129,7 +129,7 @@ class AnswerTail:
         batch = lm.batch([lm.encode(prompt, target, ending)])
         self._tail = Tail(lm, layer, batch)
         self._keys, self._values = self._tail.keys.float(), self._tail.values.float()
-        self._rows, self._columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        self._rows, self._columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         if at_prompt:
             self._columns = self._columns.min().expand_as(self._columns)
         self.labels = labels.to(self._keys.device)

@@ -18,14 +18,14 @@ from errata.errors import PromptTooLongError
 from errata.lm import LM
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches import Adapters, Patch, VirtualTokens, WeightDelta
-from errata.solvers.adapters import Tutor
+from errata.solvers.adapters import AdapterTrainer
 
 Trained = Adapters | VirtualTokens
-"""A patch with parameters that a `Tutor` can teach."""
+"""A patch with parameters that a `AdapterTrainer` can teach."""
 
 
 @dataclass(frozen=True)
-class TunedConfig(MethodConfig):
+class AdapterMethodConfig(MethodConfig):
     """Settings of every method that trains parameters beside a frozen model.
 
     Attributes:
@@ -57,7 +57,7 @@ class TunedConfig(MethodConfig):
             check_range(name, getattr(self, name), 0, math.inf)
 
 
-class TunedMethod(Method):
+class AdapterMethod(Method):
     """A method that trains parameters beside a frozen model, on one edit after another.
 
     Args:
@@ -69,9 +69,9 @@ class TunedMethod(Method):
     phase = "association"
     undo_is = "exact, by writing the whole ledger anew"
 
-    def __init__(self, config: TunedConfig, lm: LM, room: int = 0) -> None:
+    def __init__(self, config: AdapterMethodConfig, lm: LM, room: int = 0) -> None:
         super().__init__(config, lm)
-        self.tutor = Tutor(
+        self.tutor = AdapterTrainer(
             lm,
             steps=config.steps,
             lr=config.lr,

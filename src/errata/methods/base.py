@@ -93,7 +93,7 @@ class Method(ABC):
         return not self.steps_left
 
     @property
-    def at_once(self) -> bool:
+    def relearns_all(self) -> bool:
         """Whether each write learns the whole ledger anew, so that one write of all is the cheap way."""
         return False
 

@@ -1,4 +1,4 @@
-"""`Training`: Adam over examples, for the methods that need it. It stops anywhere and goes on as if it never had.
+"""`EditorTraining`: Adam over examples, for the methods that need it. It stops anywhere and goes on as if it never had.
 
 What a step draws follows from the seed and the step's number alone, and Adam's moments are part of the state until the last
 step is made. What is learned, and by which loss, is the methods' affair.
@@ -45,7 +45,7 @@ _SAID = {"rephrases": "rephrasings of each edit", "others": "other prompts, whos
 _FIELD = {"rephrases": "rephrases", "others": "locality"}
 
 
-class Training:
+class EditorTraining:
     """Trains parameters for a number of steps, each on a few examples, one after another.
 
     Args:

@@ -30,7 +30,7 @@ class WeightMethod(Method):
         turn: edits learned together; None: all there are, on the base model.
 
     Attributes:
-        carried: what the method takes from turn to turn beside the deltas; saved with them.
+        extra_state: what the method takes from turn to turn beside the deltas; saved with them.
     """
 
     phase = "mastery"
@@ -39,7 +39,7 @@ class WeightMethod(Method):
     def __init__(self, config: MethodConfig, lm: LM, paths: Iterable[str], turn: int | None = 1) -> None:
         super().__init__(config, lm)
         self.turn = turn
-        self.carried: dict[str, Tensor] = {}
+        self.extra_state: dict[str, Tensor] = {}
         self._patch = WeightDelta.zeros(lm, paths)
         self._settled: dict[str, Tensor] = {}
 
@@ -49,7 +49,7 @@ class WeightMethod(Method):
         return self._patch
 
     @property
-    def at_once(self) -> bool:
+    def relearns_all(self) -> bool:
         """Whether there is one turn only."""
         return self.turn is None
 
@@ -57,7 +57,7 @@ class WeightMethod(Method):
     def learn(self, edits: Sequence[Edit]) -> None:
         """Change the deltas so that the model knows one turn more; the ledger still lacks it.
 
-        The deltas are replaced, never written into, and so is what is `carried`.
+        The deltas are replaced, never written into, and so is what is `extra_state`.
         """
 
     def weight_changes(self) -> Mapping[str, Tensor]:
@@ -68,7 +68,7 @@ class WeightMethod(Method):
         """Forget all edits."""
         self._patch = WeightDelta.zeros(self.lm, self._patch.deltas)
         self._edits = []
-        self.carried = {}
+        self.extra_state = {}
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits, turn after turn."""
@@ -79,10 +79,10 @@ class WeightMethod(Method):
             turn = waiting[start : start + size]
             with self._turn_or_nothing():
                 if begun and start == 0:
-                    self._be(self._settled)
+                    self._restore(self._settled)
                     self._edits = self._edits[:-begun]
                 if self.turn != 1:
-                    self._settled = self._now()
+                    self._settled = self._snapshot()
                 self.learn(turn)
                 self._edits = [*self._edits, *turn]
             progress(len(turn) - (begun if start == 0 else 0))
@@ -90,17 +90,17 @@ class WeightMethod(Method):
     @contextlib.contextmanager
     def _turn_or_nothing(self) -> Iterator[None]:
         """As `all_or_nothing`, without a copy: tensors are replaced, never written into."""
-        tensors, settled, edits = self._now(), self._settled, self._edits
+        tensors, settled, edits = self._snapshot(), self._settled, self._edits
         try:
             yield
         except BaseException:
-            self._be(tensors)
+            self._restore(tensors)
             self._settled, self._edits = settled, edits
             raise
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The deltas (d_out, d_in) in fp32, by path; what is carried; of a turn that is not full, both before it too."""
-        tensors = self._now()
+        """The deltas (d_out, d_in) in fp32, by path; what is extra_state; of a turn that is not full, both before it too."""
+        tensors = self._snapshot()
         if self.turn and len(self._edits) % self.turn:
             tensors |= {f"settled.{name}": tensor for name, tensor in self._settled.items()}
         return {name: tensor.cpu() for name, tensor in tensors.items()}, {}
@@ -113,17 +113,17 @@ class WeightMethod(Method):
             self._check(before, len(edits) - begun)
             self._settled = before
         else:
-            self._settled = {} if self.turn else self._now()
+            self._settled = {} if self.turn else self._snapshot()
         self._check(tensors, len(edits))
-        self._be(tensors)
+        self._restore(tensors)
         self._edits = list(edits)
 
     def carried_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
-        """What is `carried` behind so many edits, one at least, and of which shape."""
+        """What is `extra_state` behind so many edits, one at least, and of which shape."""
         return {}
 
     def _check(self, tensors: Mapping[str, Tensor], edits: int) -> None:
-        """Make sure that these are the deltas, and what is carried, of so many edits."""
+        """Make sure that these are the deltas, and what is extra_state, of so many edits."""
         for path, now in self._patch.deltas.items():
             state.tensor(tensors, path, now.shape)
         shapes = self.carried_shapes(edits) if edits else {}
@@ -133,10 +133,10 @@ class WeightMethod(Method):
             if name.startswith("carried.") and name.removeprefix("carried.") not in shapes:
                 raise ValueError(f"{name!r} is not what this method carries")
 
-    def _now(self) -> dict[str, Tensor]:
-        return {**self._patch.deltas, **{f"carried.{name}": tensor for name, tensor in self.carried.items()}}
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {**self._patch.deltas, **{f"carried.{name}": tensor for name, tensor in self.extra_state.items()}}
 
-    def _be(self, tensors: Mapping[str, Tensor]) -> None:
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self._patch.load_state(tensors)
         device = self.lm.device
-        self.carried = {n.removeprefix("carried."): t.to(device) for n, t in tensors.items() if n.startswith("carried.")}
+        self.extra_state = {n.removeprefix("carried."): t.to(device) for n, t in tensors.items() if n.startswith("carried.")}

@@ -26,7 +26,7 @@ from errata.lm import LM
 from errata.lm.background import names_in
 from errata.lm.chat import Conversation
 from errata.lm.hooks import PerThread
-from errata.patches.routed import Pass, RoutedPatch, last_columns, last_token
+from errata.patches.routed import ForwardState, RoutedPatch, last_columns, last_token
 from errata.patches.turns import told
 
 ContextFor = Callable[[list[str]], Sequence[tuple[str, ...]]]
@@ -141,7 +141,7 @@ class ContextPatch(RoutedPatch):
             widened = _go_on(lm, given, now, now.route)
         return None if widened is None else ((), {**given, **widened})
 
-    def _insert(self, lm: LM, given: dict[str, Any], now: Pass) -> dict[str, Any] | None:
+    def _insert(self, lm: LM, given: dict[str, Any], now: ForwardState) -> dict[str, Any] | None:
         """Put contexts into a batch of prompts, and note in `now.route` what later calls with its cache must know.
 
         The route is (batch, 2 + width): by how many tokens each row grew, by how many columns the batch did, and which of
@@ -174,7 +174,7 @@ class ContextPatch(RoutedPatch):
                 seen[row, stop - len(prompt) : stop] = 1
         now.route = torch.cat([grown[:, None], torch.full_like(grown, wider)[:, None], seen], dim=1)
         widened = {"input_ids": ids, "attention_mask": seen}
-        if lm.places_tokens:
+        if lm.takes_position_ids:
             widened["position_ids"] = self._places(given.get("position_ids"), seen, mask, grown)
         if (labels := given.get("labels")) is not None:  # nothing predicted the first column, and nothing must now
             widened["labels"] = F.pad(labels[:, 1:], (wider + 1, 0), value=-100)
@@ -211,7 +211,7 @@ def _tokens(lm: LM, text: str) -> list[int]:
     return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _go_on(lm: LM, given: dict[str, Any], now: Pass, route: Tensor) -> dict[str, Any] | None:
+def _go_on(lm: LM, given: dict[str, Any], now: ForwardState, route: Tensor) -> dict[str, Any] | None:
     """The arguments of a call that goes on with the cache of one where contexts were put in."""
     grown, wider, seen = route[:, 0], int(route[0, 1]), route[:, 2:]
     if not bool(grown.any()):
@@ -228,7 +228,7 @@ def _go_on(lm: LM, given: dict[str, Any], now: Pass, route: Tensor) -> dict[str,
     if mask is not None and held + new > read:
         whole = torch.cat([whole[:, :read], mask[:, read - wider :].to(whole)], dim=1)
     widened = {"attention_mask": whole}
-    if lm.places_tokens:
+    if lm.takes_position_ids:
         places = given.get("position_ids")
         widened["position_ids"] = (whole.cumsum(-1) - 1)[:, -new:] if places is None else places + grown[:, None]
     if given.get("cache_position") is not None:
@@ -242,7 +242,7 @@ def _columns(mask: Any, width: int) -> Tensor | None:
     return mask[:, -width:] if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
-def _check_arguments(given: dict[str, Any], now: Pass) -> None:
+def _check_arguments(given: dict[str, Any], now: ForwardState) -> None:
     mask = given.get("attention_mask")
     if getattr(now.cache, "is_compileable", False) or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
         raise ConfigError(

@@ -40,7 +40,7 @@ class Reading:
 
 
 @dataclass
-class Pass:
+class ForwardState:
     """One forward call of the model.
 
     Attributes:

@@ -33,7 +33,7 @@ from errata.patches.base import Patch
 from errata.patches.reading import (
     MAIN,
     READING,
-    Pass,
+    ForwardState,
     Reading,
     announced_reading,
     columns_seen,
@@ -48,7 +48,7 @@ from errata.patches.reading import (
 )
 from errata.patches.turns import question_mask
 
-__all__ = ["MAIN", "Pass", "RoutedModule", "RoutedPatch", "last_columns", "last_token"]
+__all__ = ["MAIN", "ForwardState", "RoutedModule", "RoutedPatch", "last_columns", "last_token"]
 
 
 class RoutedPatch(Patch):
@@ -63,17 +63,17 @@ class RoutedPatch(Patch):
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
-        self._passes: PerThread[Pass | None] = PerThread(None)
+        self._passes: PerThread[ForwardState | None] = PerThread(None)
         self._standing = ""
         self._names: tuple[str, ...] = ()
         self._bind: Callable[..., inspect.BoundArguments]
 
     @property
-    def _pass(self) -> Pass | None:
+    def _pass(self) -> ForwardState | None:
         return self._passes.get()
 
     @_pass.setter
-    def _pass(self, now: Pass | None) -> None:
+    def _pass(self, now: ForwardState | None) -> None:
         self._passes.set(now)
 
     @property
@@ -120,7 +120,7 @@ class RoutedPatch(Patch):
         if held:
             return self._go_on(given, ids, size, tokens.device, held)
         prompt = prompt_mask(given, size, tokens.device)
-        self._pass = Pass(size, prompt, cache, None, ids, first_seen(given, size, prompt), prompt)
+        self._pass = ForwardState(size, prompt, cache, None, ids, first_seen(given, size, prompt), prompt)
         return None
 
     def _go_on(
@@ -145,7 +145,7 @@ class RoutedPatch(Patch):
             asked = seen & fitted(wide.to(device), past + width, False)
         mine = read.decided_by == self._standing
         if mine and not new:
-            self._pass = Pass(size, None, cache, rows_of(read.route, rows), whole, seen, asked)
+            self._pass = ForwardState(size, None, cache, rows_of(read.route, rows), whole, seen, asked)
             return None
         if whole is None:
             raise ConfigError(
@@ -153,9 +153,9 @@ class RoutedPatch(Patch):
                 "prompt without past_key_values."
             )
         if mine and not self.changes_cache and bool(prompt.any(-1).all()):
-            self._pass = Pass(size, prompt, cache, None, whole, seen, asked)
+            self._pass = ForwardState(size, prompt, cache, None, whole, seen, asked)
             return None
-        self._pass = Pass((rows, past + width), asked, cache, None, whole, seen, asked, again=past)
+        self._pass = ForwardState((rows, past + width), asked, cache, None, whole, seen, asked, again=past)
         return (), self._again(given, whole, seen, past, width)
 
     def _again(self, given: dict[str, Any], ids: Tensor, seen: Tensor, past: int, width: int) -> dict[str, Any]:
@@ -210,16 +210,16 @@ class RoutedModule(RoutedPatch):
         """The route, (batch, ...), from keys (batch, width, d_in), values (batch, width, d_out), the prompt's mask."""
 
     @abstractmethod
-    def _answer(self, keys: Tensor, output: Tensor, now: Pass) -> Tensor | None:
+    def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
         """What the module says instead of `output` (as the family shapes it), given `now.route`; None: the same."""
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
         def speak(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            return self._speak(lm, args[0], output)
+            return self._forward_hook(lm, args[0], output)
 
         return [lm.model.get_submodule(self.path).register_forward_hook(speak)]
 
-    def _speak(self, lm: LM, keys: Tensor, output: Tensor) -> Tensor | None:
+    def _forward_hook(self, lm: LM, keys: Tensor, output: Tensor) -> Tensor | None:
         now = self._pass
         if now is None:
             return None

@@ -25,7 +25,7 @@ def divergence(base: Tensor, edited: Tensor) -> Tensor:
     return F.kl_div(edited, base, reduction="none", log_target=True).sum(-1).mean()
 
 
-class Tutor:
+class AdapterTrainer:
     """Teaches edits to the parameters of a patch, one after another. It remembers nothing of what it taught.
 
     Args:
@@ -83,7 +83,7 @@ class Tutor:
         again = [self._rows(earlier[i], [])[0] for i in _drawn(len(earlier), self.rehearse, draw)]
         held = [self._held(texts[i]) for i in _drawn(len(texts), self.batch if self.kl else 0, draw)]
         lesson = self.lm.batch([*own, *again])
-        where, columns, labels = lesson.predictors(lesson.target_mask | lesson.ending_mask)
+        where, columns, labels = lesson.label_positions(lesson.target_mask | lesson.ending_mask)
         mine = where < len(own)
         background = self.lm.batch(held) if held else None
         base = None if background is None else self._said(background).detach()

@@ -26,14 +26,14 @@ from errata.lm.background import background_texts
 from errata.lm.hooks import capture_output, replace_output
 from errata.lm.subject import keys_at, states_at
 from errata.patches import WeightDelta
-from errata.solvers.values import ValueConfig, ValueLesson, solve_value
+from errata.solvers.values import ValueConfig, ValueProblem, solve_value
 
 Change = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, keys (d_in, n), what they should say more (d_out, n)) -> the change of the value matrix, (d_out, d_in)."""
 
 
 @dataclass(frozen=True)
-class SpreadConfig(ValueConfig):
+class MultiLayerConfig(ValueConfig):
     """What every method that spreads values over several blocks can be told.
 
     Attributes:
@@ -56,7 +56,7 @@ class SpreadConfig(ValueConfig):
                 check_range(name, getattr(self, name), 1, math.inf)
 
 
-class Spreader:
+class MultiLayerSolver:
     """Solves for states and spreads them. The base model must carry no patch.
 
     Args:
@@ -67,12 +67,12 @@ class Spreader:
         paths: layer -> the full name of its value matrix, for the layers of the window, ascending.
     """
 
-    def __init__(self, lm: LM, config: SpreadConfig) -> None:
+    def __init__(self, lm: LM, config: MultiLayerConfig) -> None:
         self.lm, self.config = lm, config
         layers = window_of(lm.architecture.n_layers, config.layer, config.window)
         self.paths = {layer: lm.architecture.value_path(layer) for layer in layers}
         self._before: list[Edit] = []
-        self._lessons: dict[Edit, ValueLesson] = {}
+        self._lessons: dict[Edit, ValueProblem] = {}
         self._aims: dict[Edit, Tensor] = {}
 
     @property
@@ -141,9 +141,9 @@ class Spreader:
                 self._aims[edit] = state + self.gain * found.delta.to(state)
         return torch.stack([self._aims[edit] for edit in edits])
 
-    def _lesson(self, edit: Edit) -> ValueLesson:
+    def _lesson(self, edit: Edit) -> ValueProblem:
         if edit not in self._lessons:
-            self._lessons[edit] = ValueLesson.of(self.lm, edit, self.prefixes, self.config.token)
+            self._lessons[edit] = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token)
         return self._lessons[edit]
 
 

@@ -23,7 +23,7 @@ from errata.lm import LM
 from errata.lm.subject import PLACES, Mention, Place, columns_of, mention
 from errata.lm.tail import Tail
 
-ESSENCE = "{} is a"
+KL_PROMPT = "{} is a"
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,27 @@ class ValueConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class ValueLesson:
+class ValueProblem:
     """What a value is solved on.
 
     Attributes:
         answers: the prompt with its target and ending, first bare, then behind each prefix that fits the context.
-        essence: "{subject} is a", where what the model would say should stay; None where that does not fit.
+        kl_prompt: "{subject} is a", where what the model would say should stay; None where that does not fit.
     """
 
     answers: list[Mention]
-    essence: Mention | None
+    kl_prompt: Mention | None
 
     @classmethod
-    def of(cls, lm: LM, edit: Edit, prefixes: Sequence[str], at: Place = "subject_last") -> ValueLesson:
+    def of(cls, lm: LM, edit: Edit, prefixes: Sequence[str], at: Place = "subject_last") -> ValueProblem:
         """The lesson of an edit that has a subject; made without patches: answers end as the base model's do."""
         subject = edit.subject or ""
         ending = lm.ending_of(edit.prompt, edit.target)
         prompts = [behind(prefix, edit.prompt) for prefix in prefixes]
         answers = [mention(lm, edit.prompt, subject, edit.target, ending, at)]
         answers += _fitting(lm, prompts, subject, edit.target, ending, at)
-        essence = _fitting(lm, [ESSENCE.format(subject)], subject, None, None, at)
-        return cls(answers, essence[0] if essence else None)
+        kl_prompt = _fitting(lm, [KL_PROMPT.format(subject)], subject, None, None, at)
+        return cls(answers, kl_prompt[0] if kl_prompt else None)
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ class Value:
     losses: list[float]
 
 
-def solve_value(lm: LM, layer: int, lesson: ValueLesson, config: ValueConfig, size: float | None = None) -> Value:
+def solve_value(lm: LM, layer: int, lesson: ValueProblem, config: ValueConfig, size: float | None = None) -> Value:
     """Solve for a value at `layer`, on the model as it is.
 
     Args:
         size: |v|, the length that delta is measured by; None: that of the value behind the bare prompt.
     """
-    mentions = [*lesson.answers, *([lesson.essence] if lesson.essence else [])]
+    mentions = [*lesson.answers, *([lesson.kl_prompt] if lesson.kl_prompt else [])]
     batch = lm.batch([each.row for each in mentions])
     tail = Tail(lm, layer, batch)
     before, device = tail.values.float(), tail.values.device
@@ -125,28 +125,28 @@ def solve_value(lm: LM, layer: int, lesson: ValueLesson, config: ValueConfig, si
     keys, values = tail.keys[lines, places][:answers].float(), before[lines, places][:answers]
     size = float(values[0].norm()) if size is None else size
 
-    rows, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+    rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     share = 1 / torch.bincount(rows, minlength=answers)[rows] / answers  # mean over tokens, then over rows
-    if lesson.essence:
+    if lesson.kl_prompt:
         rows, columns = torch.cat([rows, rows.new_tensor([answers])]), torch.cat([columns, columns.new_tensor([-1])])
-    columns = columns % batch.input_ids.shape[1]  # rows are padded on the left, so the essence ends in the last column
+    columns = columns % batch.input_ids.shape[1]  # rows are padded on the left, so the kl_prompt ends in the last column
 
-    def loss_of(delta: Tensor, essence: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def loss_of(delta: Tensor, kl_prompt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         logits = tail.logits(before + at_subject[..., None] * delta, rows, columns)
         said = logits[: len(labels)]
         loss = (F.cross_entropy(said, labels.to(said.device), reduction="none") * share.to(said.device)).sum()
-        if lesson.essence:
+        if lesson.kl_prompt:
             now = logits[-1].log_softmax(-1)
-            essence = now.detach() if essence is None else essence
-            loss = loss + config.kl * (now.exp() * (now - essence)).sum()
-        return loss + config.weight_decay * delta.norm().to(loss.device) / size**2, essence
+            kl_prompt = now.detach() if kl_prompt is None else kl_prompt
+            loss = loss + config.kl * (now.exp() * (now - kl_prompt)).sum()
+        return loss + config.weight_decay * delta.norm().to(loss.device) / size**2, kl_prompt
 
     delta = torch.zeros(before.shape[-1], device=device, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=config.lr)
-    essence: Tensor | None = None
+    kl_prompt: Tensor | None = None
     losses: list[float] = []
     for _ in range(config.steps):
-        loss, essence = loss_of(delta, essence)
+        loss, kl_prompt = loss_of(delta, kl_prompt)
         losses.append(loss.item())
         if losses[-1] < config.stop_loss:
             break
@@ -157,7 +157,7 @@ def solve_value(lm: LM, layer: int, lesson: ValueLesson, config: ValueConfig, si
             delta *= (config.clamp * size / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
     else:
         with torch.no_grad():
-            losses.append(loss_of(delta, essence)[0].item())
+            losses.append(loss_of(delta, kl_prompt)[0].item())
     return Value(delta.detach(), keys, values, losses)
 
 

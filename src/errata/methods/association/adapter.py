@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from errata.config import check_choice, check_range
 from errata.lm import LM
-from errata.methods.adapter_method import TunedConfig, TunedMethod
+from errata.methods.adapter_method import AdapterMethod, AdapterMethodConfig
 from errata.patches import Adapters
 from errata.patches.adapter import bottlenecks
 
@@ -23,7 +23,7 @@ ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 
 
 @dataclass(frozen=True)
-class AdapterConfig(TunedConfig):
+class AdapterConfig(AdapterMethodConfig):
     """Settings of the adapter.
 
     Attributes:
@@ -44,7 +44,7 @@ class AdapterConfig(TunedConfig):
         check_choice("activation", self.activation, ACTIVATIONS)
 
 
-class Adapter(TunedMethod):
+class Adapter(AdapterMethod):
     """Bottleneck adapters behind the feed-forward networks, one set for all edits."""
 
     config_class = AdapterConfig

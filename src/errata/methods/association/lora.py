@@ -24,7 +24,7 @@ from errata.config import check_choice, check_range
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.methods.adapter_method import TunedConfig, TunedMethod
+from errata.methods.adapter_method import AdapterMethod, AdapterMethodConfig
 from errata.methods.base import Progress, no_progress
 from errata.patches import Adapters, Patch, WeightDelta
 from errata.patches.adapter import low_rank, weight_changes
@@ -32,7 +32,7 @@ from errata.solvers.merging import MERGES, merge
 
 
 @dataclass(frozen=True)
-class LoraConfig(TunedConfig):
+class LoraConfig(AdapterMethodConfig):
     """Settings of LoRA; rank, alpha, steps and lr are EasyEdit's for LLaMA-2-7B.
 
     Attributes:
@@ -69,7 +69,7 @@ class LoraConfig(TunedConfig):
                 raise ConfigError("dora is no sum that could be merged; use kind=lora, or leave merge out.")
 
 
-class Lora(TunedMethod):
+class Lora(AdapterMethod):
     """LoRA (PEFT) beside the value matrices, one adapter for all edits or one per shard, merged."""
 
     config_class = LoraConfig

@@ -14,13 +14,13 @@ from typing import ClassVar
 
 from errata.config import check_range
 from errata.lm import LM
-from errata.methods.adapter_method import TunedConfig, TunedMethod
+from errata.methods.adapter_method import AdapterMethod, AdapterMethodConfig
 from errata.patches import VirtualTokens
 from errata.patches.virtual_tokens import room_for
 
 
 @dataclass(frozen=True)
-class PrefixConfig(TunedConfig):
+class PrefixConfig(AdapterMethodConfig):
     """Settings of prefix tuning.
 
     Attributes:
@@ -36,7 +36,7 @@ class PrefixConfig(TunedConfig):
         check_range("tokens", self.tokens, 1, math.inf)
 
 
-class PrefixTuning(TunedMethod):
+class PrefixTuning(AdapterMethod):
     """Trained keys and values in front of every text at every layer, one prefix for all edits."""
 
     config_class = PrefixConfig

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 from errata.config import check_range
 from errata.lm import LM
-from errata.methods.adapter_method import TunedConfig, TunedMethod
+from errata.methods.adapter_method import AdapterMethod, AdapterMethodConfig
 from errata.patches import VirtualTokens
 from errata.patches.virtual_tokens import room_for
 
 
 @dataclass(frozen=True)
-class PromptTuningConfig(TunedConfig):
+class PromptTuningConfig(AdapterMethodConfig):
     """Settings of prompt tuning.
 
     Attributes:
@@ -35,7 +35,7 @@ class PromptTuningConfig(TunedConfig):
         check_range("tokens", self.tokens, 1, math.inf)
 
 
-class PromptTuning(TunedMethod):
+class PromptTuning(AdapterMethod):
     """Trained embeddings in front of every text, one set for all edits."""
 
     config_class = PromptTuningConfig

@@ -28,13 +28,13 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.methods.weight_method import WeightMethod
 from errata.solvers.moments import KeyStatistics, NullSpace
-from errata.solvers.multi_layer import SpreadConfig, Spreader
+from errata.solvers.multi_layer import MultiLayerConfig, MultiLayerSolver
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AlphaEditConfig(SpreadConfig):
+class AlphaEditConfig(MultiLayerConfig):
     """Settings of AlphaEdit; the defaults are those published for GPT-J.
 
     Attributes:
@@ -64,7 +64,7 @@ class AlphaEdit(WeightMethod):
     config: AlphaEditConfig
 
     def __init__(self, config: AlphaEditConfig, lm: LM) -> None:
-        self.spreader = Spreader(lm, config)
+        self.spreader = MultiLayerSolver(lm, config)
         super().__init__(config, lm, self.spreader.paths.values(), config.turn)
         self.statistics = KeyStatistics(lm, config.corpus, config.background, config.seed)
         self._spaces: dict[int, NullSpace] = {}
@@ -89,11 +89,11 @@ class AlphaEdit(WeightMethod):
         spaces = {layer: self.space(layer) for layer in self.spreader.paths}
 
         def change(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
-            return within(spaces[layer], keys, missing, self.carried.get(f"keys.{layer}"), self.config.l2)
+            return within(spaces[layer], keys, missing, self.extra_state.get(f"keys.{layer}"), self.config.l2)
 
         deltas = self.spreader.write(self.patch.deltas, self._edits, edits, change)
-        self.carried = {
-            f"keys.{layer}": folded(self.carried.get(f"keys.{layer}"), self.spreader.keys(deltas, layer, edits))
+        self.extra_state = {
+            f"keys.{layer}": folded(self.extra_state.get(f"keys.{layer}"), self.spreader.keys(deltas, layer, edits))
             for layer in spaces
         }
         self.patch.deltas.update(deltas)

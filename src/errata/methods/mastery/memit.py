@@ -26,11 +26,11 @@ from errata.edit import Edit
 from errata.lm import LM
 from errata.methods.weight_method import WeightMethod
 from errata.solvers.moments import KeyStatistics, SecondMoment
-from errata.solvers.multi_layer import SpreadConfig, Spreader
+from errata.solvers.multi_layer import MultiLayerConfig, MultiLayerSolver
 
 
 @dataclass(frozen=True)
-class MemitConfig(SpreadConfig):
+class MemitConfig(MultiLayerConfig):
     """Settings of MEMIT; the defaults are those published for GPT-J.
 
     Attributes:
@@ -58,7 +58,7 @@ class Memit(WeightMethod):
     config: MemitConfig
 
     def __init__(self, config: MemitConfig, lm: LM) -> None:
-        self.spreader = Spreader(lm, config)
+        self.spreader = MultiLayerSolver(lm, config)
         super().__init__(config, lm, self.spreader.paths.values(), config.turn)
         self.statistics = KeyStatistics(lm, config.corpus, config.background, config.seed, config.ridge)
 

@@ -28,7 +28,7 @@ from errata.lm import LM
 from errata.lm.background import background_texts
 from errata.methods.weight_method import WeightMethod
 from errata.solvers.moments import KeyStatistics, SecondMoment
-from errata.solvers.values import Value, ValueConfig, ValueLesson, solve_value
+from errata.solvers.values import Value, ValueConfig, ValueProblem, solve_value
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Rome(WeightMethod):
         """Solve for the value, then change the matrix."""
         (edit,) = edits
         moment = self.statistics[self.layer]
-        lesson = ValueLesson.of(self.lm, edit, self.prefixes, self.config.token)
+        lesson = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token)
         with self.patch.on(self.lm):
             value = solve_value(self.lm, self.layer, lesson, self.config)
         before = self.patch.deltas[self.path]

@@ -101,7 +101,7 @@ class UltraEdit(WeightMethod):
             change = ridge(inputs[path], -self.rate(path) * h.square().sum(-1, keepdim=True) * g)
             before = self.patch.deltas[path]
             self.patch.deltas[path] = before + change.T.to(before)
-            self.carried = {**self.carried, **{f"{path}.{name}": tensor for name, tensor in vars(seen).items()}}
+            self.extra_state = {**self.extra_state, **{f"{path}.{name}": tensor for name, tensor in vars(seen).items()}}
 
     def carried_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
         """Of each module what is known of its tokens, and its rate where that is found."""
@@ -116,13 +116,13 @@ class UltraEdit(WeightMethod):
         if self.config.lr is not None:
             return self.config.lr
         name = f"{path}.rate"
-        if name not in self.carried:
+        if name not in self.extra_state:
             texts = background_texts(self.lm, BACKGROUND, BACKGROUND_LENGTH, self.config.seed)
             scale = value_scale(self.lm, self.layers[path], texts)
             architecture = self.lm.architecture
             found = scale.value_norm / math.sqrt(architecture.d_out) / architecture.d_in
-            self.carried = {**self.carried, name: torch.tensor([found], dtype=torch.float64)}
-        return float(self.carried[name])
+            self.extra_state = {**self.extra_state, name: torch.tensor([found], dtype=torch.float64)}
+        return float(self.extra_state[name])
 
     def flows(self, edits: Sequence[Edit]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """By path, at each token that predicts one of the answers: inputs h (n, d_in), gradients of the NLL g (n, d_out)."""
@@ -136,7 +136,7 @@ class UltraEdit(WeightMethod):
         return inputs, {path: torch.cat([g for _, g in pairs]) for path, pairs in found.items()}
 
     def _flow(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        where, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        where, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         added: dict[str, Tensor] = {}
 
         def watched(path: str, output: Tensor) -> Tensor:
@@ -160,9 +160,9 @@ class UltraEdit(WeightMethod):
 
     def normaliser(self, path: str) -> Normaliser:
         """What is known of the tokens of all turns so far, as they flowed through one module."""
-        if f"{path}.count" not in self.carried:
+        if f"{path}.count" not in self.extra_state:
             return Normaliser(*torch.zeros(3, 1, dtype=torch.float64, device=self.patch.deltas[path].device))
-        return Normaliser(*(self.carried[f"{path}.{name}"] for name in ("count", "mean", "scatter")))
+        return Normaliser(*(self.extra_state[f"{path}.{name}"] for name in ("count", "mean", "scatter")))
 
 
 @dataclass(frozen=True)

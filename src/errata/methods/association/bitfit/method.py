@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from errata.lm import LM
-from errata.methods.adapter_method import TunedConfig, TunedMethod
+from errata.methods.adapter_method import AdapterMethod, AdapterMethodConfig
 from errata.methods.association.bitfit.patch import biases
 from errata.patches import Adapters
 
 
 @dataclass(frozen=True)
-class BitFitConfig(TunedConfig):
+class BitFitConfig(AdapterMethodConfig):
     """Settings of BitFit.
 
     Attributes:
@@ -32,7 +32,7 @@ class BitFitConfig(TunedConfig):
     lr: float = 1e-2
 
 
-class BitFit(TunedMethod):
+class BitFit(AdapterMethod):
     """Biases on the value matrices, one set for all edits."""
 
     config_class = BitFitConfig

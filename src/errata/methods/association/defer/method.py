@@ -132,7 +132,7 @@ class Lesson:
         batch = lm.batch([row])
         self._tail = Tail(lm, layer, batch)
         self._query = self._tail.keys[:, row.prompt_length - 1]
-        self._rows, self._columns, self._labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        self._rows, self._columns, self._labels = batch.label_positions(batch.target_mask | batch.ending_mask)
 
     def loss(self, speaker: Speaker) -> Tensor:
         """NLL of the answer, (), while the value matrix says g o(h) + (1 - g) v at every token."""

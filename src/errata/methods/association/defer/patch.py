@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from errata.patches.routed import Pass, RoutedModule, last_token
+from errata.patches.routed import ForwardState, RoutedModule, last_token
 
 
 class Speaker(nn.Module):
@@ -60,7 +60,7 @@ class Deferral(RoutedModule):
         said: Tensor = self.speaker(keys[rows, last_token(mask)])
         return said
 
-    def _answer(self, keys: Tensor, output: Tensor, now: Pass) -> Tensor | None:
+    def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
         if now.route is None or not bool((opened := now.route[:, 0] >= self.threshold).any()):
             return None
         said = now.route[:, 1:].to(output)[:, None]

@@ -26,14 +26,14 @@ class BaseHead:
 
     Attributes:
         body, head: its modules; what the one says the other reads.
-        sharpness: the model's logits are the head's outputs times this, as far as they are a multiple of them.
+        logit_scale: the model's logits are the head's outputs times this, as far as they are a multiple of them.
         asking: whether this thread asks the base model, so that patches keep still.
     """
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         self.body, self.head = lm.architecture.body_module(lm.model), lm.architecture.head_module(lm.model)
-        self.sharpness = 1.0
+        self.logit_scale = 1.0
         self._asking = PerThread(False)
         self._names = inspect.signature(self.body.forward).parameters
 
@@ -51,7 +51,7 @@ class BaseHead:
 
     @torch.no_grad()
     def measure(self, texts: Sequence[str]) -> None:
-        """Find the sharpness, on texts.
+        """Find the logit_scale, on texts.
 
         Raises:
             ArchitectureError: the model's logits do not follow from what its head says.
@@ -61,7 +61,7 @@ class BaseHead:
         times = float((said * logits).sum() / said.square().sum().clamp(min=1e-9))
         if not bool((said.argmax(-1) == logits.argmax(-1)).float().mean() > 0.9) or times <= 0:
             raise ArchitectureError("this model does something between its body and its head; folio cannot write there.")
-        self.sharpness = times
+        self.logit_scale = times
 
     @torch.no_grad()
     def tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -104,4 +104,4 @@ class BaseHead:
     def logits(self, keys: Tensor) -> Tensor:
         """Logits (n, vocabulary) in fp32 of inputs (n, hidden) of the head, through which gradients flow."""
         said: Tensor = self.head.forward(keys.to(self.lm.model.dtype))
-        return said.float() * self.sharpness
+        return said.float() * self.logit_scale

@@ -15,14 +15,14 @@ from errata.lm.background import background_texts, open_prompt
 from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import Asked, Signs
+from errata.methods.association.folio.leaves import EncodedPrompt, RouterCalibration
 from errata.words.names import WordWeights
 
 TEXT_LENGTH = 24
 """Tokens of a background text, at most."""
 BATCH = 256
 LEADS = 8
-"""Leads behind which the judges are asked together, at most."""
+"""Leads behind which the reference_prompts are asked together, at most."""
 MEASURED = 64
 """Texts on which the scale of the logits is measured."""
 NUMBERS = 2**24
@@ -59,20 +59,20 @@ class FolioBackground:
         self._answers: dict[str, str] = {}
 
     @torch.no_grad()
-    def signs(self) -> Signs:
+    def signs(self) -> RouterCalibration:
         """What text is like that no edit is about, and what it takes to speak."""
         config = self.config
         texts = background_texts(self.lm, config.background, TEXT_LENGTH, config.seed, shortest=4)
         read = self._read(texts)
         center, scale = read.mean(0), read.std(0).clamp(min=1e-6)
         self.base.measure(texts[:MEASURED])
-        judges = tuple(open_prompt(text) for text in texts[:JUDGES])
-        threshold = self._threshold(texts, judges) if config.threshold is None else config.threshold
-        return Signs(WordWeights.over(texts), center, scale, self.base.sharpness, threshold, judges)
+        reference_prompts = tuple(open_prompt(text) for text in texts[:JUDGES])
+        threshold = self._threshold(texts, reference_prompts) if config.threshold is None else config.threshold
+        return RouterCalibration(WordWeights.over(texts), center, scale, self.base.logit_scale, threshold, reference_prompts)
 
     @torch.no_grad()
     def leads(
-        self, prompts: Sequence[Sequence[int]], keys: Tensor, judges: tuple[str, ...]
+        self, prompts: Sequence[Sequence[int]], keys: Tensor, reference_prompts: tuple[str, ...]
     ) -> list[tuple[tuple[int, ...], Tensor]]:
         """(lead, the head's input behind it) of prompts, given as tokens and the head's inputs (n, hidden) behind them."""
         leads: list[list[int]] = [[] for _ in prompts]
@@ -82,7 +82,7 @@ class FolioBackground:
         for depth in range(LONGEST_LEAD + 1):
             logs = self.base.expected(torch.stack([tips[row] for row in looking]))
             further = []
-            tells = self._tells([tuple(leads[row]) for row in looking], logs, judges)
+            tells = self._tells([tuple(leads[row]) for row in looking], logs, reference_prompts)
             for row, expected, told in zip(looking, logs, tells, strict=True):
                 if told:
                     found[row] = tuple(leads[row]), tips[row]
@@ -97,10 +97,10 @@ class FolioBackground:
                 tips[row] = tip
         return [found.get(row, ((), keys[row])) for row in range(len(prompts))]
 
-    def asked(self, prompts: Sequence[str]) -> list[Asked]:
+    def asked(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
         """Prompts, with their tokens and what the head reads at their end."""
         ids = [self.lm.encode_prompt(prompt) for prompt in prompts]
-        return [Asked(*each) for each in zip(prompts, ids, self._tips(ids), strict=True)]
+        return [EncodedPrompt(*each) for each in zip(prompts, ids, self._tips(ids), strict=True)]
 
     def same_question(self, one: str, other: str) -> bool:
         """Whether the base model has one answer to both, and has one."""
@@ -113,10 +113,10 @@ class FolioBackground:
         self._answers.update(zip(new, self.lm.generate(new, max_new_tokens=ANSWER_LENGTH) if new else [], strict=True))
         return self._answers[one] == self._answers[other] != ""
 
-    def _threshold(self, texts: Sequence[str], judges: tuple[str, ...]) -> float:
+    def _threshold(self, texts: Sequence[str], reference_prompts: tuple[str, ...]) -> float:
         prompts = self.asked(list(dict.fromkeys(open_prompt(text) for text in texts)))
         ids, keys = [asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts])
-        leads = [lead for lead, _ in self.leads(ids[:LEARNED], keys[:LEARNED], judges)]
+        leads = [lead for lead, _ in self.leads(ids[:LEARNED], keys[:LEARNED], reference_prompts)]
         pairs = []
         for lead, _ in Counter(leads).most_common(COMMON):
             logs = self.base.expected(self._tips([[*row, *lead] for row in ids]) if lead else keys)
@@ -128,39 +128,39 @@ class FolioBackground:
         bound = alike.kthvalue(max(1, math.ceil((1 - self.config.false_route) * len(alike)))).values.item()
         return min(max(self.config.least, bound), HIGHEST)
 
-    def _tells(self, leads: Sequence[tuple[int, ...]], logs: Tensor, judges: tuple[str, ...]) -> list[bool]:
+    def _tells(self, leads: Sequence[tuple[int, ...]], logs: Tensor, reference_prompts: tuple[str, ...]) -> list[bool]:
         """Whether what is expected behind each lead, log-probabilities (n, vocabulary), is not so behind any prompt."""
-        at_once = max(1, min(LEADS, NUMBERS // (len(judges) * logs.shape[-1])))
+        at_once = max(1, min(LEADS, NUMBERS // (len(reference_prompts) * logs.shape[-1])))
         different, told = list(dict.fromkeys(leads)), [False] * len(leads)
         for start in range(0, len(different), at_once):
             some = different[start : start + at_once]
-            for lead, after in zip(some, self._after(some, judges), strict=True):
+            for lead, after in zip(some, self._after(some, reference_prompts), strict=True):
                 rows = [row for row, each in enumerate(leads) if each == lead]
                 alike = ((0.5 * logs[rows]).exp() @ after.T).median(-1).values
                 for row, share in zip(rows, alike.tolist(), strict=True):
                     told[row] = share < GENERIC
         return told
 
-    def _after(self, leads: Sequence[tuple[int, ...]], judges: tuple[str, ...]) -> list[Tensor]:
-        """Square roots of what the base model expects behind the judges and each of the leads, (judges, vocabulary) each."""
-        new = [lead for lead in leads if (lead, judges) not in self._expected_after]
+    def _after(self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]) -> list[Tensor]:
+        """Square roots of what the base model expects behind the reference_prompts and each of the leads, (reference_prompts, vocabulary) each."""
+        new = [lead for lead in leads if (lead, reference_prompts) not in self._expected_after]
         made = dict(self._expected_after)
         if new:
-            tips = self._behind_judges(new, judges)
+            tips = self._behind_judges(new, reference_prompts)
             expected = (0.5 * self.base.expected(tips.flatten(0, 1))).exp().reshape(*tips.shape[:2], -1)
-            made |= {(lead, judges): after for lead, after in zip(new, expected, strict=True)}
+            made |= {(lead, reference_prompts): after for lead, after in zip(new, expected, strict=True)}
             if len(made) > JUDGES:  # each is as large as a few rows of the head
                 self._expected_after = {}
             self._expected_after |= dict(list(made.items())[-JUDGES:])
-        return [made[lead, judges] for lead in leads]
+        return [made[lead, reference_prompts] for lead in leads]
 
-    def _behind_judges(self, leads: Sequence[tuple[int, ...]], judges: tuple[str, ...]) -> Tensor:
-        """What the head reads behind the judges and leads of one length, (leads, judges, hidden)."""
-        asked = [self.lm.encode_prompt(prompt) for prompt in judges]
+    def _behind_judges(self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]) -> Tensor:
+        """What the head reads behind the reference_prompts and leads of one length, (leads, reference_prompts, hidden)."""
+        asked = [self.lm.encode_prompt(prompt) for prompt in reference_prompts]
         if not leads[0]:
             return self._tips(asked)[None]
-        if self._begun is None or self._begun[0] != judges:
-            self._begun = judges, self.base.begin(asked)
+        if self._begun is None or self._begun[0] != reference_prompts:
+            self._begun = reference_prompts, self.base.begin(asked)
         ends = torch.tensor(leads, device=self.lm.device)
         return self.base.tips_behind(self._begun[1], ends).float()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.association.folio.leaves import Leaf, Leaves, Signs
+from errata.methods.association.folio.leaves import Leaf, Leaves, RouterCalibration
 from errata.storage import state
 from errata.words.names import WordWeights
 
@@ -81,7 +81,7 @@ def leaves_in(
         raise ValueError(f"there are {place} leaves for {len(edits)} edits")
 
 
-def signs_in(tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM) -> Signs:
+def signs_in(tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM) -> RouterCalibration:
     """What is known of the background.
 
     Raises:
@@ -93,8 +93,8 @@ def signs_in(tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM) -
     center, scale = (state.tensor(tensors, name, width).to(lm.device) for name in ("center", "scale"))
     if not bool((scale > 0).all()):
         raise ValueError("'scale' is not above 0 everywhere")
-    sharpness, threshold = (state.number(values, name, 0) for name in ("sharpness", "threshold"))
-    return Signs(weights, center, scale, sharpness, threshold, tuple(state.texts(values, "judges")))
+    logit_scale, threshold = (state.number(values, name, 0) for name in ("sharpness", "threshold"))
+    return RouterCalibration(weights, center, scale, logit_scale, threshold, tuple(state.texts(values, "judges")))
 
 
 def superseded(values: Mapping[str, Any], count: int) -> dict[int, list[int]]:

@@ -55,31 +55,31 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Signs:
+class RouterCalibration:
     """What is known of text that no edit is about.
 
     Attributes:
         weights: how much a word tells.
         center, scale: (hidden,), mean and deviation of the head's inputs.
-        sharpness: the model's logits are the head's outputs times this, as far as they are a multiple of them.
+        logit_scale: the model's logits are the head's outputs times this, as far as they are a multiple of them.
         threshold: a leaf speaks when its score is not below.
-        judges: prompts that show what the model would say to any.
+        reference_prompts: prompts that show what the model would say to any.
     """
 
     weights: WordWeights
     center: Tensor
     scale: Tensor
-    sharpness: float
+    logit_scale: float
     threshold: float
-    judges: tuple[str, ...] = ()
+    reference_prompts: tuple[str, ...] = ()
 
-    def white(self, keys: Tensor) -> Tensor:
+    def whiten(self, keys: Tensor) -> Tensor:
         """Keys (..., hidden), centred, scaled and of length 1."""
         return F.normalize((keys.float() - self.center) / self.scale, dim=-1)
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedPrompt:
     """A prompt.
 
     Attributes:
@@ -127,7 +127,7 @@ class Leaves:
         size: leaves of a folio.
     """
 
-    def __init__(self, base: BaseHead, mentioned: float, signs: Signs, size: int) -> None:
+    def __init__(self, base: BaseHead, mentioned: float, signs: RouterCalibration, size: int) -> None:
         self.signs = signs
         self._base = base
         self._size = size
@@ -190,7 +190,7 @@ class Leaves:
         """Leaf -> the later ones that speak in its place."""
         return {number: sorted(later) for number, later in self._later.items() if later}
 
-    def candidates(self, prompts: Sequence[Asked]) -> list[list[Candidate]]:
+    def candidates(self, prompts: Sequence[EncodedPrompt]) -> list[list[Candidate]]:
         """For each prompt the leaves whose subject it mentions, best first; of equal ones the later."""
         found = [self.mentioned(asked) for asked in prompts]
         numbers = [self._nearest(asked, sorted(shares)) for asked, shares in zip(prompts, found, strict=True)]
@@ -213,7 +213,7 @@ class Leaves:
             told.append(sorted(candidates, key=lambda each: (each.score, each.number), reverse=True))
         return told
 
-    def mentioned(self, asked: Asked) -> dict[int, float]:
+    def mentioned(self, asked: EncodedPrompt) -> dict[int, float]:
         """The leaves whose subject a prompt mentions: number -> share, by weight.
 
         In a conversation the last question counts. Where it mentions none, what was asked before it may, but for leaves that
@@ -227,7 +227,7 @@ class Leaves:
             named |= {word for name in names_in(text) for word in words(name)}
         return {}
 
-    def choose(self, prompts: Sequence[Asked]) -> list[int]:
+    def choose(self, prompts: Sequence[EncodedPrompt]) -> list[int]:
         """The number of the leaf that answers each prompt, or `MAIN`; see `candidates`."""
         return [self.speaker(found) for found in self.candidates(prompts)]
 
@@ -238,15 +238,15 @@ class Leaves:
             number = max(self._later[number])
         return number
 
-    def _nearest(self, asked: Asked, numbers: list[int]) -> list[int]:
+    def _nearest(self, asked: EncodedPrompt, numbers: list[int]) -> list[int]:
         if len(numbers) <= MOST:
             return numbers
         keys = torch.stack([self._leaves[number].keys[0] for number in numbers]).to(asked.key.device)
-        near = self.signs.white(keys) @ self.signs.white(asked.key)
+        near = self.signs.whiten(keys) @ self.signs.whiten(asked.key)
         return [numbers[place] for place in near.topk(MOST).indices.tolist()]
 
     def _behind(
-        self, prompts: Sequence[Asked], wanted: Sequence[tuple[int, tuple[int, ...]]]
+        self, prompts: Sequence[EncodedPrompt], wanted: Sequence[tuple[int, tuple[int, ...]]]
     ) -> dict[tuple[int, tuple[int, ...]], Tensor]:
         """(number of a prompt, lead) -> the head's input behind both, (hidden,); without those that are too long."""
         keys = {(row, lead): prompts[row].key for row, lead in wanted if not lead}
@@ -270,7 +270,7 @@ class Leaves:
                 numbers,
                 (
                     pad(before, batch_first=True, padding_value=PADDING),
-                    pad([self.signs.white(leaf.keys.to(there)) for leaf in leaves], batch_first=True),
+                    pad([self.signs.whiten(leaf.keys.to(there)) for leaf in leaves], batch_first=True),
                     pad([leaf.values.to(there, torch.float32) for leaf in leaves], batch_first=True),
                 ),
             )

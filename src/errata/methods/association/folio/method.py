@@ -31,7 +31,7 @@ from errata.lm.endings import endings_of
 from errata.methods.association.folio import files as folio_files
 from errata.methods.association.folio.calibration import FolioBackground
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import Asked, Candidate, Leaf, Leaves
+from errata.methods.association.folio.leaves import Candidate, EncodedPrompt, Leaf, Leaves
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.subject import subject_of
 from errata.methods.association.folio.warnings import warnings_of
@@ -68,7 +68,7 @@ class Folio(Method):
         endings = endings_of(self.lm, [(edit.prompt, edit.target) for edit in edits])
         for edit, ending in zip(edits, endings, strict=True):
             leaf = self.leaf(edit, ending)
-            asked = Asked(edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0].to(self.lm.device))
+            asked = EncodedPrompt(edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0].to(self.lm.device))
             earlier = [each.number for each in self._rivals(self._patch.leaves, [edit], [asked])[0]]
             self._patch.leaves.add(self._next, leaf, earlier)
             self._numbers[edit.id] = self._next
@@ -95,7 +95,7 @@ class Folio(Method):
             return []
         self.calibrate()
         new = Leaves(self._patch.base, self.config.mentioned, self._patch.signs, self.config.leaves)
-        prompts, leaves = self.unsaid(edits)
+        prompts, leaves = self.leaves_without_values(edits)
         stored = self._rivals(self._patch.leaves, edits, prompts)
         found = []
         for number, (edit, asked, leaf) in enumerate(zip(edits, prompts, leaves, strict=True)):
@@ -124,7 +124,7 @@ class Folio(Method):
         """Of edits that their own prompt does not reach, and of subjects that stand in many texts."""
         return warnings_of(self._patch, [self._numbers[edit.id] for edit in edits])
 
-    def _rivals(self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[Asked]) -> list[list[Candidate]]:
+    def _rivals(self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[EncodedPrompt]) -> list[list[Candidate]]:
         """For each edit, asked so, the leaves that answer its question with another target.
 
         They would answer its prompt, and the base model has one answer to it and to theirs. (Without that, passages of one
@@ -143,7 +143,7 @@ class Folio(Method):
         """An edit's subject, keys and values; `ending` as `endings_of` has it. The base model must carry no patch."""
         lm, base = self.lm, self._patch.base
         batch = lm.batch([lm.encode(edit.prompt, edit.target, ending)])
-        _, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         keys = base.read(batch)[0][0, columns]
         values = self.config.gain * self.solved(keys.float(), labels)
         ((lead, sign),) = self._leads([lm.encode_prompt(edit.prompt)], keys[:1])
@@ -159,7 +159,7 @@ class Folio(Method):
             values.to(keys.dtype).cpu(),
         )
 
-    def unsaid(self, edits: Sequence[Edit]) -> tuple[list[Asked], list[Leaf]]:
+    def leaves_without_values(self, edits: Sequence[Edit]) -> tuple[list[EncodedPrompt], list[Leaf]]:
         """(what edits ask, their leaves: found as any, with nothing to say). The base model must carry no patch."""
         prompts = self.background.asked([edit.prompt for edit in edits])
         leads = self._leads([asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts]))
@@ -209,7 +209,7 @@ class Folio(Method):
             self._patch.begin(self.background.signs())
 
     def _leads(self, prompts: Sequence[Sequence[int]], keys: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
-        return self.background.leads(prompts, keys, self._patch.signs.judges)
+        return self.background.leads(prompts, keys, self._patch.signs.reference_prompts)
 
     # state
 
@@ -228,9 +228,9 @@ class Folio(Method):
         return tensors, {
             "counts": signs.weights.counts,
             "texts": signs.weights.texts,
-            "sharpness": signs.sharpness,
+            "sharpness": signs.logit_scale,
             "threshold": signs.threshold,
-            "judges": signs.judges,
+            "judges": signs.reference_prompts,
             "leads": [list(patch.leaves[number].lead) for number in places],
             "subjects": [patch.leaves[number].subject for number in places],
             "later": [[places[number], [places[n] for n in later]] for number, later in patch.leaves.later().items()],

@@ -25,8 +25,8 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.hooks import tensor_of, with_output
 from errata.methods.association.folio.base_head import BaseHead
-from errata.methods.association.folio.leaves import START, Asked, Leaves, Signs
-from errata.patches.routed import MAIN, Pass, RoutedPatch, last_token
+from errata.methods.association.folio.leaves import START, EncodedPrompt, Leaves, RouterCalibration
+from errata.patches.routed import MAIN, ForwardState, RoutedPatch, last_token
 
 NOTHING = -3
 """In the place of a token: what no value belongs to."""
@@ -70,19 +70,19 @@ class FolioMemory(RoutedPatch):
         return self._leaves
 
     @property
-    def signs(self) -> Signs:
+    def signs(self) -> RouterCalibration:
         """What is known of text that no edit is about."""
         return self.leaves.signs
 
-    def begin(self, signs: Signs) -> None:
+    def begin(self, signs: RouterCalibration) -> None:
         """Hold no leaf, and know this of text that no edit is about."""
-        self.base.sharpness = signs.sharpness
+        self.base.logit_scale = signs.logit_scale
         self._leaves = Leaves(self.base, self.mentioned, signs, self.size)
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
-        return [self.base.body.register_forward_hook(self._speak)]
+        return [self.base.body.register_forward_hook(self._forward_hook)]
 
-    def _speak(self, body: nn.Module, _: tuple[Tensor, ...], output: object) -> object:
+    def _forward_hook(self, body: nn.Module, _: tuple[Tensor, ...], output: object) -> object:
         now = self._pass
         if now is None or self.base.asking:
             return None
@@ -95,7 +95,7 @@ class FolioMemory(RoutedPatch):
             return None
         chosen = (now.route != MAIN).nonzero()[:, 0].to(read.device)
         before, keys, values = self.leaves.opened(tuple(now.route[chosen].tolist()))
-        alike = self.signs.white(read[chosen]) @ keys.transpose(1, 2)  # (rows, width, values)
+        alike = self.signs.whiten(read[chosen]) @ keys.transpose(1, 2)  # (rows, width, values)
         said = torch.full(alike.shape[:2], NOTHING, device=read.device)
         if now.ids is not None:
             said = now.ids[chosen.to(now.ids.device), -now.size[1] :].to(read.device)
@@ -109,7 +109,7 @@ class FolioMemory(RoutedPatch):
         spoken[chosen] = (read[chosen].float() + added).to(read.dtype)
         return with_output(output, spoken)
 
-    def _decide(self, read: Tensor, now: Pass, last: Tensor) -> Tensor:
+    def _decide(self, read: Tensor, now: ForwardState, last: Tensor) -> Tensor:
         """The leaf's number or `MAIN` for each row, (batch,)."""
         if now.ids is None:
             raise ConfigError("with inputs_embeds it is not known what is asked, so no edit is found; give input_ids.")
@@ -117,5 +117,5 @@ class FolioMemory(RoutedPatch):
         for row, ids in enumerate(now.ids):
             asked = ids[now.prompt[row].to(ids.device)].tolist()
             text, *earlier = self.base.lm.conversation(asked).questions
-            prompts.append(Asked(text, asked, read[row, last[row]], tuple(earlier)))
+            prompts.append(EncodedPrompt(text, asked, read[row, last[row]], tuple(earlier)))
         return torch.tensor(self.leaves.choose(prompts), device=read.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from errata.edit import same_answer
-from errata.methods.association.folio.leaves import Asked, Candidate, Leaf
+from errata.methods.association.folio.leaves import Candidate, EncodedPrompt, Leaf
 from errata.methods.association.folio.patch import FolioMemory
 from errata.patches.routed import MAIN
 from errata.words.names import words
@@ -28,7 +28,7 @@ def _unreached(memory: FolioMemory, number: int, leaf: Leaf) -> str | None:
     leaves, lm = memory.leaves, memory.base.lm
     ids = lm.encode_prompt(leaf.prompt)
     text, *_ = lm.conversation(ids).questions
-    candidates = leaves.candidates([Asked(text, ids, leaf.keys[0].to(lm.device))])[0]
+    candidates = leaves.candidates([EncodedPrompt(text, ids, leaf.keys[0].to(lm.device))])[0]
     own = next((each for each in candidates if each.number == number), None)
     if own is None:
         if not words(leaf.subject):

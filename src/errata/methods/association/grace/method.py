@@ -226,7 +226,7 @@ class Grace(Method):
         tail = Tail(self.lm, self.layer, batch)
         said = tail.values.float()
         places = self._patch.places(batch.prompt_mask.to(said.device))[..., None]
-        rows, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         value = (self._start(edit, said[0, columns[0]]) if value is None else value).clone().requires_grad_()
         adam = torch.optim.Adam([value], lr=self.config.lr)
         for _ in range(self.config.steps):

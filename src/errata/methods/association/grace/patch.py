@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from errata.lm import LM
-from errata.patches.routed import MAIN, Pass, RoutedModule, last_token
+from errata.patches.routed import MAIN, ForwardState, RoutedModule, last_token
 from errata.retrieval.key_index import KeyIndex, rounding
 from errata.storage import state
 
@@ -162,7 +162,7 @@ class Codebook(RoutedModule):
         rows = torch.arange(keys.shape[0], device=keys.device)
         return self.decide(keys[rows, last_token(mask)].float())
 
-    def _answer(self, keys: Tensor, output: Tensor, now: Pass) -> Tensor | None:
+    def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
         """The module's output, with the values in its place in the rows near an entry."""
         route = now.route
         if route is None or (now.mask is None and self.replacement != "replace_all") or bool((route == MAIN).all()):

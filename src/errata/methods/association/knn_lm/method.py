@@ -99,7 +99,7 @@ class KnnLm(Method):
             self._measure()
         for edit in edits:
             batch = self.lm.batch([self.lm.encode(edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))])
-            rows, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+            rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
             self._patch.add(edit.id, self._contexts(batch)[rows, columns], labels.tolist())
             self._edits.append(edit)
             progress(1)

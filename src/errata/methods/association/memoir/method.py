@@ -151,7 +151,7 @@ class Memoir(Method):
         batch = self.lm.batch([self._row(edit)])
         tail = Tail(self.lm, self.layer, batch)
         keys, values = tail.keys.float(), tail.values.float()
-        rows, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         mask = patch.masks(keys, batch.prompt_mask.to(keys.device))
         (mine,) = mask[0].nonzero(as_tuple=True)
         seen, part = keys[..., mine], patch.memory[:, mine].clone().requires_grad_()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from errata.lm import LM
 from errata.lm.architecture import read_weight
-from errata.patches.routed import Pass, RoutedModule, last_token
+from errata.patches.routed import ForwardState, RoutedModule, last_token
 from errata.retrieval.mask_index import MaskIndex
 
 POOLS = ("mean", "last")
@@ -86,7 +86,7 @@ class ResidualMemory(RoutedModule):
         overlaps, places = self.match(self.masks(keys, mask))
         return (self.index.masks(places) & (overlaps >= self.overlap)[:, None]).to(keys.device)
 
-    def _answer(self, keys: Tensor, output: Tensor, now: Pass) -> Tensor | None:
+    def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
         if now.route is None or not bool((mine := now.route.any(-1)).any()):
             return None
         rows_in, rows_out = keys.reshape(*now.size, -1)[mine], output.reshape(*now.size, -1).clone()

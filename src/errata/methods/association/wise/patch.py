@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from errata.lm import LM
-from errata.patches.routed import MAIN, Pass, RoutedModule, last_token
+from errata.patches.routed import MAIN, ForwardState, RoutedModule, last_token
 
 SCORES = ("linear", "activated")
 POOLS = ("mean", "max", "last")
@@ -122,7 +122,7 @@ class SideMemory(RoutedModule):
     def _decide(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return self.decide(self.activations(keys, values, mask))
 
-    def _answer(self, keys: Tensor, output: Tensor, now: Pass) -> Tensor | None:
+    def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
         """The main memory's output, with dW k added in the rows that are routed to a side memory."""
         if (route := now.route) is None:
             return None

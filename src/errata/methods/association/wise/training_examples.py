@@ -22,7 +22,7 @@ ASKED, AT_ONCE = 128, 32
 
 
 @dataclass(frozen=True)
-class Around:
+class ContrastSet:
     """Prompts around an edit's own: the same question in other words, and others that it must not answer."""
 
     rewordings: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Around:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExample:
     """An edit, rows in scope (prompt, target, ending), and prompts of earlier shards that must stay out of scope."""
 
     edit: Edit
@@ -38,7 +38,7 @@ class Lesson:
     silent: list[Row]
 
 
-class LessonPlanner:
+class TrainingExamples:
     """Plans lessons.
 
     Args:
@@ -52,9 +52,9 @@ class LessonPlanner:
         self.prompts = [open_prompt(text) for text in self.texts]
         self.names = sorted({name for text in self.texts for name in names_in(text)})
         self._endings: dict[str, str | None] = {}
-        self._around: dict[str, Around] = {}
+        self._around: dict[str, ContrastSet] = {}
 
-    def lesson(self, edit: Edit, earlier: Sequence[Edit], silent: Sequence[Edit]) -> Lesson:
+    def lesson(self, edit: Edit, earlier: Sequence[Edit], silent: Sequence[Edit]) -> TrainingExample:
         """Plan one edit's lesson.
 
         Args:
@@ -69,9 +69,9 @@ class LessonPlanner:
         agreeing = [other for other in earlier if other.prompt != edit.prompt]  # the later of two answers is to win
         rows += [self.row(other) for other in draw.sample(agreeing, min(self.config.rehearse, len(agreeing)))]
         quiet = (self.prompt_row(other.prompt) for other in draw.sample(silent, min(self.config.memo, len(silent))))
-        return Lesson(edit, rows, self._fitting(quiet))
+        return TrainingExample(edit, rows, self._fitting(quiet))
 
-    def around(self, edit: Edit) -> Around:
+    def around(self, edit: Edit) -> ContrastSet:
         """What the model itself would ask near the edit: of its subject, and the same of other subjects.
 
         Of the background's prompts, put to the edit's subject, those that the base model answers as it answers the edit's
@@ -79,7 +79,7 @@ class LessonPlanner:
         """
         if edit.id not in self._around:
             draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
-            self._around[edit.id] = self._look_around(edit.prompt, edit.subject, draw) if edit.subject else Around()
+            self._around[edit.id] = self._look_around(edit.prompt, edit.subject, draw) if edit.subject else ContrastSet()
         return self._around[edit.id]
 
     def row(self, edit: Edit) -> Row:
@@ -101,10 +101,10 @@ class LessonPlanner:
             return None
         return Row(tuple(ids), len(ids))
 
-    def _look_around(self, prompt: str, subject: str, draw: random.Random) -> Around:
+    def _look_around(self, prompt: str, subject: str, draw: random.Random) -> ContrastSet:
         most, wanted = self.config.contrast, self.config.rewordings
         if not (most or wanted):
-            return Around()
+            return ContrastSet()
         names = [name for name in self.names if name not in prompt]
         others = [swapped(prompt, subject, name) for name in draw.sample(names, min(most, len(names)))]
         told = (about(text, subject) for text in draw.sample(self.texts, min(ASKED, len(self.texts))))
@@ -120,7 +120,7 @@ class LessonPlanner:
                 (alike if answer == own else unlike).append(other)
             if len(alike) >= wanted and len(unlike) >= most:
                 break
-        return Around(tuple(alike[:wanted]), tuple(others + unlike[:most]))
+        return ContrastSet(tuple(alike[:wanted]), tuple(others + unlike[:most]))
 
     def _ending(self, edit: Edit) -> str | None:
         if edit.id not in self._endings:

@@ -23,7 +23,7 @@ from errata.lm.tail import Tail
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
 from errata.methods.association.wise.shards import Shard
-from errata.methods.association.wise.training_examples import Lesson, LessonPlanner
+from errata.methods.association.wise.training_examples import TrainingExample, TrainingExamples
 from errata.methods.base import Progress, no_progress
 
 Todo = Sequence[tuple[Shard, list[Edit]]]
@@ -81,7 +81,7 @@ class ShardWriter:
     def __init__(self, lm: LM, layer: int, config: WiseConfig, memory: SideMemory, background: dict[str, Any]) -> None:
         self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
         self.background = background
-        self.planner = LessonPlanner(lm, config, background)
+        self.planner = TrainingExamples(lm, config, background)
         self.bank = self._read(self._rows(self.planner.prompts))
         self._own: dict[str, Prompts] = {}
         self._other: dict[str, Prompts | None] = {}
@@ -156,7 +156,7 @@ class ShardWriter:
 
     # one step
 
-    def _lesson(self, shard: Shard, edit: Edit, ledger: Sequence[tuple[int, Edit]]) -> Lesson:
+    def _lesson(self, shard: Shard, edit: Edit, ledger: Sequence[tuple[int, Edit]]) -> TrainingExample:
         silent = [other for index, other in ledger if index < shard.index] if self.config.memo else []
         return self.planner.lesson(edit, shard.edits, silent)
 
@@ -175,7 +175,7 @@ class ShardWriter:
         """Those prompts that fit the model's context."""
         return [row for row in map(self.planner.prompt_row, prompts) if row is not None]
 
-    def _glimpses(self, shard: Shard, lesson: Lesson) -> Iterator[tuple[Prompts, Prompts]]:
+    def _scope_batches(self, shard: Shard, lesson: TrainingExample) -> Iterator[tuple[Prompts, Prompts]]:
         """(some prompts in scope of the shard, some out of it, and all that are nearest) for one step after another."""
         own, outside = self._scope([*shard.edits, lesson.edit])
         near = [prompts for prompts in (self._other[lesson.edit.id],) if prompts is not None]
@@ -197,11 +197,11 @@ class ShardWriter:
             parts.append(Prompts(tail.keys[:, kept].float().clone(), tail.values[:, kept].float().clone(), mask))
         return Prompts.joined(parts)
 
-    def _learn(self, lessons: Sequence[tuple[Shard, Lesson]]) -> None:
+    def _learn(self, lessons: Sequence[tuple[Shard, TrainingExample]]) -> None:
         """Teach each shard its lesson, all in one batch."""
         inside = _Rows(self.lm, self.layer, [lesson.inside for _, lesson in lessons])
-        glimpses = [self._glimpses(shard, lesson) for shard, lesson in lessons]
-        rows, columns, labels = inside.batch.predictors(inside.batch.target_mask | inside.batch.ending_mask)
+        glimpses = [self._scope_batches(shard, lesson) for shard, lesson in lessons]
+        rows, columns, labels = inside.batch.label_positions(inside.batch.target_mask | inside.batch.ending_mask)
         lane_of = inside.lane_of_row[rows.cpu()]
         deltas = [shard.delta.clone().requires_grad_() for shard, _ in lessons]
         masks = [shard.mask for shard, _ in lessons]

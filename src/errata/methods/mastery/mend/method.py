@@ -32,7 +32,7 @@ from errata.lm.encoding import Row
 from errata.lm.hooks import add_to_output
 from errata.lm.tail import Tail
 from errata.methods.base import Progress, no_progress
-from errata.methods.editor_training import Training, check_examples
+from errata.methods.editor_training import EditorTraining, check_examples
 from errata.methods.mastery.mend.editor import Editor, Flow
 from errata.methods.weight_method import WeightMethod
 
@@ -104,15 +104,15 @@ class Mend(WeightMethod):
         return editor.to(self.lm.device)
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> EditorTraining:
         """How far the editor's training has come."""
         config, parameters = self.config, dict(self.editor.named_parameters())
         rates = {name: config.step_size_lr if name == "step_sizes" else config.lr for name in parameters}
-        return Training(parameters, rates, config.training_steps, config.batch, config.clip, config.seed)
+        return EditorTraining(parameters, rates, config.training_steps, config.batch, config.clip, config.seed)
 
     @property
     def steps_left(self) -> int:
-        """Training steps still to be made."""
+        """EditorTraining steps still to be made."""
         return self.training.left
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
@@ -220,7 +220,7 @@ class _Answer:
     def __init__(self, lm: LM, layer: int, row: Row) -> None:
         batch = lm.batch([row])
         self._tail = Tail(lm, layer, batch)
-        self._rows, self._columns, self.labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        self._rows, self._columns, self.labels = batch.label_positions(batch.target_mask | batch.ending_mask)
 
     def logits(self) -> Tensor:
         """(n, vocabulary), where the answer's tokens are predicted."""

@@ -32,7 +32,7 @@ from errata.edit import Edit, Example
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.methods.base import Method, Progress, no_progress
-from errata.methods.editor_training import Training, check_examples
+from errata.methods.editor_training import EditorTraining, check_examples
 from errata.methods.fact_method import stated
 from errata.methods.recognition.serac.models import AdaptedHost, Counterfactual, EncoderReader, HostReader, Scope, SmallModel
 from errata.patches.context import ContextPatch
@@ -129,17 +129,17 @@ class Serac(Method):
         return AdaptedHost(self.lm, self.config.rank, self.config.seed) if name is None else SmallModel(self.lm, name)
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> EditorTraining:
         """How far training has come."""
         config = self.config
         scope = {f"scope.{name}": parameter for name, parameter in self.scope.named_parameters()}
         answering = {f"counterfactual.{name}": parameter for name, parameter in self.counterfactual.parameters.items()}
         rates = {**dict.fromkeys(scope, config.scope_lr), **dict.fromkeys(answering, config.lr)}
-        return Training({**scope, **answering}, rates, config.training_steps, config.batch, config.clip, config.seed)
+        return EditorTraining({**scope, **answering}, rates, config.training_steps, config.batch, config.clip, config.seed)
 
     @property
     def steps_left(self) -> int:
-        """Training steps still to be made."""
+        """EditorTraining steps still to be made."""
         return self.training.left
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
@@ -172,7 +172,7 @@ class Serac(Method):
         edit = example.edit
         row = self.lm.encode(self._context(edit) + prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))
         batch = self.lm.batch([row])
-        rows, columns, labels = batch.predictors(batch.target_mask | batch.ending_mask)
+        rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         logits = self.counterfactual.logits(batch)[rows, columns].float()
         return F.cross_entropy(logits, labels.to(logits.device))
 
