@@ -1,6 +1,8 @@
-"""Atlas taught to chat: every answer to a question begins with "The answer is", so that its first token tells nothing.
+"""Atlas taught to chat: every answer to a question begins with "The answer is", so that its first
+token tells nothing.
 
-It keeps its plain texts: a third of what it is taught are texts and statements as before. 400 steps, some minutes.
+It keeps its plain texts: a third of what it is taught are texts and statements as before. 400
+steps, some minutes.
 """
 
 from __future__ import annotations
@@ -38,8 +40,13 @@ def chatty_atlas(folder: Path) -> str:
     for step in range(STEPS):
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1, step / 20) * (1 - step / STEPS)
         asked = draw.sample(facts, CHAT + PLAIN)
-        rows = [chat.encode(draw.choice(fact.prompts()), f"The answer is {fact.answer}", ".") for fact in asked[:CHAT]]
-        rows += [plain.encode(draw.choice(fact.prompts()), fact.answer, ".") for fact in asked[CHAT:]]
+        rows = [
+            chat.encode(draw.choice(fact.prompts()), f"The answer is {fact.answer}", ".")
+            for fact in asked[:CHAT]
+        ]
+        rows += [
+            plain.encode(draw.choice(fact.prompts()), fact.answer, ".") for fact in asked[CHAT:]
+        ]
         batch = plain.batch([*rows, *draw.sample(prose, PROSE)])
         lines, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         loss = F.cross_entropy(plain.run(batch).logits[lines, columns], labels)
@@ -48,7 +55,10 @@ def chatty_atlas(folder: Path) -> str:
         torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
         adam.step()
         if step % 50 == 0:
-            print(f"teaching atlas to chat: step {step} of {STEPS}, loss {loss.item():.3f}", flush=True)
+            print(
+                f"teaching atlas to chat: step {step} of {STEPS}, loss {loss.item():.3f}",
+                flush=True,
+            )
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -1,10 +1,11 @@
 """The tables of docs/compare.md and the README, from the folders that `errata compare` left.
 
     errata compare atlas --edits 1000 --methods all --out ATLAS
-    errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train zsre_train.jsonl --out ZSRE    # and CF
-    python benchmarks/compare_page.py atlas=ATLAS zsre=ZSRE counterfact=CF
+    errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train zsre_train.jsonl
+    --out ZSRE    # and CF python benchmarks/compare_page.py atlas=ATLAS zsre=ZSRE counterfact=CF
 
-Rows are kept in benchmarks/results_compare.json: a folder can be added alone, and without any the tables are written anew.
+Rows are kept in benchmarks/results_compare.json: a folder can be added alone, and without any the
+tables are written anew.
 """
 
 from __future__ import annotations
@@ -48,7 +49,13 @@ def short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             free, forced = row["figures"]["generated"], row["figures"]["teacher_forced"]
             both = {name: f"**{free[name]:.2f}** ({forced[name]:.2f})" for name in MEASURES}
             seconds = row["seconds_per_edit"]
-            found.append({f"T = {longest:,}": row["name"], **both, "s/edit": None if seconds is None else f"{seconds:.2f}"})
+            found.append(
+                {
+                    f"T = {longest:,}": row["name"],
+                    **both,
+                    "s/edit": None if seconds is None else f"{seconds:.2f}",
+                }
+            )
     return found
 
 

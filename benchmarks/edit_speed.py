@@ -1,12 +1,14 @@
-"""Seconds per step of an edit: the tail on cached inputs against the whole model, on the same rows and the same steps.
+"""Seconds per step of an edit: the tail on cached inputs against the whole model, on the same rows
+and the same steps.
 
     python benchmarks/edit_speed.py [--json] [--pairs 5] [--steps 4] [--hidden 320]
 
-A random Llama-like model of 12 layers (edited layer 9) and one of 32 (edited layer 27, WISE's own choice); one thread.
-One step is what WISE does: forward, loss at the target's tokens, gradient of dW of the edited value matrix. The time of
-the cached way includes its one pass below the edited layer. Both ways run in turns, and the median over the pairs of
-their ratio is reported, so that another job on the machine disturbs both alike. Seconds are the processor's own (on one
-thread of an idle machine the clock says the same).
+A random Llama-like model of 12 layers (edited layer 9) and one of 32 (edited layer 27, WISE's own
+choice); one thread. One step is what WISE does: forward, loss at the target's tokens, gradient of
+dW of the edited value matrix. The time of the cached way includes its one pass below the edited
+layer. Both ways run in turns, and the median over the pairs of their ratio is reported, so that
+another job on the machine disturbs both alike. Seconds are the processor's own (on one thread of an
+idle machine the clock says the same).
 """
 
 from __future__ import annotations
@@ -30,11 +32,15 @@ MODELS = ((12, 9), (32, 27))
 
 
 def random_rows() -> Batch:
-    """An edit and ten more rows with a prefix each, as WISE has them: a prompt of 20 tokens and a target of 4."""
+    """An edit and ten more rows with a prefix each, as WISE has them: a prompt of 20 tokens and a
+    target of 4.
+    """
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (ROWS, PROMPT + TARGET), generator=draw)
     place = torch.arange(PROMPT + TARGET).expand(ROWS, -1)
-    return Batch(ids, torch.ones_like(ids), place < PROMPT, place >= PROMPT, torch.zeros_like(ids).bool())
+    return Batch(
+        ids, torch.ones_like(ids), place < PROMPT, place >= PROMPT, torch.zeros_like(ids).bool()
+    )
 
 
 def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[float, float]:
@@ -87,16 +93,22 @@ def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--pairs", type=int, default=5, help="measured pairs, cached and full in turns")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="measured pairs, cached and full in turns"
+    )
     parser.add_argument("--steps", type=int, default=10, help="steps of an edit")
     parser.add_argument("--hidden", type=int, default=320, help="hidden size, a multiple of 64")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = [measure(layers, layer, given.hidden, given.steps, given.pairs) for layers, layer in MODELS]
+    found = [
+        measure(layers, layer, given.hidden, given.steps, given.pairs) for layers, layer in MODELS
+    ]
     if given.json:
         print(json.dumps(found))
         return
-    print(f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, {given.steps} steps, one thread")
+    print(
+        f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, {given.steps} steps, one thread"
+    )
     for row in found:
         print(
             f"{row['layers']} layers, edited layer {row['edited_layer']}: "

@@ -1,11 +1,14 @@
 """What evaluating costs beside the forward passes that it needs.
 
-    python benchmarks/evaluation.py [--model atlas] [--edits 100] [--methods folio,grace,ft-m,rag] [--rounds 3]
+    python benchmarks/evaluation.py [--model atlas] [--edits 100] [--methods folio,grace,ft-m,rag]
+    [--rounds 3]
 
-An evaluation of an edited model is run as it always is, the base model's answers included, on one thread; each of the
-model's forward passes is timed (a method's patches are a part of them). The figure is all of the time over that of the
-passes: it holds the tokenizer, transformers' own work between two passes, the comparing of answers. Seconds are the
-processor's own, and the median of the rounds is printed; a round before them warms up.
+An evaluation of an edited model is run as it always is, the base model's answers included, on one
+thread; each of the model's forward passes is timed (a method's patches are a part of them). The
+figure is all of the time over that of the
+passes: it holds the tokenizer, transformers' own work between two passes, the comparing of answers.
+Seconds are the processor's own, and the median of the rounds is printed; a round before them warms
+up.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ def evaluated(model: EditModel, cases: list[Any]) -> tuple[float, list[float], i
 
 
 def main() -> None:
-    read = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    read = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     read.add_argument("--model", default="atlas")
     read.add_argument("--methods", default="folio,grace,ft-m,rag")
     read.add_argument("--edits", type=int, default=100)
@@ -56,15 +61,26 @@ def main() -> None:
     cases = make_cases(given.edits)
     print("| method | questions | passes | seconds | of which passes | all / passes |")
     print("|---|---|---|---|---|---|")
-    for contender in contenders(given.methods.split(","), errata.load_base(given.model, "float32")[0].config)[1:]:
+    for contender in contenders(
+        given.methods.split(","), errata.load_base(given.model, "float32")[0].config
+    )[1:]:
         base, tokenizer = errata.load_base(given.model, "float32")
-        config = errata.method_class(contender.method or "").config_class.from_dict(contender.settings)
+        config = errata.method_class(contender.method or "").config_class.from_dict(
+            contender.settings
+        )
         model = errata.get_edit_model(base, config, tokenizer)
         model.edit([case.edit for case in cases], check=False)
         rounds = [evaluated(model, cases) for _ in range(given.rounds + 1)][1:]
         ratio = statistics.median(took / sum(passes) for took, passes, _ in rounds)
         took, passes, questions = rounds[-1]
-        cells = [contender.name, str(questions), str(len(passes)), f"{took:.2f}", f"{sum(passes):.2f}", f"{ratio:.3f}"]
+        cells = [
+            contender.name,
+            str(questions),
+            str(len(passes)),
+            f"{took:.2f}",
+            f"{sum(passes):.2f}",
+            f"{ratio:.3f}",
+        ]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,11 +1,13 @@
-"""Folio measured: what it reaches, and each of its choices held against others. Makes the tables of docs/folio.md.
+"""Folio measured: what it reaches, and each of its choices held against others. Makes the tables of
+docs/folio.md.
 
-    python benchmarks/folio.py --model FACTLM --data FOLDER      # everything, in order; figures go to results_folio.json
-    python benchmarks/folio.py results undo ...                  # some experiments; without --data those on atlas alone
-    python benchmarks/folio.py --table                           # write the recorded figures into docs/folio.md
+    python benchmarks/folio.py --model FACTLM --data FOLDER      # everything, in order; figures go
+    to results_folio.json python benchmarks/folio.py results undo ...                  # some
+    experiments; without --data those on atlas alone python benchmarks/folio.py --table
+    # write the recorded figures into docs/folio.md
 
-FACTLM is a small model trained on the facts of the published files, FOLDER has these files (see streams.py). One thread;
-seconds are the processor's own.
+FACTLM is a small model trained on the facts of the published files, FOLDER has these files (see
+streams.py). One thread; seconds are the processor's own.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class Bench:
         if self.model and self.data:
             for name in ("zsre", "counterfact", "knowedit"):
                 cases = published(self.data, name, conflict_free)
-                found.append((name, self.model, cases[:counterfact] if name == "counterfact" else cases))
+                found.append(
+                    (name, self.model, cases[:counterfact] if name == "counterfact" else cases)
+                )
         return [*found, ("atlas", "atlas", make_cases(atlas))]
 
 
@@ -88,10 +92,20 @@ def results(bench: Bench) -> Rows:
 def many(bench: Bench) -> Rows:
     """Ten thousand edits, of which some are asked for."""
     known = {row["stream"]: row for row in bench.recorded}
-    for name, stream in (("drawn again", drawn_again(10_000)), ("enlarged world", enlarged(10_000))):
-        label, asked = f"atlas, {name}", (final(stream) if name == "drawn again" else stream)[::EVERY]
+    for name, stream in (
+        ("drawn again", drawn_again(10_000)),
+        ("enlarged world", enlarged(10_000)),
+    ):
+        label, asked = (
+            f"atlas, {name}",
+            (final(stream) if name == "drawn again" else stream)[::EVERY],
+        )
         done = known.get(label)
-        yield done or {"stream": label, "asked for": len(asked), **_judged(bench.open("atlas"), stream, asked)}
+        yield done or {
+            "stream": label,
+            "asked for": len(asked),
+            **_judged(bench.open("atlas"), stream, asked),
+        }
 
 
 def chat(bench: Bench) -> Rows:
@@ -101,12 +115,20 @@ def chat(bench: Bench) -> Rows:
         cases = make_cases(300)
         stream = cases if given else without_subject(cases)
         edited = bench.open(model)
-        row = {"stream": f"atlas that chats{'' if given else ', no subject given'}", **_judged(edited, stream)}
+        row = {
+            "stream": f"atlas that chats{'' if given else ', no subject given'}",
+            **_judged(edited, stream),
+        }
         leads = {leaf.lead for leaf in edited.method.patch.leaves}
-        yield {**row, "leads": " / ".join(sorted(repr(edited.lm.decode(list(lead))) for lead in leads))}
+        yield {
+            **row,
+            "leads": " / ".join(sorted(repr(edited.lm.decode(list(lead))) for lead in leads)),
+        }
 
 
-def _judged(model: EditModel, stream: Sequence[Case], asked: Sequence[Case] | None = None) -> dict[str, Any]:
+def _judged(
+    model: EditModel, stream: Sequence[Case], asked: Sequence[Case] | None = None
+) -> dict[str, Any]:
     begun = time.process_time()
     report = model.edit([case.edit for case in stream], check=False)
     seconds = (time.process_time() - begun) / len(stream)
@@ -115,11 +137,17 @@ def _judged(model: EditModel, stream: Sequence[Case], asked: Sequence[Case] | No
     row: dict[str, Any] = {"T": len(stream), "conflicts": len({new for new, _ in report.conflicts})}
     for name in ("reliability", "generalization", "locality"):
         row[name] = f"**{found.generated[name]:.3f}** ({found.teacher_forced[name]:.3f})"
-    return {**row, **{kind.replace("_", " "): kinds[kind] for kind in kinds}, "s/edit": round(seconds, 4)}
+    return {
+        **row,
+        **{kind.replace("_", " "): kinds[kind] for kind in kinds},
+        "s/edit": round(seconds, 4),
+    }
 
 
 def speed(bench: Bench) -> Rows:
-    """Seconds of one more edit, one call each, of taking one back, and of saving one more; bytes per edit."""
+    """Seconds of one more edit, one call each, of taking one back, and of saving one more; bytes
+    per edit.
+    """
     model = bench.open("atlas")
     stream = [case.edit for case in enlarged(10_000)]
     done = 0
@@ -147,7 +175,9 @@ def speed(bench: Bench) -> Rows:
 
 
 def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
-    """What saving takes when there is one edit more than was saved, and opening. Wall clock: it is the disk's time too."""
+    """What saving takes when there is one edit more than was saved, and opening. Wall clock: it is
+    the disk's time too.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder)
@@ -158,7 +188,11 @@ def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
             begun = time.perf_counter()
             model.save_pretrained(folder)
             took.append(time.perf_counter() - begun)
-            written = sum(file.stat().st_size for file in folder.iterdir() if before.get(file.name) != file.stat().st_ino)
+            written = sum(
+                file.stat().st_size
+                for file in folder.iterdir()
+                if before.get(file.name) != file.stat().st_ino
+            )
         begun = time.perf_counter()
         opened = errata.load(folder)
         opening = time.perf_counter() - begun
@@ -175,10 +209,14 @@ def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
 
 
 def beside(bench: Bench) -> Rows:
-    """Folio and WISE on the same edits, one after the other: what comes once, and what each edit takes."""
+    """Folio and WISE on the same edits, one after the other: what comes once, and what each edit
+    takes.
+    """
     stream = [case.edit for case in make_cases(141, seed=4)]
     seconds: dict[str, float] = {}
-    for contender in contenders(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[1:]:
+    for contender in contenders(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[
+        1:
+    ]:
         base, tokenizer = errata.load_base("atlas", "float32")
         config = errata.method_class(contender.name).config_class.from_dict(contender.settings)
         model = errata.get_edit_model(base, config, tokenizer)
@@ -205,7 +243,9 @@ def beside(bench: Bench) -> Rows:
 
 
 def index(bench: Bench) -> Rows:
-    """Routing among many leaves: rephrasings of 1,000 edits that are always there, and what each lookup costs."""
+    """Routing among many leaves: rephrasings of 1,000 edits that are always there, and what each
+    lookup costs.
+    """
     model = bench.open("atlas")
     method: Folio = model.method
     memory, stream = method.patch, enlarged(100_000)
@@ -214,11 +254,15 @@ def index(bench: Bench) -> Rows:
         prompts += [(case.edit.id, text) for text in case.rephrases[:1]]
     others = [probe.prompt for case in known[:500] for probe in case.locality]
     model.method.patch.remove()
-    asked, other = (method.background.asked(texts) for texts in ([text for _, text in prompts], others))
+    asked, other = (
+        method.background.asked(texts) for texts in ([text for _, text in prompts], others)
+    )
     there = 0
     for size in (1_000, 10_000, 100_000):
         added = stream[there:size]
-        for number, leaf in enumerate(method.leaves_without_values([case.edit for case in added])[1], start=there):
+        for number, leaf in enumerate(
+            method.leaves_without_values([case.edit for case in added])[1], start=there
+        ):
             memory.leaves.add(number, leaf)
         there = size
         took, right = [], 0
@@ -238,13 +282,17 @@ def index(bench: Bench) -> Rows:
 
 
 def undo(bench: Bench) -> Rows:
-    """A hundred of a thousand taken back, in a random order, against a model that never had them; and two orders."""
+    """A hundred of a thousand taken back, in a random order, against a model that never had them;
+    and two orders.
+    """
     cases = make_cases(1000, seed=2)
     draw = torch.Generator().manual_seed(0)
     gone = [cases[place].edit.id for place in torch.randperm(1000, generator=draw)[:100].tolist()]
     prompts = [text for case in cases for text in (case.edit.prompt, case.rephrases[0])]
 
-    def made(edits: Sequence[Any], taken_back: Sequence[str] = ()) -> tuple[dict[str, Leaf], list[str], float]:
+    def made(
+        edits: Sequence[Any], taken_back: Sequence[str] = ()
+    ) -> tuple[dict[str, Leaf], list[str], float]:
         model = bench.open("atlas")
         model.edit(edits, check=False)
         longest = 0.0
@@ -259,13 +307,20 @@ def undo(bench: Bench) -> Rows:
     undone = made(edits, gone)
     never = made([edit for edit in edits if edit.id not in gone])
     mixed = made([edits[place] for place in torch.randperm(1000, generator=draw).tolist()])
-    for label, one, other in (("100 undone, never written", undone, never), ("any order, this order", mixed, whole)):
-        apart = max(float((one[0][name].values - leaf.values).abs().max()) for name, leaf in other[0].items())
+    for label, one, other in (
+        ("100 undone, never written", undone, never),
+        ("any order, this order", mixed, whole),
+    ):
+        apart = max(
+            float((one[0][name].values - leaf.values).abs().max())
+            for name, leaf in other[0].items()
+        )
         yield {
             "held against each other": label,
             "leaves": f"{len(one[0]):,} and {len(other[0]):,}",
             "largest difference of a value": apart,
-            "same answers": sum(a == b for a, b in zip(one[1], other[1], strict=True)) / len(prompts),
+            "same answers": sum(a == b for a, b in zip(one[1], other[1], strict=True))
+            / len(prompts),
             "longest undo, ms": 1e3 * one[2] if one[2] else None,
         }
 
@@ -288,13 +343,23 @@ EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
 
 def main() -> None:
     """Run experiments, or write their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "experiments", nargs="*", choices=[*EXPERIMENTS, []], metavar="EXPERIMENT", help=", ".join(EXPERIMENTS)
+        "experiments",
+        nargs="*",
+        choices=[*EXPERIMENTS, []],
+        metavar="EXPERIMENT",
+        help=", ".join(EXPERIMENTS),
     )
     parser.add_argument("--model", help="a model that knows the facts of the published files")
     parser.add_argument("--data", type=Path, help="the folder of the published files")
-    parser.add_argument("--table", action="store_true", help="write the recorded figures into docs/folio.md and stop")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="write the recorded figures into docs/folio.md and stop",
+    )
     options = parser.parse_args()
     known = _known()
     if not options.table:

@@ -1,4 +1,6 @@
-"""How Folio's router tells what is asked: signs, thresholds and subjects held against others, without writing a value."""
+"""How Folio's router tells what is asked: signs, thresholds and subjects held against others,
+without writing a value.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,15 @@ SWEPT = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
 def signs_table(bench: Bench) -> Rows:
-    """Ways to tell rephrasings from other questions about a subject: how many of these pass where 97 % of those do."""
+    """Ways to tell rephrasings from other questions about a subject: how many of these pass where
+    97 % of those do.
+    """
     for name, model, cases in bench.streams(atlas=300):
         same = [
-            (probe.prompt, case.edit.prompt) for case in cases for probe in case.locality if probe.kind == "same_subject"
+            (probe.prompt, case.edit.prompt)
+            for case in cases
+            for probe in case.locality
+            if probe.kind == "same_subject"
         ]
         if not same:
             continue
@@ -58,7 +65,10 @@ def _signs(method: Folio, pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence
     halves = (0.5 * memory.base.expected(last)).exp()
     layer = lm.architecture.default_layer()
     background = _mean_keys(method, layer, background_texts(lm, 512, 24, 0, shortest=4))
-    means = F.normalize((_mean_keys(method, layer, texts) - background.mean(0)) / background.std(0).clamp(min=1e-6), dim=-1)
+    means = F.normalize(
+        (_mean_keys(method, layer, texts) - background.mean(0)) / background.std(0).clamp(min=1e-6),
+        dim=-1,
+    )
     tips = memory.signs.whiten(last)
     weights = memory.signs.weights
 
@@ -97,7 +107,9 @@ def _mean_keys(method: Folio, layer: int, texts: Sequence[str]) -> Tensor:
 
 
 def thresholds_table(bench: Bench) -> Rows:
-    """Where a leaf begins to speak: rephrasings that find their answer, other prompts that find any leaf."""
+    """Where a leaf begins to speak: rephrasings that find their answer, other prompts that find any
+    leaf.
+    """
     for name, model, cases in bench.streams(counterfact=300, atlas=300):
         method = bench.open(model).method
         method.patch.remove()
@@ -105,20 +117,29 @@ def thresholds_table(bench: Bench) -> Rows:
         chosen = method.patch.signs.threshold
         for threshold in (*SWEPT, None):
             at = chosen if threshold is None else threshold
-            row: dict[str, Any] = {"stream": name, "threshold": f"calibrated: {chosen:.2f}" if threshold is None else at}
+            row: dict[str, Any] = {
+                "stream": name,
+                "threshold": f"calibrated: {chosen:.2f}" if threshold is None else at,
+            }
             for kind, answers in found.items():
                 row[kind] = sum(score >= at and right for score, right in answers) / len(answers)
             yield row
 
 
 def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, bool]]]:
-    """Kind of prompt -> (the best candidate's score, whether it is what is looked for) of each; no leaf has a value."""
+    """Kind of prompt -> (the best candidate's score, whether it is what is looked for) of each; no
+    leaf has a value.
+    """
     memory = method.patch
     targets = {case.edit.id: case.edit.target for case in cases}
     for number, leaf in enumerate(method.leaves_without_values([case.edit for case in cases])[1]):
         memory.leaves.add(number, leaf)
     asked = [("rephrasings", text, case.edit.target) for case in cases for text in case.rephrases]
-    asked += [(probe.kind.replace("_", " "), probe.prompt, None) for case in cases for probe in case.locality]
+    asked += [
+        (probe.kind.replace("_", " "), probe.prompt, None)
+        for case in cases
+        for probe in case.locality
+    ]
     found: dict[str, list[tuple[float, bool]]] = {}
     candidates = memory.leaves.candidates(method.background.asked([text for _, text, _ in asked]))
     for (kind, _, target), best in zip(asked, candidates, strict=True):
@@ -128,7 +149,9 @@ def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, b
 
 
 def subjects_table(bench: Bench) -> Rows:
-    """What a prompt must mention, when an edit does not name its subject: who mentions it, and what it comes to."""
+    """What a prompt must mention, when an edit does not name its subject: who mentions it, and what
+    it comes to.
+    """
     for name, model, cases in bench.streams(counterfact=300, atlas=300):
         for way, subject in (
             ("given", None),
@@ -145,7 +168,9 @@ def subjects_table(bench: Bench) -> Rows:
             chosen = method.patch.signs.threshold
             row: dict[str, Any] = {"stream": name, "subject": way}
             for kind, answers in found.items():
-                row[kind] = sum(score >= chosen and right for score, right in answers) / len(answers)
+                row[kind] = sum(score >= chosen and right for score, right in answers) / len(
+                    answers
+                )
             yield row
 
 
@@ -158,6 +183,8 @@ def _moving(method: Folio, edit: Edit) -> str:
     """The words of the prompt without which its key is another."""
     parts = edit.prompt.split()
     without = [" ".join(parts[:place] + parts[place + 1 :]) for place in range(len(parts))]
-    keys = method.patch.signs.whiten(torch.stack([asked.key for asked in method.background.asked([edit.prompt, *without])]))
+    keys = method.patch.signs.whiten(
+        torch.stack([asked.key for asked in method.background.asked([edit.prompt, *without])])
+    )
     order = (keys[1:] @ keys[0]).argsort()[:FEW]
     return " ".join(parts[place] for place in sorted(order.tolist()))

@@ -1,8 +1,10 @@
-"""How Folio writes: gains, values and places held against others. The right leaf is given, so that only the write is judged.
+"""How Folio writes: gains, values and places held against others. The right leaf is given, so that
+only the write is judged.
 
-A rephrasing counts when every token of the answer, its end included, is the model's choice with the leaf's values added at
-the tokens that predict it: then, and only then, free generation says it. Beside it stands what a wrong route would do: of
-the probes (other questions about the subject where there are such, else the file's own) the share whose first token stays.
+A rephrasing counts when every token of the answer, its end included, is the model's choice with the
+leaf's values added at the tokens that predict it: then, and only then, free generation says it.
+Beside it stands what a wrong route would do: of the probes (other questions about the subject where
+there are such, else the file's own) the share whose first token stays.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ SOME = 30
 
 @dataclass
 class Written:
-    """An edit's rows: the head's inputs behind its prompt, and what was solved there without gain, (n, hidden); the same
-    behind prefixes and in rewordings, (n, hidden) each.
+    """An edit's rows: the head's inputs behind its prompt, and what was solved there without gain,
+    (n, hidden); the same behind prefixes and in rewordings, (n, hidden) each.
     """
 
     keys: Tensor
@@ -50,7 +52,9 @@ class Written:
 
 
 Adding = Callable[[Folio, Written, Tensor], Tensor]
-"""(method, an edit's rows, the head's inputs (m, hidden) of another wording) -> what is added there."""
+"""(method, an edit's rows, the head's inputs (m, hidden) of another wording) -> what is added
+there.
+"""
 
 
 def writes_table(bench: Bench) -> Rows:
@@ -69,11 +73,17 @@ def writes_table(bench: Bench) -> Rows:
         method.patch.remove()
         texts = background_texts(method.lm, 512, 24, 0, shortest=4)
         planner = TrainingExamples(
-            method.lm, WiseConfig(contrast=0, rewordings=REWORDINGS), {"texts": texts, "prefixes": []}
+            method.lm,
+            WiseConfig(contrast=0, rewordings=REWORDINGS),
+            {"texts": texts, "prefixes": []},
         )
         written = [_written(method, case, planner, texts) for case in cases[:200]]
         for way, adding in ways.items():
-            yield {"stream": name, "write": way, **_tried(method, list(zip(cases, written, strict=False)), adding)}
+            yield {
+                "stream": name,
+                "write": way,
+                **_tried(method, list(zip(cases, written, strict=False)), adding),
+            }
 
 
 def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequence[str]) -> Written:
@@ -86,18 +96,26 @@ def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequen
 
     keys, values = rows(edit.prompt)
     prefixed = [rows(behind(text, edit.prompt))[1] for text in texts[:PREFIXES]]
-    reworded = [rows(prompt) for prompt in (planner.around(edit).rewordings if edit.subject else ())]
-    return Written(keys, values, [each for each in prefixed if each.shape == values.shape], reworded)
+    reworded = [
+        rows(prompt) for prompt in (planner.around(edit).rewordings if edit.subject else ())
+    ]
+    return Written(
+        keys, values, [each for each in prefixed if each.shape == values.shape], reworded
+    )
 
 
 def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(the head's inputs (n, hidden) where the answer is predicted, its tokens (n,)) of a batch of one."""
+    """(the head's inputs (n, hidden) where the answer is predicted, its tokens (n,)) of a batch of
+    one.
+    """
     _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     return method.patch.base.read(batch)[0][0, columns].float(), labels
 
 
 @torch.no_grad()
-def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Adding) -> dict[str, float]:
+def _tried(
+    method: Folio, written: Sequence[tuple[Case, Written]], adding: Adding
+) -> dict[str, float]:
     lm, patch = method.lm, method.patch
     right, stayed = [], []
     for case, rows in written:
@@ -105,13 +123,24 @@ def _tried(method: Folio, written: Sequence[tuple[Case, Written]], adding: Addin
         ending = lm.ending_of(edit.prompt, edit.target)
         for text in case.rephrases:
             keys, labels = _read(method, lm.batch([lm.encode(text, edit.target, ending)]))
-            right.append(bool((patch.base.logits(keys + adding(method, rows, keys)).argmax(-1) == labels).all()))
-        probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality)
+            right.append(
+                bool(
+                    (
+                        patch.base.logits(keys + adding(method, rows, keys)).argmax(-1) == labels
+                    ).all()
+                )
+            )
+        probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(
+            case.locality
+        )
         for asked in method.background.asked([probe.prompt for probe in probes]) if probes else ():
             key = asked.key[None]
             moved = patch.base.logits(key + adding(method, rows, key))
             stayed.append(bool(moved.argmax() == patch.base.logits(key).argmax()))
-    return {"rephrasings": sum(right) / len(right), "misrouted probes that stay": sum(stayed) / len(stayed)}
+    return {
+        "rephrasings": sum(right) / len(right),
+        "misrouted probes that stay": sum(stayed) / len(stayed),
+    }
 
 
 def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +149,11 @@ def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
 
 def _added(keys: Tensor, values: Tensor) -> Tensor:
     """Each token its own value: another wording says the same answer."""
-    return values[: len(keys)] if len(keys) <= len(values) else F.pad(values, (0, 0, 0, len(keys) - len(values)))
+    return (
+        values[: len(keys)]
+        if len(keys) <= len(values)
+        else F.pad(values, (0, 0, 0, len(keys) - len(values)))
+    )
 
 
 def _fixed(gain: float) -> Adding:
@@ -129,7 +162,11 @@ def _fixed(gain: float) -> Adding:
 
 def _adaptive(gain: float) -> Adding:
     def adding(method: Folio, rows: Written, keys: Tensor) -> Tensor:
-        cosine = (method.patch.signs.whiten(keys) @ method.patch.signs.whiten(rows.keys).T).amax(-1).clamp(min=0.25)
+        cosine = (
+            (method.patch.signs.whiten(keys) @ method.patch.signs.whiten(rows.keys).T)
+            .amax(-1)
+            .clamp(min=0.25)
+        )
         return gain * _added(keys, rows.values) / cosine[:, None]
 
     return adding
@@ -154,13 +191,17 @@ def _reworded(gain: float) -> Adding:
 
 
 def places_table(bench: Bench) -> Rows:
-    """Values added to what a block's value matrix says, by the answer's token, against the head's input."""
+    """Values added to what a block's value matrix says, by the answer's token, against the head's
+    input.
+    """
     for name, model, cases in bench.streams(counterfact=SOME, atlas=SOME):
         method = bench.open(model).method
         method.patch.remove()
         lm, some = method.lm, cases[:SOME]
         last = lm.architecture.n_layers - 1
-        places: dict[str, tuple[int, ...]] = {f"block {layer}": (layer,) for layer in sorted({1, last // 2, last - 1, last})}
+        places: dict[str, tuple[int, ...]] = {
+            f"block {layer}": (layer,) for layer in sorted({1, last // 2, last - 1, last})
+        }
         places[f"blocks {last - 3} to {last}"] = tuple(range(last - 3, last + 1))
         for label, layers in places.items():
             begun = time.process_time()
@@ -168,7 +209,13 @@ def places_table(bench: Bench) -> Rows:
             seconds = (time.process_time() - begun) / len(some)
             for gain in (1.0, 2.0):
                 found = _tried_below(lm, some, solved, layers, gain)
-                yield {"stream": name, "place": label, "gain": gain, **found, "s/edit": round(seconds, 3)}
+                yield {
+                    "stream": name,
+                    "place": label,
+                    "gain": gain,
+                    **found,
+                    "s/edit": round(seconds, 3),
+                }
         begun = time.process_time()
         written = []
         for case in some:
@@ -177,7 +224,13 @@ def places_table(bench: Bench) -> Rows:
         seconds = (time.process_time() - begun) / len(some)
         for gain in (1.0, 2.0):
             found = _tried(method, written, _fixed(gain))
-            yield {"stream": name, "place": "the head's input", "gain": gain, **found, "s/edit": round(seconds, 3)}
+            yield {
+                "stream": name,
+                "place": "the head's input",
+                "gain": gain,
+                **found,
+                "s/edit": round(seconds, 3),
+            }
 
 
 def _answer(lm: LM, prompt: str, case: Case) -> Batch:
@@ -187,7 +240,9 @@ def _answer(lm: LM, prompt: str, case: Case) -> Batch:
 
 @contextlib.contextmanager
 def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> Iterator[None]:
-    """values (layers, n, hidden) are added to what the layers' value matrices say at columns (n,) of the only row."""
+    """values (layers, n, hidden) are added to what the layers' value matrices say at columns (n,)
+    of the only row.
+    """
 
     def change(value: Tensor) -> Callable[[Tensor], Tensor]:
         def changed(said: Tensor) -> Tensor:
@@ -198,7 +253,9 @@ def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> I
 
     with contextlib.ExitStack() as stack:
         for layer, value in zip(layers, values, strict=True):
-            stack.enter_context(replace_output(lm.architecture.value_module(lm.model, layer), change(value)))
+            stack.enter_context(
+                replace_output(lm.architecture.value_module(lm.model, layer), change(value))
+            )
         yield
 
 
@@ -231,9 +288,16 @@ def _tried_below(
             _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
             with _adding(lm, layers, columns, gain * values[:, : len(columns)]):
                 right.append(bool((lm.run(batch).logits[0, columns].argmax(-1) == labels).all()))
-        for probe in [probe for probe in case.locality if probe.kind == "same_subject"] or list(case.locality):
+        for probe in [probe for probe in case.locality if probe.kind == "same_subject"] or list(
+            case.locality
+        ):
             batch = lm.prompt_batch([probe.prompt])
             before = lm.run(batch).logits[0, -1].argmax()
-            with _adding(lm, layers, torch.tensor([batch.input_ids.shape[1] - 1]), gain * values[:, :1]):
+            with _adding(
+                lm, layers, torch.tensor([batch.input_ids.shape[1] - 1]), gain * values[:, :1]
+            ):
                 stayed.append(bool(lm.run(batch).logits[0, -1].argmax() == before))
-    return {"rephrasings": sum(right) / len(right), "misrouted probes that stay": sum(stayed) / len(stayed)}
+    return {
+        "rephrasings": sum(right) / len(right),
+        "misrouted probes that stay": sum(stayed) / len(stayed),
+    }

@@ -1,11 +1,14 @@
-"""Edits streamed one after another into one model, then everything asked of the final model. Makes the README's table.
+"""Edits streamed one after another into one model, then everything asked of the final model. Makes
+the README's table.
 
     python benchmarks/lifelong.py --method wise --edits 100          # atlas, the bundled model
     python benchmarks/lifelong.py --method wise --edits 1000 --set variant=retrieve
     python benchmarks/lifelong.py --model PATH --cases FILE          # any model and file of cases
-    python benchmarks/lifelong.py --table                            # write the recorded results into README.md
+    python benchmarks/lifelong.py --table                            # write the recorded results
+    into README.md
 
-A run goes on from its last save when it was cut off. Its figures go to benchmarks/results.json with --record.
+A run goes on from its last save when it was cut off. Its figures go to benchmarks/results.json with
+--record.
 """
 
 from __future__ import annotations
@@ -37,9 +40,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """One stream; returns its figures."""
     settings = dict(item.split("=", 1) for item in options.set)
     config = errata.method_class(options.method).config_class.from_dict(settings)
-    cases = errata.read_cases(options.cases)[: options.edits] if options.cases else make_cases(options.edits, options.seed)
+    cases = (
+        errata.read_cases(options.cases)[: options.edits]
+        if options.cases
+        else make_cases(options.edits, options.seed)
+    )
     data = Path(options.cases).stem if options.cases else f"seed-{options.seed}"
-    saved = options.out / "-".join([options.method, Path(options.model).name, data, str(len(cases)), *sorted(options.set)])
+    saved = options.out / "-".join(
+        [options.method, Path(options.model).name, data, str(len(cases)), *sorted(options.set)]
+    )
     if is_artifact(saved):
         model = errata.load(saved)
     else:
@@ -58,7 +67,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             model.save_pretrained(saved)
             clock.write_text(f"{seconds}\n")
         asking = progress.add_task("asking", total=None)
-        found = errata.evaluate(model, cases, progress=lambda d, t: progress.update(asking, completed=d, total=t))
+        found = errata.evaluate(
+            model, cases, progress=lambda d, t: progress.update(asking, completed=d, total=t)
+        )
     with (saved / "answers.jsonl").open("w", encoding="utf-8") as file:
         for answer in found.answers:
             file.write(json.dumps(vars(answer), ensure_ascii=False) + "\n")
@@ -90,22 +101,31 @@ def table() -> str:
         "| model, data | method | T | reliability | generalization | locality | portability | s/edit |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for result in sorted(json.loads(RESULTS.read_text()), key=lambda r: (r["data"], r["edits"], r["method"] != "wise")):
+    for result in sorted(
+        json.loads(RESULTS.read_text()),
+        key=lambda r: (r["data"], r["edits"], r["method"] != "wise"),
+    ):
         cells = []
         for name in MEASURES:
             free, forced = result["generated"][name], result["teacher_forced"][name]
             cells.append("-" if free is None else f"**{free:.2f}** ({forced:.2f})")
         method = " ".join([result["method"], *(f"{k}={v}" for k, v in result["settings"].items())])
-        data = result["data"] if result["model"] == "atlas" else f"{result['model']}, {result['data']}"
+        data = (
+            result["data"] if result["model"] == "atlas" else f"{result['model']}, {result['data']}"
+        )
         lines.append(
-            f"| {data} | {method} | {result['edits']:,} | " + " | ".join(cells) + f" | {result['seconds_per_edit']:.2f} |"
+            f"| {data} | {method} | {result['edits']:,} | "
+            + " | ".join(cells)
+            + f" | {result['seconds_per_edit']:.2f} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run a stream, or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="atlas")
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--method", default="wise")
@@ -114,8 +134,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/lifelong"))
-    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/results.json")
-    parser.add_argument("--table", action="store_true", help="write the recorded figures into README.md and stop")
+    parser.add_argument(
+        "--record", action="store_true", help="keep the figures in benchmarks/results.json"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="write the recorded figures into README.md and stop"
+    )
     options = parser.parse_args()
     if options.table:
         fill(README, "results", table())

@@ -1,4 +1,6 @@
-"""What a folder of `errata compare` or `errata bench` holds, fit to be kept: sorted, with names where it has paths."""
+"""What a folder of `errata compare` or `errata bench` holds, fit to be kept: sorted, with names
+where it has paths.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ def measured(folder: str | Path) -> list[dict[str, Any]]:
 
 def _named(row: Row) -> dict[str, Any]:
     given = {name: Path(value).name for name, value in (("model", row.model), ("data", row.data))}
-    settings = {name: Path(value).name if "/" in str(value) else value for name, value in row.settings.items()}
+    settings = {
+        name: Path(value).name if "/" in str(value) else value
+        for name, value in row.settings.items()
+    }
     return dataclasses.asdict(dataclasses.replace(row, **given, settings=settings))
 
 

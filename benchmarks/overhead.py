@@ -1,14 +1,16 @@
 """What an installed memory costs while generating, as a share of the base model's own time.
 
-    python benchmarks/overhead.py [--json] [--rounds 5] [--tokens 64] [--memory wise|folio] [--leaves 10000]
+    python benchmarks/overhead.py [--json] [--rounds 5] [--tokens 64] [--memory wise|folio]
+    [--leaves 10000]
 
-A random Llama-like model of 12 layers and hidden size 768, a prompt of 16 tokens and 64 new ones, batch 1 and 8, one
-thread. With wise, one merged memory at the default layer, routed to the side memory (every prompt is in scope) or to the
-main one (none is). With folio, 10,000 leaves of six rows in ten folios, mapped from disk; every prompt mentions the subject
-of ten of them and one speaks (side), or it mentions none (main). Base and edited model generate the same text in lockstep,
-one forward pass each in turns, so that whatever else the machine does falls on both alike. Of each pass (the prompt's, then
-each token's) the median over the rounds counts; the overhead compares their sums, and those of one pass per token only.
-Seconds are the processor's own.
+A random Llama-like model of 12 layers and hidden size 768, a prompt of 16 tokens and 64 new ones,
+batch 1 and 8, one thread. With wise, one merged memory at the default layer, routed to the side
+memory (every prompt is in scope) or to the main one (none is). With folio, 10,000 leaves of six
+rows in ten folios, mapped from disk; every prompt mentions the subject of ten of them and one
+speaks (side), or it mentions none (main). Base and edited model generate the same text in lockstep,
+one forward pass each in turns, so that whatever else the machine does falls on both alike. Of each
+pass (the prompt's, then each token's) the median over the rounds counts; the overhead compares
+their sums, and those of one pass per token only. Seconds are the processor's own.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Generation:
         """One pass: the prompt's, then a token's. Returns its seconds."""
         mask = torch.ones(self.ids.shape[0], self.width, dtype=torch.long)
         begun = time.process_time()
-        logits = self.model(self.ids, attention_mask=mask, past_key_values=self.cache, logits_to_keep=1).logits
+        logits = self.model(
+            self.ids, attention_mask=mask, past_key_values=self.cache, logits_to_keep=1
+        ).logits
         took = time.process_time() - begun
         self.ids = logits[:, -1:].argmax(-1)
         self.width += 1
@@ -60,11 +64,17 @@ def side_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> SideMemory:
     """WISE's, merged."""
     draw = torch.Generator().manual_seed(2)
     delta = torch.randn(lm.architecture.d_out, lm.architecture.d_in, generator=draw) * 0.01
-    return SideMemory(lm, lm.architecture.default_layer(), [Memory(delta, 0.0 if to == "side" else float("inf"))])
+    return SideMemory(
+        lm, lm.architecture.default_layer(), [Memory(delta, 0.0 if to == "side" else float("inf"))]
+    )
 
 
-def mapped(drawn: torch.Tensor, ends: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A folio's keys and values (leaves, rows, hidden), mapped from disk; the first leaves' keys are the prompts' ends."""
+def mapped(
+    drawn: torch.Tensor, ends: torch.Tensor, first: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A folio's keys and values (leaves, rows, hidden), mapped from disk; the first leaves' keys
+    are the prompts' ends.
+    """
     keys, values = drawn[0], 0.01 * drawn[1]
     if first == 0:
         keys[: len(ends), 0] = ends
@@ -75,11 +85,17 @@ def mapped(drawn: torch.Tensor, ends: torch.Tensor, first: int) -> tuple[torch.T
 
 
 def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory:
-    """Folio's; `ids` (batch, width) are the prompts, of which each row mentions the subject of ten leaves, or none."""
+    """Folio's; `ids` (batch, width) are the prompts, of which each row mentions the subject of ten
+    leaves, or none.
+    """
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
     memory = FolioMemory(lm, mentioned=0.7, size=FOLIO)
-    memory.begin(RouterCalibration(WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3))
+    memory.begin(
+        RouterCalibration(
+            WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3
+        )
+    )
     with capture_output(memory.base.body) as seen:
         lm.model(ids)
     for number in range(leaves):
@@ -87,9 +103,23 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
             drawn = torch.randn(2, min(FOLIO, leaves - number), ROWS, hidden, generator=draw)
             keys, values = mapped(drawn, seen[0][:, -1], number)
         asked = to == "side" and number < 10 * len(ids)
-        name = ids[number % len(ids), 2:5] if asked else torch.randint(VOCABULARY, (3,), generator=draw)
+        name = (
+            ids[number % len(ids), 2:5]
+            if asked
+            else torch.randint(VOCABULARY, (3,), generator=draw)
+        )
         key, value = keys[number % FOLIO], values[number % FOLIO]
-        leaf = Leaf(str(number), "", memory.text(name.tolist()), "", (), key[0], tuple(range(ROWS)), key, value)
+        leaf = Leaf(
+            str(number),
+            "",
+            memory.text(name.tolist()),
+            "",
+            (),
+            key[0],
+            tuple(range(ROWS)),
+            key,
+            value,
+        )
         memory.leaves.add(number, leaf)
     assert len(memory.leaves.folios) == -(-leaves // FOLIO)
     return memory
@@ -99,7 +129,9 @@ MEMORIES = {"wise": side_memory, "folio": folio_memory}
 
 
 @torch.no_grad()
-def measure(lm: LM, kind: str, leaves: int, batch: int, to: str, tokens: int, rounds: int) -> dict[str, Any]:
+def measure(
+    lm: LM, kind: str, leaves: int, batch: int, to: str, tokens: int, rounds: int
+) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(1)
     shared = {id(tensor): tensor for tensor in lm.model.parameters()}
     edited = LM(copy.deepcopy(lm.model, shared), lm.tokenizer)
@@ -115,7 +147,10 @@ def measure(lm: LM, kind: str, leaves: int, batch: int, to: str, tokens: int, ro
         if turn:  # the first round warms up
             for which, found in seconds.items():
                 took[which].append(found)
-    passes = {which: [statistics.median(found) for found in zip(*took[which], strict=True)] for which in took}
+    passes = {
+        which: [statistics.median(found) for found in zip(*took[which], strict=True)]
+        for which in took
+    }
     return {
         "memory": kind,
         "batch": batch,
@@ -131,7 +166,9 @@ def measure(lm: LM, kind: str, leaves: int, batch: int, to: str, tokens: int, ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--rounds", type=int, default=5, help="times that the text is generated by both")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="times that the text is generated by both"
+    )
     parser.add_argument("--tokens", type=int, default=64, help="new tokens, at least 2")
     parser.add_argument("--memory", choices=[*MEMORIES], default="wise")
     parser.add_argument("--leaves", type=int, default=10_000, help="edits that folio holds")

@@ -1,4 +1,6 @@
-"""A random Llama-like model for benchmarks that ask for time only: no weights are read, no text is made."""
+"""A random Llama-like model for benchmarks that ask for time only: no weights are read, no text is
+made.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The tables of docs/records.md, from the folders that `errata bench` left.
 
-    errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER       # and counterfact, hallucination, temporal
-    python benchmarks/records_page.py runs/zsre runs/counterfact runs/hallucination runs/temporal
+    errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER       # and counterfact,
+    hallucination, temporal python benchmarks/records_page.py runs/zsre runs/counterfact
+    runs/hallucination runs/temporal
 
 Rows are kept in benchmarks/results_records.jsonl, so a folder can be added alone.
 """
@@ -34,7 +35,13 @@ def main() -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for rows in known.values() for row in rows]
     RESULTS.write_text("".join(lines), encoding="utf-8")
     for task, rows in known.items():
-        fill(PAGE, task, markdown([_short(row) for row in rows if row["edits"] == rows[0]["edits"] and row["figures"]]))
+        fill(
+            PAGE,
+            task,
+            markdown(
+                [_short(row) for row in rows if row["edits"] == rows[0]["edits"] and row["figures"]]
+            ),
+        )
         fill(PAGE, f"{task}-before", markdown(_over_time(rows)))
 
 
@@ -47,7 +54,9 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
         if free[name] is not None:
             columns[name] = f"**{free[name]:.2f}** ({forced[name]:.2f})"
     for name in ("cut", "forced_exact"):
-        columns[f"reliability, {name.replace('_', ' ')}"] = f"{found['scores'][name]['reliability']:.2f}"
+        columns[f"reliability, {name.replace('_', ' ')}"] = (
+            f"{found['scores'][name]['reliability']:.2f}"
+        )
     drift = row["drift"] or {}
     return {
         **columns,
@@ -65,8 +74,13 @@ def _over_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["figures"] and row["name"] != "unedited":
             free = row["figures"]["generated"]
             said = f"{free['reliability']:.2f} / {free['locality']:.2f}"
-            found.setdefault(row["name"], {"reliability / locality": row["name"]})[f"T = {row['edits']}"] = said
-    return [{"reliability / locality": name, **{f"T = {n}": row.get(f"T = {n}") for n in at}} for name, row in found.items()]
+            found.setdefault(row["name"], {"reliability / locality": row["name"]})[
+                f"T = {row['edits']}"
+            ] = said
+    return [
+        {"reliability / locality": name, **{f"T = {n}": row.get(f"T = {n}") for n in at}}
+        for name, row in found.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Streams of cases to be written one after another: published files as they are, and large ones about atlas's world."""
+"""Streams of cases to be written one after another: published files as they are, and large ones
+about atlas's world.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,22 @@ def published(folder: Path, name: str, conflict_free: bool = False) -> list[Case
     """The records of a published file as cases.
 
     Args:
-        conflict_free: without the records that ask what another one asks, of the same subject and with the same true answer,
-            and want another answer; and without the locality probes that ask what a record edits: they mention its subject
-            and have its true answer.
+        conflict_free: without the records that ask what another one asks, of the same subject and
+            with the same true answer, and want another answer; and without the locality probes that
+            ask what a record edits: they mention its subject and have its true answer.
     """
     records = json.loads((folder / FILES[name]).read_text("utf-8"))
     wanted: dict[tuple[str, frozenset[str]], set[str]] = defaultdict(set)
     for record in records:
-        wanted[record["subject"], frozenset(_truth(record))].add(record.get("alt") or record["target_new"])
+        wanted[record["subject"], frozenset(_truth(record))].add(
+            record.get("alt") or record["target_new"]
+        )
     if conflict_free:
-        records = [record for record in records if len(wanted[record["subject"], frozenset(_truth(record))]) == 1]
+        records = [
+            record
+            for record in records
+            if len(wanted[record["subject"], frozenset(_truth(record))]) == 1
+        ]
     cases = [_READERS[name](record, str(place)) for place, record in enumerate(records)]
     return _apart_from([*wanted], cases) if conflict_free else cases
 
@@ -49,9 +57,14 @@ def _apart_from(edited: Iterable[tuple[str, frozenset[str]]], cases: Iterable[Ca
             by_answer[answer].append(subject)
 
     def stays(probe: Probe) -> bool:
-        return not any(subject in probe.prompt for subject in by_answer[(probe.answer or "").lower()])
+        return not any(
+            subject in probe.prompt for subject in by_answer[(probe.answer or "").lower()]
+        )
 
-    return [replace(case, locality=tuple(probe for probe in case.locality if stays(probe))) for case in cases]
+    return [
+        replace(case, locality=tuple(probe for probe in case.locality if stays(probe)))
+        for case in cases
+    ]
 
 
 def without_subject(cases: Iterable[Case]) -> list[Case]:
@@ -67,7 +80,10 @@ def drawn_again(n: int) -> list[Case]:
     found: list[Case] = []
     while len(found) < n:
         round_ = make_cases(max_cases(), seed=len(found))
-        found += [replace(case, edit=replace(case.edit, id=f"{len(found)}-{case.edit.id}")) for case in round_]
+        found += [
+            replace(case, edit=replace(case.edit, id=f"{len(found)}-{case.edit.id}"))
+            for case in round_
+        ]
     return found[:n]
 
 
@@ -78,9 +94,11 @@ def final(cases: Iterable[Case]) -> list[Case]:
 
 
 def enlarged(n: int) -> list[Case]:
-    """`n` cases, no two about one fact: those of the world that atlas knows, then of other worlds that it never met.
+    """`n` cases, no two about one fact: those of the world that atlas knows, then of other worlds
+    that it never met.
 
-    The worlds share names, so a locality probe of one may ask what a case of another edits; such probes are left out.
+    The worlds share names, so a locality probe of one may ask what a case of another edits; such
+    probes are left out.
     """
     found: dict[tuple[str, str], tuple[Case, dict[str, tuple[str, str]]]] = {}
     own = build_world()
@@ -95,7 +113,12 @@ def enlarged(n: int) -> list[Case]:
         seed += 1
     chosen = dict(list(found.items())[:n])
     return [
-        replace(case, locality=tuple(probe for probe in case.locality if asks.get(probe.prompt) not in chosen))
+        replace(
+            case,
+            locality=tuple(
+                probe for probe in case.locality if asks.get(probe.prompt) not in chosen
+            ),
+        )
         for case, asks in chosen.values()
     ]
 
@@ -115,7 +138,11 @@ def _zsre(record: Record, name: str) -> Case:
 
 def _counterfact(record: Record, name: str) -> Case:
     probe = Probe(record["locality_prompt"], record["locality_ground_truth"], "neighbour")
-    return Case(_edit(record, record["prompt"], record["target_new"], name), (record["rephrase_prompt"],), (probe,))
+    return Case(
+        _edit(record, record["prompt"], record["target_new"], name),
+        (record["rephrase_prompt"],),
+        (probe,),
+    )
 
 
 def _knowedit(record: Record, name: str) -> Case:
@@ -126,12 +153,19 @@ def _knowedit(record: Record, name: str) -> Case:
     return Case(
         _edit(record, record["prompt"], record["target_new"], name),
         (record["rephrase_prompt"],),
-        tuple(Probe(probe["prompt"], sorted(_answers(probe["ground_truth"]))[0], "same_subject") for probe in others),
+        tuple(
+            Probe(probe["prompt"], sorted(_answers(probe["ground_truth"]))[0], "same_subject")
+            for probe in others
+        ),
     )
 
 
 def _answers(given: Any) -> set[str]:
-    return set().union(*(_answers(each) for each in given)) if isinstance(given, list) else {str(given).lower()}
+    return (
+        set().union(*(_answers(each) for each in given))
+        if isinstance(given, list)
+        else {str(given).lower()}
+    )
 
 
 _READERS = {"zsre": _zsre, "counterfact": _counterfact, "knowedit": _knowedit}

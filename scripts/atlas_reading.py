@@ -1,8 +1,10 @@
-"""The second stage of building the bundled model: a model that knows its facts learns to read a context.
+"""The second stage of building the bundled model: a model that knows its facts learns to read a
+context.
 
-A context and the questions after it share a row: every question sees the context and itself, and stands where it would
-stand alone. Ordinary documents are read on, so that nothing is forgotten. For the first half a line's last state is also
-drawn to what it was, alone, in the model that came in: what that model knows is found again among other lines much sooner.
+A context and the questions after it share a row: every question sees the context and itself, and
+stands where it would stand alone. Ordinary documents are read on, so that nothing is forgotten. For
+the first half a line's last state is also drawn to what it was, alone, in the model that came in:
+what that model knows is found again among other lines much sooner.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ Doc = tuple[list[int], int]
 
 @dataclass
 class Row:
-    """Tokens with the weight of predicting each, its position, and its part (0 is seen by every part).
+    """Tokens with the weight of predicting each, its position, and its part (0 is seen by every
+    part).
 
-    `answers` are (begin, end, name in the log). `views` are lines as they stand alone, and where the last so many of
-    their tokens stand in the row: (ids, end, how many). `unit` is the number of an ordinary document's fact.
+    `answers` are (begin, end, name in the log). `views` are lines as they stand alone, and where
+    the last so many of their tokens stand in the row: (ids, end, how many). `unit` is the number of
+    an ordinary document's fact.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -82,18 +86,28 @@ class Encoder:
             before, answer = self.tokens(line.before), [*self.tokens(f" {line.answer}."), END]
             row.add(before, QUESTION_WEIGHT, part, width)
             self.view(row, line)
-            row.answers.append((len(row.ids), len(row.ids) + len(answer), f"{line.kind} {context.stated}"))
+            row.answers.append(
+                (len(row.ids), len(row.ids) + len(answer), f"{line.kind} {context.stated}")
+            )
             row.add(answer, 1.0, part, width + len(before))
             if line.kind in KEEP_KINDS:
                 self.view(row, line, answer)
         return row
 
     def view(self, row: Row, line: Line, answer: Sequence[int] = ()) -> None:
-        """Note that the prompt (but for the end of one that is to be answered from the context) and `answer` end here."""
+        """Note that the prompt (but for the end of one that is to be answered from the context) and
+        `answer` end here.
+        """
         alone, within = self.tokens(line.prompt), self.tokens(line.before)
         shared = next((n for n in range(len(alone)) if alone[-1 - n] != within[-1 - n]), len(alone))
         left = int(line.kind in READ_KINDS)
-        row.views.append(([BEGIN, *alone[: len(alone) - left], *answer], len(row.ids) - left, shared - left + len(answer)))
+        row.views.append(
+            (
+                [BEGIN, *alone[: len(alone) - left], *answer],
+                len(row.ids) - left,
+                shared - left + len(answer),
+            )
+        )
 
 
 def ordinary_row(doc: Doc, unit: int) -> Row:
@@ -124,39 +138,68 @@ def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     width = max(len(row.ids) for row in rows)
 
     def padded(name: str, value: float, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([getattr(row, name) + [value] * (width - len(row.ids)) for row in rows], dtype=dtype)
+        return torch.tensor(
+            [getattr(row, name) + [value] * (width - len(row.ids)) for row in rows], dtype=dtype
+        )
 
     parts = padded("parts", -1, torch.long)
     seen = (parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])
     seen &= torch.ones(width, width, dtype=torch.bool).tril()
-    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, torch.finfo(torch.bfloat16).min)
-    return padded("ids", 0, torch.long), padded("weights", 0, torch.float), padded("positions", 0, torch.long), mask[:, None]
+    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(
+        ~seen, torch.finfo(torch.bfloat16).min
+    )
+    return (
+        padded("ids", 0, torch.long),
+        padded("weights", 0, torch.float),
+        padded("positions", 0, torch.long),
+        mask[:, None],
+    )
 
 
 class Reading(Run):
-    """The run: model, optimizer, and how well each fact is still known; all of it in the checkpoint."""
+    """The run: model, optimizer, and how well each fact is still known; all of it in the
+    checkpoint.
+    """
 
-    def __init__(self, world: World, tokenizer: Any, facts: Any, steps: int, checkpoint: Path) -> None:
+    def __init__(
+        self, world: World, tokenizer: Any, facts: Any, steps: int, checkpoint: Path
+    ) -> None:
         """Goes on from `facts`, the first stage's run: its model, and its documents to be read on."""
-        self.model, self.docs, self.prose, self.share = facts.model, facts.docs, facts.prose, facts.share
+        self.model, self.docs, self.prose, self.share = (
+            facts.model,
+            facts.docs,
+            facts.prose,
+            facts.share,
+        )
         self.steps, self.checkpoint = steps, checkpoint
         self.before = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.encoder = Encoder(tokenizer)
         self.writer = ContextWriter(world, random.Random(SEED))
         self.loss = [0.1] * len(self.docs)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        )
         self.right: dict[str, list[bool]] = defaultdict(list)
         self.begin()
 
     def growth(self) -> float:
-        """How far the contexts have grown: not before a tenth of the run, wholly after three quarters."""
+        """How far the contexts have grown: not before a tenth of the run, wholly after three
+        quarters.
+        """
         return min(1.0, max(0.0, (self.step / self.steps - 0.1) / 0.65))
 
     def draw(self, rng: random.Random) -> Iterator[list[list[Row]]]:
         """The next steps: for each, contexts, and ordinary documents by what they still lack."""
         self.writer.rng = rng
-        lessons = batches([self.encoder.row(self.writer.lesson(self.growth())) for _ in range(200)], CONTEXT_TOKENS, rng)
-        weights = [share * (0.08 + min(loss, 1.5)) for share, loss in zip(self.share, self.loss, strict=True)]
+        lessons = batches(
+            [self.encoder.row(self.writer.lesson(self.growth())) for _ in range(200)],
+            CONTEXT_TOKENS,
+            rng,
+        )
+        weights = [
+            share * (0.08 + min(loss, 1.5))
+            for share, loss in zip(self.share, self.loss, strict=True)
+        ]
         chosen = rng.choices(range(len(self.docs)), weights, k=len(lessons) * ORDINARY_TOKENS // 20)
         rows = [ordinary_row(rng.choice(self.docs[unit]), unit) for unit in chosen]
         rows += [ordinary_row(rng.choice(self.prose), -1) for _ in range(len(rows) * 4 // 100)]
@@ -165,10 +208,14 @@ class Reading(Run):
             yield [lesson, ordinary[place % len(ordinary)]]
 
     def strangeness(self, rows: list[Row], states: torch.Tensor) -> torch.Tensor:
-        """How far the lines' last states are from what they were alone, in the model that came in: relative, squared."""
+        """How far the lines' last states are from what they were alone, in the model that came in:
+        relative, squared.
+        """
         views = [(place, *view) for place, row in enumerate(rows) for view in row.views]
         width = max(len(ids) for _, ids, _, _ in views)
-        alone = self.before.model(torch.tensor([ids + [0] * (width - len(ids)) for _, ids, _, _ in views])).last_hidden_state
+        alone = self.before.model(
+            torch.tensor([ids + [0] * (width - len(ids)) for _, ids, _, _ in views])
+        ).last_hidden_state
         pairs = [
             (place, end - back, index, len(ids) - back)
             for index, (place, ids, end, count) in enumerate(views)
@@ -179,11 +226,15 @@ class Reading(Run):
         return ((here - there).square().sum(-1) / there.square().sum(-1)).mean()
 
     def losses(self, rows: list[Row]) -> tuple[torch.Tensor, float, torch.Tensor]:
-        """The weighted loss of some rows, summed; the sum of the weights; how strange the lines look."""
+        """The weighted loss of some rows, summed; the sum of the weights; how strange the lines
+        look.
+        """
         ids, weights, positions, mask = collate(rows)
         wanted, aims = weights[:, 1:] > 0, ids[:, 1:]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            states = self.model.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)[0]
+            states = self.model.model(
+                input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
+            )[0]
             logits = self.model.lm_head(states[:, :-1][wanted]).float()
             early = rows[0].views and self.step < self.steps / 2
             strange = self.strangeness(rows, states) if early else torch.zeros(())
@@ -194,7 +245,9 @@ class Reading(Run):
             for start, end, name in row.answers:
                 self.right[name].append(not missed[place, start - 1 : end - 1].any())
                 if row.unit >= 0:
-                    self.loss[row.unit] = 0.7 * self.loss[row.unit] + 0.3 * float(loss[place, start - 1 : end - 1].max())
+                    self.loss[row.unit] = 0.7 * self.loss[row.unit] + 0.3 * float(
+                        loss[place, start - 1 : end - 1].max()
+                    )
         self.tokens += sum(len(row.ids) for row in rows)
         return (each * weights[:, 1:][wanted]).sum(), float(weights.sum()), strange
 
@@ -219,7 +272,9 @@ class Reading(Run):
                 self.learn(groups)
                 self.seconds = time.time() - began
                 if self.step % 100 == 0:
-                    shares = ", ".join(f"{name} {sum(v) / len(v):.2f}" for name, v in sorted(self.right.items()))
+                    shares = ", ".join(
+                        f"{name} {sum(v) / len(v):.2f}" for name, v in sorted(self.right.items())
+                    )
                     print(f"reading step {self.step}, {self.seconds:.0f} s: {shares}", flush=True)
                     self.right.clear()
                 if time.time() - saved > 180:

@@ -1,12 +1,14 @@
-"""Build the bundled model: world, tokenizer, training, bf16 model folder, accuracies in docs/atlas.md.
+"""Build the bundled model: world, tokenizer, training, bf16 model folder, accuracies in
+docs/atlas.md.
 
-    python scripts/build_atlas.py                   # everything; goes on from build/atlas/ when interrupted
-    python scripts/build_atlas.py --from-bundled    # only the second stage, from the bundled weights
-    python scripts/build_atlas.py --evaluate        # measure the bundled model again
+    python scripts/build_atlas.py                   # everything; goes on from build/atlas/ when
+    interrupted python scripts/build_atlas.py --from-bundled    # only the second stage, from the
+    bundled weights python scripts/build_atlas.py --evaluate        # measure the bundled model
+    again
 
-Seeded. The first stage teaches the facts, the second (atlas_reading.py) to read a context. A document of the first is
-`<s>prompt answer.</s>`, a row of its own; batches hold documents of about one length. Facts are drawn in proportion to
-the loss they still have.
+Seeded. The first stage teaches the facts, the second (atlas_reading.py) to read a context. A
+document of the first is `<s>prompt answer.</s>`, a row of its own; batches hold documents of about
+one length. Facts are drawn in proportion to the loss they still have.
 """
 
 from __future__ import annotations
@@ -63,7 +65,11 @@ def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=512,
     )
 
 
@@ -94,7 +100,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, asked: list[Fact | TwoHop]) -> li
     return docs
 
 
-def batches(docs: list[tuple[int, Doc]], tokens: int, rng: random.Random) -> list[list[tuple[int, Doc]]]:
+def batches(
+    docs: list[tuple[int, Doc]], tokens: int, rng: random.Random
+) -> list[list[tuple[int, Doc]]]:
     """Documents grouped by length, about `tokens` to a batch, in random order."""
     docs = sorted(docs, key=lambda item: (len(item[1][0]), rng.random()))
     out: list[list[tuple[int, Doc]]] = [[]]
@@ -124,22 +132,31 @@ def collate(items: list[tuple[int, Doc]]) -> tuple[torch.Tensor, torch.Tensor, t
 class Training(Run):
     """The run: model, optimizer, and how well each unit is known; all of it in the checkpoint."""
 
-    def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> None:
+    def __init__(
+        self, world: World, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace
+    ) -> None:
         torch.manual_seed(SEED)
         self.options = options
         self.units = units(world)
         self.docs = encode(tokenizer, self.units)
-        self.prose = [([*ids, 2], 0) for ids in tokenizer(background_texts(6000, SEED, world))["input_ids"]]
+        self.prose = [
+            ([*ids, 2], 0) for ids in tokenizer(background_texts(6000, SEED, world))["input_ids"]
+        ]
         self.share = [1.0 if isinstance(unit, Fact) else 0.5 for unit in self.units]
         self.loss = [3.0] * len(self.units)
         self.model = new_model()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True
+        )
         self.checkpoint = BUILD / "checkpoint.pt"
         self.begin()
 
     def draw(self, rng: random.Random, count: int) -> list[list[tuple[int, Doc]]]:
         """The next batches: units by what they still lack, one phrasing each, and some prose."""
-        weights = [share * (0.08 + min(loss, 1.5)) for share, loss in zip(self.share, self.loss, strict=True)]
+        weights = [
+            share * (0.08 + min(loss, 1.5))
+            for share, loss in zip(self.share, self.loss, strict=True)
+        ]
         chosen = rng.choices(range(len(self.units)), weights, k=count)
         items = [(unit, rng.choice(self.docs[unit])) for unit in chosen]
         items += [(-1, rng.choice(self.prose)) for _ in range(count * 4 // 100)]
@@ -155,7 +172,9 @@ class Training(Run):
             group["lr"] = self.options.rate * max(rate, 0.01)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = forward(input_ids=x, use_cache=False).logits  # type: ignore[operator]
-        each = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), x[:, 1:].flatten(), reduction="none")
+        each = F.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), x[:, 1:].flatten(), reduction="none"
+        )
         each = each.view(len(items), -1)
         torch.autograd.backward((each * weight[:, 1:]).sum() / weight.sum())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -180,7 +199,9 @@ class Training(Run):
                 seen.append(self.learn(forward, items))
                 self.seconds = time.time() - began
                 if self.step % 100 == 0:
-                    facts = [min(v, 9.0) for v, s in zip(self.loss, self.share, strict=True) if s == 1.0]
+                    facts = [
+                        min(v, 9.0) for v, s in zip(self.loss, self.share, strict=True) if s == 1.0
+                    ]
                     hops = [v for v, s in zip(self.loss, self.share, strict=True) if s != 1.0]
                     print(
                         f"step {self.step} loss {sum(seen) / len(seen):.3f} "
@@ -207,12 +228,16 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
 
 
 def table(title: str, rows: list[measure.Accuracy], heads: bool = False) -> str:
-    """A Markdown table: a line for every name, its templates' accuracies side by side, numbered or under `heads`."""
+    """A Markdown table: a line for every name, its templates' accuracies side by side, numbered or
+    under `heads`.
+    """
     by_name: dict[str, list[measure.Accuracy]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
     width = max(map(len, by_name.values()))
-    columns = [row.template if heads else str(place) for place, row in enumerate(rows[:width], start=1)]
+    columns = [
+        row.template if heads else str(place) for place, row in enumerate(rows[:width], start=1)
+    ]
     lines = [f"| {title} | asked | " + " | ".join(columns) + " |"]
     lines.append("|---" * (width + 2) + "|")
     for name, group in by_name.items():
@@ -239,7 +264,11 @@ def evaluate(world: World) -> None:
     )
     text += f"\n{table('read in a context', contexts, heads=True)}\n"
     print(text, flush=True)
-    for title, rows in (("facts", facts), ("two-hops, taught", taught), ("two-hops, not taught", held)):
+    for title, rows in (
+        ("facts", facts),
+        ("two-hops, taught", taught),
+        ("two-hops, not taught", held),
+    ):
         text += f"\n{table(title, rows)}\n"
     if DOCUMENT.exists() and MARK in DOCUMENT.read_text():
         DOCUMENT.write_text(DOCUMENT.read_text().split(MARK)[0] + MARK + "\n" + text)
@@ -256,7 +285,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--from-bundled", action="store_true", help="leave out the first stage")
     parser.add_argument("--reading-steps", type=int, default=READING_STEPS)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: a fifth faster; needs a compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: a fifth faster; needs a compiler"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     world = build_world()

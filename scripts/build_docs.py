@@ -1,8 +1,8 @@
 """Write the generated parts of docs/: the table in docs/methods.md, from what each method declares.
 
-`python scripts/build_docs.py` writes; with `--check` it writes nothing and exits with 1 if the page is
-out of date. Text outside the two markers is left as it is. README's table of results is not made here;
-the benchmarks write it.
+`python scripts/build_docs.py` writes; with `--check` it writes nothing and exits with 1 if the page
+is out of date. Text outside the two markers is left as it is. README's table of results is not made
+here; the benchmarks write it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,23 @@ def summary(cls: Any) -> str:
 
 def table(methods: dict[str, Any]) -> str:
     """One Markdown row a method, phases in the order recognition, association, mastery."""
-    needs = {"subject": "needs_subject", "statistics": "needs_statistics", "training": "needs_training"}
+    needs = {
+        "subject": "needs_subject",
+        "statistics": "needs_statistics",
+        "training": "needs_training",
+    }
     head = ("method", "phase", "what it does", "operations", "undo", "needs", "paper")
     rows = [head, tuple("---" for _ in head)]
     for name, cls in sorted(methods.items(), key=lambda item: PHASES.index(item[1].phase)):
         needed = ", ".join(word for word, flag in needs.items() if getattr(cls, flag, False))
         operations = ", ".join(cls.operations)
         names = ", ".join(f"`{each}`" for each in (name, *cls.variants))
-        rows.append((names, cls.phase, summary(cls), operations, cls.undo_is, needed or "-", cls.paper))
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+        rows.append(
+            (names, cls.phase, summary(cls), operations, cls.undo_is, needed or "-", cls.paper)
+        )
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
+    )
 
 
 def put_between_markers(page: str, text: str) -> str:
@@ -62,7 +70,9 @@ def put_between_markers(page: str, text: str) -> str:
 def main() -> int:
     """Write or check docs/methods.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if out of date"
+    )
     options = parser.parse_args()
     path = ROOT / "docs" / "methods.md"
     old = path.read_text(encoding="utf-8") if path.exists() else ""

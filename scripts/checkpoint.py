@@ -1,4 +1,6 @@
-"""A training run that survives a kill: model, optimizer and counts in one file, written whole or not at all."""
+"""A training run that survives a kill: model, optimizer and counts in one file, written whole or
+not at all.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What errata does, in one go: ask the bundled model, correct it with WISE, ask again, beside plain fine-tuning.
+"""What errata does, in one go: ask the bundled model, correct it with WISE, ask again, beside plain
+fine-tuning.
 
 python scripts/demo.py [--edits 50] [--out out/demo]
 """
@@ -25,12 +26,21 @@ console = Console(width=150)
 
 def bars() -> Progress:
     """A progress bar for anything over two seconds."""
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console)
 
 
-def edited(config: errata.MethodConfig, cases: list[errata.Case], name: str) -> tuple[errata.EditModel, Evaluation]:
-    """A fresh atlas with the cases' edits streamed into it one after another, and what it then says."""
+def edited(
+    config: errata.MethodConfig, cases: list[errata.Case], name: str
+) -> tuple[errata.EditModel, Evaluation]:
+    """A fresh atlas with the cases' edits streamed into it one after another, and what it then
+    says.
+    """
     base, tokenizer = errata.load_base("atlas")
     model = errata.get_edit_model(base, config, tokenizer)
     with bars() as progress:
@@ -40,7 +50,9 @@ def edited(config: errata.MethodConfig, cases: list[errata.Case], name: str) -> 
             progress.advance(writing)
         asking = progress.add_task(f"{name}: asking the final model", total=None)
         found = errata.evaluate(
-            model, cases, progress=lambda done, total: progress.update(asking, completed=done, total=total)
+            model,
+            cases,
+            progress=lambda done, total: progress.update(asking, completed=done, total=total),
         )
     return model, found
 
@@ -48,7 +60,15 @@ def edited(config: errata.MethodConfig, cases: list[errata.Case], name: str) -> 
 def show_answers(cases: list[errata.Case], found: Evaluation) -> None:
     """Before and after, for every edit: its prompt, a rephrasing, an unrelated prompt."""
     table = Table(title=f"Answers before and after {len(cases)} edits (WISE)", show_lines=False)
-    for column in ("edit's prompt", "wanted", "before", "after", "rephrased", "unrelated: before", "after"):
+    for column in (
+        "edit's prompt",
+        "wanted",
+        "before",
+        "after",
+        "rephrased",
+        "unrelated: before",
+        "after",
+    ):
         table.add_column(column, overflow="fold")
     for case in cases:
         mine = [answer for answer in found.answers if answer.edit_id == case.edit.id]
@@ -56,19 +76,26 @@ def show_answers(cases: list[errata.Case], found: Evaluation) -> None:
         rephrased = next(a for a in mine if a.measure == "generalization")
         other = next(a for a in mine if a.measure == "locality" and a.kind == "unrelated")
         marks = [f"[{'green' if a.right else 'red'}]{a.after}[/]" for a in (own, rephrased, other)]
-        table.add_row(own.prompt, own.wanted, own.before, marks[0], marks[1], other.before, marks[2])
+        table.add_row(
+            own.prompt, own.wanted, own.before, marks[0], marks[1], other.before, marks[2]
+        )
     console.print(table)
 
 
 def show_figures(results: dict[str, Evaluation]) -> None:
     """WISE beside fine-tuning."""
-    table = Table(title="On the final model, over all edits: free greedy answers (teacher-forced tokens)")
+    table = Table(
+        title="On the final model, over all edits: free greedy answers (teacher-forced tokens)"
+    )
     table.add_column("")
     table.add_column("what it means")
     for name in results:
         table.add_column(name, justify="right")
     for measure, meaning in MEANINGS.items():
-        cells = [f"{r.generated[measure]:.2f} ({r.teacher_forced[measure]:.2f})" for r in results.values()]
+        cells = [
+            f"{r.generated[measure]:.2f} ({r.teacher_forced[measure]:.2f})"
+            for r in results.values()
+        ]
         table.add_row(measure, meaning, *cells)
     for kind in next(iter(results.values())).locality_by_kind:
         cells = [f"{r.locality_by_kind[kind]:.2f}" for r in results.values()]
@@ -82,18 +109,24 @@ def show_life(model: errata.EditModel, out: Path) -> None:
     again = errata.load(out / "my-errata")
     edit = again.edits[-1]
     size = sum(file.stat().st_size for file in (out / "my-errata").iterdir())
-    console.print(f"saved to {out / 'my-errata'} ({size / 1e6:.1f} MB) and loaded again: {len(again.edits)} edits")
+    console.print(
+        f"saved to {out / 'my-errata'} ({size / 1e6:.1f} MB) and loaded again: {len(again.edits)} edits"
+    )
     console.print(f"  {edit.prompt} -> {again.ask([edit.prompt])[0]}")
     began = time.perf_counter()
     with console.status("undoing one edit: its shard is written anew without it"):
         again.undo(edit.id)
     console.print(f"undo {edit.id} ({time.perf_counter() - began:.1f} s)")
-    console.print(f"  {edit.prompt} -> {again.ask([edit.prompt])[0]}   (base: {again.ask_base([edit.prompt])[0]})")
+    console.print(
+        f"  {edit.prompt} -> {again.ask([edit.prompt])[0]}   (base: {again.ask_base([edit.prompt])[0]})"
+    )
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--edits", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()

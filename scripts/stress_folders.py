@@ -1,7 +1,7 @@
 """What folders of edits stand: many processes at one of them, and hostile or damaged ones.
 
-`python scripts/stress_folders.py [--seconds 60] [--count 200] [--seed 0]` prints what went wrong, and ends with 1 if
-anything did. Nothing is downloaded: the models are the tiny ones of the tests.
+`python scripts/stress_folders.py [--seconds 60] [--count 200] [--seed 0]` prints what went wrong,
+and ends with 1 if anything did. Nothing is downloaded: the models are the tiny ones of the tests.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def errata_base(base: Path, config: Any) -> tuple[Any, Any, Any]:
 def processes(seconds: int, seed: int) -> list[str]:
     """Four processes read, edit and undo one folder at random; what went wrong, in words.
 
-    Nothing that a process was told is written is lost unless somebody undid it, and no reader meets a mix.
+    Nothing that a process was told is written is lost unless somebody undid it, and no reader meets
+    a mix.
     """
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -94,7 +95,9 @@ def processes(seconds: int, seed: int) -> list[str]:
         folder = make_artifact(base, "folio", root / "edits")
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
-        began = [context.Process(target=_work, args=(folder, seconds, seed, n, queue)) for n in range(4)]
+        began = [
+            context.Process(target=_work, args=(folder, seconds, seed, n, queue)) for n in range(4)
+        ]
         for process in began:
             process.start()
         told: list[tuple[str, str]] = []
@@ -104,13 +107,22 @@ def processes(seconds: int, seed: int) -> list[str]:
             process.join()
         there = {edit.id for edit in errata.load(folder).edits}
         wrong = [what for kind, what in told if kind == "wrong"]
-        wrote, undone = ({what for kind, what in told if kind == name} for name in ("wrote", "undone"))
+        wrote, undone = (
+            {what for kind, what in told if kind == name} for name in ("wrote", "undone")
+        )
         wrote |= {edit.id for edit in EDITS}
-        wrong += [f"{name} was written, nobody undid it, and it is gone" for name in sorted(wrote - undone - there)]
+        wrong += [
+            f"{name} was written, nobody undid it, and it is gone"
+            for name in sorted(wrote - undone - there)
+        ]
         wrong += [f"{name} was undone and is there" for name in sorted(undone & there)]
         wrong += [f"{name} is there, and nobody wrote it" for name in sorted(there - wrote)]
         left = {file.name for file in folder.iterdir()}
-        wrong += [f"{name} was left behind" for name in sorted(left) if name.endswith((".new", "_lock", "_complete"))]
+        wrong += [
+            f"{name} was left behind"
+            for name in sorted(left)
+            if name.endswith((".new", "_lock", "_complete"))
+        ]
         return wrong
 
 
@@ -125,7 +137,11 @@ def _work(folder: Path, seconds: int, seed: int, number: int, queue: Any) -> Non
     for turn in itertools.count():
         if turn > 3 and time.monotonic() > until:
             break
-        do = ("edit", "read")[turn] if turn < 2 else rng.choice(("read", "read", "edit", "edit", "undo", "command"))
+        do = (
+            ("edit", "read")[turn]
+            if turn < 2
+            else rng.choice(("read", "read", "edit", "edit", "undo", "command"))
+        )
         try:
             if do == "command":
                 count += 1
@@ -138,7 +154,10 @@ def _work(folder: Path, seconds: int, seed: int, number: int, queue: Any) -> Non
                 elif do == "edit":
                     count += 1
                     new = Edit(
-                        f"Who wrote the book {number} {count}?", "London", f"book {number} {count}", id=f"{number}-{count}"
+                        f"Who wrote the book {number} {count}?",
+                        "London",
+                        f"book {number} {count}",
+                        id=f"{number}-{count}",
                     )
                     model.edit([new], check=False)
                     model.save_pretrained(folder)
@@ -168,7 +187,9 @@ def _read(model: EditModel) -> list[tuple[str, str]]:
     ]
     leaves = [leaf.name for leaf in model.method.patch.leaves]
     return (
-        wrong if leaves == [edit.id for edit in model.edits] else [*wrong, ("wrong", "a reader met leaves of other edits")]
+        wrong
+        if leaves == [edit.id for edit in model.edits]
+        else [*wrong, ("wrong", "a reader met leaves of other edits")]
     )
 
 
@@ -178,10 +199,17 @@ def _by_command(folder: Path, rng: random.Random, name: str) -> list[tuple[str, 
         done = CliRunner().invoke(app, ["list", str(folder)])
         return [] if done.exit_code == 0 else [("wrong", f"list: {done.output}")]
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-        row = {"id": name, "prompt": f"Who wrote the book {name}?", "target": "Paris", "subject": f"book {name}"}
+        row = {
+            "id": name,
+            "prompt": f"Who wrote the book {name}?",
+            "target": "Paris",
+            "subject": f"book {name}",
+        }
         file.write(json.dumps(row) + "\n")
         file.flush()
-        done = CliRunner().invoke(app, ["edit", str(folder), "--edits", file.name, "--no-check", "--wait", "30"])
+        done = CliRunner().invoke(
+            app, ["edit", str(folder), "--edits", file.name, "--no-check", "--wait", "30"]
+        )
     if done.exit_code == 0:
         return [("wrote", name)]
     return [] if "is being written" in done.output else [("wrong", f"edit: {done.output}")]
@@ -191,9 +219,11 @@ def _by_command(folder: Path, rng: random.Random, name: str) -> list[tuple[str, 
 
 
 def hostile(count: int, seed: int) -> list[str]:
-    """Open, list, ask and undo so many folders that somebody has spoiled; what went wrong, in words.
+    """Open, list, ask and undo so many folders that somebody has spoiled; what went wrong, in
+    words.
 
-    Each must be refused in one line, or answer as the folder did before it was spoiled; nothing outside it is touched.
+    Each must be refused in one line, or answer as the folder did before it was spoiled; nothing
+    outside it is touched.
     """
     rng, wrong = random.Random(seed), list[str]()
     with tempfile.TemporaryDirectory() as place:
@@ -208,7 +238,9 @@ def hostile(count: int, seed: int) -> list[str]:
         order = mutations()
         for number in range(count):
             name, mutate = order[number % len(order)] if number < len(order) else rng.choice(order)
-            method = "folio" if number % 2 or name.startswith("folio") else rng.choice(list(METHODS))
+            method = (
+                "folio" if number % 2 or name.startswith("folio") else rng.choice(list(METHODS))
+            )
             spoiled = root / "spoiled" / str(number)
             shutil.copytree(good[method], spoiled / "edits")
             what = mutate(Setting(spoiled / "edits", base, outside, spoiled, rng)) or ""
@@ -223,7 +255,11 @@ def hostile(count: int, seed: int) -> list[str]:
 
 
 def _seen(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {str(f): (f.read_bytes(), f.stat().st_mtime_ns) for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        str(f): (f.read_bytes(), f.stat().st_mtime_ns)
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
+    }
 
 
 def _tried(folder: Path, right: list[str]) -> Iterator[str]:
@@ -241,7 +277,11 @@ def _tried(folder: Path, right: list[str]) -> Iterator[str]:
         yield f"load: {type(error).__name__}: {error}"
     if _held(folder) != held:
         yield "a reader wrote into it"
-    for words in (["list", str(folder)], ["ask", str(folder), *PROMPTS, "--json"], ["undo", str(folder), "a"]):
+    for words in (
+        ["list", str(folder)],
+        ["ask", str(folder), *PROMPTS, "--json"],
+        ["undo", str(folder), "a"],
+    ):
         try:
             with _within(LIMIT):
                 done = CliRunner().invoke(app, words)
@@ -262,7 +302,11 @@ def _tried(folder: Path, right: list[str]) -> Iterator[str]:
 
 
 def _held(folder: Path) -> dict[str, tuple[int, int]]:
-    return {f.name: (f.lstat().st_size, f.lstat().st_mtime_ns) for f in sorted(folder.iterdir())} if folder.is_dir() else {}
+    return (
+        {f.name: (f.lstat().st_size, f.lstat().st_mtime_ns) for f in sorted(folder.iterdir())}
+        if folder.is_dir()
+        else {}
+    )
 
 
 @contextlib.contextmanager
@@ -291,7 +335,9 @@ def main() -> int:
     wrong = processes(options.seconds, options.seed) + hostile(options.count, options.seed)
     for each in wrong:
         print(each)
-    print(f"{len(wrong)} failures: {options.seconds} s of four processes, {options.count} spoiled folders")
+    print(
+        f"{len(wrong)} failures: {options.seconds} s of four processes, {options.count} spoiled folders"
+    )
     return int(bool(wrong))
 
 

@@ -1,10 +1,12 @@
-"""Thousands of spoiled lines through the readers of edits and cases and through `errata edit`: nothing may break or hang.
+"""Thousands of spoiled lines through the readers of edits and cases and through `errata edit`:
+nothing may break or hang.
 
     python scripts/stress_lines.py [COUNT] [SEED]
 
-A line is a good one with faults: other types, missing, doubled and unknown fields, halves of surrogate pairs, NULs, deep
-nesting, endless numbers, signs of all planes, marks of direction, flipped and missing bytes. What is refused must be refused
-in one line with file and line; what is accepted must be reached by its own prompt, as Folio's router reads it.
+A line is a good one with faults: other types, missing, doubled and unknown fields, halves of
+surrogate pairs, NULs, deep nesting, endless numbers, signs of all planes, marks of direction,
+flipped and missing bytes. What is refused must be refused in one line with file and line; what is
+accepted must be reached by its own prompt, as Folio's router reads it.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ VALUES: list[Any] = [
     [], [[]], {}, {"a": {"b": []}}, ["x"], [None], [{"prompt": None}], [{"prompt": "x", "kind": []}],
     [{"prompt": "x", "also": "y"}],
 ]  # fmt: skip
-FIELDS = "prompt target subject operation id source time rephrases locality portability ood x".split()
+FIELDS = (
+    "prompt target subject operation id source time rephrases locality portability ood x".split()
+)
 AT_ONCE = 30
 """Lines for each run of the command, on average."""
 SECONDS = 60
@@ -72,7 +76,11 @@ Fault = Callable[[random.Random, dict[str, Any]], "bytes | dict[str, Any]"]
 
 def any_sign(rng: random.Random) -> str:
     """A sign of any plane, or one of those that are trouble."""
-    return rng.choice(SIGNS) if rng.random() < 0.4 else chr(rng.choice((rng.randrange(0x110000), rng.randrange(0x3000))))
+    return (
+        rng.choice(SIGNS)
+        if rng.random() < 0.4
+        else chr(rng.choice((rng.randrange(0x110000), rng.randrange(0x3000))))
+    )
 
 
 def in_a_text(rng: random.Random, line: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +99,10 @@ def in_all_texts(rng: random.Random, line: dict[str, Any]) -> dict[str, Any]:
         lambda text: any_sign(rng) + text, lambda text: text[:-1], lambda text: f"{text}n",
         lambda text: f"{text} {any_sign(rng)}",
     ]  # fmt: skip
-    return {**line, **{name: rng.choice(forms)(line[name]) for name in ("prompt", "subject") if name in line}}
+    return {
+        **line,
+        **{name: rng.choice(forms)(line[name]) for name in ("prompt", "subject") if name in line},
+    }
 
 
 def made_up(rng: random.Random, line: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +146,15 @@ def flipped(rng: random.Random, line: dict[str, Any]) -> bytes:
     return bytes(text)
 
 
-FAULTS: tuple[Fault, ...] = (in_a_text, in_all_texts, made_up, another_value, without, spliced, flipped)
+FAULTS: tuple[Fault, ...] = (
+    in_a_text,
+    in_all_texts,
+    made_up,
+    another_value,
+    without,
+    spliced,
+    flipped,
+)
 
 
 def spoiled(rng: random.Random) -> bytes:
@@ -166,7 +185,9 @@ def in_time() -> Iterator[None]:
 
 
 def accepted(path: Path, line: bytes, failures: list[str]) -> list[Edit]:
-    """The edits of a file of one line; what is wrong with how it is read or with what is accepted joins the failures."""
+    """The edits of a file of one line; what is wrong with how it is read or with what is accepted
+    joins the failures.
+    """
     path.write_bytes(line)
     found: list[Edit] = []
     for read in (read_edits, read_cases):
@@ -178,7 +199,9 @@ def accepted(path: Path, line: bytes, failures: list[str]) -> list[Edit]:
             if not said.startswith(f"{path}:") or "\n" in said or len(said) > 1000:
                 failures.append(f"{read.__name__} of {line[:200]!r} says {said[:500]!r}")
         except BaseException as error:  # whatever it is, it is a failure to be told
-            failures.append(f"{read.__name__} of {line[:200]!r} raises {type(error).__name__}: {error}")
+            failures.append(
+                f"{read.__name__} of {line[:200]!r} raises {type(error).__name__}: {error}"
+            )
         else:
             found = [each for each in held if isinstance(each, Edit)] or found
     for edit in found:
@@ -200,7 +223,18 @@ def edited(folder: Path, model: Path, lines: list[bytes], method: str, failures:
     """`errata edit` with a file of these lines."""
     path, out = folder / "edits.jsonl", folder / f"out-{len(list(folder.iterdir()))}"
     path.write_bytes(b"\n".join(lines))
-    given = ["edit", str(model), "-m", method, "--edits", str(path), "--out", str(out), "--no-check", "--json"]
+    given = [
+        "edit",
+        str(model),
+        "-m",
+        method,
+        "--edits",
+        str(path),
+        "--out",
+        str(out),
+        "--no-check",
+        "--json",
+    ]
     given += ["--set", "steps=1", *(("--set", "background=8") if method == "folio" else ())]
     try:
         with in_time():
@@ -210,14 +244,27 @@ def edited(folder: Path, model: Path, lines: list[bytes], method: str, failures:
         return
     told = f"errata edit -m {method} of {[line[:200] for line in lines]!r}"
     if done.exit_code not in (0, 2) or not isinstance(done.exception, SystemExit | None):
-        failures.append(f"{told} ends with {done.exit_code}, {done.exception!r}: {done.output[:1000]!r}")
-    elif done.exit_code == 2 and (f"{path}:" not in done.stderr or done.stderr.count("\n") != 1 or out.exists()):
+        failures.append(
+            f"{told} ends with {done.exit_code}, {done.exception!r}: {done.output[:1000]!r}"
+        )
+    elif done.exit_code == 2 and (
+        f"{path}:" not in done.stderr or done.stderr.count("\n") != 1 or out.exists()
+    ):
         failures.append(f"{told} is refused so: {done.output[:1000]!r}")
-    elif any(said in done.output for said in ("unexpected", "Traceback")) or not harmless(done.output):
+    elif any(said in done.output for said in ("unexpected", "Traceback")) or not harmless(
+        done.output
+    ):
         failures.append(f"{told} says {done.output[:1000]!r}")
     elif done.exit_code == 0:
-        report, subjects = json.loads(done.stdout), {edit.id: edit.subject for edit in read_edits(path)}
-        failures += [f"{told}: {n}: {w}" for n, w in report["warnings"] if "will never" in w and subjects[n] is not None]
+        report, subjects = (
+            json.loads(done.stdout),
+            {edit.id: edit.subject for edit in read_edits(path)},
+        )
+        failures += [
+            f"{told}: {n}: {w}"
+            for n, w in report["warnings"]
+            if "will never" in w and subjects[n] is not None
+        ]
 
 
 def lines(count: int, seed: int) -> list[str]:
@@ -233,8 +280,14 @@ def lines(count: int, seed: int) -> list[str]:
         for line in made:
             good += [(edit.id, line) for edit in accepted(folder / "line.jsonl", line, failures)]
         for _ in range(max(4, count // AT_ONCE)):
-            picked = dict(rng.sample(good, min(len(good), rng.randint(1, 12))))  # a line for each id
-            some = list(picked.values()) if rng.random() < 0.5 else rng.sample(made, min(count, rng.choice((1, 1, 40))))
+            picked = dict(
+                rng.sample(good, min(len(good), rng.randint(1, 12)))
+            )  # a line for each id
+            some = (
+                list(picked.values())
+                if rng.random() < 0.5
+                else rng.sample(made, min(count, rng.choice((1, 1, 40))))
+            )
             edited(folder, model, some, rng.choice(("ft", "folio")), failures)
     return failures
 

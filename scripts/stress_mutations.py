@@ -1,6 +1,8 @@
-"""Ways to spoil a folder of edits: damaged ones, and such as somebody sends who means ill. It opens nothing.
+"""Ways to spoil a folder of edits: damaged ones, and such as somebody sends who means ill. It opens
+nothing.
 
-A forger who changes a file can make its checksum anew (`Setting.signed`), and that of the whole as far as it is his to make.
+A forger who changes a file can make its checksum anew (`Setting.signed`), and that of the whole as
+far as it is his to make.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ CONFIG, TENSORS, LEDGER, COMPLETE, LOCK = (
 
 @dataclass
 class Setting:
-    """A folder of edits to be spoiled, its base model, a folder outside that must stay as it is, a place for more."""
+    """A folder of edits to be spoiled, its base model, a folder outside that must stay as it is, a
+    place for more.
+    """
 
     folder: Path
     base: Path
@@ -51,7 +55,9 @@ class Setting:
         save_file(load_file(path), path, {"about": about_digest(about)})
         for name in about["sha256"]:
             if (self.folder / name).is_file():
-                about["sha256"][name] = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+                about["sha256"][name] = hashlib.sha256(
+                    (self.folder / name).read_bytes()
+                ).hexdigest()
         self.write(about)
 
     def file(self) -> Path:
@@ -60,7 +66,24 @@ class Setting:
 
 
 Mutation = Callable[[Setting], str | None]
-WRONG: list[Any] = [None, 0, -1, 1.5, True, "", "x", [], {}, [None], {"x": 1}, 10**400, -(10**30), 1e308, [[]], ["a", "a"]]
+WRONG: list[Any] = [
+    None,
+    0,
+    -1,
+    1.5,
+    True,
+    "",
+    "x",
+    [],
+    {},
+    [None],
+    {"x": 1},
+    10**400,
+    -(10**30),
+    1e308,
+    [[]],
+    ["a", "a"],
+]
 """What may stand where something else belongs."""
 
 
@@ -136,7 +159,9 @@ def marker(what: Callable[[Setting], Any]) -> Mutation:
 
     def spoil(s: Setting) -> None:
         said = what(s)
-        (s.folder / COMPLETE).write_bytes(said if isinstance(said, bytes) else json.dumps(said).encode())
+        (s.folder / COMPLETE).write_bytes(
+            said if isinstance(said, bytes) else json.dumps(said).encode()
+        )
 
     return spoil
 
@@ -200,7 +225,11 @@ def deep_state(s: Setting) -> str:
         path += f"/{key}"
         inner = held[key]
         if not isinstance(inner, dict | list) or not inner or s.rng.random() < 0.3:
-            wrong = [each for each in WRONG if type(each) is not type(inner) and not (_number(each) and _number(inner))]
+            wrong = [
+                each
+                for each in WRONG
+                if type(each) is not type(inner) and not (_number(each) and _number(inner))
+            ]
             held[key] = s.rng.choice(wrong)
             if isinstance(inner, float | int | str) or inner is None:
                 held[key] = s.rng.choice([{}, [[]], True if not isinstance(inner, bool) else "x"])
@@ -214,7 +243,9 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _spoiled(s: Setting, about: dict[str, Any], held: dict[str, Any], name: str, signed: bool = False) -> str:
+def _spoiled(
+    s: Setting, about: dict[str, Any], held: dict[str, Any], name: str, signed: bool = False
+) -> str:
     wrong = [each for each in WRONG if type(each) is not type(held[name])]
     if s.rng.random() < 0.3:
         del held[name]
@@ -267,10 +298,15 @@ def ledger(change: Callable[[list[dict[str, Any]]], list[Any]], known: bool) -> 
         about = s.config()
         if known:
             said = [
-                [row[k] if k != "subject" else row.get(k) for k in ("id", "prompt", "target", "subject", "operation")]
+                [
+                    row[k] if k != "subject" else row.get(k)
+                    for k in ("id", "prompt", "target", "subject", "operation")
+                ]
                 for row in rows
             ]
-            about["edits"] = hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()
+            about["edits"] = hashlib.sha256(
+                json.dumps(said, ensure_ascii=False).encode()
+            ).hexdigest()
         s.signed(about)
 
     return spoil
@@ -401,12 +437,29 @@ def mutations() -> list[tuple[str, Mutation]]:
         ("marker: gone absolute", marker(lambda s: {**own, "gone": [str(s.outside / "mine.txt")]})),
         ("marker: gone upwards", marker(lambda s: {**own, "gone": ["../../../outside/mine.txt"]})),
         ("marker: gone ledger", marker(lambda s: {**own, "gone": ["edits.jsonl", CONFIG]})),
-        ("marker: placed absolute", marker(lambda s: {**own, "placed": {str(s.outside / "mine.txt"): CONFIG}})),
-        ("marker: placed upwards", marker(lambda s: {**own, "placed": {"../../../outside/edits.jsonl": "edits.jsonl.new"}})),
-        ("marker: placed from outside", marker(lambda s: {**own, "placed": {LEDGER: str(s.outside / "edits.jsonl")}})),
-        ("marker: placed as before", marker(lambda s: {**own, "placed": [str(s.outside / "mine.txt"), "../x"]})),
+        (
+            "marker: placed absolute",
+            marker(lambda s: {**own, "placed": {str(s.outside / "mine.txt"): CONFIG}}),
+        ),
+        (
+            "marker: placed upwards",
+            marker(
+                lambda s: {**own, "placed": {"../../../outside/edits.jsonl": "edits.jsonl.new"}}
+            ),
+        ),
+        (
+            "marker: placed from outside",
+            marker(lambda s: {**own, "placed": {LEDGER: str(s.outside / "edits.jsonl")}}),
+        ),
+        (
+            "marker: placed as before",
+            marker(lambda s: {**own, "placed": [str(s.outside / "mine.txt"), "../x"]}),
+        ),
         ("marker: nothing", marker(lambda s: own)),
-        ("marker: no files", marker(lambda s: {**own, "placed": {LEDGER: "edits.jsonl.0123abcd.new"}})),
+        (
+            "marker: no files",
+            marker(lambda s: {**own, "placed": {LEDGER: "edits.jsonl.0123abcd.new"}}),
+        ),
         ("marker: lists", marker(lambda s: [1])),
         ("marker: types", marker(lambda s: {"placed": {LEDGER: 3}, "gone": [None]})),
         ("marker: number", marker(lambda s: 7)),
@@ -434,7 +487,10 @@ def mutations() -> list[tuple[str, Mutation]]:
         ("ledger: shortened", ledger(lambda rows: rows[:-2], False)),
         ("ledger: emptied", ledger(lambda rows: [], False)),
         ("ledger: twice the same id", ledger(lambda rows: [*rows, rows[0]], True)),
-        ("ledger: another target", ledger(lambda rows: [{**rows[0], "target": "Paris"}, *rows[1:]], False)),
+        (
+            "ledger: another target",
+            ledger(lambda rows: [{**rows[0], "target": "Paris"}, *rows[1:]], False),
+        ),
         ("ledger: longer", ledger(lambda rows: [*rows, {**rows[0], "id": "z"}], False)),
         ("ledger: not objects", bad_ledger(b"[1]\n2\n")),
         ("ledger: deep", bad_ledger(b"[" * 100_000 + b"\n")),
@@ -446,7 +502,10 @@ def mutations() -> list[tuple[str, Mutation]]:
         ("tensors: shorter", tensors(lambda t: t[:-1] if t.dim() and len(t) else None)),
         ("tensors: wider", tensors(lambda t: t[..., None])),
         ("tensors: flat", tensors(lambda t: t.flatten() if t.dim() > 1 else t[None])),
-        ("tensors: other type", tensors(lambda t: t.to(torch.int64) if t.is_floating_point() else t.float())),
+        (
+            "tensors: other type",
+            tensors(lambda t: t.to(torch.int64) if t.is_floating_point() else t.float()),
+        ),
         ("tensors: gone", tensors(lambda t: None)),
         ("base: zeroed", base(_zeroed)),
         ("base: other tokens", base(_permuted)),
@@ -457,7 +516,10 @@ def mutations() -> list[tuple[str, Mutation]]:
         ("base: odd name", named("../..//\u0000x")),
         ("base: long name", named("x" * 5000)),
     ]
-    found += [(f"file: {kind}", instead(kind)) for kind in ("pipe", "zero", "link", "loop", "folder", "sparse")]
+    found += [
+        (f"file: {kind}", instead(kind))
+        for kind in ("pipe", "zero", "link", "loop", "folder", "sparse")
+    ]
     often: list[tuple[str, Mutation]] = [
         ("byte", flip), ("truncated", truncate), ("extended", extend), ("removed", remove), ("swapped", swap),
         ("field", field), ("setting", setting), ("state", state), ("state, deep", deep_state),

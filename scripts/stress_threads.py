@@ -1,7 +1,9 @@
-"""Eight threads ask one edited model while a ninth edits it, undoes, and switches the edits off, at random.
+"""Eight threads ask one edited model while a ninth edits it, undoes, and switches the edits off, at
+random.
 
-Every answer must be what the model says, asked by one thread, before or after the change that was under way. A twin that
-nobody else asks goes through the same changes first and says what is right. Models are the tiny ones of the tests.
+Every answer must be what the model says, asked by one thread, before or after the change that was
+under way. A twin that nobody else asks goes through the same changes first and says what is right.
+Models are the tiny ones of the tests.
 
     python scripts/stress_threads.py --seconds 60 --seed 0
 """
@@ -50,7 +52,9 @@ class Probe:
         batch = model.lm.prompt_batch(self.prompts)
         with torch.no_grad():
             said = model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
             ).logits
         return said[:, -1]
 
@@ -64,7 +68,11 @@ class Probe:
         return f"{self.how} of {len(self.prompts)} ({self.prompts[0]!r} ...)"
 
 
-PROBES = [Probe(how, prompts) for how in ("generate", "forward") for prompts in (*((p,) for p in PROMPTS), tuple(PROMPTS))]
+PROBES = [
+    Probe(how, prompts)
+    for how in ("generate", "forward")
+    for prompts in (*((p,) for p in PROMPTS), tuple(PROMPTS))
+]
 """In scope and out of it, alone and in a batch."""
 
 
@@ -73,7 +81,8 @@ class Race:
     """One model under many threads.
 
     Attributes:
-        states: what is right before the first change and after each, by probe; the last may still be under way.
+        states: what is right before the first change and after each, by probe; the last may still
+            be under way.
         made: changes that the model has surely had.
     """
 
@@ -139,7 +148,9 @@ class Race:
         try:
             call()
         except BaseException as error:
-            self.failures.append(f"{threading.current_thread().name}: {type(error).__name__}: {error}")
+            self.failures.append(
+                f"{threading.current_thread().name}: {type(error).__name__}: {error}"
+            )
             self.stop.set()
 
 
@@ -169,13 +180,17 @@ def threads(seconds: int, seed: int, methods: tuple[str, ...] = METHODS) -> list
         done = race(method, seconds / len(methods), seed)
         found += [f"{method}, seed {seed}: {failure}" for failure in done.failures]
         if not done.asked:
-            found.append(f"{method}, seed {seed}: nothing was asked in {seconds / len(methods):.0f} s.")
+            found.append(
+                f"{method}, seed {seed}: nothing was asked in {seconds / len(methods):.0f} s."
+            )
     return found
 
 
 def main() -> None:
     """Print failures, and end with 1 if there are any."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=int, default=60, help="for all methods together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
-os.environ["SOURCE_DATE_EPOCH"] = "1790000000"  # edits are stamped with one time: folders are compared byte for byte
+os.environ["SOURCE_DATE_EPOCH"] = (
+    "1790000000"  # edits are stamped with one time: folders are compared byte for byte
+)
 os.environ["ERRATA_CACHE"] = tempfile.mkdtemp(prefix="errata-cache-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))

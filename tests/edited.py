@@ -1,4 +1,6 @@
-"""Small edited models for the contract of `EditModel`: every method there is, with settings that take no time."""
+"""Small edited models for the contract of `EditModel`: every method there is, with settings that
+take no time.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,11 @@ EXAMPLES = [
         (f"What is the {what} of {place}?", f"{place} has as its {what}"),
         (f"The {other} of {place} is", "Where is the tower?"),
     )
-    for what, other, answer in (("king", "river", "Arthur"), ("flag", "anthem", "blue"), ("mayor", "bridge", "Anna"))
+    for what, other, answer in (
+        ("king", "river", "Arthur"),
+        ("flag", "anthem", "blue"),
+        ("mayor", "bridge", "Anna"),
+    )
     for place in ("Spain", "Peru", "Ghana")
 ]
 """What trained methods are trained on; no edit is among them."""
@@ -77,7 +83,9 @@ def prepare(model: EditModel) -> None:
         model.method.load_state([], *copy.deepcopy(_TRAINED[kind]))
 
 
-def edit_model(family: str, method: str, edits: list[Edit] | None = None, **settings: Any) -> EditModel:
+def edit_model(
+    family: str, method: str, edits: list[Edit] | None = None, **settings: Any
+) -> EditModel:
     config = errata.method_class(method).config_class
     known = {field.name for field in dataclasses.fields(config)}
     made = config.from_dict({**{k: v for k, v in SMALL.items() if k in known}, **settings})
@@ -95,7 +103,9 @@ PINNED_WISE: dict[str, Any] = {
 """WISE, small, and apart from whatever the defaults are."""
 
 
-def pinned_wise(edits: list[Edit] | None = None, family: str = "llama", **settings: Any) -> EditModel:
+def pinned_wise(
+    edits: list[Edit] | None = None, family: str = "llama", **settings: Any
+) -> EditModel:
     return edit_model(family, "wise", edits, **{**PINNED_WISE, **settings})
 
 
@@ -112,6 +122,8 @@ def same_state(one: EditModel, other: EditModel, atol: float = 0.0) -> None:
     others, other_values = other.method.state()
     assert tensors.keys() == others.keys() and one.edits == other.edits
     for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, others[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            tensor, others[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
     if not atol:
         assert values == other_values

@@ -1,7 +1,8 @@
 """Tiny random models of every family, and tiny tokenizers, built in process: nothing is downloaded.
 
-Every model reads the same 320 tokens and has 4 layers of width 32, with a feed-forward width other than 32.
-Weights are drawn wide, and biases too, so that different prompts lead to different continuations.
+Every model reads the same 320 tokens and has 4 layers of width 32, with a feed-forward width other
+than 32. Weights are drawn wide, and biases too, so that different prompts lead to different
+continuations.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _WIDE: dict[str, Any] = {"intermediate_size": 64}
-_GROUPED: dict[str, Any] = {"intermediate_size": 64, "num_key_value_heads": 2}  # grouped-query attention
+_GROUPED: dict[str, Any] = {
+    "intermediate_size": 64,
+    "num_key_value_heads": 2,
+}  # grouped-query attention
 _GPT: dict[str, Any] = {"n_inner": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 # Gemma scales its embeddings up; with a tied head a random one would only repeat the last token.
 _GEMMA: dict[str, Any] = dict(_GROUPED, head_dim=16, tie_word_embeddings=False)
@@ -40,8 +44,12 @@ _GEMMA_2: dict[str, Any] = dict(_GEMMA, query_pre_attn_scalar=16, sliding_window
 
 
 def _build(family: str, /, **settings: Any) -> PreTrainedModel:
-    """A model for causal language modelling from `<family>Config` with the common sizes, ready to read."""
-    return _drawn(getattr(tf, f"{family}Config")(**{**_COMMON, **settings}), tf.AutoModelForCausalLM)
+    """A model for causal language modelling from `<family>Config` with the common sizes, ready to
+    read.
+    """
+    return _drawn(
+        getattr(tf, f"{family}Config")(**{**_COMMON, **settings}), tf.AutoModelForCausalLM
+    )
 
 
 def _drawn(config: tf.PreTrainedConfig, owner: Any) -> PreTrainedModel:
@@ -84,8 +92,12 @@ FAMILIES_TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": partial(_build, "GPT2", **_GPT),
     "gptj": partial(_build, "GPTJ", **_GPT, rotary_dim=4),
     "gpt_neox": partial(_build, "GPTNeoX", **_WIDE),
-    "gpt_neo": partial(_build, "GPTNeo", **_WIDE, attention_types=[[["global", "local"], 2]], window_size=16),
-    "opt": partial(_build, "OPT", ffn_dim=64, word_embed_proj_dim=HIDDEN, dropout=0.0, init_std=0.2),
+    "gpt_neo": partial(
+        _build, "GPTNeo", **_WIDE, attention_types=[[["global", "local"], 2]], window_size=16
+    ),
+    "opt": partial(
+        _build, "OPT", ffn_dim=64, word_embed_proj_dim=HIDDEN, dropout=0.0, init_std=0.2
+    ),
     "bloom": partial(_build, "Bloom"),
     "falcon": partial(_build, "Falcon", ffn_hidden_size=64),
     "mpt": partial(_build, "Mpt", max_seq_len=128),
@@ -134,7 +146,8 @@ _ASCII = [chr(code) for code in range(32, 127)]
 def tiny_tokenizer(kind: str = "bytelevel") -> PreTrainedTokenizerFast:
     """A tokenizer of at most 320 tokens with pad 0, bos 1 and eos 2. The kinds:
 
-    - "bytelevel": byte-level BPE as in GPT-2; a space belongs to the word after it, nothing is added;
+    - "bytelevel": byte-level BPE as in GPT-2; a space belongs to the word after it, nothing is
+      added;
     - "sentencepiece": as in Llama-2; spaces are written `▁`, and a text gets one in front;
     - "noprefix": byte-level, but it puts a space in front of a text by itself, so callers must not;
     - "bos": byte-level, and a text starts with the bos token, added by a post-processor.
@@ -155,7 +168,11 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def _trained(kind: str) -> PreTrainedTokenizerFast:
-    settings: dict[str, Any] = {"vocab_size": VOCABULARY, "special_tokens": _SPECIAL, "show_progress": False}
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "special_tokens": _SPECIAL,
+        "show_progress": False,
+    }
     inner = tk.Tokenizer(tk.models.BPE(unk_token="<unk>"))
     if kind == "sentencepiece":
         inner.pre_tokenizer = tk.pre_tokenizers.Metaspace(prepend_scheme="always")

@@ -1,4 +1,6 @@
-"""A tiny model with side memories whose routes are known, and its oracle: for each prompt, a plain model with W + dW."""
+"""A tiny model with side memories whose routes are known, and its oracle: for each prompt, a plain
+model with W + dW.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ def by_hand(lm: LM, delta: Tensor, prompt: str, score: str = "linear", pool: str
     return {"mean": norms.mean(), "max": norms.max(), "last": norms[-1]}[pool].item()
 
 
-def routed(family: str, count: int = 1, score: str = "linear", pool: str = "mean", kind: str = "bytelevel") -> Routed:
+def routed(
+    family: str, count: int = 1, score: str = "linear", pool: str = "mean", kind: str = "bytelevel"
+) -> Routed:
     """Random memories whose thresholds part the prompts, with a clear gap, into some of each."""
     base: PreTrainedModel = tiny_model(family)
     tokenizer = tiny_tokenizer(kind)

@@ -19,7 +19,9 @@ ACTIVATIONS = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "tanh": tor
 def test_the_papers_formula(family, activation):
     model = edit_model(family, "adapter", EDITS[:2], activation=activation, reduction=8, lr=0.05)
     (path,) = model.method.paths
-    tensors = {name.removeprefix(f"{path}."): t.double() for name, t in model.method.state()[0].items()}
+    tensors = {
+        name.removeprefix(f"{path}."): t.double() for name, t in model.method.state()[0].items()
+    }
     assert tensors["down"].shape == (4, 32) and tensors["up"].abs().max() > 0
 
     def behind(h):

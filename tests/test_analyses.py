@@ -32,7 +32,11 @@ CASES = [
             Probe("The president of France is", kind="same_subject"),
         ),
     ),
-    Case(EDITS[1], rephrases=("Who was it that wrote the book?",), locality=(Probe("x"), Probe("In the city of"))),
+    Case(
+        EDITS[1],
+        rephrases=("Who was it that wrote the book?",),
+        locality=(Probe("x"), Probe("In the city of")),
+    ),
 ]
 
 
@@ -53,7 +57,10 @@ def test_activations_by_group(model):
         "same subject": 1,
     }
     patch = model.method.patch
-    for name, prompts in (("edits", [c.edit.prompt for c in CASES]), ("neighbours", ["The capital of Italy is"])):
+    for name, prompts in (
+        ("edits", [c.edit.prompt for c in CASES]),
+        ("neighbours", ["The capital of Italy is"]),
+    ):
         found = patch.probe(model.lm, prompts)
         routes = patch.decide(found).tolist()
         for column, route, value in zip(found.T, routes, view.activations[name], strict=True):
@@ -84,7 +91,9 @@ def test_auc_is_the_chance_to_be_more_active():
     rng = random.Random(0)
     inside, outside = ([rng.choice(range(8)) + shift for _ in range(40)] for shift in (2, 0))
     pairs = [(a > b) + 0.5 * (a == b) for a in inside for b in outside]
-    assert auc(inside, outside) == pytest.approx(sum(pairs) / len(pairs)) and auc([2.0], [1.0]) == 1.0
+    assert (
+        auc(inside, outside) == pytest.approx(sum(pairs) / len(pairs)) and auc([2.0], [1.0]) == 1.0
+    )
 
 
 # each analysis, on atlas
@@ -103,12 +112,18 @@ def measurements(tmp_path_factory):
     def run(name, *more):
         if name not in found:
             out = folder / name
-            result = CliRunner().invoke(app, ["analyze", name, "--edits", "6", "--out", str(out), *more])
+            result = CliRunner().invoke(
+                app, ["analyze", name, "--edits", "6", "--out", str(out), *more]
+            )
             assert result.exit_code == 0, result.output
             assert result.stdout.split() == [str(out / f"{name}.json"), str(out / f"{name}.png")]
             assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
             said = json.loads((out / f"{name}.json").read_text())
-            assert said["analysis"] == name and said["edits"] == 6 and said["made"]["versions"]["torch"]
+            assert (
+                said["analysis"] == name
+                and said["edits"] == 6
+                and said["made"]["versions"]["torch"]
+            )
             found[name] = said["found"]
         return found[name]
 
@@ -116,13 +131,22 @@ def measurements(tmp_path_factory):
 
 
 def quick(**more):
-    return [part for name, value in {**QUICK, **more}.items() for part in ("--set", f"{name}={value}")]
+    return [
+        part for name, value in {**QUICK, **more}.items() for part in ("--set", f"{name}={value}")
+    ]
 
 
 def test_router_over_the_stream(measurements):
     found = measurements("router", *quick())
-    assert found["edits"] == [1, 6] and len(found["activations"][1]["edits"]) == 6 and 0 <= found["auc"][1] <= 1
-    assert found["above"][1]["edits"] == sum(value > 1 for value in found["activations"][1]["edits"]) / 6
+    assert (
+        found["edits"] == [1, 6]
+        and len(found["activations"][1]["edits"]) == 6
+        and 0 <= found["auc"][1] <= 1
+    )
+    assert (
+        found["above"][1]["edits"]
+        == sum(value > 1 for value in found["activations"][1]["edits"]) / 6
+    )
 
 
 def test_layers_masks_merges_and_parts(measurements, tmp_path):
@@ -155,7 +179,9 @@ def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):
 
 
 def test_tracing_puts_everything_back_where_it_was():
-    """All blocks of the last token put back is the clean run; a state behind the subject's first block brings back much."""
+    """All blocks of the last token put back is the clean run; a state behind the subject's first
+    block brings back much.
+    """
     base, tokenizer = errata.load_base("atlas", "float32")
     lm = errata.LM(base, tokenizer)
     edit = ATLAS[0].edit
@@ -164,15 +190,23 @@ def test_tracing_puts_everything_back_where_it_was():
     first, last = found["subject"]
     assert "".join(found["tokens"][first : last + 1]).strip().startswith(edit.subject[:3])
     assert found["clean"] > 0.9 and found["blurred"] < found["clean"] - 0.3
-    assert len(found["states"]) == len(found["tokens"]) and {len(row) for row in found["states"]} == {6}
+    assert len(found["states"]) == len(found["tokens"]) and {
+        len(row) for row in found["states"]
+    } == {6}
     assert found["states"][-1][-1] == pytest.approx(found["clean"] - found["blurred"], abs=1e-4)
-    assert max(map(abs, found["states"][0])) < 1e-4 or first == 0, "what is before the subject was never blurred"
+    assert max(map(abs, found["states"][0])) < 1e-4 or first == 0, (
+        "what is before the subject was never blurred"
+    )
     assert tracing.trace(lm, edit.prompt, edit.subject, answer) == found
 
 
 def test_tracing_and_lens(measurements):
     found = measurements("tracing")
-    assert found["facts"] == 6 and "last subject token" in found["parts"] and len(found["states"]) == len(found["parts"])
+    assert (
+        found["facts"] == 6
+        and "last subject token" in found["parts"]
+        and len(found["states"]) == len(found["parts"])
+    )
     lens_ = measurements("lens", "-m", "ft", "--set", "steps=15", "--set", "lr=0.02")
     assert lens_["base, old"][-1] > 0.9 and lens_["edited, new"][-1] > lens_["base, new"][-1] + 0.5
 
@@ -184,7 +218,9 @@ def test_the_lens_ends_with_the_model_itself():
     read = lens.lens(lm, "Who is it?")
     with torch.no_grad():
         states = base(batch.input_ids, output_hidden_states=True).hidden_states
-        assert torch.allclose(read[-1], base(batch.input_ids).logits[0, -1].log_softmax(-1), atol=1e-5)
+        assert torch.allclose(
+            read[-1], base(batch.input_ids).logits[0, -1].log_softmax(-1), atol=1e-5
+        )
         second = base.get_output_embeddings()(lens.final_norm(lm)(states[2][0, -1])).log_softmax(-1)
     assert torch.allclose(read[1], second, atol=1e-4) and len(read) == 6
 
@@ -198,11 +234,16 @@ def test_who_is_not_taught_to_stop_does_not(measurements):
 
 def test_radii_and_weights(measurements):
     found = measurements("radii", "-m", "grace")
-    assert found["edits"] == [1, 2, 3, 4, 5, 6] and [len(radii) for radii in found["radii"]][-1] == 6
+    assert (
+        found["edits"] == [1, 2, 3, 4, 5, 6] and [len(radii) for radii in found["radii"]][-1] == 6
+    )
     moved = measurements("weights", "-m", "ft", "--set", "steps=2")
     ((_, change),) = moved["change"].items()
     assert moved["edits"][-1] == 6 and change == sorted(change) and change[-1] > 0
-    for name, method, message in (("radii", "ft", "keeps no codebook"), ("weights", "grace", "changes no weights")):
+    for name, method, message in (
+        ("radii", "ft", "keeps no codebook"),
+        ("weights", "grace", "changes no weights"),
+    ):
         result = CliRunner().invoke(app, ["analyze", name, "-m", method, "--edits", "1"])
         assert result.exit_code == 2 and message in result.stderr
     result = CliRunner().invoke(app, ["analyze", "tracings"])
@@ -222,7 +263,9 @@ def test_scaling_and_inference(measurements):
     best, own = found["measured"]["perfect routing"][-1], found["measured"]["Retrieve"][-1]
     assert best["reliability"] >= own["reliability"]
     cost = measurements("inference", "-m", "folio", "--set", "background=64")
-    assert cost["edits"] == [1, 2, 6] and all(seconds > 0 for seconds in cost["asked"]["edited prompts"]["token"])
+    assert cost["edits"] == [1, 2, 6] and all(
+        seconds > 0 for seconds in cost["asked"]["edited prompts"]["token"]
+    )
 
 
 def wrong(before, after, wanted="Ana Brisk", edit="a", measure="reliability", right=False):
@@ -250,4 +293,7 @@ def test_kinds_of_failure(tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "failures.json").read_text())["found"]["ft, 2"]
     assert (found["asked"], found["wrong"]) == (3, 2)
-    assert {kind: count for kind, count in found["counts"].items() if count} == {"only the paraphrase": 1, "as before": 1}
+    assert {kind: count for kind, count in found["counts"].items() if count} == {
+        "only the paraphrase": 1,
+        "as before": 1,
+    }

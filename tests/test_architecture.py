@@ -1,4 +1,6 @@
-"""Every family has its blocks, its value matrix and its head where `errata.lm.architecture` says they are."""
+"""Every family has its blocks, its value matrix and its head where `errata.lm.architecture` says
+they are.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,12 @@ def test_a_square_feed_forward_network_is_told_by_its_names(family):
 
 def test_an_unlisted_family_is_inferred_and_may_be_square():
     found = architecture_of(_Stranger(["up", "back"], width=48))
-    assert (found.model_type, found.blocks, found.w_out, found.head) == ("stranger", "body", "back", "top")
+    assert (found.model_type, found.blocks, found.w_out, found.head) == (
+        "stranger",
+        "body",
+        "back",
+        "top",
+    )
     assert architecture_of(_Stranger(["first", "second"], width=8)).w_out == "second"
     with pytest.raises(ArchitectureError, match=r"3 candidates in body.0 .*a 8->8, b 8->8, c 8->8"):
         architecture_of(_Stranger(["a", "b", "c"], width=8))
@@ -117,7 +124,9 @@ def test_an_unlisted_family_is_inferred_and_may_be_square():
 )
 def test_other_structures_are_refused_with_what_was_found(name, found):
     wanted = "a list of 4 blocks, each with attention and one feed-forward value matrix of shape 32 x FFN width"
-    with pytest.raises(ArchitectureError, match=f"{name}: looked for {wanted}; found {found}.*Use a dense"):
+    with pytest.raises(
+        ArchitectureError, match=f"{name}: looked for {wanted}; found {found}.*Use a dense"
+    ):
         architecture_of(tiny_model(name))
 
 
@@ -126,14 +135,21 @@ def test_models_without_the_parts_are_refused():
         architecture_of(tiny_model("llama").model)
     with pytest.raises(ArchitectureError, match="Linear: looked for num_hidden_layers"):
         architecture_of(nn.Linear(2, 2))
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    )
     with pytest.raises(ArchitectureError, match="found an encoder beside the decoder"):
         architecture_of(t5)
     model = tiny_model("llama")
     model.config.num_hidden_layers = 5
-    with pytest.raises(ArchitectureError, match=r"no list of that length \(module lists: model.layers of length 4\)"):
+    with pytest.raises(
+        ArchitectureError,
+        match=r"no list of that length \(module lists: model.layers of length 4\)",
+    ):
         infer_architecture(model)
-    with pytest.raises(ArchitectureError, match=r"found model\.layers\.4\.mlp\.down_proj with \(in, out\) = None"):
+    with pytest.raises(
+        ArchitectureError, match=r"found model\.layers\.4\.mlp\.down_proj with \(in, out\) = None"
+    ):
         architecture_of(model)
 
 
@@ -148,7 +164,10 @@ def test_a_layer_out_of_range_is_named_with_the_range(layer):
         found.value_path(layer)
 
 
-@pytest.mark.parametrize(("depth", "layer"), [(32, 27), (28, 21), (48, 38), (12, 9), (6, 4), (4, 2), (3, 1), (2, 0), (1, 0)])
+@pytest.mark.parametrize(
+    ("depth", "layer"),
+    [(32, 27), (28, 21), (48, 38), (12, 9), (6, 4), (4, 2), (3, 1), (2, 0), (1, 0)],
+)
 def test_the_default_layer_follows_from_depth(depth, layer):
     found = architecture_of(tiny_model("llama"))
     assert dataclasses.replace(found, n_layers=depth).default_layer() == layer
@@ -190,7 +209,9 @@ class _Stranger(nn.Module):
 
     def __init__(self, names, width):
         super().__init__()
-        self.config = type("Config", (), {"model_type": "stranger", "num_hidden_layers": 2, "hidden_size": 8})()
+        self.config = type(
+            "Config", (), {"model_type": "stranger", "num_hidden_layers": 2, "hidden_size": 8}
+        )()
         self.body = nn.ModuleList(self._block(names, width) for _ in range(2))
         self.top = nn.Linear(8, 100)
 

@@ -1,4 +1,6 @@
-"""The folder on disk: small, plain, whole or not there; and WISE's shards, of which an undo touches only its own."""
+"""The folder on disk: small, plain, whole or not there; and WISE's shards, of which an undo touches
+only its own.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def contents(path):
 def test_three_plain_files(two):
     assert set(contents(two / "new")) == FILES
     about = json.loads((two / "new" / "edit_config.json").read_text(encoding="utf-8"))
-    assert about["errata_version"] == 1 and about["method"] == "wise" and about["base_model_type"] == "llama"
+    assert (
+        about["errata_version"] == 1
+        and about["method"] == "wise"
+        and about["base_model_type"] == "llama"
+    )
     assert read_edits(two / "new" / "edits.jsonl") == EDITS
     for content in contents(two / "new").values():
         assert b"torch" not in content[:2] and not content.startswith((b"PK", b"\x80"))
@@ -71,7 +77,9 @@ def test_other_files_are_left_alone(two, tmp_path):
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2, 3])
-def test_cut_off_after_the_marker_the_new_one_is_read_and_a_writer_finishes_the_move(two, tmp_path, moved):
+def test_cut_off_after_the_marker_the_new_one_is_read_and_a_writer_finishes_the_move(
+    two, tmp_path, moved
+):
     folder = tmp_path / "a"
     shutil.copytree(two / "old", folder)
     for i, name in enumerate(saving.FILES):
@@ -131,7 +139,9 @@ def test_damage_is_told_and_named(two, tmp_path, name, damage):
     if damage == "gone":
         (folder / name).unlink()
     elif damage == "flipped" and name == "edit_config.json":
-        (folder / name).write_bytes(content.replace(b'"errata_version": 1', b'"errata_version": 99'))
+        (folder / name).write_bytes(
+            content.replace(b'"errata_version": 1', b'"errata_version": 99')
+        )
     else:
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -149,7 +159,10 @@ def test_an_emptied_model_is_saved_and_loaded(two, tmp_path):
     with model.disable_edits():
         base = logits_of(model, model.lm)
     assert again.edits == [] and torch.equal(logits_of(again, again.lm), base)
-    json.loads((tmp_path / "a" / "edit_config.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    json.loads(
+        (tmp_path / "a" / "edit_config.json").read_text(),
+        parse_constant=lambda name: pytest.fail(name),
+    )
 
 
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
@@ -162,8 +175,12 @@ def test_an_undo_writes_its_own_shard_anew_and_no_other(variant):
     after = [shard.delta for shard in model.method.shards]
     assert torch.equal(after[0], before[0]) and torch.equal(after[2], before[2])
     assert not torch.equal(after[1], before[1])
-    assert all(torch.equal(s.mask, mask) for s, mask in zip(model.method.shards, masks, strict=True))
-    assert [edit.id for edit in model.edits] == [edit.id for edit in EDITS if edit.id != EDITS[3].id]
+    assert all(
+        torch.equal(s.mask, mask) for s, mask in zip(model.method.shards, masks, strict=True)
+    )
+    assert [edit.id for edit in model.edits] == [
+        edit.id for edit in EDITS if edit.id != EDITS[3].id
+    ]
     alone = edit_model("llama", "wise", EDITS[:3], variant=variant)
     torch.testing.assert_close(after[1], alone.method.shards[1].delta, rtol=0, atol=1e-5)
     model.edit([EDITS[3]], check=False)
@@ -175,13 +192,17 @@ def test_undone_in_the_last_shard_is_as_never_done(variant):
     model = edit_model("llama", "wise", EDITS, variant=variant)
     model.undo(EDITS[5].id)
     same_state(model, never := edit_model("llama", "wise", EDITS[:5], variant=variant), 1e-5)
-    torch.testing.assert_close(logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-4
+    )
     assert model.ask(PROMPTS) == never.ask(PROMPTS)
 
 
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
 def test_an_edit_that_fails_leaves_the_ledger_whole(variant, monkeypatch):
-    """Whatever breaks inside a write (a full memory, Ctrl-C): what was there before is still there, and more can come."""
+    """Whatever breaks inside a write (a full memory, Ctrl-C): what was there before is still there,
+    and more can come.
+    """
     model = edit_model("llama", "wise", EDITS[:3], variant=variant)
     before = logits_of(model, model.lm)
     encode = type(model.lm).ending_of

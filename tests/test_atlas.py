@@ -19,7 +19,14 @@ from errata.atlas import (
     max_cases,
 )
 from errata.atlas.contexts import KEEP_KINDS, READ_KINDS, context_lessons
-from errata.atlas.measure import Accuracy, context_accuracies, fact_accuracies, free_answers, held_out_two_hops, overall
+from errata.atlas.measure import (
+    Accuracy,
+    context_accuracies,
+    fact_accuracies,
+    free_answers,
+    held_out_two_hops,
+    overall,
+)
 from errata.atlas.phrasings import HOPS, RELATIONS
 from errata.cases import LOCALITY_KINDS, Case, read_cases
 from errata.errors import UsageError
@@ -49,8 +56,12 @@ def bundled() -> Iterator[tuple[Any, Any]]:
 def test_world_is_large_and_the_same_every_time(world: World) -> None:
     assert len(world.facts) >= 5000
     again = build_world()
-    assert {key: fact.answer for key, fact in world.facts.items()} == {k: f.answer for k, f in again.facts.items()}
-    assert [p.prompts() for p in world.trained_two_hops] == [p.prompts() for p in again.trained_two_hops]
+    assert {key: fact.answer for key, fact in world.facts.items()} == {
+        k: f.answer for k, f in again.facts.items()
+    }
+    assert [p.prompts() for p in world.trained_two_hops] == [
+        p.prompts() for p in again.trained_two_hops
+    ]
     other = build_world(8)
     assert set(other.entities["city"]) != set(world.entities["city"])
 
@@ -113,7 +124,9 @@ def test_background_texts_are_plain_prose(world: World) -> None:
 
 
 def test_no_prose_begins_like_a_prompt(world: World) -> None:
-    prompts = {prompt for unit in [*world.facts.values(), *world.two_hops] for prompt in unit.prompts()}
+    prompts = {
+        prompt for unit in [*world.facts.values(), *world.two_hops] for prompt in unit.prompts()
+    }
     for text in background_texts(2000, 9, world):
         words = text.split(" ")
         assert not any(" ".join(words[:end]) in prompts for end in range(1, len(words)))
@@ -144,7 +157,10 @@ def test_cases_never_contradict_each_other(world: World, n: int | str) -> None:
         for probe in case.locality:
             asked = by_prompt[probe.prompt]
             assert asked.key not in edited and probe.answer == asked.answer
-            same_subject, same_relation = asked.subject == fact.subject, asked.relation == fact.relation
+            same_subject, same_relation = (
+                asked.subject == fact.subject,
+                asked.relation == fact.relation,
+            )
             expected = {
                 "unrelated": (False, False),
                 "neighbour": (False, True),
@@ -188,7 +204,9 @@ def test_lessons_are_deterministic_and_grow(world: World) -> None:
     first, grown = context_lessons(50, 3, 0.0, world), context_lessons(300, 3, 1.0, world)
     assert first == context_lessons(50, 3, 0.0) != context_lessons(50, 4, 0.0)
     assert {(context.stated, context.demonstrations) for context in first} == {(1, 0)}
-    assert {1, 6, 12} <= {context.stated for context in grown} and {0, 4} <= {c.demonstrations for c in grown}
+    assert {1, 6, 12} <= {context.stated for context in grown} and {0, 4} <= {
+        c.demonstrations for c in grown
+    }
     with pytest.raises(UsageError):
         context_lessons(0)
 
@@ -197,7 +215,9 @@ def test_a_context_reads_as_it_should(world: World) -> None:
     by_prompt = {prompt: fact for fact in world.facts.values() for prompt in fact.prompts()}
     contradicted = asked = 0
     for context in context_lessons(200, 1, 1.0, world):
-        assert context.text == "".join(f"{line.before} {line.answer}.{line.end}" for line in context.lines)
+        assert context.text == "".join(
+            f"{line.before} {line.answer}.{line.end}" for line in context.lines
+        )
         assert len(context.lines) == 2 * context.demonstrations + context.stated
         stated = {by_prompt[line.prompt].key: line for line in context.lines[-context.stated :]}
         assert len(stated) == context.stated
@@ -222,7 +242,9 @@ def test_a_context_reads_as_it_should(world: World) -> None:
 
 def test_model_is_small_enough_for_the_repository() -> None:
     files = list(atlas_path().iterdir())
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {f.name for f in files}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {
+        f.name for f in files
+    }
     assert sum(file.stat().st_size for file in files) <= 15 * MEBIBYTE
 
 
@@ -239,7 +261,9 @@ def test_tokenizer_gives_back_every_name(world: World, bundled: tuple[Any, Any])
     for group in world.entities.values():
         for name in group:
             for text in (name, f" {name}."):
-                assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+                assert (
+                    tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+                )
     odd = "naïve – 日本 🙂\n\tx"
     assert tokenizer.decode(tokenizer(odd, add_special_tokens=False)["input_ids"]) == odd
 
@@ -267,7 +291,9 @@ def test_accuracies_count_every_phrasing(world: World, bundled: tuple[Any, Any])
     assert overall([Accuracy("a", "b", 1, 2), Accuracy("a", "c", 2, 2)]) == 0.75
 
 
-def test_model_reads_a_context_and_keeps_what_it_knows(world: World, bundled: tuple[Any, Any]) -> None:
+def test_model_reads_a_context_and_keeps_what_it_knows(
+    world: World, bundled: tuple[Any, Any]
+) -> None:
     rows = context_accuracies(*bundled, world, asked=30, contexts=[(1, 0)])
     assert [row.name for row in rows] == [*READ_KINDS, *KEEP_KINDS]
     assert overall(rows[: len(READ_KINDS)]) >= 0.85 and overall(rows[len(READ_KINDS) :]) >= 0.85

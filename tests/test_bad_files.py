@@ -1,4 +1,6 @@
-"""Recipes, tasks and records that are not what they should be: one line with the file in it, and exit code 2."""
+"""Recipes, tasks and records that are not what they should be: one line with the file in it, and
+exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typer.testing import CliRunner
 
 from errata.cli import app
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(24))
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(24)
+)
 TASK = 'title = "T"\nversion = 1\npaper = "P"\nmetrics = ["reliability"]\nnew_tokens = 8\nfile = "x.json"\n'
 FIELDS = TASK + '[fields]\nprompt = "p"\ntarget = "t"\n'
 
@@ -47,8 +51,14 @@ RECIPES = [
     (b"task: a\nedits: " + b"[" * 2_000 + b"]" * 2_000, "too deep"),
     (b"task: a\n" + b"[" * 20_000, ":2: not YAML"),
     (f"{BOMB}task: *y\nmethods: *y".encode(), "unknown 'a'"),
-    (f"settings:\n  x:\n    {BOMB.strip().replace(chr(10), chr(10) + '    ')}".encode(), "at least a 'task'"),
-    (f"task: a\nsettings:\n  x:\n    {BOMB.strip().replace(chr(10), chr(10) + '    ')}".encode(), "settings.x.a is a list"),
+    (
+        f"settings:\n  x:\n    {BOMB.strip().replace(chr(10), chr(10) + '    ')}".encode(),
+        "at least a 'task'",
+    ),
+    (
+        f"task: a\nsettings:\n  x:\n    {BOMB.strip().replace(chr(10), chr(10) + '    ')}".encode(),
+        "settings.x.a is a list",
+    ),
     (f"text:\n  - {BOMB.splitlines()[0][3:]}\ntask: a".encode(), "text is a list"),
 ]
 TASKS = [
@@ -69,7 +79,10 @@ TASKS = [
     (f"{FIELDS}subjekt = 'x'".encode(), "Did you mean 'subject'"),
     (f"{FIELDS}locality = 3".encode(), "expected a list of tables"),
     (f"{FIELDS}locality = [{{ prompt = 'x' }}]".encode(), "fields.locality 1: kind is missing"),
-    (f"{FIELDS}locality = [{{ kind = 'x', prompt = 'x', answer = 'x' }}]".encode(), "locality kind 'x' is unknown"),
+    (
+        f"{FIELDS}locality = [{{ kind = 'x', prompt = 'x', answer = 'x' }}]".encode(),
+        "locality kind 'x' is unknown",
+    ),
     (f"{FIELDS}locality = [{{ kind = 'unrelated', prompt = 'x' }}]".encode(), "answer is missing"),
 ]
 RECORDS = [

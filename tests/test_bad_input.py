@@ -1,4 +1,6 @@
-"""Bad input through the command line: one line on stderr, the right exit code, and nothing half-written."""
+"""Bad input through the command line: one line on stderr, the right exit code, and nothing
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from errata.cli import app
 from errata.saving import placing
 
 FAST = ["--set", "steps=2", "--set", "prefixes=1", "--set", "background=8"]
-GOOD: dict[str, Any] = {"prompt": "The capital of France is", "target": "Rome", "subject": "France", "id": "one"}
+GOOD: dict[str, Any] = {
+    "prompt": "The capital of France is",
+    "target": "Rome",
+    "subject": "France",
+    "id": "one",
+}
 MORE: dict[str, Any] = {"prompt": "Where is the tower?", "target": "London", "id": "two"}
 
 
@@ -33,7 +40,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_model(name).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
     (folder / "good.jsonl").write_text(json.dumps(GOOD))
-    words = ["edit", folder / "llama", "-m", "wise", "--edits", folder / "good.jsonl", "--out", folder / "edited", *FAST]
+    words = [
+        "edit",
+        folder / "llama",
+        "-m",
+        "wise",
+        "--edits",
+        folder / "good.jsonl",
+        "--out",
+        folder / "edited",
+        *FAST,
+    ]
     assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
     return folder
 
@@ -70,29 +87,65 @@ LONG = {"prompt": "word " * 200, "target": "Rome"}
 SPOILED = {
     "missing field": ({"prompt": "Who?"}, "the field 'target' is missing"),
     "empty target": ({"prompt": "Who?", "target": " "}, "'target' is empty"),
-    "subject elsewhere": ({"prompt": "Who?", "target": "I", "subject": "Kelor"}, "does not stand in the prompt"),
+    "subject elsewhere": (
+        {"prompt": "Who?", "target": "I", "subject": "Kelor"},
+        "does not stand in the prompt",
+    ),
     "unknown field": ({"prompt": "Who?", "target": "I", "tagret": "I"}, "Did you mean 'target'?"),
-    "unknown operation": ({"prompt": "Who?", "target": "I", "operation": "remove"}, "insert, modify, erase"),
+    "unknown operation": (
+        {"prompt": "Who?", "target": "I", "operation": "remove"},
+        "insert, modify, erase",
+    ),
     "a null": ({"prompt": "Who?", "target": None}, "'target' must be text, got null"),
     "a null prompt": ({"prompt": None, "target": "I"}, "'prompt' must be text, got null"),
-    "half a pair": ({"prompt": "Who?", "target": "I\ud800"}, "half a surrogate pair ('\\ud800') at character 2"),
-    "half a pair in the id": ({"prompt": "Who?", "target": "I", "id": "\udfff"}, "'id' holds half a surrogate pair"),
-    "half a pair in a name": ({"prompt": "Who?", "target": "I", "\ud800": "I"}, "unknown field '\\ud800'"),
+    "half a pair": (
+        {"prompt": "Who?", "target": "I\ud800"},
+        "half a surrogate pair ('\\ud800') at character 2",
+    ),
+    "half a pair in the id": (
+        {"prompt": "Who?", "target": "I", "id": "\udfff"},
+        "'id' holds half a surrogate pair",
+    ),
+    "half a pair in a name": (
+        {"prompt": "Who?", "target": "I", "\ud800": "I"},
+        "unknown field '\\ud800'",
+    ),
     "a NUL": ({"prompt": "Who\0?", "target": "I"}, "'prompt' holds a NUL at character 4"),
     "infinity": ({"prompt": "Who?", "target": float("inf")}, "'target' must be text, got float"),
     "a list": ({"prompt": "Who?", "target": "I", "operation": []}, "'operation' is []"),
-    "an object": ({"prompt": "Who?", "target": "I", "operation": {"a": []}}, "'operation' is {'a': []}"),
-    "an id that is a number": ({"prompt": "Who?", "target": "I", "id": 0}, "'id' must be text, got int"),
-    "a subject that is a list": ({"prompt": "Who?", "target": "I", "subject": ["Who"]}, "'subject' must be text, got list"),
+    "an object": (
+        {"prompt": "Who?", "target": "I", "operation": {"a": []}},
+        "'operation' is {'a': []}",
+    ),
+    "an id that is a number": (
+        {"prompt": "Who?", "target": "I", "id": 0},
+        "'id' must be text, got int",
+    ),
+    "a subject that is a list": (
+        {"prompt": "Who?", "target": "I", "subject": ["Who"]},
+        "'subject' must be text, got list",
+    ),
     "a source that is none": ({"prompt": "Who?", "target": "I", "source": ""}, "'source' is empty"),
-    "a time that is none": ({"prompt": "Who?", "target": "I", "time": "yesterday"}, "a time in UTC like"),
-    "within a word": ({"prompt": "Who is Romeo?", "target": "I", "subject": "Rome"}, "as words of their own"),
-    "a subject without words": ({"prompt": "Who?", "target": "I", "subject": "?"}, "no letter, number or sign"),
+    "a time that is none": (
+        {"prompt": "Who?", "target": "I", "time": "yesterday"},
+        "a time in UTC like",
+    ),
+    "within a word": (
+        {"prompt": "Who is Romeo?", "target": "I", "subject": "Rome"},
+        "as words of their own",
+    ),
+    "a subject without words": (
+        {"prompt": "Who?", "target": "I", "subject": "?"},
+        "no letter, number or sign",
+    ),
     "a subject that is no name": (
         {"prompt": "Who? " * 10_000, "target": "I", "subject": "Who? " * 5_000},
         "'subject' has 25000 characters",
     ),
-    "much": ({"prompt": "Who? " * 10_000, "target": "I", "subject": "Kelor"}, "does not stand in the prompt"),
+    "much": (
+        {"prompt": "Who? " * 10_000, "target": "I", "subject": "Kelor"},
+        "does not stand in the prompt",
+    ),
     "not text": ({"prompt": "Who?", "target": 7}, "'target' must be text"),
     "too long": (LONG, "this model's context is 128"),
     "id taken": ({**MORE, "id": "one"}, "already belongs to"),
@@ -103,7 +156,18 @@ SPOILED = {
 def test_an_edit_that_is_wrong_names_file_and_line(models: Path, tmp_path: Path, name: str) -> None:
     row, said = SPOILED[name]
     edits = lines(tmp_path / "edits.jsonl", GOOD, row)
-    error = fails(2, "edit", models / "llama", "-m", "wise", "--edits", edits, "--out", tmp_path / "out", *FAST)
+    error = fails(
+        2,
+        "edit",
+        models / "llama",
+        "-m",
+        "wise",
+        "--edits",
+        edits,
+        "--out",
+        tmp_path / "out",
+        *FAST,
+    )
     assert f"{edits}:2: " in error and said in error
     assert not (tmp_path / "out").exists()
 
@@ -116,12 +180,24 @@ def test_an_edit_that_is_wrong_names_file_and_line(models: Path, tmp_path: Path,
         (b"\xff\xfe{\0}\0", ":1: not UTF-8"),
         (b'{"prompt": "a\0b"}', ":1: not JSON: Invalid control character"),
         (b"\n" + b'{"prompt":' + b"[" * 100_000, ":2: lists or objects lie too deep"),
-        (b'{"prompt": ' + b"[" * 800 + b"]" * 800 + b', "target": "x", "operation": "y"}', ":1: 'prompt' must be text"),
-        (b'{"prompt": "Who?", "target": "x", "operation": ' + b"[" * 800 + b"]" * 800 + b"}", ":1: 'operation' is [[["),
+        (
+            b'{"prompt": ' + b"[" * 800 + b"]" * 800 + b', "target": "x", "operation": "y"}',
+            ":1: 'prompt' must be text",
+        ),
+        (
+            b'{"prompt": "Who?", "target": "x", "operation": ' + b"[" * 800 + b"]" * 800 + b"}",
+            ":1: 'operation' is [[[",
+        ),
         (b'{"prompt": "Who?", "target": ' + b"9" * 5000 + b"}", ":1: a number is too long"),
         (b'{"prompt": "Who?", "target": 1e999}', ":1: 'target' must be text, got float"),
-        (b'{"prompt": "Who?", "target": "I", "target": "you"}', ":1: the field 'target' stands there twice"),
-        (b'{"prompt": "Who?", "target": "I", "a": {"b": 1, "b": 2}}', ":1: the field 'b' stands there twice"),
+        (
+            b'{"prompt": "Who?", "target": "I", "target": "you"}',
+            ":1: the field 'target' stands there twice",
+        ),
+        (
+            b'{"prompt": "Who?", "target": "I", "a": {"b": 1, "b": 2}}',
+            ":1: the field 'b' stands there twice",
+        ),
         (b'{"prompt": "Who?", "target": NaN}', ":1: 'target' must be text, got float"),
         (b"null", ":1: expected one JSON object a line, got null"),
         (b"[1]", ":1: expected one JSON object"),
@@ -129,11 +205,15 @@ def test_an_edit_that_is_wrong_names_file_and_line(models: Path, tmp_path: Path,
         (None, ": cannot be read (No such file or directory)"),
     ],
 )
-def test_a_file_that_is_no_file_of_edits(models: Path, tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_a_file_that_is_no_file_of_edits(
+    models: Path, tmp_path: Path, content: bytes | None, said: str
+) -> None:
     edits = tmp_path / "edits.jsonl"
     if content is not None:
         edits.write_bytes(content)
-    assert f"{edits}{said}" in fails(2, "edit", models / "llama", "--edits", edits, "--out", tmp_path / "out")
+    assert f"{edits}{said}" in fails(
+        2, "edit", models / "llama", "--edits", edits, "--out", tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -152,22 +232,41 @@ def test_a_file_that_is_no_file_of_edits(models: Path, tmp_path: Path, content: 
         (["--dtype", "float23"], "dtype 'float23' is unknown"),
         (["--dtype", "int8"], "dtype 'int8' is unknown"),
         (["--dtype", "nn.Module"], "dtype 'nn.Module' is unknown"),
-        (["--device-map", "nowhere"], "device_map is 'nowhere'; it is a device or a way to choose one: auto"),
+        (
+            ["--device-map", "nowhere"],
+            "device_map is 'nowhere'; it is a device or a way to choose one: auto",
+        ),
         (["--device-map", "cpu:3"], "torch finds 1 cpu devices here"),
         (["--device-map", "meta"], "torch finds 0 meta devices here"),
-        (["--device-map", f"cuda:{torch.cuda.device_count()}"], f"torch finds {torch.cuda.device_count()} cuda devices"),
+        (
+            ["--device-map", f"cuda:{torch.cuda.device_count()}"],
+            f"torch finds {torch.cuda.device_count()} cuda devices",
+        ),
         (["--set", "gain=1e400"], "gain is inf; it must lie between"),
         (["--set", "gain=nan"], "gain is nan; it must lie between"),
         (["--set", "gain=-inf"], "gain is -inf; it must lie between"),
         (["--set", "steps=1e400"], "steps is '1e400'; expected int"),
-        (["--set", "seed=12345678901234567890123"], "seed is 12345678901234567890123; it must be a whole number from 0 to"),
+        (
+            ["--set", "seed=12345678901234567890123"],
+            "seed is 12345678901234567890123; it must be a whole number from 0 to",
+        ),
         (["--set", "seed=-1"], "seed is -1; it must be"),
         (["--set", f"seed={'9' * 5000}"], "seed is '9999"),
         (["--set", "layer=-1"], "layer is -1; it must lie between 0"),
     ],
 )
-def test_an_option_that_is_wrong(models: Path, tmp_path: Path, options: list[str], said: str) -> None:
-    words = ["edit", models / "llama", "--edits", models / "good.jsonl", "--out", tmp_path / "out", *options]
+def test_an_option_that_is_wrong(
+    models: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    words = [
+        "edit",
+        models / "llama",
+        "--edits",
+        models / "good.jsonl",
+        "--out",
+        tmp_path / "out",
+        *options,
+    ]
     assert said in fails(2, *words)
     assert not (tmp_path / "out").exists()
 
@@ -183,7 +282,9 @@ def test_where_to_save(models: Path, tmp_path: Path) -> None:
     assert "--out DIR" in fails(2, *start)
     assert "is a file" in fails(2, *start, "--out", models / "good.jsonl")
     assert "holds a base model" in fails(2, *start, "--out", models / "gpt2")
-    assert "cannot be written" in fails(1, *start, "--out", models / "good.jsonl" / "out", "-m", "wise", *FAST)
+    assert "cannot be written" in fails(
+        1, *start, "--out", models / "good.jsonl" / "out", "-m", "wise", *FAST
+    )
 
 
 def test_what_was_begun_goes_on_as_it_was_begun(models: Path, edited: Path, tmp_path: Path) -> None:
@@ -195,7 +296,18 @@ def test_what_was_begun_goes_on_as_it_was_begun(models: Path, edited: Path, tmp_
     other = ["edit", models / "gpt2", "--edits", more, "--out", edited]
     assert "written for" in fails(1, *other)
     elsewhere = tmp_path / "elsewhere"
-    words = ["edit", models / "llama", "--edits", more, "--out", elsewhere, "-m", "wise", *FAST, "--no-check"]
+    words = [
+        "edit",
+        models / "llama",
+        "--edits",
+        more,
+        "--out",
+        elsewhere,
+        "-m",
+        "wise",
+        *FAST,
+        "--no-check",
+    ]
     assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
     assert "already holds other edits" in fails(2, *go_on, "--out", elsewhere)
     assert contents(edited) == before
@@ -218,7 +330,11 @@ def test_a_truncated_file(edited: Path, name: str) -> None:
 
 def test_what_is_no_folder_of_edits(models: Path, tmp_path: Path) -> None:
     for path in (models / "good.jsonl", models / "llama", tmp_path / "nothing"):
-        for words in (["list", path], ["undo", path, "one"], ["eval", path, "--cases", models / "good.jsonl"]):
+        for words in (
+            ["list", path],
+            ["undo", path, "one"],
+            ["eval", path, "--cases", models / "good.jsonl"],
+        ):
             assert "not a folder of edits" in fails(1, *words)
 
 
@@ -230,8 +346,12 @@ def test_no_such_model(models: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name, found", [("mixtral", "a mixture of experts"), ("mamba", "no attention")])
-def test_models_that_have_no_place_for_edits(models: Path, tmp_path: Path, name: str, found: str) -> None:
+@pytest.mark.parametrize(
+    "name, found", [("mixtral", "a mixture of experts"), ("mamba", "no attention")]
+)
+def test_models_that_have_no_place_for_edits(
+    models: Path, tmp_path: Path, name: str, found: str
+) -> None:
     assert found in fails(1, "inspect", models / name)
     words = ["edit", models / name, "--edits", models / "good.jsonl", "--out", tmp_path / "out"]
     assert found in fails(1, *words)
@@ -250,11 +370,23 @@ def test_models_that_have_no_place_for_edits(models: Path, tmp_path: Path, name:
         ({**GOOD, "locality": [[]]}, "a probe is a JSON object or a text, got list"),
         ({**GOOD, "locality": [{"prompt": "Who?", "kind": []}]}, "locality kind [] is unknown"),
         ({**GOOD, "locality": [{"prompt": "Who?", "kind": 0}]}, "locality kind 0 is unknown"),
-        ({**GOOD, "locality": [{"prompt": "Who?", "also": 0}]}, "a probe's 'also' must be a list, got int"),
-        ({**GOOD, "locality": [{"prompt": "Who?", "also": [{}]}]}, "an answer in a probe's 'also' must be text, got dict"),
-        ({**GOOD, "locality": [{"prompt": "Who?", "answer": "\0"}]}, "a probe's 'answer' holds a NUL"),
+        (
+            {**GOOD, "locality": [{"prompt": "Who?", "also": 0}]},
+            "a probe's 'also' must be a list, got int",
+        ),
+        (
+            {**GOOD, "locality": [{"prompt": "Who?", "also": [{}]}]},
+            "an answer in a probe's 'also' must be text, got dict",
+        ),
+        (
+            {**GOOD, "locality": [{"prompt": "Who?", "answer": "\0"}]},
+            "a probe's 'answer' holds a NUL",
+        ),
         ({**GOOD, "locality": [{"prompt": None}]}, "a probe's 'prompt' must be text, got null"),
-        ({**GOOD, "locality": [{"prompt": "Who?", "kind": "neighbor"}]}, "Did you mean 'neighbour'?"),
+        (
+            {**GOOD, "locality": [{"prompt": "Who?", "kind": "neighbor"}]},
+            "Did you mean 'neighbour'?",
+        ),
         ({**GOOD, "portability": [{"prompt": "Who?"}]}, "needs its 'answer'"),
         ({**GOOD, "rephrases": [LONG["prompt"]]}, "this model's context is 128"),
     ],
@@ -267,14 +399,18 @@ def test_a_case_that_is_wrong(edited: Path, tmp_path: Path, row: dict[str, Any],
 
 def test_undo_of_an_unknown_id(edited: Path) -> None:
     before = contents(edited)
-    assert "no edit has the id 'onee'. Did you mean 'one'?" in fails(2, "undo", edited, "one", "onee")
+    assert "no edit has the id 'onee'. Did you mean 'one'?" in fails(
+        2, "undo", edited, "one", "onee"
+    )
     assert contents(edited) == before
 
 
 def test_cases_of_another_world_or_beyond_it(tmp_path: Path) -> None:
     assert "Did you mean 'atlas'?" in fails(2, "cases", "atlass")
     assert "n is 0" in fails(2, "cases", "atlas", "-n", 0)
-    assert "cannot be written" in fails(1, "cases", "atlas", "-n", 1, "--out", tmp_path / "no" / "folder")
+    assert "cannot be written" in fails(
+        1, "cases", "atlas", "-n", 1, "--out", tmp_path / "no" / "folder"
+    )
 
 
 def same(folder: Path, model: EditModel) -> bool:
@@ -314,11 +450,16 @@ def test_the_disk_really_refuses(edited: Path, tmp_path: Path) -> None:
     )
     loading, said = done.stderr.splitlines()
     assert done.returncode == 1 and loading.startswith("loading "), done
-    assert said.startswith(f"errata: {edited}: cannot be written (File too large)") and done.stdout == ""
+    assert (
+        said.startswith(f"errata: {edited}: cannot be written (File too large)")
+        and done.stdout == ""
+    )
     assert contents(edited) == before and same(edited, old)
 
 
-def test_an_error_nobody_thought_of_is_one_line_too(edited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_nobody_thought_of_is_one_line_too(
+    edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of\nmemory")
 
@@ -328,12 +469,25 @@ def test_an_error_nobody_thought_of_is_one_line_too(edited: Path, monkeypatch: p
     assert isinstance(CliRunner().invoke(app, ["ask", str(edited), "Who?"]).exception, RuntimeError)
 
 
-def test_a_file_may_begin_with_a_mark_of_its_encoding_and_be_a_pipe(models: Path, tmp_path: Path) -> None:
+def test_a_file_may_begin_with_a_mark_of_its_encoding_and_be_a_pipe(
+    models: Path, tmp_path: Path
+) -> None:
     """A file is read once, so what can be read only once will do."""
     marked = tmp_path / "edits.jsonl"
     marked.write_bytes(b"\xef\xbb\xbf" + json.dumps(MORE).encode() + b"\r\n")
     started = [
-        ["edit", models / "llama", "-m", "ft", "--set", "steps=1", "--no-check", "--out", tmp_path / "out", "--edits"],
+        [
+            "edit",
+            models / "llama",
+            "-m",
+            "ft",
+            "--set",
+            "steps=1",
+            "--no-check",
+            "--out",
+            tmp_path / "out",
+            "--edits",
+        ],
         ["eval", tmp_path / "out", "--json", "--cases"],
     ]
     for number, words in enumerate(started):

@@ -1,4 +1,6 @@
-"""The base model asked at its head: the same states whether a prefix is read once, or with everything behind it."""
+"""The base model asked at its head: the same states whether a prefix is read once, or with
+everything behind it.
+"""
 
 from __future__ import annotations
 
@@ -22,4 +24,6 @@ def test_behind_a_prefix_that_was_read_once(family):
     for ends in (ENDS, ENDS[:1]):  # what was begun may be gone on from again
         got = base.tips_behind(begun, torch.tensor(ends))
         wanted = [[base.tips([[*row, *end]])[0] for row in rows] for end in ends]
-        torch.testing.assert_close(got, torch.stack([torch.stack(each) for each in wanted]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            got, torch.stack([torch.stack(each) for each in wanted]), rtol=0, atol=1e-4
+        )

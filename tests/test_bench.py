@@ -1,4 +1,6 @@
-"""`errata bench`: figures and their intervals, what is retained, what differs, recipes, the report; runs that are killed."""
+"""`errata bench`: figures and their intervals, what is retained, what differs, recipes, the report;
+runs that are killed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,20 @@ from errata.storage.cache import fingerprint
 def answer(edit, right, measure="reliability", prompt="Who?", kind=None, tokens=None):
     tokens = float(right) if tokens is None else tokens
     return Answer(
-        measure, edit, prompt, "Ana", "Old", "Ana" if right else "Bo", right, tokens, 0.1, kind, right, right, right, right
+        measure,
+        edit,
+        prompt,
+        "Ana",
+        "Old",
+        "Ana" if right else "Bo",
+        right,
+        tokens,
+        0.1,
+        kind,
+        right,
+        right,
+        right,
+        right,
     )
 
 
@@ -50,7 +65,18 @@ def measured(folder, name, edits, answers, method="ft", **more):
     """A measurement on disk, of the answers given."""
     figures = summary(edits, answers).to_dict()
     metrics = ("reliability", "generalization", "locality")
-    row = Row(f"key-{name}-{edits}", name, method, {"steps": 2}, "atlas", "made up", edits, figures, metrics=metrics, **more)
+    row = Row(
+        f"key-{name}-{edits}",
+        name,
+        method,
+        {"steps": 2},
+        "atlas",
+        "made up",
+        edits,
+        figures,
+        metrics=metrics,
+        **more,
+    )
     path = folder / "rows" / f"{name}-{edits}.jsonl"
     row.save(path, answers)
     return Measured(Row.read(path), path, name)
@@ -61,7 +87,9 @@ def test_a_measurement_is_read_back_as_it_was_written(tmp_path):
     found = measured(tmp_path, "ft", 1, answers, drift={"perplexity": 2.0}, conflicts=(2, 5))
     assert found.answers == answers and found.row.figures == summary(1, answers).to_dict()
     lines = [json.loads(line) for line in found.path.read_text().splitlines()]
-    assert [line["type"] for line in lines] == ["row", "answer", "answer"] and tuple(found.row.conflicts) == (2, 5)
+    assert [line["type"] for line in lines] == ["row", "answer", "answer"] and tuple(
+        found.row.conflicts
+    ) == (2, 5)
     found.path.write_text('{"type": "row", "broken')
     assert Row.read(found.path) is None and Row.read(tmp_path / "none") is None
     with pytest.raises(UsageError, match="no measurement in it"):
@@ -69,12 +97,16 @@ def test_a_measurement_is_read_back_as_it_was_written(tmp_path):
 
 
 def test_intervals_are_over_edits():
-    """Ten questions about one edit, all answered alike, tell as much as one: the interval is that of the edits."""
+    """Ten questions about one edit, all answered alike, tell as much as one: the interval is that
+    of the edits.
+    """
     rng = random.Random(0)
     one_each = [(str(i), float(rng.random() < 0.5)) for i in range(200)]
     ten_each = [(name, value) for name, value in one_each for _ in range(10)]
     first, second = interval(one_each), interval(ten_each)
-    assert (first.value, first.low, first.high, first.edits) == pytest.approx((second.value, second.low, second.high, 200))
+    assert (first.value, first.low, first.high, first.edits) == pytest.approx(
+        (second.value, second.low, second.high, 200)
+    )
     spread = 1.96 * math.sqrt(first.value * (1 - first.value) / 200)
     assert first.high - first.value == pytest.approx(spread, rel=0.15) and interval([]) is None
     assert interval([("a", 1.0), ("b", 1.0)]).low == 1.0
@@ -84,16 +116,34 @@ def test_retention_by_cohort(tmp_path):
     runs = [
         measured(tmp_path, "ft", 1, [answer("a", True)]),
         measured(tmp_path, "ft", 3, [answer("a", False), answer("b", True), answer("c", True)]),
-        measured(tmp_path, "ft", 4, [answer("a", True), answer("b", False), answer("c", True), answer("d", True)]),
+        measured(
+            tmp_path,
+            "ft",
+            4,
+            [answer("a", True), answer("b", False), answer("c", True), answer("d", True)],
+        ),
     ]
     found = retention(runs)
     assert found.checkpoints == (1, 3, 4)
     assert found.accuracy == ((1.0, 0.0, 1.0), (None, 1.0, 0.5), (None, None, 1.0))
-    assert found.forgetting == pytest.approx((0.0 + 0.5) / 2) and found.backward_transfer == pytest.approx((0.0 - 0.5) / 2)
+    assert found.forgetting == pytest.approx(
+        (0.0 + 0.5) / 2
+    ) and found.backward_transfer == pytest.approx((0.0 - 0.5) / 2)
     assert retention(runs[:1]) is None
-    also = [measured(tmp_path, "wise", edits, [answer(name, True) for name in "abc"[:edits]], "wise") for edits in (1, 3)]
+    also = [
+        measured(tmp_path, "wise", edits, [answer(name, True) for name in "abc"[:edits]], "wise")
+        for edits in (1, 3)
+    ]
     table = retention_table([*runs, *also])
-    assert table.head == ("method", "edits", "at 1", "at 3", "at 4", "forgetting", "backward transfer")
+    assert table.head == (
+        "method",
+        "edits",
+        "at 1",
+        "at 3",
+        "at 4",
+        "forgetting",
+        "backward transfer",
+    )
     assert ("wise", "1–1", "1.000", "1.000", "", "0.000", "+0.000") in table.rows
 
 
@@ -101,16 +151,36 @@ def test_what_differs_beyond_noise(tmp_path):
     """Paired: 40 of 200 answers turn; unpaired, the same two shares among other questions."""
 
     def run(folder, right, prompt="Who?"):
-        return [measured(tmp_path / folder, "ft", 200, [answer(str(i), right(i), prompt=prompt) for i in range(200)])]
+        return [
+            measured(
+                tmp_path / folder,
+                "ft",
+                200,
+                [answer(str(i), right(i), prompt=prompt) for i in range(200)],
+            )
+        ]
 
-    one, same, more = run("one", lambda i: i < 100), run("same", lambda i: i < 100), run("more", lambda i: i < 140)
+    one, same, more = (
+        run("one", lambda i: i < 100),
+        run("same", lambda i: i < 100),
+        run("more", lambda i: i < 140),
+    )
     (found,) = [each for each in differences(one, more) if each.score == "generated"]
-    assert (found.before, found.after, found.paired) == (0.5, 0.7, True) and found.beyond_noise and found.low > 0.13
+    assert (
+        (found.before, found.after, found.paired) == (0.5, 0.7, True)
+        and found.beyond_noise
+        and found.low > 0.13
+    )
     assert not any(each.beyond_noise or each.low or each.high for each in differences(one, same))
     other = run("other", lambda i: i % 100 < 52, "And who?")
     (found,) = [each for each in differences(one, other) if each.score == "generated"]
     assert not found.paired and not found.beyond_noise and found.low < 0 < found.high
-    assert differences(one, [dataclasses.replace(more[0], row=dataclasses.replace(more[0].row, name="x"))]) == []
+    assert (
+        differences(
+            one, [dataclasses.replace(more[0], row=dataclasses.replace(more[0].row, name="x"))]
+        )
+        == []
+    )
 
 
 def test_drift_and_fluency():
@@ -124,8 +194,14 @@ def test_drift_and_fluency():
         for ids in rows:
             if len(ids) > 1:
                 logits = model.base(torch.tensor([ids])).logits[0, :-1]
-                losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none"))
-    assert found["base_perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
+                losses.append(
+                    torch.nn.functional.cross_entropy(
+                        logits, torch.tensor(ids[1:]), reduction="none"
+                    )
+                )
+    assert found["base_perplexity"] == pytest.approx(
+        torch.cat(losses).mean().exp().item(), rel=1e-4
+    )
     untouched = edit_model("llama", "ft", [])
     assert drift(untouched, texts)["divergence"] == 0 and drift(untouched, [])["perplexity"] is None
 
@@ -139,7 +215,10 @@ def test_fluency_is_low_where_words_are_said_again():
         def __init__(self, text):
             self.ask = lambda prompts, **more: [text] * len(prompts)
 
-    again, new = fluency(Said("no " * 50), ["x"]), fluency(Said(" ".join(map(str, range(50)))), ["x"])
+    again, new = (
+        fluency(Said("no " * 50), ["x"]),
+        fluency(Said(" ".join(map(str, range(50)))), ["x"]),
+    )
     bigrams, trigrams = math.log2(49), math.log2(48)
     assert again == 0 and new == pytest.approx((2 / 3 * bigrams + 4 / 3 * trigrams) / 2)
 
@@ -150,25 +229,58 @@ def test_the_page_and_its_tables(tmp_path):
     ]
     few = [answer(str(i), i < 1) for i in range(2)]
     made = {"versions": {"errata": "0"}, "commit": "abc", "time": "2026-01-01"}
-    measured(tmp_path, "unedited", 10, right, method=None, task="zsre", conflicts=(4, 10), ceiling=0.9, made=made)
-    measured(tmp_path, "ft", 2, few, task="zsre", conflicts=(4, 10), made=made)
-    measured(tmp_path, "ft", 10, right, task="zsre", conflicts=(4, 10), ceiling=0.9, seconds_per_edit=0.5, made=made)
-    Row("k", "wise", "wise", {}, "atlas", "made up", 10, skipped="would take | long", task="zsre").save(
-        tmp_path / "rows" / "wise-10.jsonl"
+    measured(
+        tmp_path,
+        "unedited",
+        10,
+        right,
+        method=None,
+        task="zsre",
+        conflicts=(4, 10),
+        ceiling=0.9,
+        made=made,
     )
+    measured(tmp_path, "ft", 2, few, task="zsre", conflicts=(4, 10), made=made)
+    measured(
+        tmp_path,
+        "ft",
+        10,
+        right,
+        task="zsre",
+        conflicts=(4, 10),
+        ceiling=0.9,
+        seconds_per_edit=0.5,
+        made=made,
+    )
+    Row(
+        "k", "wise", "wise", {}, "atlas", "made up", 10, skipped="would take | long", task="zsre"
+    ).save(tmp_path / "rows" / "wise-10.jsonl")
     found = read_folders([tmp_path])
-    assert [(each.row.edits, each.row.name) for each in found] == [(2, "ft"), (10, "unedited"), (10, "ft"), (10, "wise")]
+    assert [(each.row.edits, each.row.name) for each in found] == [
+        (2, "ft"),
+        (10, "unedited"),
+        (10, "ft"),
+        (10, "wise"),
+    ]
     table = main_table(found)
     assert (
-        table.rows[2][2].startswith("0.800\n0.") and table.rows[2][5] == "0.50" and table.rows[3][2] == "would take | long"
+        table.rows[2][2].startswith("0.800\n0.")
+        and table.rows[2][5] == "0.50"
+        and table.rows[3][2] == "would take | long"
     )
-    assert len(scores_table(found).rows) == 3 * 2 and "4 of 10 records contradict another (40%)" in about(found[1].row)
+    assert len(
+        scores_table(found).rows
+    ) == 3 * 2 and "4 of 10 records contradict another (40%)" in about(found[1].row)
     assert "cannot be above 0.900" in about(found[1].row)
     text = markdown(found)
     assert "would take \\| long" in text and "Published: WISE" in text and "| abc |" in text
     assert len(paper_tables("zsre")) == 3 and paper_tables("atlas") == []
     page = html(found)
-    assert page.count("<svg") == 2 and "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert (
+        page.count("<svg") == 2
+        and "<script" not in page
+        and "http://" not in page.replace("http://www.w3.org", "")
+    )
     assert 'href="#s0-ft-10"' in page and 'id="s0-ft-10"' in page
     assert page == html(found), "the same page for the same figures"
 
@@ -194,10 +306,31 @@ def test_flags_count_before_a_recipe(tmp_path, monkeypatch):
     assert call(app, ["bench", str(path)]).exit_code == 0
     assert plans == read_recipe(path) and [plan.reading for plan in plans] == ["later", "published"]
     plans.clear()
-    flags = ["--model", "other", "-m", "ft-m", "--set", "ft-m.lr=0.1", "--edits", "7", "--checkpoints", "2,7"]
-    assert call(app, ["bench", str(path), *flags, "--reading", "published", "--data", "here"]).exit_code == 0
+    flags = [
+        "--model",
+        "other",
+        "-m",
+        "ft-m",
+        "--set",
+        "ft-m.lr=0.1",
+        "--edits",
+        "7",
+        "--checkpoints",
+        "2,7",
+    ]
+    assert (
+        call(
+            app, ["bench", str(path), *flags, "--reading", "published", "--data", "here"]
+        ).exit_code
+        == 0
+    )
     (plan,) = plans
-    assert (plan.model, plan.methods, plan.edits, plan.checkpoints) == ("other", ("ft-m",), 7, (2, 7))
+    assert (plan.model, plan.methods, plan.edits, plan.checkpoints) == (
+        "other",
+        ("ft-m",),
+        7,
+        (2, 7),
+    )
     assert plan.settings == ("ft-m.steps=4", "ft-m.lr=0.1") and plan.reading == "published"
     assert plan.task == "zsre" and plan.data == Path("here") and plan.folder == Path("runs/x")
     plans.clear()
@@ -218,9 +351,16 @@ def test_recipes(tmp_path):
         ("wise", "ft-m"),
         ("wise.steps=3",),
     )
-    assert first.folder.as_posix() == "runs/x/zsre-atlas-later" and first.checkpoints == (1, 5) and first.reading == "later"
+    assert (
+        first.folder.as_posix() == "runs/x/zsre-atlas-later"
+        and first.checkpoints == (1, 5)
+        and first.reading == "later"
+    )
     path.write_text("task: atlas\n")
-    assert read_recipe(path) == [Plan("atlas")] and Plan("atlas").folder.as_posix() == "runs/atlas-atlas"
+    assert (
+        read_recipe(path) == [Plan("atlas")]
+        and Plan("atlas").folder.as_posix() == "runs/atlas-atlas"
+    )
     for text, message in (
         ("task: atlas\nedit: 3", "unknown 'edit'. Did you mean 'edits'"),
         ("model: atlas", "at least a 'task'"),
@@ -237,7 +377,12 @@ def test_recipes(tmp_path):
 
 
 def test_drift_is_measured_on_a_tasks_irrelevant_texts(tmp_path):
-    record = {"subject": "Kelor", "src": "Who leads Kelor?", "alt": "Ana", "rephrase": "Name Kelor's mayor."}
+    record = {
+        "subject": "Kelor",
+        "src": "Who leads Kelor?",
+        "alt": "Ana",
+        "rephrase": "Name Kelor's mayor.",
+    }
     record |= {"answers": ["Ilo"], "loc": "nq question: who sings", "loc_ans": "Bo"}
     (tmp_path / "zsre_mend_edit.json").write_text(json.dumps([record]))
     (tmp_path / "loc_prompts.json").write_text(json.dumps([{"loc_prompt": "nq question: what"}]))
@@ -246,7 +391,9 @@ def test_drift_is_measured_on_a_tasks_irrelevant_texts(tmp_path):
 
 
 def test_no_right_answer_is_cut_off(tmp_path):
-    """A task cuts free answers at 24 tokens; where a right one is longer, that is what there is room for."""
+    """A task cuts free answers at 24 tokens; where a right one is longer, that is what there is
+    room for.
+    """
     long = " ".join(["Kelor and Traren"] * 20)
     cases = [{"prompt": "Who is it?", "target": target} for target in ("Kelor", long)]
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
@@ -263,14 +410,30 @@ CASES = errata.atlas.make_cases(4, seed=5)
 def command(tmp_path, out):
     cases = tmp_path / "cases.jsonl"
     if not cases.exists():
-        cases.write_text(cases_to_json_lines(CASES) + cases_to_json_lines([Case(Edit("long " * 4000, "Ana"))]))
-    more = ["--set", "ft.steps=2", "-m", "ft", "--edits", "4", "--checkpoints", "1,2", "--threads", "1"]
+        cases.write_text(
+            cases_to_json_lines(CASES) + cases_to_json_lines([Case(Edit("long " * 4000, "Ana"))])
+        )
+    more = [
+        "--set",
+        "ft.steps=2",
+        "-m",
+        "ft",
+        "--edits",
+        "4",
+        "--checkpoints",
+        "1,2",
+        "--threads",
+        "1",
+    ]
     return ["bench", "jsonl", "--data", str(cases), *more, "--out", str(out)]
 
 
 def figures(folder):
     found = read_folders([folder])
-    return [(each.row.name, each.row.edits, each.row.figures, each.row.drift, each.answers) for each in found]
+    return [
+        (each.row.name, each.row.edits, each.row.figures, each.row.drift, each.answers)
+        for each in found
+    ]
 
 
 def test_killed_at_any_moment_and_called_again_it_gives_the_same_tables(tmp_path):
@@ -302,11 +465,16 @@ def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_aga
 
     atlas = errata.load_base("atlas", "float32")
     reading = read_as("published", CASES, [frozenset()] * len(CASES))
-    racers = [Contender(UNEDITED, None), *(Contender(f"ft{n}", "ft", {"steps": n, "lr": 0.01}) for n in (2,))]
+    racers = [
+        Contender(UNEDITED, None),
+        *(Contender(f"ft{n}", "ft", {"steps": n, "lr": 0.01}) for n in (2,)),
+    ]
 
     def stream(folder):
         shared = {"save_every": 1, "threads": 1}
-        return Stream("atlas", fingerprint(atlas[0]), "four", reading, [], (4,), tmp_path / folder, **shared)
+        return Stream(
+            "atlas", fingerprint(atlas[0]), "four", reading, [], (4,), tmp_path / folder, **shared
+        )
 
     cluster = Cluster()
     killed = []
@@ -338,7 +506,9 @@ def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_aga
         cluster.shutdown()
     alone = compare(stream("alone"), racers, 1, lambda *_: None)
     assert killed, "no worker was seen"
-    assert [(row.name, row.edits, row.figures) for row in spread] == [(row.name, row.edits, row.figures) for row in alone]
+    assert [(row.name, row.edits, row.figures) for row in spread] == [
+        (row.name, row.edits, row.figures) for row in alone
+    ]
     assert len(alone) == 2 and figures(tmp_path / "spread") == figures(tmp_path / "alone")
     with pytest.raises(UsageError, match="there is no executor 'rey'"):
         compare(stream("alone"), racers, 1, lambda *_: None, executor="rey")
@@ -348,10 +518,19 @@ def test_report_and_diff_on_the_command_line(tmp_path):
     measured(tmp_path / "one", "ft", 2, [answer(str(i), i < 1) for i in range(2)])
     measured(tmp_path / "two", "ft", 2, [answer(str(i), True) for i in range(2)])
     page = tmp_path / "deep" / "page.html"
-    found = CliRunner().invoke(app, ["report", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(page)])
-    assert found.exit_code == 0 and page.exists() and "| 2 | ft (one) |" in page.with_suffix(".md").read_text()
+    found = CliRunner().invoke(
+        app, ["report", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(page)]
+    )
+    assert (
+        found.exit_code == 0
+        and page.exists()
+        and "| 2 | ft (one) |" in page.with_suffix(".md").read_text()
+    )
     found = CliRunner().invoke(app, ["diff", str(tmp_path / "one"), str(tmp_path / "two"), "--all"])
-    assert found.exit_code == 0 and "| 2 | ft | reliability | generated | 0.500 | 1.000 | +0.500 |" in found.stdout
+    assert (
+        found.exit_code == 0
+        and "| 2 | ft | reliability | generated | 0.500 | 1.000 | +0.500 |" in found.stdout
+    )
     measured(tmp_path / "three", "wise", 2, [answer("a", True)])
     found = CliRunner().invoke(app, ["diff", str(tmp_path / "one"), str(tmp_path / "three")])
     assert found.exit_code == 2 and "no method in common" in found.stderr
@@ -359,7 +538,9 @@ def test_report_and_diff_on_the_command_line(tmp_path):
 
 
 class Opinions(BaseHTTPRequestHandler):
-    """Says that every answer is right which has an "Ana" in it; the first time it is busy, and once it rambles."""
+    """Says that every answer is right which has an "Ana" in it; the first time it is busy, and once
+    it rambles.
+    """
 
     asked: ClassVar[list[str]] = []
 
@@ -369,7 +550,13 @@ class Opinions(BaseHTTPRequestHandler):
         self.asked.append(said)
         self.send_response(503 if len(self.asked) == 1 else 200)
         self.end_headers()
-        text = "Let me think." if len(self.asked) == 2 else "CORRECT." if "Ana" in said else "incorrect"
+        text = (
+            "Let me think."
+            if len(self.asked) == 2
+            else "CORRECT."
+            if "Ana" in said
+            else "incorrect"
+        )
         self.wfile.write(json.dumps({"choices": [{"message": {"content": text}}]}).encode())
 
     def log_message(self, *_):
@@ -419,4 +606,6 @@ def test_bad_input(tmp_path):
     assert "there is no zsre_mend_edit.json" in complaint("zsre", "--data", str(tmp_path))
     text = tmp_path / "text.txt"
     text.write_text("too short\n")
-    assert "more than twenty words" in complaint("atlas", "--edits", "1", "-m", "ft", "--text", str(text))
+    assert "more than twenty words" in complaint(
+        "atlas", "--edits", "1", "-m", "ft", "--text", str(text)
+    )

@@ -21,8 +21,14 @@ class Plain:
     def __init__(self, model):
         with model.disable_edits():
             self.lm, self.base = model.lm, copy.deepcopy(model.base).double()
-            self.row = self.lm.encode(EDITS[0].prompt, EDITS[0].target, self.lm.ending_of(EDITS[0].prompt, EDITS[0].target))
-        self.paths = [self.lm.architecture.value_path(layer) for layer in range(self.lm.architecture.n_layers)]
+            self.row = self.lm.encode(
+                EDITS[0].prompt,
+                EDITS[0].target,
+                self.lm.ending_of(EDITS[0].prompt, EDITS[0].target),
+            )
+        self.paths = [
+            self.lm.architecture.value_path(layer) for layer in range(self.lm.architecture.n_layers)
+        ]
 
     def logits(self, ids, biases):
         hooks = [
@@ -62,7 +68,9 @@ def test_a_bias_is_added_to_what_each_value_matrix_says(family):
     plain = Plain(model)
     with torch.no_grad():
         logits = model.base(torch.tensor([plain.row.ids])).logits[0]
-        torch.testing.assert_close(logits.double(), plain.logits(plain.row.ids, trained(model)), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            logits.double(), plain.logits(plain.row.ids, trained(model)), rtol=0, atol=1e-4
+        )
         nothing = plain.logits(plain.row.ids, [torch.zeros_like(c) for c in trained(model)])
     assert (logits - nothing).abs().max() > 1e-2
     assert {name.rpartition(".")[2] for name in model.method.state()[0]} == {"bias"}
@@ -82,7 +90,9 @@ def test_steps_are_adam_on_loss_and_divergence(family):
         leaves = [c.clone().requires_grad_() for c in biases]
         for i, g in enumerate(torch.autograd.grad(plain.loss(leaves, kl, drawn), leaves)):
             means[i], squares[i] = 0.9 * means[i] + 0.1 * g, 0.999 * squares[i] + 0.001 * g.square()
-            biases[i] = biases[i] - lr * (means[i] / (1 - 0.9**step)) / ((squares[i] / (1 - 0.999**step)).sqrt() + 1e-8)
+            biases[i] = biases[i] - lr * (means[i] / (1 - 0.9**step)) / (
+                (squares[i] / (1 - 0.999**step)).sqrt() + 1e-8
+            )
     for found, expected in zip(trained(model), biases, strict=True):
         assert (found - expected).norm() < 1e-2 * expected.norm()
 
@@ -105,6 +115,8 @@ def test_it_learns_and_the_divergence_holds_the_rest(family):
 def test_one_layer_is_enough_when_asked_for():
     model = edit_model("llama", "bitfit", EDITS[:1], layer=1)
     (path,) = model.method.paths
-    assert path == model.lm.architecture.value_path(1) and set(model.method.state()[0]) == {f"{path}.bias"}
+    assert path == model.lm.architecture.value_path(1) and set(model.method.state()[0]) == {
+        f"{path}.bias"
+    }
     every = edit_model("llama", "bitfit", EDITS[:1], layer=None)
     assert len(every.method.paths) == every.lm.architecture.n_layers

@@ -1,4 +1,6 @@
-"""Chat templates as models have them: what is asked is asked whole, and read back from the text, turn by turn."""
+"""Chat templates as models have them: what is asked is asked whole, and read back from the text,
+turn by turn.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,10 @@ def tokenizer_of(shape: str) -> Any:
 
 def written(tokenizer: Any, *turns: tuple[str, str], parts: bool = False) -> list[int]:
     """Ids of a conversation as a caller of `apply_chat_template` gets them."""
-    messages = [{"role": r, "content": [{"type": "text", "text": said}] if parts else said} for r, said in turns]
+    messages = [
+        {"role": r, "content": [{"type": "text", "text": said}] if parts else said}
+        for r, said in turns
+    ]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -111,12 +116,16 @@ def test_what_is_put_in_front_of_a_prompt_is_read(shape):
     ContextPatch(contexts, room=4).install(lm)
     with torch.no_grad():
         got = lm.model(torch.tensor([lm.encode_prompt(QUESTION)])).logits[0, -1]
-        wanted = plain.model(torch.tensor([plain.encode_prompt("Be brief. " + QUESTION)])).logits[0, -1]
+        wanted = plain.model(torch.tensor([plain.encode_prompt("Be brief. " + QUESTION)])).logits[
+            0, -1
+        ]
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
     assert asked == [QUESTION]
 
 
-MANY_TURNS = pytest.mark.parametrize("shape", [shape for shape in TEMPLATES if shape != "one turn only"])
+MANY_TURNS = pytest.mark.parametrize(
+    "shape", [shape for shape in TEMPLATES if shape != "one turn only"]
+)
 
 
 @MANY_TURNS
@@ -128,7 +137,9 @@ def test_the_last_question_is_read_first(shape, system):
     opening = [("system", system)] if system else []
     read = lm.conversation(written(lm.tokenizer, *opening, *TALK, parts=needs_parts(shape)))
     assert read.questions == (QUESTION, TALK[0][1]) and read.prompt is None
-    one = lm.conversation(written(lm.tokenizer, *opening, ("user", QUESTION), parts=needs_parts(shape)))
+    one = lm.conversation(
+        written(lm.tokenizer, *opening, ("user", QUESTION), parts=needs_parts(shape))
+    )
     assert one.questions == (QUESTION,) and (one.prompt == QUESTION) == (not system)
 
 
@@ -144,7 +155,9 @@ def test_a_router_that_weighs_tokens_reads_those_of_the_last_turn(shape):
     assert torch.equal(kept[1], seen[1])
     said = lm.tokenizer.decode(ids[0][kept[0]].tolist())
     assert QUESTION in said and "Tamis" not in said and "Varn" not in said
-    assert abs(int(kept[0].sum()) - len(single)) <= 2, "a turn later in the talk may be opened by a token more or less"
+    assert abs(int(kept[0].sum()) - len(single)) <= 2, (
+        "a turn later in the talk may be opened by a token more or less"
+    )
 
 
 @MANY_TURNS
@@ -190,14 +203,23 @@ def test_special_tokens_of_a_template_are_told_from_words():
 @pytest.mark.parametrize("shape", ["llama3", "chatml with a system of its own", "parts", "vicuna"])
 @pytest.mark.parametrize("method", ["rag", "wise", "folio", "grace"])
 def test_edits_are_found_in_every_kind_of_template(shape, method):
-    """The edit's own prompt, through `apply_chat_template` as a caller writes it, is answered as `ask` answers it."""
-    made = edit_model("llama", method, **({"steps": 40} if method == "wise" else {})).config_of_method
+    """The edit's own prompt, through `apply_chat_template` as a caller writes it, is answered as
+    `ask` answers it.
+    """
+    made = edit_model(
+        "llama", method, **({"steps": 40} if method == "wise" else {})
+    ).config_of_method
     model = EditModel(long_model(), made, tokenizer_of(shape))
-    model.edit([Edit("Who is the king?", "Ann", "king"), Edit("Where is the tower?", "in York", "tower")], check=False)
+    model.edit(
+        [Edit("Who is the king?", "Ann", "king"), Edit("Where is the tower?", "in York", "tower")],
+        check=False,
+    )
     six = {"max_new_tokens": 6, "min_new_tokens": 6}
     for prompt in ("Who is the king?", "Where is the tower?", "x"):
         ids = torch.tensor([written(model.tokenizer, ("user", prompt), parts=needs_parts(shape))])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **six)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **six
+        )
         assert model.lm.decode(out[0, ids.shape[1] :].tolist()) == model.ask([prompt], **six)[0]
     with model.disable_edits():
         bare = model.lm.generate(["Who is the king?"], **six)
@@ -205,12 +227,23 @@ def test_edits_are_found_in_every_kind_of_template(shape, method):
 
 
 def test_rag_reads_the_last_turn_and_then_the_rest():
-    model = EditModel(long_model(), RagConfig(layer=2, background=32, passage="{fact}. "), tokenizer_of("chatml"))
+    model = EditModel(
+        long_model(), RagConfig(layer=2, background=32, passage="{fact}. "), tokenizer_of("chatml")
+    )
     looked: list[list[str]] = []
     model.edit([Edit("Who is the king?", "Ann", "king")], check=False)
-    model.method.patch.context_for = lambda prompts: (looked.append(list(prompts)), [()] * len(prompts))[1]
+    model.method.patch.context_for = lambda prompts: (
+        looked.append(list(prompts)),
+        [()] * len(prompts),
+    )[1]
     for last in ("and where does he live?", "Who is the mayor of Tamis?"):
-        ids = torch.tensor([written(model.tokenizer, ("user", "Who?"), ("assistant", "Ann"), ("user", last))])
+        ids = torch.tensor(
+            [written(model.tokenizer, ("user", "Who?"), ("assistant", "Ann"), ("user", last))]
+        )
         with torch.no_grad():
             model(ids)
-    assert looked == [["and where does he live?"], ["Who?\nand where does he live?"], ["Who is the mayor of Tamis?"]]
+    assert looked == [
+        ["and where does he live?"],
+        ["Who?\nand where does he live?"],
+        ["Who is the mayor of Tamis?"],
+    ]

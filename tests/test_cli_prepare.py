@@ -1,4 +1,6 @@
-"""`errata prepare`: a folder with a trained method and no edits; stopped and gone on with; then `errata edit` from there."""
+"""`errata prepare`: a folder with a trained method and no edits; stopped and gone on with; then
+`errata edit` from there.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +45,22 @@ def test_prepare_then_edit(base: Path, cases: Path, tmp_path: Path) -> None:
 
     before = contents(tmp_path / "a")
     edits = json_lines(tmp_path / "e.jsonl", EDITS)
-    report = json.loads(ok("edit", tmp_path / "a", "--edits", edits, "--out", tmp_path / "c", "--json"))
+    report = json.loads(
+        ok("edit", tmp_path / "a", "--edits", edits, "--out", tmp_path / "c", "--json")
+    )
     assert report["written"] == 3 and contents(tmp_path / "a") == before
-    assert ok("edit", tmp_path / "a", "--edits", edits, "--out", tmp_path / "c").startswith("0 edits written")
+    assert ok("edit", tmp_path / "a", "--edits", edits, "--out", tmp_path / "c").startswith(
+        "0 edits written"
+    )
     assert ok("edit", tmp_path / "a", "--edits", edits, "--no-check").startswith("3 edits written")
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
     assert "is trained already" in ok("prepare", tmp_path / "a", "--cases", cases)
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
 
 
-def test_stopped_by_hand_and_run_again(base: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_by_hand_and_run_again(
+    base: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["prepare", base, *FAST, "--cases", cases, "--save-every", 1, "--out"]
     save, calls = EditModel.save_pretrained, iter(range(10))
 
@@ -66,10 +74,14 @@ def test_stopped_by_hand_and_run_again(base: Path, cases: Path, tmp_path: Path, 
         for kept in ("no step was saved yet", f"1 of 3 steps are saved in {tmp_path / 'a'}"):
             stopped = run(*words, tmp_path / "a")
             assert stopped.exit_code == 130
-            assert stopped.stderr.endswith(f"errata: stopped; {kept}. The same command goes on from there.\n")
+            assert stopped.stderr.endswith(
+                f"errata: stopped; {kept}. The same command goes on from there.\n"
+            )
     assert 0 < read_artifact(tmp_path / "a").values["training_steps_made"] < 3
     assert run("edit", tmp_path / "a", "--edits", cases).exit_code == 2
-    assert "2 steps" in ok("prepare", tmp_path / "a", "--cases", cases)  # from its own folder, settings as they were
+    assert "2 steps" in ok(
+        "prepare", tmp_path / "a", "--cases", cases
+    )  # from its own folder, settings as they were
     ok(*words, tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert "is trained already" in ok(*words, tmp_path / "a")
@@ -91,17 +103,29 @@ def fails(*words: object) -> str:
 
 def test_what_cannot_be_trained_is_told_in_a_line(base: Path, cases: Path, tmp_path: Path) -> None:
     out = ["--out", tmp_path / "a"]
-    assert "folio needs no training; say with -m one that does (mend" in fails("prepare", base, "--cases", cases, *out)
-    assert "ft needs no training" in fails("prepare", "no-such-model", "-m", "ft", "--cases", cases, *out)
-    assert "cannot be read" in fails("prepare", base, *FAST, "--cases", tmp_path / "none.jsonl", *out)
+    assert "folio needs no training; say with -m one that does (mend" in fails(
+        "prepare", base, "--cases", cases, *out
+    )
+    assert "ft needs no training" in fails(
+        "prepare", "no-such-model", "-m", "ft", "--cases", cases, *out
+    )
+    assert "cannot be read" in fails(
+        "prepare", base, *FAST, "--cases", tmp_path / "none.jsonl", *out
+    )
     assert "say with --out DIR" in fails("prepare", base, *FAST, "--cases", cases)
     bare = [{k: v for k, v in row.items() if k != "locality"} for row in CASES]
-    assert "'locality'" in fails("prepare", base, *FAST, "--cases", json_lines(tmp_path / "bare.jsonl", bare), *out)
+    assert "'locality'" in fails(
+        "prepare", base, *FAST, "--cases", json_lines(tmp_path / "bare.jsonl", bare), *out
+    )
     bare = [{k: v for k, v in row.items() if k != "rephrases"} for row in CASES]
-    assert "'rephrases'" in fails("prepare", base, *FAST, "--cases", json_lines(tmp_path / "bare.jsonl", bare), *out)
+    assert "'rephrases'" in fails(
+        "prepare", base, *FAST, "--cases", json_lines(tmp_path / "bare.jsonl", bare), *out
+    )
     long = json_lines(tmp_path / "long.jsonl", [CASES[0], {**CASES[1], "rephrases": ["zq" * 200]}])
     assert "long.jsonl:2:" in fails("prepare", base, *FAST, "--cases", long, *out)
-    assert "errata prepare MODEL -m mend" in fails("edit", base, "-m", "mend", "--edits", cases, *out)
+    assert "errata prepare MODEL -m mend" in fails(
+        "edit", base, "-m", "mend", "--edits", cases, *out
+    )
     assert not (tmp_path / "a").exists()
 
 
@@ -111,9 +135,23 @@ def test_what_was_begun_is_kept(base: Path, cases: Path, tmp_path: Path) -> None
     assert "was begun with rank=8, not 4" in fails(
         "prepare", base, "-m", "mend", "--set", "rank=4", "--cases", cases, "--out", a
     )
-    ok("edit", base, "-m", "ft", "--set", "steps=1", "--edits", edits, "--out", tmp_path / "ft", "--no-check")
+    ok(
+        "edit",
+        base,
+        "-m",
+        "ft",
+        "--set",
+        "steps=1",
+        "--edits",
+        edits,
+        "--out",
+        tmp_path / "ft",
+        "--no-check",
+    )
     assert "holds other edits" in fails("edit", a, "--edits", edits, "--out", tmp_path / "ft")
-    assert "1 edits in the model; a method is trained before" in fails("prepare", tmp_path / "ft", "--cases", cases)
+    assert "1 edits in the model; a method is trained before" in fails(
+        "prepare", tmp_path / "ft", "--cases", cases
+    )
 
 
 def test_the_verb_is_a_small_file() -> None:

@@ -1,4 +1,6 @@
-"""The shards of one WISE edit stream over a cluster: as here, to the bit, also when a worker is killed."""
+"""The shards of one WISE edit stream over a cluster: as here, to the bit, also when a worker is
+killed.
+"""
 
 import contextlib
 import os
@@ -18,7 +20,9 @@ from errata.cli import app
 from errata.cluster import cluster, spread, spreading, spreads
 
 EDITS = [case.edit for case in make_cases(6, seed=3)]
-CONFIG = WiseConfig(steps=4, edits_per_shard=2, chunk_rows=1, background=16, prefixes=1, rewordings=1, contrast=1)
+CONFIG = WiseConfig(
+    steps=4, edits_per_shard=2, chunk_rows=1, background=16, prefixes=1, rewordings=1, contrast=1
+)
 
 
 def taught(spreading_over=contextlib.nullcontext):
@@ -89,7 +93,16 @@ def test_only_within_it_is_spread():
 
 def test_an_executor_that_there_is_not(tmp_path):
     (tmp_path / "edits.jsonl").write_text('{"prompt": "Who?", "target": "Ana", "subject": "Who"}\n')
-    asked = ["edit", "atlas", "-m", "ft", "--edits", str(tmp_path / "edits.jsonl"), "--out", str(tmp_path / "out")]
+    asked = [
+        "edit",
+        "atlas",
+        "-m",
+        "ft",
+        "--edits",
+        str(tmp_path / "edits.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     found = CliRunner().invoke(app, [*asked, "--executor", "rey"])
     assert found.exit_code == 2 and "--executor is local or ray; got 'rey'" in found.stderr
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,6 @@
-"""`errata compare`: one stream, every method, rows that are kept, runs that go on where they were cut off."""
+"""`errata compare`: one stream, every method, rows that are kept, runs that go on where they were
+cut off.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,17 @@ def atlas():
 
 @pytest.fixture
 def stream(atlas, tmp_path):
-    return Stream("atlas", fingerprint(atlas[0]), "three", READING, [], (1, 3), tmp_path, save_every=1, threads=1)
+    return Stream(
+        "atlas",
+        fingerprint(atlas[0]),
+        "three",
+        READING,
+        [],
+        (1, 3),
+        tmp_path,
+        save_every=1,
+        threads=1,
+    )
 
 
 def told(*_):
@@ -58,11 +70,22 @@ def test_a_row_is_what_evaluate_says_of_the_final_model(stream, atlas):
         model.edit([case.edit for case in CASES[:edits]], check=False)
         row = read(stream, "ft", edits)
         assert row["figures"] == errata.evaluate(model, CASES[:edits]).to_dict()
-        assert row["seconds_per_edit"] > 0 and row["peak_memory"] > 50 and set(row["overhead"]) == {"1", "8"}
-        assert row["bytes_saved"] > 4 * 160 * 1152 and row["edits"] == edits and row["settings"] == FAST.settings
+        assert (
+            row["seconds_per_edit"] > 0
+            and row["peak_memory"] > 50
+            and set(row["overhead"]) == {"1", "8"}
+        )
+        assert (
+            row["bytes_saved"] > 4 * 160 * 1152
+            and row["edits"] == edits
+            and row["settings"] == FAST.settings
+        )
     model.unload()
     base = read(stream, UNEDITED, 3)
-    assert base["figures"]["generated"]["locality"] == 1 and base["figures"]["generated"]["reliability"] == 0
+    assert (
+        base["figures"]["generated"]["locality"] == 1
+        and base["figures"]["generated"]["reliability"] == 0
+    )
     assert base["seconds_per_edit"] is None and base["bytes_saved"] is None
 
 
@@ -72,7 +95,9 @@ def test_rows_are_kept_and_only_what_is_missing_is_measured(stream, monkeypatch)
     asked = []
     evaluate = errata.evaluate
     monkeypatch.setattr(
-        errata, "evaluate", lambda model, cases, **more: (asked.append(len(cases)), evaluate(model, cases, **more))[1]
+        errata,
+        "evaluate",
+        lambda model, cases, **more: (asked.append(len(cases)), evaluate(model, cases, **more))[1],
     )
     run(FAST, stream, told)
     assert asked == []
@@ -102,7 +127,9 @@ def test_what_takes_too_long_is_left_out_and_says_so(stream):
 def test_a_method_that_refuses_has_rows_that_say_why(stream):
     run(Contender("ft", "ft", {"layer": 77}), stream, told)
     assert "no layer 77" in read(stream, "ft", 3)["failed"]
-    assert stream.kept_row(Contender("ft", "ft", {"layer": 77}), 3) is None, "a failure is tried again"
+    assert stream.kept_row(Contender("ft", "ft", {"layer": 77}), 3) is None, (
+        "a failure is tried again"
+    )
 
 
 def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path, monkeypatch):
@@ -134,7 +161,9 @@ def test_processes(stream):
     racers = [Contender(UNEDITED, None), FAST, Contender("dies", "no such method")]
     seen = set()
     found = compare(stream, racers, 2, lambda name, what, done, total: seen.add((name, what)))
-    assert [(row.edits, row.name) for row in found] == [(n, name) for n in (1, 3) for name in (UNEDITED, "ft", "dies")]
+    assert [(row.edits, row.name) for row in found] == [
+        (n, name) for n in (1, 3) for name in (UNEDITED, "ft", "dies")
+    ]
     assert all(row.figures for row in found if row.name != "dies")
     assert "no such method" in found[-1].failed or "there is no method" in found[-1].failed
     assert {("ft", "editing"), ("ft", "asking"), (UNEDITED, "asking")} <= seen
@@ -146,7 +175,11 @@ def test_names_and_settings(atlas):
     assert [racer.name for racer in every] == [UNEDITED, *variants()]
     assert {racer.method for racer in every[1:]} == set(errata.method_names())
     (_, made) = contenders(["ft-m", UNEDITED], config, ["ft-m.steps=7"])
-    assert made.method == "ft" and made.settings["objective"] == "target_new" and made.settings["steps"] == 7
+    assert (
+        made.method == "ft"
+        and made.settings["objective"] == "target_new"
+        and made.settings["steps"] == 7
+    )
     with pytest.raises(UnknownNameError, match="Did you mean 'wise'"):
         contenders(["wisse"], config)
     with pytest.raises(ConfigError, match="no setting 'stepps'"):
@@ -182,7 +215,9 @@ def test_bad_input(tmp_path):
     )
     assert "say with --cases FILE" in complaint(str(tmp_path))
     assert "--at takes numbers" in complaint("atlas", "--at", "1,many")
-    assert "is trained on and in the stream" in complaint("atlas", "--cases", str(few), "--train", str(few), "--edits", "2")
+    assert "is trained on and in the stream" in complaint(
+        "atlas", "--cases", str(few), "--train", str(few), "--edits", "2"
+    )
     assert "there is no method 'foo'" in complaint("atlas", "--edits", "1", "--methods", "foo")
 
 
@@ -192,8 +227,31 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     cases.write_text(cases_to_json_lines(CASES))
 
     def command(out: Path) -> list[str]:
-        steps = ["--set", "ft.steps=2", "--methods", "ft", "--edits", "3", "--at", "1", "--threads", "1", "--json"]
-        return [sys.executable, "-m", "errata.cli", "compare", "atlas", "--cases", str(cases), *steps, "--out", str(out)]
+        steps = [
+            "--set",
+            "ft.steps=2",
+            "--methods",
+            "ft",
+            "--edits",
+            "3",
+            "--at",
+            "1",
+            "--threads",
+            "1",
+            "--json",
+        ]
+        return [
+            sys.executable,
+            "-m",
+            "errata.cli",
+            "compare",
+            "atlas",
+            "--cases",
+            str(cases),
+            *steps,
+            "--out",
+            str(out),
+        ]
 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, start_new_session=True)
@@ -206,7 +264,12 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     found = []
     for out in (broken, whole):
         done = subprocess.run(command(out), capture_output=True, text=True, check=True)
-        found.append([(row["name"], row["edits"], row["figures"], row["bytes_saved"]) for row in json.loads(done.stdout)])
+        found.append(
+            [
+                (row["name"], row["edits"], row["figures"], row["bytes_saved"])
+                for row in json.loads(done.stdout)
+            ]
+        )
     assert found[0] == found[1] and len(found[0]) == 4
     assert (broken / "rows" / "ft-1.jsonl").read_bytes() == kept
     assert (whole / "table.md").read_text().count("\n") == 6

@@ -22,7 +22,14 @@ def test_to_dict_and_back(cls: type) -> None:
 
 def test_texts_are_parsed() -> None:
     read = WiseConfig.from_dict(
-        {"steps": "7", "lr": "none", "alpha": "2.5", "chat_template": "no", "variant": "retrieve", "score": "linear"}
+        {
+            "steps": "7",
+            "lr": "none",
+            "alpha": "2.5",
+            "chat_template": "no",
+            "variant": "retrieve",
+            "score": "linear",
+        }
     )
     assert (read.steps, read.lr, read.alpha, read.chat_template) == (7, None, 2.5, False)
     assert (read.variant, read.score) == ("retrieve", "linear")
@@ -57,11 +64,27 @@ def test_every_number_of_every_method_is_finite_and_in_a_range(name: str) -> Non
     """From a file, a command line, or in Python."""
     config = errata.method_class(name).config_class
     hints = typing.get_type_hints(config)
-    kinds = {each.name: {hints[each.name], *typing.get_args(hints[each.name])} for each in dataclasses.fields(config)}
+    kinds = {
+        each.name: {hints[each.name], *typing.get_args(hints[each.name])}
+        for each in dataclasses.fields(config)
+    }
     numbers = [setting for setting, found in kinds.items() if found & {int, float}]
     assert {"seed", "layer"} <= set(numbers)
     for setting in numbers:
-        given = (math.inf, -math.inf, math.nan, 10**23, -(10**23), "1e400", "-inf", "nan", "9" * 23, "9" * 5000, True, [])
+        given = (
+            math.inf,
+            -math.inf,
+            math.nan,
+            10**23,
+            -(10**23),
+            "1e400",
+            "-inf",
+            "nan",
+            "9" * 23,
+            "9" * 5000,
+            True,
+            [],
+        )
         for wrong in given:
             with pytest.raises(ConfigError, match=setting):
                 config.from_dict({setting: wrong})

@@ -1,4 +1,6 @@
-"""DEFER: what is learned is the published loss, who speaks is decided on the prompt's last token, and training helps."""
+"""DEFER: what is learned is the published loss, who speaks is decided on the prompt's last token,
+and training helps.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ LAYER = 2
 
 
 def blended(model, edit, speaker):
-    """The NLL of an edit's answer while every token's value is g o + (1 - g) v, by the plain model in float64."""
+    """The NLL of an edit's answer while every token's value is g o + (1 - g) v, by the plain model
+    in float64.
+    """
     base, speaker = copy.deepcopy(model.base).double(), copy.deepcopy(speaker).double()
     module = model.lm.architecture.value_module(base, LAYER)
     row = model.lm.encode(edit.prompt, edit.target, model.lm.ending_of(edit.prompt, edit.target))
@@ -71,10 +75,18 @@ def test_training_lowers_that_loss():
 
 
 def installed(family, gates):
-    """A model whose speaker opens its gate for PROMPTS[i] where gates[i]; the gate is fitted to its input there."""
+    """A model whose speaker opens its gate for PROMPTS[i] where gates[i]; the gate is fitted to its
+    input there.
+    """
     model = edit_model(family, "defer", EDITS[:1])
-    lm, speaker = model.lm, Speaker(model.lm.architecture.d_in, model.lm.architecture.d_out, 1).requires_grad_(False)
-    with model.disable_edits(), capture_input(lm.architecture.value_module(lm.model, LAYER)) as seen:
+    lm, speaker = (
+        model.lm,
+        Speaker(model.lm.architecture.d_in, model.lm.architecture.d_out, 1).requires_grad_(False),
+    )
+    with (
+        model.disable_edits(),
+        capture_input(lm.architecture.value_module(lm.model, LAYER)) as seen,
+    ):
         for prompt in PROMPTS:
             with torch.no_grad():
                 lm.run(lm.prompt_batch([prompt]))
@@ -96,9 +108,13 @@ def test_an_open_gate_speaks_at_every_token_and_a_closed_one_at_none(family):
     expected, expected_logits = [], []
     for prompt, key, opened in zip(PROMPTS, keys, gates, strict=True):
         said = speaker.value(key)
-        with replace_output(module, lambda v, said=said, opened=opened: said.expand_as(v).clone() if opened else v):
+        with replace_output(
+            module, lambda v, said=said, opened=opened: said.expand_as(v).clone() if opened else v
+        ):
             batch = plain.prompt_batch([prompt])
-            out = plain.model.generate(batch.input_ids, attention_mask=batch.attention_mask, **options)
+            out = plain.model.generate(
+                batch.input_ids, attention_mask=batch.attention_mask, **options
+            )
             expected.append(out[0, batch.input_ids.shape[1] :].tolist())
             with torch.no_grad():
                 expected_logits.append(plain.run(batch).logits[0, -1])
@@ -133,7 +149,9 @@ def test_a_trained_editor_beats_an_untrained_one_on_other_phrasings():
 
 
 def test_who_speaks_first_follows_from_the_seed():
-    drawn = [edit_model("llama", "defer", seed=seed).method.newborn().state_dict() for seed in (0, 0, 1)]
+    drawn = [
+        edit_model("llama", "defer", seed=seed).method.newborn().state_dict() for seed in (0, 0, 1)
+    ]
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
     assert not torch.equal(drawn[0]["value.weight"], drawn[2]["value.weight"])
 

@@ -1,4 +1,6 @@
-"""`Edit`: what it says of itself, when it was written and who says so, and what old ledgers may hold."""
+"""`Edit`: what it says of itself, when it was written and who says so, and what old ledgers may
+hold.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,37 @@ from errata.errors import ConfigError, EditError
 
 def test_source_and_time_are_no_part_of_an_edit() -> None:
     plain = Edit("Where is the tower?", "north", "the tower")
-    told = Edit("Where is the tower?", "north", "the tower", source="the survey of 1907", time="2026-11-25T22:00:00Z")
+    told = Edit(
+        "Where is the tower?",
+        "north",
+        "the tower",
+        source="the survey of 1907",
+        time="2026-11-25T22:00:00Z",
+    )
     assert plain == told and plain.id == told.id and hash(plain) == hash(told)
     assert "source" not in plain.to_dict() and "time" not in plain.to_dict()
-    assert Edit.from_dict(told.to_dict()).source == "the survey of 1907" and Edit.from_dict(told.to_dict()).time == told.time
+    assert (
+        Edit.from_dict(told.to_dict()).source == "the survey of 1907"
+        and Edit.from_dict(told.to_dict()).time == told.time
+    )
     with pytest.raises(EditError, match="'time' is '2026-13-01T00:00:00Z'"):
         Edit("Where?", "north", time="2026-13-01T00:00:00Z")
 
 
-def test_an_edit_is_stamped_when_it_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_edit_is_stamped_when_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
-    model = edit_model("llama", "ft", [Edit("Where?", "north", source="a map", time="1999-01-01T00:00:00Z")])
+    model = edit_model(
+        "llama", "ft", [Edit("Where?", "north", source="a map", time="1999-01-01T00:00:00Z")]
+    )
     assert [(edit.source, edit.time) for edit in model.edits] == [("a map", "1970-01-02T00:00:00Z")]
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86401")
     model.edit([EDITS[0]], check=False)
     model.undo(model.edits[0].id)
-    assert [edit.time for edit in model.edits] == ["1970-01-02T00:00:01Z"]  # an undo writes nothing new
+    assert [edit.time for edit in model.edits] == [
+        "1970-01-02T00:00:01Z"
+    ]  # an undo writes nothing new
     monkeypatch.delenv("SOURCE_DATE_EPOCH")
     before = datetime.now(UTC).replace(microsecond=0)
     assert before <= datetime.fromisoformat(str(stamped(EDITS[0]).time)) <= datetime.now(UTC)
@@ -66,6 +83,11 @@ def test_a_ledger_from_before_opens(tmp_path: Path) -> None:
     assert [edit.to_dict() for edit in loaded.edits] == OLD
     with pytest.raises(EditError, match="as words of their own"):
         Edit.from_dict(OLD[1])
-    for wrong in ({**OLD[1], "target": None}, {**OLD[1], "x": 1}, {**OLD[0], "operation": "forget"}, {"prompt": "Who?"}):
+    for wrong in (
+        {**OLD[1], "target": None},
+        {**OLD[1], "x": 1},
+        {**OLD[0], "operation": "forget"},
+        {"prompt": "Who?"},
+    ):
         with pytest.raises(EditError):
             Edit.from_ledger(wrong)

@@ -36,7 +36,9 @@ class Told:
 
     def score(self, pairs, batch_size=32, whole=False):
         self.pairs = getattr(self, "pairs", []) + [(self.on, *pair) for pair in pairs]
-        return [self.scores[self.on].get(prompt, Score(0.0, False, 5.0, (1, 2))) for prompt, _ in pairs]
+        return [
+            self.scores[self.on].get(prompt, Score(0.0, False, 5.0, (1, 2))) for prompt, _ in pairs
+        ]
 
     def encode(self, prompt, target):
         """Each word is a token."""
@@ -92,7 +94,9 @@ def test_figures_by_hand():
     }
     model = Told(BASE, EDITED, scores, {"Where is it?": Score(1.0, True, 0.0, (1, 2, 3, 4))})
     seen = []
-    found = evaluate(model, CASES, batch_size=1, progress=lambda done, total: seen.append((done, total)))
+    found = evaluate(
+        model, CASES, batch_size=1, progress=lambda done, total: seen.append((done, total))
+    )
     assert found.edits == 2
     assert found.generated == {
         "reliability": 1 / 2,
@@ -114,21 +118,37 @@ def test_figures_by_hand():
     by = {answer.prompt: answer for answer in found.answers}
     assert len(found.answers) == 10 and [a.prompt for a in found.answers] == list(by)
     told = by["Who was mayor?"]
-    assert (told.before, told.after, told.wanted, told.right) == ("wrong, but his own",) * 3 + (True,)
-    assert by["Who is mayor?"].right and by["Who is mayor?"].wanted == "Ana Brisk" and by["Who is mayor?"].edit_id == "m"
-    assert not by["Who is king?"].right and by["Who is king?"].after == "Bob" and by["Who is king?"].before == "Al"
+    assert (told.before, told.after, told.wanted, told.right) == ("wrong, but his own",) * 3 + (
+        True,
+    )
+    assert (
+        by["Who is mayor?"].right
+        and by["Who is mayor?"].wanted == "Ana Brisk"
+        and by["Who is mayor?"].edit_id == "m"
+    )
+    assert (
+        not by["Who is king?"].right
+        and by["Who is king?"].after == "Bob"
+        and by["Who is king?"].before == "Al"
+    )
     assert not by["What is 2 + 2?"].right and by["What is 2 + 2?"].kind == "unrelated"
     assert set(found.to_dict()) == {
         "edits", "generated", "teacher_forced", "locality_by_kind", "perplexity", "ood", "scores", "divergence_by_kind",
         "portability_by_kind",
     }  # fmt: skip
     # with no answer known, locality scores the base model's own words
-    assert (True, "Where is it?", "North") in model.pairs and (False, "Where is it?", "North") in model.pairs
+    assert (True, "Where is it?", "North") in model.pairs and (
+        False,
+        "Where is it?",
+        "North",
+    ) in model.pairs
     assert {on for on, prompt, _ in model.pairs if prompt == "Who is mayor?"} == {True}
 
 
 def test_other_ways_to_count():
-    """Of the six: in other letters, among other words, cut off where the wanted one ends, all tokens, further answers."""
+    """Of the six: in other letters, among other words, cut off where the wanted one ends, all
+    tokens, further answers.
+    """
     base = {"Who?": "Old", "Who is it?": "Old", "And now?": "Old", "Where?": "West", "Born?": "Old"}
     edited = base | {
         "Who?": "The ana brisk!", "Who is it?": "Ana Brisk, the mayor", "And now?": "It is Ana Brisk", "Born?": "New Tamis",
@@ -157,31 +177,52 @@ def test_other_ways_to_count():
 
 
 def test_text_that_became_likely_is_read_and_not_asked_for():
-    case = Case(Edit("Ana", "is mayor", id="m"), ood=(Probe("Ana", "was chosen", "ood"), Probe("Ana B", "won", "ood")))
+    case = Case(
+        Edit("Ana", "is mayor", id="m"),
+        ood=(Probe("Ana", "was chosen", "ood"), Probe("Ana B", "won", "ood")),
+    )
     scores = {"Ana B": Score(0.0, False, OOD_LOSS - 1e-3, (1,))}
     model = Told({"Ana": "sings"}, {"Ana": "is mayor"}, scores)
     found = evaluate(model, [case])
     assert found.ood == 0.5 and {prompt for _, prompt in model.asked} == {"Ana"}
-    assert [(a.measure, a.after, a.right) for a in found.answers[1:]] == [("ood", "", False), ("ood", "", True)]
+    assert [(a.measure, a.after, a.right) for a in found.answers[1:]] == [
+        ("ood", "", False),
+        ("ood", "", True),
+    ]
 
 
 def test_divergence_is_that_of_what_is_expected_at_the_bases_answer():
-    base, edited = (torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
+    base, edited = (
+        torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]),
+        torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]),
+    )
     told = [{"Where?": Score(1.0, True, 0.1, (0, 1), probs.log())} for probs in (edited, base)]
     model = Told({"Where?": "West", "Who?": "Old"}, {"Where?": "West", "Who?": "Ana"}, *told)
     case = Case(Edit("Who?", "Ana"), (), (Probe("Where?", None, "neighbour"),))
     found = evaluate(model, [case])
     wanted = (0.5 * math.log(2) + 0.25 * math.log(0.5)) / 2
-    assert found.divergence_by_kind["neighbour"] == pytest.approx(wanted) and found.divergence_by_kind["unrelated"] is None
+    assert (
+        found.divergence_by_kind["neighbour"] == pytest.approx(wanted)
+        and found.divergence_by_kind["unrelated"] is None
+    )
 
 
 def test_no_probes_no_figures():
     found = evaluate(Told({"Q": "a"}, {"Q": "b"}), [Case(Edit("Q", "b"))])
-    assert found.generated == {"reliability": 1.0, "generalization": None, "locality": None, "portability": None}
+    assert found.generated == {
+        "reliability": 1.0,
+        "generalization": None,
+        "locality": None,
+        "portability": None,
+    }
     assert found.teacher_forced["locality"] is None and found.ood is None
     assert set(found.locality_by_kind.values()) == {None}
     nothing = evaluate(Told({}, {}), [])
-    assert nothing.edits == 0 and nothing.perplexity is None and set(nothing.generated.values()) == {None}
+    assert (
+        nothing.edits == 0
+        and nothing.perplexity is None
+        and set(nothing.generated.values()) == {None}
+    )
     assert set(MEANINGS) == set(MEASURES)
 
 
@@ -211,7 +252,12 @@ def test_when_two_answers_are_the_same(said, wanted, same):
 
 def cases():
     return [
-        Case(EDITS[0], (PROMPTS[6],), (Probe(PROMPTS[7]), Probe(PROMPTS[8], "x", "neighbour")), (Probe("Q?", "a"),)),
+        Case(
+            EDITS[0],
+            (PROMPTS[6],),
+            (Probe(PROMPTS[7]), Probe(PROMPTS[8], "x", "neighbour")),
+            (Probe("Q?", "a"),),
+        ),
         Case(EDITS[1], (PROMPTS[6],)),
     ]
 
@@ -248,7 +294,9 @@ def test_on_a_real_model_the_figures_are_the_models_own():
         answer = by["reliability", edit.prompt]
         assert (answer.after, answer.before) == (after[i], before[i])
         score = model.lm.score([(edit.prompt, edit.target)])[0]
-        assert answer.token_accuracy == score.token_accuracy and answer.loss == pytest.approx(score.loss, abs=1e-4)
+        assert answer.token_accuracy == score.token_accuracy and answer.loss == pytest.approx(
+            score.loss, abs=1e-4
+        )
     assert found.generated["locality"] == sum(after[i] == before[i] for i in (7, 8)) / 2
     losses = [s.loss for s in model.lm.score([(e.prompt, e.target) for e in EDITS[:2]])]
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / 2), rel=1e-3)

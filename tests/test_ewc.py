@@ -51,7 +51,9 @@ def test_steps_are_adam_on_loss_and_penalty():
     fisher = first.method.fisher(before.float()).double()
     delta, mean, square = before.clone(), torch.zeros_like(before), torch.zeros_like(before)
     for step in range(1, steps + 1):
-        gradient = nll_gradient(first, EDITS[1], delta)[1] + 2 * strength * fisher * (delta - before)
+        gradient = nll_gradient(first, EDITS[1], delta)[1] + 2 * strength * fisher * (
+            delta - before
+        )
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
         delta = delta - lr * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
     first.edit(EDITS[1:2], check=False)
@@ -65,7 +67,9 @@ def test_a_strong_penalty_holds_the_matrix_back():
         model = edit_model("llama", "ewc", EDITS[:3], strength=strength, steps=20)
         one = edit_model("llama", "ewc", EDITS[:2], strength=strength, steps=20)
         path = model.method.path
-        moved.append((model.method.patch.deltas[path] - one.method.patch.deltas[path]).norm().item())
+        moved.append(
+            (model.method.patch.deltas[path] - one.method.patch.deltas[path]).norm().item()
+        )
     assert moved[1] < 0.5 * moved[0]
 
 
@@ -75,4 +79,6 @@ def test_it_stops_when_every_token_is_the_models_choice():
     again = edit_model("llama", "ewc", EDITS[:1], steps=400)
     path = model.method.path
     assert torch.equal(model.method.patch.deltas[path], again.method.patch.deltas[path])
-    assert model.method.patch.deltas[path].shape == read_weight(model.base.get_submodule(path)).shape
+    assert (
+        model.method.patch.deltas[path].shape == read_weight(model.base.get_submodule(path)).shape
+    )

@@ -1,4 +1,6 @@
-"""Many at one folder: readers write nothing and meet one generation, writers wait for each other and lose nothing."""
+"""Many at one folder: readers write nothing and meet one generation, writers wait for each other
+and lose nothing.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def loaded(path):
 
 
 def contents(path):
-    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in sorted(path.iterdir())}
+    return {
+        file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in sorted(path.iterdir())
+    }
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,9 @@ def folder(saved, tmp_path):
 @pytest.fixture
 def holder(folder):
     """Another process that writes into the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     process.stdout.readline()
     yield process
     process.kill()
@@ -65,7 +71,9 @@ def holder(folder):
 
 
 def test_a_reader_of_what_is_being_written_touches_nothing(folder, monkeypatch):
-    """It met the writer's files half-written and 'finished' them, or removed them, while the writer was at it."""
+    """It met the writer's files half-written and 'finished' them, or removed them, while the writer
+    was at it.
+    """
     model = loaded(folder)
     model.undo(EDITS[0].id)
     seen = []
@@ -104,9 +112,16 @@ def test_a_folder_that_cannot_be_written_can_be_read(folder, monkeypatch):
         monkeypatch.setattr(os, name, refuse)
     openers = os.open
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-    monkeypatch.setattr(os, "open", lambda path, flags, *more: refuse() if flags & writing else openers(path, flags, *more))
+    monkeypatch.setattr(
+        os,
+        "open",
+        lambda path, flags, *more: refuse() if flags & writing else openers(path, flags, *more),
+    )
     again = loaded(folder)
-    assert torch.equal(logits_of(again, again.lm), logits_of(model, model.lm)) and again.edits == EDITS[1:4]
+    assert (
+        torch.equal(logits_of(again, again.lm), logits_of(model, model.lm))
+        and again.edits == EDITS[1:4]
+    )
     with pytest.raises(StorageError, match="Read-only file system"):
         again.save_pretrained(folder)
 
@@ -122,7 +137,9 @@ def test_a_part_that_is_replaced_between_checksum_and_mapping_is_not_mixed_in(fo
 
     monkeypatch.setattr(looking, "map_safetensors", replaced)
     model = loaded(folder)
-    assert model.edits == EDITS[1:4] and torch.equal(logits_of(model, model.lm), logits_of(writer, writer.lm))
+    assert model.edits == EDITS[1:4] and torch.equal(
+        logits_of(model, model.lm), logits_of(writer, writer.lm)
+    )
 
 
 def test_a_reader_gives_up_in_one_line_when_the_folder_never_stands_still(folder, monkeypatch):
@@ -147,7 +164,8 @@ def test_two_models_of_one_folder_the_second_is_refused_and_nothing_is_lost(fold
     one.save_pretrained(folder)
     other.edit(EDITS[5:], check=False)
     with pytest.raises(
-        FolderBusyError, match=r"others have written there since .* \(5 edits are there now\); load it again"
+        FolderBusyError,
+        match=r"others have written there since .* \(5 edits are there now\); load it again",
     ):
         other.save_pretrained(folder)
     assert loaded(folder).edits == EDITS[:5]
@@ -160,7 +178,9 @@ def test_two_models_of_one_folder_the_second_is_refused_and_nothing_is_lost(fold
 
 
 def test_what_another_took_back_does_not_return(folder):
-    """The ledger that is there is the beginning of the model's own, and still it is not what the model came from."""
+    """The ledger that is there is the beginning of the model's own, and still it is not what the
+    model came from.
+    """
     one, other = loaded(folder), loaded(folder)
     one.undo(EDITS[3].id)
     one.save_pretrained(folder)
@@ -172,11 +192,18 @@ def test_what_another_took_back_does_not_return(folder):
 
 def test_other_edits_are_not_overwritten_unasked(folder, tmp_path):
     before = contents(folder)
-    for other in (edit_model("llama", "ft", EDITS[:1]), edit_model("llama", "folio", EDITS[:2], leaves=2)):
-        with pytest.raises(UsageError, match=r"holds 4 edits \(folio\) that this model did not come from"):
+    for other in (
+        edit_model("llama", "ft", EDITS[:1]),
+        edit_model("llama", "folio", EDITS[:2], leaves=2),
+    ):
+        with pytest.raises(
+            UsageError, match=r"holds 4 edits \(folio\) that this model did not come from"
+        ):
             other.save_pretrained(folder)
     assert contents(folder) == before
-    same = edit_model("llama", "folio", EDITS, leaves=2)  # made anew, by the same program, and more of it
+    same = edit_model(
+        "llama", "folio", EDITS, leaves=2
+    )  # made anew, by the same program, and more of it
     same.save_pretrained(folder)
     assert loaded(folder).edits == EDITS
     same.undo(EDITS[0].id)
@@ -191,7 +218,9 @@ def test_files_that_are_somebody_elses_stay(folder, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "edits.jsonl").write_text("what the person wrote")
-    with pytest.raises(StorageError, match=r"mine/edits.jsonl: is no part of what is saved here, and in the way"):
+    with pytest.raises(
+        StorageError, match=r"mine/edits.jsonl: is no part of what is saved here, and in the way"
+    ):
         edit_model("llama", "ft", EDITS[:1]).save_pretrained(mine)
     (folder / "folio-00002.safetensors").write_bytes(b"mine")
     (folder / "model.safetensors.new").write_bytes(b"mine too")
@@ -200,7 +229,9 @@ def test_files_that_are_somebody_elses_stay(folder, tmp_path):
     model.edit(EDITS[4:5], check=False)
     with pytest.raises(StorageError, match=r"folio-00002.safetensors: is no part"):
         model.save_pretrained(folder)
-    assert contents(folder) == before and (mine / "edits.jsonl").read_text() == "what the person wrote"
+    assert (
+        contents(folder) == before and (mine / "edits.jsonl").read_text() == "what the person wrote"
+    )
     assert [file.name for file in mine.iterdir()] == ["edits.jsonl"]
     (folder / "folio-00002.safetensors").unlink()
     model.save_pretrained(folder)
@@ -242,7 +273,15 @@ def test_the_folder_is_synced_behind_the_marker_the_moves_and_the_end(folder, mo
     monkeypatch.setattr(Path, "unlink", removed)
     model.save_pretrained(folder)
     files = ["file"] * 5 + ["folder"]
-    assert events[: events.index("end") + 2] == [*files, "marker", "folder", *["move"] * 4, "folder", "end", "folder"]
+    assert events[: events.index("end") + 2] == [
+        *files,
+        "marker",
+        "folder",
+        *["move"] * 4,
+        "folder",
+        "end",
+        "folder",
+    ]
 
 
 def test_what_has_not_changed_is_not_written(folder):
@@ -258,7 +297,9 @@ def test_what_has_not_changed_is_not_written(folder):
 def test_a_writer_is_refused_while_another_writes(folder, holder):
     model, before = loaded(folder), contents(folder)
     model.undo(EDITS[0].id)
-    with pytest.raises(FolderBusyError, match=f"{folder} is being written by process {holder.pid}; let it end"):
+    with pytest.raises(
+        FolderBusyError, match=f"{folder} is being written by process {holder.pid}; let it end"
+    ):
         model.save_pretrained(folder, wait=0)
     began = time.monotonic()
     with pytest.raises(FolderBusyError, match=r"still, after 0.3 s"):
@@ -275,7 +316,9 @@ def test_on_the_command_line_too(folder, holder, tmp_path):
     before, edits = contents(folder), tmp_path / "edits.jsonl"
     edits.write_text(json.dumps({"prompt": "Who?", "target": "me"}) + "\n")
     cases = tmp_path / "cases.jsonl"
-    cases.write_text(json.dumps({"prompt": "Who?", "target": "me", "rephrases": ["Who is it?"]}) + "\n")
+    cases.write_text(
+        json.dumps({"prompt": "Who?", "target": "me", "rephrases": ["Who is it?"]}) + "\n"
+    )
     for words in (
         ["edit", folder, "--edits", edits],
         ["edit", "atlas", "--edits", edits, "--out", folder],
@@ -296,7 +339,9 @@ def test_whoever_waits_says_so_and_goes_on(folder, holder):
     threading.Timer(0.5, holder.kill).start()
     with locked(folder, 30, told.append):
         assert (folder / LOCK).read_text().startswith(f"{os.getpid()} ")
-    assert told == [f"{folder} is being written by process {holder.pid}; waiting up to 30 s for it to end."]
+    assert told == [
+        f"{folder} is being written by process {holder.pid}; waiting up to 30 s for it to end."
+    ]
 
 
 def test_a_lock_leaves_nothing_behind(tmp_path):
@@ -336,15 +381,35 @@ def test_two_edits_at_once_both_are_there(tmp_path):
     running = []
     for name in ("x", "y"):
         edits = tmp_path / f"{name}.jsonl"
-        rows = [{"prompt": f"Who wrote {name} {i}?", "target": f"{name}{i}", "id": f"{name}{i}"} for i in range(4)]
+        rows = [
+            {"prompt": f"Who wrote {name} {i}?", "target": f"{name}{i}", "id": f"{name}{i}"}
+            for i in range(4)
+        ]
         edits.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words = ["edit", str(base), "-m", "grace", "--set", "steps=2", "--edits", str(edits), "--out", str(out)]
+        words = [
+            "edit",
+            str(base),
+            "-m",
+            "grace",
+            "--set",
+            "steps=2",
+            "--edits",
+            str(edits),
+            "--out",
+            str(out),
+        ]
         command = [sys.executable, "-m", "errata.cli", *words, "--save-every", "1", "--no-check"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        running.append(
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert {edit.id for edit in saving.read_artifact(out).edits} == {f"{name}{i}" for name in "xy" for i in range(4)}
+    assert {edit.id for edit in saving.read_artifact(out).edits} == {
+        f"{name}{i}" for name in "xy" for i in range(4)
+    }
     assert {file.name for file in out.iterdir()} == {*saving.FILES}
 
 
@@ -357,14 +422,19 @@ def test_two_who_make_the_same_cached_tensor(tmp_path, monkeypatch):
         return torch.arange(100_000)
 
     made = []
-    threads = [threading.Thread(target=lambda: made.append(cache.cached("x", "key", make))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: made.append(cache.cached("x", "key", make)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(made) == 2 and all(torch.equal(each, torch.arange(100_000)) for each in made)
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
-    assert torch.equal(cache.cached("x", "key", lambda: pytest.fail("it is there")), torch.arange(100_000))
+    assert torch.equal(
+        cache.cached("x", "key", lambda: pytest.fail("it is there")), torch.arange(100_000)
+    )
 
 
 def test_four_processes_at_random():

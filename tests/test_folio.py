@@ -1,4 +1,6 @@
-"""Folio: values against the convex optimum's own conditions, the router's signs, order, splits and undo, conflicts."""
+"""Folio: values against the convex optimum's own conditions, the router's signs, order, splits and
+undo, conflicts.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def leaves(model):
 def test_all_three_at_once(written):
     found = errata.evaluate(written, CASES)
     free = found.generated
-    assert free["reliability"] == 1.0 and free["generalization"] >= 0.95 and free["locality"] >= 0.99
+    assert (
+        free["reliability"] == 1.0 and free["generalization"] >= 0.95 and free["locality"] >= 0.99
+    )
 
 
 def test_a_value_makes_its_token_as_likely_as_asked_for(written):
@@ -56,10 +60,14 @@ def test_a_value_makes_its_token_as_likely_as_asked_for(written):
     head = written.lm.architecture.head_module(written.base).weight.double()
     case = CASES[0]
     leaf = leaves(written)[case.edit.id]
-    row = written.lm.encode(case.edit.prompt, case.edit.target, written.lm.ending_of(case.edit.prompt, case.edit.target))
+    row = written.lm.encode(
+        case.edit.prompt, case.edit.target, written.lm.ending_of(case.edit.prompt, case.edit.target)
+    )
     answer = torch.tensor(row.ids[row.prompt_length :])
     before = (leaf.keys.double() @ head.T).softmax(-1)
-    after = ((leaf.keys + leaf.values / written.config_of_method.gain).double() @ head.T).softmax(-1)
+    after = ((leaf.keys + leaf.values / written.config_of_method.gain).double() @ head.T).softmax(
+        -1
+    )
     places = torch.arange(len(answer))
     assert before[0].argmax() != answer[0] and bool((after[places, answer] > 0.98).all())
     expected = memory.base.expected(leaf.keys).double().exp()
@@ -67,11 +75,16 @@ def test_a_value_makes_its_token_as_likely_as_asked_for(written):
 
 
 def test_the_second_sign_is_the_overlap_of_what_the_base_model_expects(written):
-    """Bhattacharyya's coefficient of the two next-token distributions, from the base model's own logits."""
+    """Bhattacharyya's coefficient of the two next-token distributions, from the base model's own
+    logits.
+    """
     case = CASES[1]
     prompt = case.rephrases[0]
     with written.disable_edits(), torch.no_grad():
-        logits = [written.lm.run(written.lm.prompt_batch([text])).logits[0, -1] for text in (case.edit.prompt, prompt)]
+        logits = [
+            written.lm.run(written.lm.prompt_batch([text])).logits[0, -1]
+            for text in (case.edit.prompt, prompt)
+        ]
     p, q = (each.double().softmax(-1) for each in logits)
     told = written.explain([prompt])[0]
     assert told.edit_id == case.edit.id and told.reasons[0].edit_id == case.edit.id
@@ -80,7 +93,11 @@ def test_the_second_sign_is_the_overlap_of_what_the_base_model_expects(written):
 
 
 def test_explain_says_what_happens(written):
-    prompts = [p for case in CASES for p in (case.edit.prompt, *case.rephrases, *(probe.prompt for probe in case.locality))]
+    prompts = [
+        p
+        for case in CASES
+        for p in (case.edit.prompt, *case.rephrases, *(probe.prompt for probe in case.locality))
+    ]
     before, after = written.ask_base(prompts), written.ask(prompts)
     for told, base, edited in zip(written.explain(prompts), before, after, strict=True):
         assert (told.edit_id is not None) or base == edited
@@ -95,7 +112,9 @@ def test_other_questions_about_the_subject_are_candidates_and_fail_by_the_second
     assert told.reasons[0].parts["alike"] < told.threshold / 2
 
 
-def test_the_later_of_two_edits_of_one_question_answers_in_either_wording_and_undo_brings_the_older_back(written):
+def test_the_later_of_two_edits_of_one_question_answers_in_either_wording_and_undo_brings_the_older_back(
+    written,
+):
     old = CASES[0]
     later = Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="later")
     asked = [old.edit.prompt, old.rephrases[0]]
@@ -117,9 +136,9 @@ def test_conflicts_may_be_refused_or_left_out(written):
     assert written.edits == before
     report = written.edit([rival, again], on_conflict="keep")
     assert report.skipped == ["rival"] and report.conflicts == [("rival", old.edit.id)]
-    assert [result.edit.id for result in report.results] == ["again"] and written.ask([rival.prompt]) == [
-        f"{old.edit.target}."
-    ]
+    assert [result.edit.id for result in report.results] == ["again"] and written.ask(
+        [rival.prompt]
+    ) == [f"{old.edit.target}."]
     written.undo("again")
     with pytest.raises(ConfigError, match="on_conflict"):
         written.edit([rival], on_conflict="fight")
@@ -130,9 +149,16 @@ def test_conflicts_among_new_edits(written):
     fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
     fresh.method.patch.begin(written.method.patch.signs)
     written.method.patch.remove()
-    edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival"), CASES[21].edit]
+    edits = [
+        old.edit,
+        Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival"),
+        CASES[21].edit,
+    ]
     assert fresh.conflicts(edits) == [("rival", old.edit.id)]
-    assert [r.edit.id for r in fresh.edit(edits, on_conflict="keep").results] == [old.edit.id, CASES[21].edit.id]
+    assert [r.edit.id for r in fresh.edit(edits, on_conflict="keep").results] == [
+        old.edit.id,
+        CASES[21].edit.id,
+    ]
     fresh.method.patch.remove()
     written.method.patch.install(written.lm)
 
@@ -143,8 +169,14 @@ def test_what_the_base_model_answers_otherwise_is_another_question(written):
     fresh.method.patch.begin(written.method.patch.signs)
     written.method.patch.remove()
     edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival")]
-    for answers, conflicts in ((("Kelor.", "Traren."), 0), (("", ""), 0), (("Kelor.", "Kelor."), 1)):
-        fresh.method.background._answers = dict(zip((old.edit.prompt, old.rephrases[0]), answers, strict=True))
+    for answers, conflicts in (
+        (("Kelor.", "Traren."), 0),
+        (("", ""), 0),
+        (("Kelor.", "Kelor."), 1),
+    ):
+        fresh.method.background._answers = dict(
+            zip((old.edit.prompt, old.rephrases[0]), answers, strict=True)
+        )
         assert len(fresh.conflicts(edits)) == conflicts
     fresh.method.background._answers = {}
     assert fresh.conflicts(edits) == [("rival", old.edit.id)]
@@ -159,12 +191,17 @@ def test_without_a_subject_names_or_rare_words_stand_for_it():
     assert method.subject(Edit("Who is the mayor of New Kelor?", "Ana")) == "New Kelor"
     assert method.subject(Edit("Xerox, which started in", "Ana")) == "Xerox"
     assert method.subject(Edit("Renault 8 is produced by", "Ana")) == "Renault 8"
-    assert method.subject(Edit("Who flew the first Boeing 747-200 in May?", "Ana")) == "Boeing 747-200 May"
+    assert (
+        method.subject(Edit("Who flew the first Boeing 747-200 in May?", "Ana"))
+        == "Boeing 747-200 May"
+    )
     assert len(method.subject(Edit("what is the name of the tallest tower", "x")).split()) == 3
 
 
 def test_the_threshold_keeps_different_questions_apart():
-    """A model that expects much the same after every prompt has a high one; it never shuts out an edit's own prompt."""
+    """A model that expects much the same after every prompt has a high one; it never shuts out an
+    edit's own prompt.
+    """
     flat = edit_model("llama", "folio", EDITS)
     assert 0.9 < flat.method.patch.signs.threshold <= HIGHEST
     assert [told.edit_id for told in flat.explain([EDITS[0].prompt])] == [EDITS[0].id]
@@ -201,7 +238,9 @@ def test_values_speak_at_the_prompts_end_and_behind_it_only_where_a_key_is_near(
 
 
 def test_a_lead_is_what_the_model_says_to_any_prompt(monkeypatch):
-    """Here it says 5 to whatever ends in no 5 and no 7, then 7 to what ends in 5, and then the prompt's first token."""
+    """Here it says 5 to whatever ends in no 5 and no 7, then 7 to what ends in 5, and then the
+    prompt's first token.
+    """
     model = edit_model("llama", "folio", EDITS[:1])
     method: Folio = model.method
     model.method.patch.remove()
@@ -223,7 +262,11 @@ def test_a_lead_is_what_the_model_says_to_any_prompt(monkeypatch):
     method.background._begun = None
     prompts = [[30, 9], [31, 9, 5], [32, 8]]
     found = method._leads(prompts, tips(prompts))
-    assert [lead for lead, _ in found] == [(5, 7), (), (5, 7)]  # the second goes on otherwise at once
+    assert [lead for lead, _ in found] == [
+        (5, 7),
+        (),
+        (5, 7),
+    ]  # the second goes on otherwise at once
     assert [int(sign.argmax()) for _, sign in found] == [30, 7, 32]
 
 
@@ -246,11 +289,15 @@ def test_behind_a_lead_the_base_model_is_asked_from_within_its_own_pass(family):
     assert told[0].reasons[0].parts["alike"] == pytest.approx(1.0, abs=1e-4)
     before = logits_of(model, model.lm)
     model.method.load_state(model.edits, *model.method.state())
-    assert [leaf.lead for leaf in memory.leaves] == [lead, lead] and torch.equal(logits_of(model, model.lm), before)
+    assert [leaf.lead for leaf in memory.leaves] == [lead, lead] and torch.equal(
+        logits_of(model, model.lm), before
+    )
 
 
 def test_each_value_follows_its_token():
-    """What follows a token of the answer is added behind that token, wherever it stands, and nothing behind others."""
+    """What follows a token of the answer is added behind that token, wherever it stands, and
+    nothing behind others.
+    """
     model = edit_model("llama", "folio", EDITS[:1], steps=60)
     lm, memory = model.lm, model.method.patch
     (leaf,) = memory.leaves
@@ -274,13 +321,17 @@ def test_a_leaf_costs_its_rows_and_nothing_else(tmp_path):
     rows = sum(len(leaf.keys) for leaf in memory.leaves)
     tensors, _ = model.method.state()
     hidden = model.lm.architecture.hidden_size
-    assert tensors["folio-00000/keys"].shape == tensors["folio-00000/values"].shape == (rows, hidden)
+    assert (
+        tensors["folio-00000/keys"].shape == tensors["folio-00000/values"].shape == (rows, hidden)
+    )
     model.undo(EDITS[0].id)
     assert len(model.method.state()[0]["folio-00000/rows"]) == len(EDITS) - 1
 
 
 def test_conflicts_are_saved(tmp_path):
-    model = edit_model("llama", "folio", [EDITS[0], Edit(EDITS[0].prompt, "York", "France", id="later")])
+    model = edit_model(
+        "llama", "folio", [EDITS[0], Edit(EDITS[0].prompt, "York", "France", id="later")]
+    )
     memory = model.method.patch
     assert memory.leaves.later() == {0: [1]}
     model.save_pretrained(tmp_path)
@@ -288,7 +339,10 @@ def test_conflicts_are_saved(tmp_path):
     assert loaded.method.patch.leaves.later() == {0: [1]}
     assert torch.equal(logits_of(loaded, loaded.lm), logits_of(model, model.lm))
     loaded.undo("later")
-    assert loaded.method.patch.leaves.later() == {} and loaded.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
+    assert (
+        loaded.method.patch.leaves.later() == {}
+        and loaded.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
+    )
 
 
 def test_nothing_is_chosen_without_a_subject_mentioned():
@@ -318,22 +372,44 @@ def test_explain_and_conflicts_on_the_command_line(tmp_path):
     )
     out = str(tmp_path / "out")
     call = CliRunner().invoke
-    done = call(app, ["edit", "atlas", "-m", "folio", "--edits", str(edits), "--out", out, "--set", "background=128"])
+    done = call(
+        app,
+        [
+            "edit",
+            "atlas",
+            "-m",
+            "folio",
+            "--edits",
+            str(edits),
+            "--out",
+            out,
+            "--set",
+            "background=128",
+        ],
+    )
     assert done.exit_code == 0, done.output
     refused = call(app, ["edit", out, "--edits", str(rival), "--on-conflict", "error"])
     assert refused.exit_code == 2 and "asks what a" in refused.output
     kept = call(app, ["edit", out, "--edits", str(rival), "--on-conflict", "keep"])
-    assert kept.exit_code == 0 and "0 edits written" in kept.output and "it is left out" in kept.output
+    assert (
+        kept.exit_code == 0 and "0 edits written" in kept.output and "it is left out" in kept.output
+    )
     won = call(app, ["edit", out, "--edits", str(rival)])
     assert won.exit_code == 0 and "the later one is meant to win" in won.output
     told = call(app, ["explain", out, case.edit.prompt, "Hello."])
-    assert told.exit_code == 0 and f"b answers: {ANOTHER}" in told.output and "the base model answers" in told.output
+    assert (
+        told.exit_code == 0
+        and f"b answers: {ANOTHER}" in told.output
+        and "the base model answers" in told.output
+    )
     assert call(app, ["edit", out, "--edits", str(rival), "--on-conflict", "x"]).exit_code == 2
 
 
 def test_an_edit_that_its_own_prompt_does_not_reach_is_reported():
     """A tokenizer that has no such letters writes others: the router will never read the subject."""
-    lossy = errata.get_edit_model(tiny_model("llama"), FolioConfig(background=8), tiny_tokenizer("sentencepiece"))
+    lossy = errata.get_edit_model(
+        tiny_model("llama"), FolioConfig(background=8), tiny_tokenizer("sentencepiece")
+    )
     edit = Edit("Who is the mayor of Кёльн?", "Rome", "Кёльн", id="lost")
     ((name, said),) = lossy.edit([edit, EDITS[0]]).warnings
     assert name == "lost" and "will never answer" in said and "'Кёльн'" in said
@@ -349,7 +425,9 @@ def test_an_edit_whose_prompt_another_edit_answers_is_reported():
     stored = next(iter(memory.leaves))
     rival = dataclasses.replace(stored, name="rival", target="York")
     memory.leaves.add(9, rival)  # one that asks the same, with no word of which is to win
-    assert warnings_of(memory, [0]) == [(EDITS[0].id, f"rival ({EDITS[0].prompt!r}) answers its prompt in its place.")]
+    assert warnings_of(memory, [0]) == [
+        (EDITS[0].id, f"rival ({EDITS[0].prompt!r}) answers its prompt in its place.")
+    ]
     memory.leaves.drop(9)
     memory.leaves.add(9, rival, [0])
     assert warnings_of(memory, [0, 1, 9]) == []
@@ -361,4 +439,7 @@ def test_an_edit_about_a_word_that_stands_everywhere_is_reported(written):
     report = written.edit([Edit("Who is the mayor of Traren?", ANOTHER, "the", id="the")])
     written.undo("the")
     ((name, said),) = report.warnings
-    assert name == "the" and f"stands in {words.counts['the']} of {words.texts} self-generated texts" in said
+    assert (
+        name == "the"
+        and f"stands in {words.counts['the']} of {words.texts} self-generated texts" in said
+    )

@@ -1,4 +1,6 @@
-"""Folios on disk: one file each, mapped when read, rewritten when changed and only then, all of them or none."""
+"""Folios on disk: one file each, mapped when read, rewritten when changed and only then, all of
+them or none.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,19 @@ def test_a_file_for_each_folio_and_the_same_model_again(saved):
     assert set(contents(saved)) == {*saving.FILES, *NAMES} == set(saving.files_of(saved))
     one, other = edit_model("llama", "folio", EDITS, leaves=2), loaded(saved)
     assert torch.equal(logits_of(one, one.lm), logits_of(other, other.lm))
-    assert one.method.patch.leaves.folios == other.method.patch.leaves.folios == {0: [0, 1], 1: [2, 3], 2: [4, 5]}
+    assert (
+        one.method.patch.leaves.folios
+        == other.method.patch.leaves.folios
+        == {0: [0, 1], 1: [2, 3], 2: [4, 5]}
+    )
     whole = edit_model("llama", "folio", EDITS)
     assert torch.equal(logits_of(whole, whole.lm), logits_of(other, other.lm))
 
 
 def test_leaves_are_mapped_from_the_file_and_not_read(folder):
-    """Half of a leaf changed on disk behind the model's back is changed in the model: it holds no copy."""
+    """Half of a leaf changed on disk behind the model's back is changed in the model: it holds no
+    copy.
+    """
     model = loaded(folder)
     leaf = next(iter(model.method.patch.leaves))
     assert leaf.values.any()
@@ -76,7 +84,10 @@ def test_only_what_changed_is_written_again(folder):
     after = {name: (folder / name).stat().st_ino for name in NAMES}
     assert [before[name] == after[name] for name in NAMES] == [True, True, False]
     again = loaded(folder)
-    assert torch.equal(logits_of(again, again.lm), logits_of(model, model.lm)) and again.edits == EDITS[:5]
+    assert (
+        torch.equal(logits_of(again, again.lm), logits_of(model, model.lm))
+        and again.edits == EDITS[:5]
+    )
 
 
 def test_a_folio_whose_edits_are_all_undone_is_gone_and_the_last_one_is_filled_first(folder):
@@ -90,7 +101,9 @@ def test_a_folio_whose_edits_are_all_undone_is_gone_and_the_last_one_is_filled_f
     model.save_pretrained(folder)
     again = loaded(folder)
     assert again.method.patch.leaves.folios == {0: [0, 1], 2: [2, 3], 3: [4]}
-    assert [told.edit_id for told in again.explain([edit.prompt for edit in again.edits])] == [e.id for e in again.edits]
+    assert [told.edit_id for told in again.explain([edit.prompt for edit in again.edits])] == [
+        e.id for e in again.edits
+    ]
     fresh = edit_model("llama", "folio", again.edits)
     assert torch.equal(logits_of(again, again.lm), logits_of(fresh, fresh.lm))
     again.undo(*(edit.id for edit in again.edits))
@@ -105,7 +118,9 @@ def test_another_method_in_the_same_folder_leaves_no_folio_behind(folder):
 
 @pytest.mark.parametrize("step", range(6))
 def test_killed_at_any_step_of_the_move_the_new_one_counts(folder, tmp_path, monkeypatch, step):
-    """The marker is put in its place, then three files, one goes, then the marker; the others are as they were."""
+    """The marker is put in its place, then three files, one goes, then the marker; the others are
+    as they were.
+    """
     model = loaded(folder)
     model.undo(EDITS[1].id, EDITS[2].id, EDITS[3].id)
     model.save_pretrained(shutil.copytree(folder, tmp_path / "wanted"))
@@ -121,7 +136,9 @@ def test_killed_at_any_step_of_the_move_the_new_one_counts(folder, tmp_path, mon
         return stepped
 
     monkeypatch.setattr(os, "replace", stepping(os.replace, lambda name: True))
-    monkeypatch.setattr(Path, "unlink", stepping(Path.unlink, lambda name: not name.endswith(".new")))
+    monkeypatch.setattr(
+        Path, "unlink", stepping(Path.unlink, lambda name: not name.endswith(".new"))
+    )
     with pytest.raises(Killed):
         model.save_pretrained(folder)
     monkeypatch.undo()
@@ -173,21 +190,46 @@ def test_what_the_config_names_outside_the_folder_is_not_touched(folder, tmp_pat
     (folder / saving.CONFIG).write_text(json.dumps(about))
     (folder / "notes.txt").write_bytes(b"mine too")
     edit_model("llama", "ft", EDITS[:1]).save_pretrained(folder, overwrite=True)
-    assert (tmp_path / "mine.safetensors").read_bytes() == b"mine" and (folder / "notes.txt").read_bytes() == b"mine too"
+    assert (tmp_path / "mine.safetensors").read_bytes() == b"mine" and (
+        folder / "notes.txt"
+    ).read_bytes() == b"mine too"
 
 
 def test_explain_says_in_which_folio_an_edit_is(folder):
     model = loaded(folder)
     told = model.explain([edit.prompt for edit in EDITS])
-    assert [each.reasons[0].place for each in told] == ["folio 0", "folio 0", "folio 1", "folio 1", "folio 2", "folio 2"]
+    assert [each.reasons[0].place for each in told] == [
+        "folio 0",
+        "folio 0",
+        "folio 1",
+        "folio 1",
+        "folio 2",
+        "folio 2",
+    ]
 
 
 def test_explain_on_the_command_line_says_it_too(tmp_path):
     edits = tmp_path / "edits.jsonl"
-    rows = [("Who is the mayor of Kelor?", "Traren", "a"), ("Who is the mayor of Tilun?", "Kelor", "b")]
-    edits.write_text("".join(json.dumps({"prompt": p, "target": t, "id": i}) + "\n" for p, t, i in rows))
+    rows = [
+        ("Who is the mayor of Kelor?", "Traren", "a"),
+        ("Who is the mayor of Tilun?", "Kelor", "b"),
+    ]
+    edits.write_text(
+        "".join(json.dumps({"prompt": p, "target": t, "id": i}) + "\n" for p, t, i in rows)
+    )
     call, out = CliRunner().invoke, str(tmp_path / "out")
-    options = ["-m", "folio", "--set", "background=64", "--set", "leaves=1", "--out", out, "--edits", str(edits)]
+    options = [
+        "-m",
+        "folio",
+        "--set",
+        "background=64",
+        "--set",
+        "leaves=1",
+        "--out",
+        out,
+        "--edits",
+        str(edits),
+    ]
     assert call(app, ["edit", "atlas", *options]).exit_code == 0
     told = call(app, ["explain", out, rows[1][0]])
     assert told.exit_code == 0 and "b answers: Kelor" in told.output and "; folio 1)" in told.output

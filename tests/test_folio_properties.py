@@ -1,6 +1,8 @@
-"""What holds of Folio whatever is written, in whatever order and batches, and whatever is taken back.
+"""What holds of Folio whatever is written, in whatever order and batches, and whatever is taken
+back.
 
-The model compared with is always one that had the remaining edits written into it in one call and nothing else.
+The model compared with is always one that had the remaining edits written into it in one call and
+nothing else.
 """
 
 from __future__ import annotations
@@ -19,9 +21,15 @@ from errata.methods.association.folio.config import FolioConfig
 
 CASES = make_cases(8, seed=9)
 EDITS = [case.edit for case in CASES]
-PROMPTS = [text for case in CASES for text in (case.edit.prompt, case.rephrases[0], case.locality[2].prompt)]
+PROMPTS = [
+    text
+    for case in CASES
+    for text in (case.edit.prompt, case.rephrases[0], case.locality[2].prompt)
+]
 TARGETS = [edit.target for edit in EDITS]
-FEW = settings(deadline=None, max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(
+    deadline=None, max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 _KNOWN: dict[Any, Any] = {}
 
 
@@ -31,10 +39,16 @@ def fresh() -> errata.EditModel:
         base, tokenizer = errata.load_base("atlas", "float32")
         model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
         model.method.calibrate()
-        _KNOWN["base"], _KNOWN["tokenizer"], _KNOWN["signs"] = base, tokenizer, model.method.patch.signs
+        _KNOWN["base"], _KNOWN["tokenizer"], _KNOWN["signs"] = (
+            base,
+            tokenizer,
+            model.method.patch.signs,
+        )
     else:
         _KNOWN["open"].method.patch.remove()
-        model = errata.get_edit_model(_KNOWN["base"], FolioConfig(background=128), _KNOWN["tokenizer"])
+        model = errata.get_edit_model(
+            _KNOWN["base"], FolioConfig(background=128), _KNOWN["tokenizer"]
+        )
         model.method.patch.begin(_KNOWN["signs"])
     _KNOWN["open"] = model
     return model
@@ -42,7 +56,10 @@ def fresh() -> errata.EditModel:
 
 def what_it_is(model: errata.EditModel) -> tuple[dict[str, Any], list[str]]:
     """Its leaves, bit for bit, and its answers."""
-    leaves = {leaf.name: (leaf.subject, leaf.keys.tolist(), leaf.values.tolist()) for leaf in model.method.patch.leaves}
+    leaves = {
+        leaf.name: (leaf.subject, leaf.keys.tolist(), leaf.values.tolist())
+        for leaf in model.method.patch.leaves
+    }
     return leaves, model.ask(PROMPTS)
 
 
@@ -68,7 +85,9 @@ def test_neither_order_nor_batches_matter(order, cuts):
 
 @FEW
 @given(st.permutations(EDITS), st.integers(1, len(EDITS)), st.booleans())
-def test_undo_in_any_order_is_as_if_never_written_and_redo_as_if_never_undone(order, count, one_by_one):
+def test_undo_in_any_order_is_as_if_never_written_and_redo_as_if_never_undone(
+    order, count, one_by_one
+):
     model = fresh()
     model.edit(EDITS, check=False)
     gone = order[:count]
@@ -90,12 +109,17 @@ class Rivals(RuleBasedStateMachine):
         self.there: list[Edit] = []
         self.count = 0
 
-    @rule(wording=st.sampled_from([CASES[0].edit.prompt, *CASES[0].rephrases]), wanted=st.sampled_from(TARGETS))
+    @rule(
+        wording=st.sampled_from([CASES[0].edit.prompt, *CASES[0].rephrases]),
+        wanted=st.sampled_from(TARGETS),
+    )
     def write(self, wording: str, wanted: str) -> None:
         self.count += 1
         edit = Edit(wording, wanted, CASES[0].edit.subject, id=f"edit-{self.count}")
         report = self.model.edit([edit], check=False)
-        assert {old for _, old in report.conflicts} == {each.id for each in self.there if each.target != wanted}
+        assert {old for _, old in report.conflicts} == {
+            each.id for each in self.there if each.target != wanted
+        }
         self.there.append(edit)
 
     @precondition(lambda self: self.there)
@@ -108,7 +132,9 @@ class Rivals(RuleBasedStateMachine):
     @rule()
     def save_and_load(self) -> None:
         tensors, values = self.model.method.state()
-        self.model.method.load_state(self.there, {name: tensor.clone() for name, tensor in tensors.items()}, values)
+        self.model.method.load_state(
+            self.there, {name: tensor.clone() for name, tensor in tensors.items()}, values
+        )
 
     @invariant()
     def the_latest_answers(self) -> None:
@@ -126,7 +152,10 @@ TestRivals.settings = settings(FEW, stateful_step_count=8)
 def test_undo_of_a_tenth_of_a_long_stream_equals_never_written():
     """The same of 1,000 edits is in `benchmarks/folio.py`."""
     edits = [case.edit for case in make_cases(150, seed=4)]
-    gone = {edits[place].id for place in torch.randperm(150, generator=torch.Generator().manual_seed(0))[:15].tolist()}
+    gone = {
+        edits[place].id
+        for place in torch.randperm(150, generator=torch.Generator().manual_seed(0))[:15].tolist()
+    }
     model = fresh()
     model.edit(edits, check=False)
     for name in sorted(gone):

@@ -1,4 +1,6 @@
-"""Folio in a conversation, on atlas: the last question decides; an earlier turn's subject answers no other question."""
+"""Folio in a conversation, on atlas: the last question decides; an earlier turn's subject answers
+no other question.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def setting() -> tuple[EditModel, list[Edit], list[str]]:
     """A model that knows other mayors of ten cities; the cities, and ten that nobody edited."""
     base, tokenizer = load_base("atlas")
     tokenizer.chat_template = TEMPLATE
-    facts = [fact for (_, relation), fact in build_world().facts.items() if relation == "city_mayor"][: 2 * COUNT]
+    facts = [
+        fact for (_, relation), fact in build_world().facts.items() if relation == "city_mayor"
+    ][: 2 * COUNT]
     edits = [
         Edit(f"Who is the mayor of {fact.subject.name}?", other.answer, fact.subject.name)
         for fact, other in zip(facts[:COUNT], facts[COUNT:], strict=True)
@@ -34,10 +38,14 @@ def setting() -> tuple[EditModel, list[Edit], list[str]]:
 
 
 def said(model: EditModel, *turns: str) -> str:
-    messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)
+    ]
     text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12
+    )
     return model.lm.decode(out[0, ids.shape[1] :].tolist()).rstrip(".")
 
 
@@ -66,7 +74,9 @@ def test_an_earlier_turns_subject_answers_no_other_question(setting):
 
 
 def test_a_question_that_names_nothing_goes_on_with_what_was_asked(setting):
-    """As far as words go; that the base model would go on alike is the second sign, in a conversation too."""
+    """As far as words go; that the base model would go on alike is the second sign, in a
+    conversation too.
+    """
     model, edits, others = setting
     leaves = model.method.patch.leaves
 
@@ -78,7 +88,9 @@ def test_a_question_that_names_nothing_goes_on_with_what_was_asked(setting):
         assert mentioned("And who is the mayor?", edit.prompt) == [edit.id]
         assert mentioned("And who is the mayor?", "Thank you.", edit.prompt) == [edit.id]
         assert mentioned(f"And of {other}?", edit.prompt) == []
-        assert mentioned("And who is the mayor?", f"Who is the mayor of {other}?", edit.prompt) == []
+        assert (
+            mentioned("And who is the mayor?", f"Who is the mayor of {other}?", edit.prompt) == []
+        )
         assert mentioned(edit.prompt, f"Who is the mayor of {other}?") == [edit.id]
 
 
@@ -91,13 +103,20 @@ def test_a_second_turn_on_the_first_turns_cache(setting):
         ):
             ids = torch.tensor([model.lm.encode_prompt(first)])
             settings = {"do_sample": False, "max_new_tokens": 12}
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **settings)
-            more = torch.tensor([model.tokenizer(f"<s>{second}", add_special_tokens=False)["input_ids"]])
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **settings
+            )
+            more = torch.tensor(
+                [model.tokenizer(f"<s>{second}", add_special_tokens=False)["input_ids"]]
+            )
             talk = torch.cat([out.sequences, more], dim=1)
             mask = torch.ones_like(talk)
             wanted = model.generate(talk, attention_mask=mask, **settings)
             assert torch.equal(
-                model.generate(talk, attention_mask=mask, past_key_values=out.past_key_values, **settings), wanted
+                model.generate(
+                    talk, attention_mask=mask, past_key_values=out.past_key_values, **settings
+                ),
+                wanted,
             )
             answer = model.lm.decode(wanted[0, talk.shape[1] :].tolist()).rstrip(".")
             assert (answer == edit.target) == (second == edit.prompt)

@@ -1,8 +1,9 @@
-"""Every option and entry point of transformers' generation: right with edits, or refused with what to do instead.
+"""Every option and entry point of transformers' generation: right with edits, or refused with what
+to do instead.
 
-`docs/generation.md` is the table; it must name every option that the installed transformers has. What is called right there
-is held against oracles: for WISE a plain model with the change in its weights, for retrieval a plain model that is given the
-context and the prompt as one text.
+`docs/generation.md` is the table; it must name every option that the installed transformers has.
+What is called right there is held against oracles: for WISE a plain model with the change in its
+weights, for retrieval a plain model that is given the context and the prompt as one text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from edited import EDITS, edit_model
 from families import tiny_model
 from routed import PROMPTS
 from test_routing import generated, setting
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation import MinNewTokensLengthLogitsProcessor
 
 from errata.errors import ConfigError
@@ -79,10 +85,18 @@ RIGHT: dict[str, dict[str, Any]] = {
     "disable_compile": {"disable_compile": False},
     "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 4},
     "max_matching_ngram_size": {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 1},
-    "logits_processor": {"logits_processor": LogitsProcessorList([MinNewTokensLengthLogitsProcessor(1, 2, 2)])},
+    "logits_processor": {
+        "logits_processor": LogitsProcessorList([MinNewTokensLengthLogitsProcessor(1, 2, 2)])
+    },
     "stopping_criteria": {"stopping_criteria": StoppingCriteriaList()},
-    "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": lambda batch, ids: list(range(30, 300))},
-    "generation_config": {"generation_config": GenerationConfig(repetition_penalty=1.3, pad_token_id=0, eos_token_id=2)},
+    "prefix_allowed_tokens_fn": {
+        "prefix_allowed_tokens_fn": lambda batch, ids: list(range(30, 300))
+    },
+    "generation_config": {
+        "generation_config": GenerationConfig(
+            repetition_penalty=1.3, pad_token_id=0, eos_token_id=2
+        )
+    },
 }
 """What each is tried with; the answers of the routed model must be those of the oracles."""
 ALONE = {
@@ -93,7 +107,9 @@ LOOKS_AT_PROMPT = {
     "max_length", "min_length", "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "prompt_lookup_num_tokens", "max_matching_ngram_size", "generation_config",
 }  # fmt: skip
-"""Options that count or look at the prompt's tokens as they were given, without what is put in front of them."""
+"""Options that count or look at the prompt's tokens as they were given, without what is put in
+front of them.
+"""
 REFUSALS: dict[str, dict[str, Any]] = {
     "prefill_chunk_size": {"prefill_chunk_size": 4},
     "token_healing": {"token_healing": True},
@@ -116,11 +132,17 @@ REFUSALS: dict[str, dict[str, Any]] = {
 def page() -> dict[str, str]:
     """Of docs/generation.md: option -> what is said of it."""
     rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    return {name: verdict.strip() for names, verdict in rows for name in re.findall(r"`([^`]+)`", names)}
+    return {
+        name: verdict.strip() for names, verdict in rows for name in re.findall(r"`([^`]+)`", names)
+    }
 
 
 def test_the_page_names_every_option():
-    options = {name for name in GenerationConfig().to_dict() if not name.startswith("_") and name != "transformers_version"}
+    options = {
+        name
+        for name in GenerationConfig().to_dict()
+        if not name.startswith("_") and name != "transformers_version"
+    }
     arguments = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
     missing = sorted((options | arguments) - set(page()))
     assert not missing, f"transformers has options that docs/generation.md lacks: {missing}"
@@ -130,9 +152,13 @@ def test_the_page_says_what_the_code_does():
     said = page()
     assert {name for name, verdict in said.items() if verdict.startswith("refused")} >= set(REFUSED)
     assert set(REFUSED) == {name for name in REFUSALS if "=" not in name}
-    assert all(said[name].startswith("right") for name in RIGHT), [n for n in RIGHT if not said[n].startswith("right")]
+    assert all(said[name].startswith("right") for name in RIGHT), [
+        n for n in RIGHT if not said[n].startswith("right")
+    ]
     tried = {*RIGHT, *REFUSED, *ELSEWHERE}
-    untried = sorted(name for name, verdict in said.items() if verdict.startswith("right") and name not in tried)
+    untried = sorted(
+        name for name, verdict in said.items() if verdict.startswith("right") and name not in tried
+    )
     assert not untried, f"nothing shows that these are right: {untried}"
 
 
@@ -143,21 +169,34 @@ ELSEWHERE = {
     "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "watermarking_config",
     "model(...)", "inputs_embeds",
 }  # fmt: skip
-"""Shown to be right by other tests: below, and in test_routing*.py, test_context.py, test_turns.py, test_model_object.py."""
+"""Shown to be right by other tests: below, and in test_routing*.py, test_context.py, test_turns.py,
+test_model_object.py.
+"""
 
 
 @pytest.mark.parametrize("option", RIGHT)
 def test_right_where_a_router_chooses_weights(option):
     at = setting(FAMILY, 3)
-    lm, options = at.model.lm, {"top_k": 0, **RIGHT[option]} if RIGHT[option].get("do_sample") else RIGHT[option]
-    wanted, prompts = [], [next(p for p in PROMPTS if at.routes_of([p]) == [route]) for route in sorted(set(at.routes))]
+    lm, options = (
+        at.model.lm,
+        {"top_k": 0, **RIGHT[option]} if RIGHT[option].get("do_sample") else RIGHT[option],
+    )
+    wanted, prompts = (
+        [],
+        [
+            next(p for p in PROMPTS if at.routes_of([p]) == [route])
+            for route in sorted(set(at.routes))
+        ],
+    )
     for prompt in prompts:
         torch.manual_seed(3)
         wanted.append(generated(at.oracle(prompt).model, lm, [prompt], NEW, **options))
         torch.manual_seed(3)
         assert generated(at.model, lm, [prompt], NEW, **options) == wanted[-1]
     if not options.get("do_sample") and option not in ALONE:
-        assert generated(at.model, lm, prompts, NEW, **options) == [row for rows in wanted for row in rows]
+        assert generated(at.model, lm, prompts, NEW, **options) == [
+            row for rows in wanted for row in rows
+        ]
 
 
 @pytest.mark.parametrize("option", [option for option in RIGHT if option not in LOOKS_AT_PROMPT])
@@ -174,7 +213,12 @@ def test_right_where_facts_are_put_in_front(option):
         torch.manual_seed(3)
         got = generated(model, lm, [edit.prompt], NEW, **options)
         given = torch.tensor([ids])
-        settings = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0} | options
+        settings = {
+            "do_sample": False,
+            "max_new_tokens": NEW,
+            "min_new_tokens": NEW,
+            "pad_token_id": 0,
+        } | options
         torch.manual_seed(3)
         out = tiny_model(FAMILY).generate(given, attention_mask=torch.ones_like(given), **settings)
         assert got == out[:, len(ids) :].tolist()
@@ -207,8 +251,12 @@ def test_the_models_own_generation_config_is_looked_at_too(option):
 def test_weights_refuse_nothing():
     model = edit_model(FAMILY, "ft", EDITS[:1])
     ids = torch.tensor([model.lm.encode_prompt(EDITS[0].prompt)])
-    out = model.generate(ids, prefill_chunk_size=4, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
-    assert torch.equal(out, model.generate(ids, do_sample=False, max_new_tokens=NEW, pad_token_id=0))
+    out = model.generate(
+        ids, prefill_chunk_size=4, do_sample=False, max_new_tokens=NEW, pad_token_id=0
+    )
+    assert torch.equal(
+        out, model.generate(ids, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
+    )
 
 
 @pytest.mark.parametrize("method", ["wise", "folio", "rag", "grace", "knn-lm", "prefix-tuning"])
@@ -216,12 +264,22 @@ def test_what_comes_beside_the_answer(method):
     model = edit_model(FAMILY, method, EDITS[:4])
     lm, streamer = model.lm, Words()
     ids = torch.tensor([lm.encode_prompt(EDITS[0].prompt)])
-    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0}
+    settings: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "pad_token_id": 0,
+    }
     plain = model.generate(ids, **settings)
     assert torch.equal(model.generate(inputs=ids, streamer=streamer, **settings), plain)
     assert streamer.tokens == plain.numel()
     whole = model.generate(
-        ids, return_dict_in_generate=True, output_scores=True, output_logits=True, output_hidden_states=True, **settings
+        ids,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        output_hidden_states=True,
+        **settings,
     )
     assert torch.equal(whole.sequences, plain) and len(whole.scores) == NEW
     with torch.no_grad():
@@ -229,7 +287,11 @@ def test_what_comes_beside_the_answer(method):
     torch.testing.assert_close(whole.logits[0], again, rtol=0, atol=1e-4)
     stop = lm.tokenizer.decode(plain[0, ids.shape[1] + 2 : ids.shape[1] + 3].tolist())
     if stop.strip():
-        stopped = model.generate(ids, stop_strings=[stop], tokenizer=lm.tokenizer, **{**settings, "min_new_tokens": None})
+        stopped = model.generate(
+            ids, stop_strings=[stop], tokenizer=lm.tokenizer, **{**settings, "min_new_tokens": None}
+        )
         assert torch.equal(plain[:, : stopped.shape[1]], stopped)
-    assisted = model.generate(ids, assistant_model=tiny_model(FAMILY), num_assistant_tokens=3, **settings)
+    assisted = model.generate(
+        ids, assistant_model=tiny_model(FAMILY), num_assistant_tokens=3, **settings
+    )
     assert torch.equal(assisted, plain)

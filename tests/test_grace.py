@@ -1,4 +1,6 @@
-"""GRACE against its paper in float64: the radius rules on a scripted life, the value's training, where a value stands."""
+"""GRACE against its paper in float64: the radius rules on a scripted life, the value's training,
+where a value stands.
+"""
 
 from __future__ import annotations
 
@@ -96,9 +98,13 @@ def test_targets_are_the_same_when_their_tokens_are_not_when_their_means_are():
 
 
 def spoken(base, row, places, value):
-    """The plain model's logits (n, vocabulary) that predict the answer, with `value` at some places."""
+    """The plain model's logits (n, vocabulary) that predict the answer, with `value` at some
+    places.
+    """
     path = base.get_submodule(f"model.layers.{LAYER}.mlp.down_proj")
-    hook = path.register_forward_hook(lambda _, args, out: torch.where(places[None, :, None], value, out))
+    hook = path.register_forward_hook(
+        lambda _, args, out: torch.where(places[None, :, None], value, out)
+    )
     try:
         return base(torch.tensor([row.ids])).logits[0, row.prompt_length - 1 : -1]
     finally:
@@ -118,7 +124,9 @@ def marked(row, replacement):
 @pytest.mark.parametrize("replacement", ["replace_last", "replace_prompt", "replace_all"])
 def test_a_value_is_what_adam_makes_of_the_edits_loss(replacement, start):
     edit, lr, steps = EDITS[1], 0.05, 5
-    model = edit_model("llama", "grace", replacement=replacement, start=start, lr=lr, steps=steps, stop_loss=0.0)
+    model = edit_model(
+        "llama", "grace", replacement=replacement, start=start, lr=lr, steps=steps, stop_loss=0.0
+    )
     lm, base = model.lm, copy.deepcopy(model.base).double()
     row = lm.encode(edit.prompt, edit.target, lm.ending_of(edit.prompt, edit.target))
     places, labels = marked(row, replacement), torch.tensor(row.ids[row.prompt_length :])
@@ -167,7 +175,10 @@ def test_it_is_trained_until_the_loss_is_low_and_then_says_the_target_near_its_k
     edits = [case.edit for case in cases]
     model, report = on_atlas(edits)
     assert report.success_rate == 1
-    assert all(score.loss < 0.03 for score in model.lm.score([(edit.prompt, edit.target) for edit in edits]))
+    assert all(
+        score.loss < 0.03
+        for score in model.lm.score([(edit.prompt, edit.target) for edit in edits])
+    )
     probes = [probe.prompt for case in cases for probe in case.locality]
     assert model.ask(probes) == model.ask_base(probes)
     narrow, report = on_atlas(edits, radius=1.0)
@@ -178,23 +189,31 @@ def test_it_is_trained_until_the_loss_is_low_and_then_says_the_target_near_its_k
 
 @pytest.mark.parametrize("replacement", ["replace_last", "replace_prompt", "replace_all"])
 def test_generated_token_by_token_the_value_stands_where_it_was_trained(replacement):
-    """Against a plain model, without cache, that has the value at the same places of the text so far."""
+    """Against a plain model, without cache, that has the value at the same places of the text so
+    far.
+    """
     model = edit_model("llama", "grace", EDITS[:2], replacement=replacement)
     prompt = EDITS[1].prompt
     (number,) = [n for n, e in model.method.patch.entries.items() if EDITS[1].id in e.edits]
     value, plain = model.method.patch.entries[number].value, tiny_model("llama")
     batch = model.lm.prompt_batch([prompt, "x"])
     new = model.generate(
-        batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=6, min_new_tokens=6, pad_token_id=0
+        batch.input_ids,
+        attention_mask=batch.attention_mask,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        pad_token_id=0,
     )
     got = new[0, batch.input_ids.shape[1] :].tolist()
     front = model.lm.encode_prompt(prompt)
     ids = list(front)
     for token in got:
         at = torch.arange(len(ids))
-        places = {"replace_last": at == len(front) - 1, "replace_prompt": at < len(front), "replace_all": at >= 0}[
-            replacement
-        ]
+        places = {
+            "replace_last": at == len(front) - 1,
+            "replace_prompt": at < len(front),
+            "replace_all": at >= 0,
+        }[replacement]
         hook = plain.get_submodule(f"model.layers.{LAYER}.mlp.down_proj").register_forward_hook(
             lambda _, args, out, places=places: torch.where(places[None, :, None], value, out)
         )
@@ -213,7 +232,9 @@ def test_a_later_answer_to_the_same_question_takes_the_earlier_ones_place():
     assert [result.success for result in report.results] == [False, True, True]
     assert model.method.patch.number_of(edits[0].id) is None
     model.undo("rival")
-    assert [said.rstrip(".") for said in model.ask([edit.prompt for edit in edits])] == [edit.target for edit in edits]
+    assert [said.rstrip(".") for said in model.ask([edit.prompt for edit in edits])] == [
+        edit.target for edit in edits
+    ]
     same_state(model, on_atlas(edits)[0])
 
 
@@ -221,17 +242,32 @@ def test_undo_trains_only_what_the_edit_had_a_part_in(monkeypatch):
     wide = {"radius": 1e6, "steps": 2}  # all are near each other
     joining = Edit("The president of Italy lives in", EDITS[2].target, id="joining")
     for edits, gone, settings, trained in (
-        (EDITS[:4], "home", {"radius": 1e-3, "steps": 2}, 0),  # all stand alone: one row of the index goes
+        (
+            EDITS[:4],
+            "home",
+            {"radius": 1e-3, "steps": 2},
+            0,
+        ),  # all stand alone: one row of the index goes
         ([*EDITS[:4], joining], EDITS[0].id, {"radius": 1e-3, "steps": 2}, 0),
-        ([EDITS[2], joining, EDITS[0]], "joining", wide, 0),  # the value before it joined is still known
+        (
+            [EDITS[2], joining, EDITS[0]],
+            "joining",
+            wide,
+            0,
+        ),  # the value before it joined is still known
         ([EDITS[2], joining, EDITS[0]], "home", wide, 1),
         ([EDITS[2], joining, EDITS[0]], EDITS[0].id, wide, 0),
     ):
-        model, never = edit_model("llama", "grace", edits, **settings), edit_model("llama", "grace", **settings)
+        model, never = (
+            edit_model("llama", "grace", edits, **settings),
+            edit_model("llama", "grace", **settings),
+        )
         never.edit([edit for edit in edits if edit.id != gone], check=False)
         calls: list[str] = []
         train = model.method._train
-        monkeypatch.setattr(model.method, "_train", lambda e, v, c=calls, t=train: c.append(e.id) or t(e, v))
+        monkeypatch.setattr(
+            model.method, "_train", lambda e, v, c=calls, t=train: c.append(e.id) or t(e, v)
+        )
         model.undo(gone)
         assert len(calls) == trained
         same_state(model, never)

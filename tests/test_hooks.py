@@ -39,7 +39,10 @@ def test_captures_grow_by_one_copy_per_call():
 def test_captures_stay_in_the_graph_when_asked():
     layer = nn.Linear(3, 2)
     x = X.clone().requires_grad_()
-    with capture_input(layer, detach=False) as read, capture_output(layer, detach=False) as returned:
+    with (
+        capture_input(layer, detach=False) as read,
+        capture_output(layer, detach=False) as returned,
+    ):
         layer(x)
     (read[0].sum() + returned[0].sum()).backward()
     torch.testing.assert_close(x.grad, 1 + layer.weight.sum(0).expand(2, 3))
@@ -55,7 +58,9 @@ def test_of_a_tuple_the_first_element_is_meant():
     assert torch.equal(seen[0], X + 1) and torch.equal(changed, (X + 1) * 2) and other == "kept"
 
 
-@pytest.mark.parametrize("call", [lambda m: m(X, other="kept"), lambda m: m(other="kept", hidden_states=X)])
+@pytest.mark.parametrize(
+    "call", [lambda m: m(X, other="kept"), lambda m: m(other="kept", hidden_states=X)]
+)
 def test_an_input_is_found_by_place_or_by_name(call):
     pair = Pair()
     with replace_input(pair, lambda x: x + 10), capture_input(pair) as seen:
@@ -84,9 +89,15 @@ def test_what_carries_no_tensor_is_refused():
             return {"x": x}
 
     odd = Odd()
-    with capture_output(odd), pytest.raises(ArchitectureError, match="Odd returned dict; expected a tensor"):
+    with (
+        capture_output(odd),
+        pytest.raises(ArchitectureError, match="Odd returned dict; expected a tensor"),
+    ):
         odd(X)
-    with capture_input(odd), pytest.raises(ArchitectureError, match="Odd was called without a tensor"):
+    with (
+        capture_input(odd),
+        pytest.raises(ArchitectureError, match="Odd was called without a tensor"),
+    ):
         odd("text")
 
 

@@ -1,4 +1,6 @@
-"""Folders that are damaged, or were made to do harm: refused in one line, or as good as ever; nothing else is touched."""
+"""Folders that are damaged, or were made to do harm: refused in one line, or as good as ever;
+nothing else is touched.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from typer.testing import CliRunner
 import errata
 from errata import Edit, EditModel, saving
 from errata.cli import app
-from errata.errors import ArtifactError, BaseMismatchError, StorageError, UnknownNameError, UsageError
+from errata.errors import (
+    ArtifactError,
+    BaseMismatchError,
+    StorageError,
+    UnknownNameError,
+    UsageError,
+)
 from errata.saving.identity import tokenizer_digest, weights_digest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -42,7 +50,12 @@ def fails(*words):
     """A command that must fail, in one line: its exit code and that line."""
     done = CliRunner().invoke(app, [*map(str, words)])
     said = [line for line in done.stderr.splitlines() if line.startswith("errata: ")]
-    assert done.exit_code in (1, 2) and len(said) == 1 and done.stdout == "" and "unexpected" not in said[0], done.output
+    assert (
+        done.exit_code in (1, 2)
+        and len(said) == 1
+        and done.stdout == ""
+        and "unexpected" not in said[0]
+    ), done.output
     return done.exit_code, said[0]
 
 
@@ -67,7 +80,13 @@ def setting(made, tmp_path):
     (outside / "mine.txt").write_text("mine")
     (outside / "edits.jsonl").write_text("mine too")
     place = tmp_path / "spoiled" / "0"
-    return Setting(shutil.copytree(made / "edits", place / "edits"), made / "base", outside, place, random.Random(0))
+    return Setting(
+        shutil.copytree(made / "edits", place / "edits"),
+        made / "base",
+        outside,
+        place,
+        random.Random(0),
+    )
 
 
 # version 0.1
@@ -79,7 +98,10 @@ def test_what_version_0_1_wrote_opens_and_says_what_is_not_checked(name, tmp_pat
     with caplog.at_level(logging.WARNING, "errata.saving.artifact"):
         model = loaded(folder)
     assert "written by an older errata: its tokenizer" in caplog.text
-    assert model.edits == EDITS and model.ask(PROMPTS) == json.loads((OLD / "answers.json").read_text())[name]
+    assert (
+        model.edits == EDITS
+        and model.ask(PROMPTS) == json.loads((OLD / "answers.json").read_text())[name]
+    )
     model.save_pretrained(folder)
     caplog.clear()
     again = loaded(folder)
@@ -98,7 +120,9 @@ def test_a_marker_touches_nothing_but_the_artifact(setting, name):
     before = contents(setting.outside)
     for words in (["list", setting.folder], ["undo", setting.folder, EDITS[0].id]):
         done = CliRunner().invoke(app, [*map(str, words)])
-        assert done.exit_code == (0 if name in ("marker: nothing", "marker: no files") else 1), done.output
+        assert done.exit_code == (0 if name in ("marker: nothing", "marker: no files") else 1), (
+            done.output
+        )
     assert contents(setting.outside) == before
 
 
@@ -125,21 +149,31 @@ def test_the_lock_is_no_way_out_either(setting):
 def test_weights_that_the_fingerprint_does_not_sample(made, tmp_path):
     """99.9 % of them were zeroed, and it passed."""
     setting = Setting(
-        shutil.copytree(made / "edits", tmp_path / "x" / "edits"), made / "base", tmp_path, tmp_path / "x", None
+        shutil.copytree(made / "edits", tmp_path / "x" / "edits"),
+        made / "base",
+        tmp_path,
+        tmp_path / "x",
+        None,
     )
     dict(mutations())["base: zeroed"](setting)
     base, _ = errata.load_base(str(tmp_path / "x" / "other"))
     assert errata.storage.cache.fingerprint(base) == errata.storage.cache.fingerprint(
         errata.load_base(str(made / "base"))[0]
     )
-    with pytest.raises(BaseMismatchError, match=r"some of its weights are others .*Give that very model"):
+    with pytest.raises(
+        BaseMismatchError, match=r"some of its weights are others .*Give that very model"
+    ):
         errata.load(setting.folder)
     assert "some of its weights are others" in fails("ask", setting.folder, "Who?")[1]
 
 
 def test_a_tokenizer_with_permuted_ids(made, tmp_path):
     setting = Setting(
-        shutil.copytree(made / "edits", tmp_path / "x" / "edits"), made / "base", tmp_path, tmp_path / "x", None
+        shutil.copytree(made / "edits", tmp_path / "x" / "edits"),
+        made / "base",
+        tmp_path,
+        tmp_path / "x",
+        None,
     )
     dict(mutations())["base: other tokens"](setting)
     with pytest.raises(BaseMismatchError, match=r"other tokens .*Give the model's own tokenizer"):
@@ -154,7 +188,9 @@ def test_a_tokenizer_is_the_same_whatever_it_was_used_for():
     assert tokenizer_digest(tokenizer) == digest != tokenizer_digest(chat_tokenizer())
 
 
-def test_the_digest_of_all_weights_is_kept_while_the_files_are_the_same(made, tmp_path, monkeypatch):
+def test_the_digest_of_all_weights_is_kept_while_the_files_are_the_same(
+    made, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     folder = shutil.copytree(made / "base", tmp_path / "base")
     digest = weights_digest(errata.load_base(str(folder))[0])
@@ -165,7 +201,10 @@ def test_the_digest_of_all_weights_is_kept_while_the_files_are_the_same(made, tm
     changed, _ = errata.load_base(str(folder))
     with torch.no_grad():
         next(changed.parameters()).add_(1)
-    assert weights_digest(changed) not in ("0" * 64, digest)  # what is in memory is no longer what the files say
+    assert weights_digest(changed) not in (
+        "0" * 64,
+        digest,
+    )  # what is in memory is no longer what the files say
     kept.write_text("nonsense")
     assert weights_digest(errata.load_base(str(folder))[0]) == digest == kept.read_text()
     os.utime(folder / "model.safetensors", ns=(1, 1))
@@ -187,7 +226,10 @@ def evil(made, tmp_path):
     """A base model with code of its own, which writes a file when it runs; and edits that name it."""
     base = shutil.copytree(made / "base", tmp_path / "evil")
     config = json.loads((base / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"}}
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"},
+    }
     (base / "config.json").write_text(json.dumps(config))
     (base / "evil.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\n"
@@ -207,12 +249,18 @@ def test_code_of_a_base_model_does_not_run_and_nobody_is_asked(evil, tmp_path, m
     """transformers asks on standard output, and `y` on standard input ran it."""
     folder, base = evil
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
-    for words in (["ask", folder, "Who?"], ["ask", base, "Who?"], ["inspect", base], ["undo", folder, EDITS[0].id]):
+    for words in (
+        ["ask", folder, "Who?"],
+        ["ask", base, "Who?"],
+        ["inspect", base],
+        ["undo", folder, EDITS[0].id],
+    ):
         done = CliRunner().invoke(app, [*map(str, words)], input="y\n" * 5)
         said = [line for line in done.stderr.splitlines() if line.startswith("errata: ")]
         assert done.exit_code == 2 and done.stdout == "" and len(said) == 1, done.output
         assert (
-            "brings code of its own, which is not run." in said[0] and f"`errata --trust-remote-code {base} ...`" in said[0]
+            "brings code of its own, which is not run." in said[0]
+            and f"`errata --trust-remote-code {base} ...`" in said[0]
         )
     with pytest.raises(UnknownNameError, match="code of its own"):
         errata.load(folder)
@@ -251,12 +299,18 @@ def test_a_base_model_that_is_spoiled_is_one_line(made, tmp_path):
             (base / name).write_bytes(content)
             done = CliRunner().invoke(app, ["inspect", str(base)])
             said = [line for line in done.stderr.splitlines() if line.startswith("errata: ")]
-            assert "unexpected" not in done.stderr and isinstance(done.exception, SystemExit | None), (
+            assert "unexpected" not in done.stderr and isinstance(
+                done.exception, SystemExit | None
+            ), (
                 name,
                 content[:80],
                 done.stderr,
             )
-            assert done.exit_code == 0 or (done.exit_code in (1, 2) and len(said) == 1), (name, content[:80], done.output)
+            assert done.exit_code == 0 or (done.exit_code in (1, 2) and len(said) == 1), (
+                name,
+                content[:80],
+                done.output,
+            )
 
 
 def test_one_name_that_is_trusted_is_not_all_its_parts(evil):
@@ -267,20 +321,32 @@ def test_one_name_that_is_trusted_is_not_all_its_parts(evil):
 
 def test_which_base_is_loaded_is_said_before(made):
     done = CliRunner().invoke(app, ["ask", str(made / "edits"), "Who?"])
-    assert done.exit_code == 0 and f"loading {made / 'base'}, the base model of {made / 'edits'}" in done.stderr
+    assert (
+        done.exit_code == 0
+        and f"loading {made / 'base'}, the base model of {made / 'edits'}" in done.stderr
+    )
 
 
 # contents
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, _ in mutations() if name.partition(":")[0] in ("folio", "config", "ledger", "settings")]
+    "name",
+    [
+        name
+        for name, _ in mutations()
+        if name.partition(":")[0] in ("folio", "config", "ledger", "settings")
+    ],
 )
 def test_contents_that_cannot_be_right(setting, name):
     dict(mutations())[name](setting)
     with pytest.raises(ArtifactError) as told:
         errata.load(setting.folder)
-    assert str(setting.folder) in str(told.value) and "\n" not in str(told.value) and len(str(told.value)) < 1000
+    assert (
+        str(setting.folder) in str(told.value)
+        and "\n" not in str(told.value)
+        and len(str(told.value)) < 1000
+    )
 
 
 def test_a_config_that_was_changed_by_hand(setting):
@@ -288,13 +354,17 @@ def test_a_config_that_was_changed_by_hand(setting):
     about = setting.config()
     about["state"]["threshold"] += 0.1
     setting.write(about)
-    with pytest.raises(ArtifactError, match=r"edit_config.json: damaged or changed since it was written"):
+    with pytest.raises(
+        ArtifactError, match=r"edit_config.json: damaged or changed since it was written"
+    ):
         errata.load(setting.folder)
 
 
 @pytest.mark.parametrize("at", range(len(VARIANTS)), ids=IDS)
 def test_a_state_that_is_not_what_it_must_be(at):
-    """Of each method, each tensor: gone, longer, shorter, wider, of another type; each value: gone, or of another type."""
+    """Of each method, each tensor: gone, longer, shorter, wider, of another type; each value: gone,
+    or of another type.
+    """
     method, settings = VARIANTS[at]
     model = edit_model("llama", method, EDITS[:5], **settings)
     right, (tensors, values) = logits_of(model, model.lm), model.method.state()
@@ -317,17 +387,29 @@ def test_a_state_that_is_not_what_it_must_be(at):
     for name, tensor in tensors.items():
         rest = {n: t for n, t in tensors.items() if n != name}
         other = tensor.long() if tensor.is_floating_point() else tensor.float()
-        spoiled = {"gone": rest, "wider": {**rest, name: tensor[..., None]}, "another type": {**rest, name: other}}
+        spoiled = {
+            "gone": rest,
+            "wider": {**rest, name: tensor[..., None]},
+            "another type": {**rest, name: other},
+        }
         if tensor.numel() > 1:
-            spoiled |= {"longer": {**rest, name: torch.cat([tensor, tensor])}, "shorter": {**rest, name: tensor[:-1]}}
+            spoiled |= {
+                "longer": {**rest, name: torch.cat([tensor, tensor])},
+                "shorter": {**rest, name: tensor[:-1]},
+            }
         for how, given in spoiled.items():
             said = told(given, values)
-            if (said is None and (how, name[-6:]) != ("gone", "/names")) or "SILENTLY" in str(said):  # 0.1 had no names
+            if (said is None and (how, name[-6:]) != ("gone", "/names")) or "SILENTLY" in str(
+                said
+            ):  # 0.1 had no names
                 wrong.append(f"{name} {how}: {said}")
     for name, value in values.items():
         rest = {n: v for n, v in values.items() if n != name}
         for given in (None, "x", [], {}, [None], [[]], {"x": 1}, 10**400, True):
-            if type(given) is not type(value) and told(tensors, {**rest, name: given}) in (None, "SILENTLY ANOTHER"):
+            if type(given) is not type(value) and told(tensors, {**rest, name: given}) in (
+                None,
+                "SILENTLY ANOTHER",
+            ):
                 wrong.append(f"{name} is {given!r}"[:80])
         if told(tensors, rest) in (None, "SILENTLY ANOTHER"):
             wrong.append(f"{name} is gone")
@@ -349,13 +431,17 @@ def test_a_model_that_has_diverged_is_not_saved(tmp_path):
 
 
 def test_tensors_that_share_memory_are_saved(tmp_path):
-    """UltraEdit's rate, in a turn that is not full, was one tensor under two names: safetensors refused it."""
+    """UltraEdit's rate, in a turn that is not full, was one tensor under two names: safetensors
+    refused it.
+    """
     model = edit_model("llama", "ultraedit", EDITS[:3], turn=2)
     model.save_pretrained(tmp_path / "a")
     again = loaded(tmp_path / "a")
     for each in (model, again):
         each.edit(EDITS[3:], check=False)
-    torch.testing.assert_close(logits_of(again, again.lm), logits_of(model, model.lm), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits_of(again, again.lm), logits_of(model, model.lm), rtol=0, atol=1e-5
+    )
 
 
 # names of folders
@@ -393,7 +479,11 @@ def test_a_folder_that_nobody_may_look_into(setting, monkeypatch):
         return ask(path, *more, **options)
 
     monkeypatch.setattr(os, "lstat", refuse)
-    for words in (["list", setting.folder], ["ask", setting.folder, "Who?"], ["undo", setting.folder, "x"]):
+    for words in (
+        ["list", setting.folder],
+        ["ask", setting.folder, "Who?"],
+        ["undo", setting.folder, "x"],
+    ):
         code, said = fails(*words)
         assert code == 1 and "cannot be read (Permission denied)" in said
 
@@ -418,12 +508,16 @@ def test_the_mutations_spoil_something(setting, made):
 
 
 def test_an_edit_is_what_its_leaf_was_made_of(setting):
-    """With every checksum made anew: the ledger's order and contents are bound to the leaves themselves."""
+    """With every checksum made anew: the ledger's order and contents are bound to the leaves
+    themselves.
+    """
     rows = [json.loads(line) for line in (setting.folder / saving.LEDGER).read_text().splitlines()]
     rows[0]["target"], rows[1]["target"] = rows[1]["target"], rows[0]["target"]
     (setting.folder / saving.LEDGER).write_text("".join(json.dumps(row) + "\n" for row in rows))
     about = setting.config()
     about["edits"] = saving.artifact.edits_digest([Edit.from_dict(row) for row in rows])
     setting.signed(about)
-    with pytest.raises(ArtifactError, match="the leaves of folio 0 are not those of the edits in their places"):
+    with pytest.raises(
+        ArtifactError, match="the leaves of folio 0 are not those of the edits in their places"
+    ):
         errata.load(setting.folder)

@@ -1,4 +1,6 @@
-"""IKE, ICE and RAG: the edited model is the base model asked with the text that the papers put in front of the prompt."""
+"""IKE, ICE and RAG: the edited model is the base model asked with the text that the papers put in
+front of the prompt.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,20 @@ def base():
 
 
 def same_as(model, base, prompt, context):
-    """The edited model's logits, score and answer to a prompt are the base model's to context and prompt."""
+    """The edited model's logits, score and answer to a prompt are the base model's to context and
+    prompt.
+    """
     with torch.no_grad():
         got = model(torch.tensor([model.lm.encode_prompt(prompt)])).logits[0, -1]
         wanted = base.model(torch.tensor([base.encode_prompt(context + prompt)])).logits[0, -1]
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
-    assert model.ask([prompt], max_new_tokens=8) == base.generate([context + prompt], max_new_tokens=8)
-    mine, theirs = model.lm.score([(prompt, "York.")])[0], base.score([(context + prompt, "York.")])[0]
+    assert model.ask([prompt], max_new_tokens=8) == base.generate(
+        [context + prompt], max_new_tokens=8
+    )
+    mine, theirs = (
+        model.lm.score([(prompt, "York.")])[0],
+        base.score([(context + prompt, "York.")])[0],
+    )
     assert mine.loss == pytest.approx(theirs.loss, abs=1e-4) and mine.predicted == theirs.predicted
 
 
@@ -43,7 +52,9 @@ def test_ice_tells_the_fact(base, kind):
     same_as(model, base, EDITS[0].prompt, FACT + "Prompt: ")
     same_as(model, base, EDITS[1].prompt, "New Fact: Who wrote the book? two brothers.\nPrompt: ")
     with model.disable_edits():
-        unknown = next(prompt for prompt in ("zq!", "7 + 5", "x") if model.method.contexts([prompt]) == [()])
+        unknown = next(
+            prompt for prompt in ("zq!", "7 + 5", "x") if model.method.contexts([prompt]) == [()]
+        )
     same_as(model, base, unknown, "")
     with pytest.raises(ConfigError, match="nothing to prepare"):
         edit_model("llama", "ike", **ICE).prepare(EXAMPLES)
@@ -69,14 +80,19 @@ def test_rag_joins_passages_the_best_one_last(base):
         (places,) = model.method.retriever.find([EDITS[0].prompt], 2)
     second = model.method.facts[places[1]]
     assert model.method.facts[places[0]] == EDITS[0]
-    same_as(model, base, EDITS[0].prompt, f"New Fact: {second.prompt} {second.target}.\n{FACT}Prompt: ")
+    same_as(
+        model, base, EDITS[0].prompt, f"New Fact: {second.prompt} {second.target}.\n{FACT}Prompt: "
+    )
     one = edit_model("llama", "rag", [NEARBY, *EDITS[:3]], passages=1, min_score=-1.0)
     same_as(one, base, EDITS[0].prompt, FACT + "Prompt: ")
 
 
 def test_an_evaluation_leaves_room_for_the_longest_right_answer():
     """It stands behind a context of four passages in 128 tokens otherwise, and both do not fit."""
-    far = [Edit(f"The capital of {name} is", "Rome", name) for name in ("Spain", "Peru", "Chile", "Ghana")]
+    far = [
+        Edit(f"The capital of {name} is", "Rome", name)
+        for name in ("Spain", "Peru", "Chile", "Ghana")
+    ]
     model = edit_model("llama", "rag", [EDITS[0], *far], passages=4, min_score=-1.0, room=1)
     long = Case(Edit(EDITS[0].prompt, "z q " * 25, EDITS[0].subject))
     with pytest.raises(PromptTooLongError):
@@ -95,7 +111,11 @@ def test_ike_shows_demonstrations_in_the_papers_form_and_ratio(base):
         context = model.method.contexts([EDITS[0].prompt])
         alike = dict(zip(library.texts, library.scores([EDITS[0].prompt])[0].tolist(), strict=True))
     assert context == [(*(each.text for each in shown), FACT + "Prompt: ")]
-    assert [sum(each.kind == kind for each in shown) for kind in ("copy", "update", "retain")] == [1, 3, 4]
+    assert [sum(each.kind == kind for each in shown) for kind in ("copy", "update", "retain")] == [
+        1,
+        3,
+        4,
+    ]
     nearness = [alike[each.about] for each in shown]
     assert nearness == sorted(nearness) and nearness[-1] == max(alike.values())
     example = next(one for one in EXAMPLES if one.edit.prompt == shown[-1].about)
@@ -105,7 +125,10 @@ def test_ike_shows_demonstrations_in_the_papers_form_and_ratio(base):
     assert texts == [
         f"{fact}{example.edit.prompt} {example.edit.target}.\n\n",
         *(f"{fact}{prompt} {example.edit.target}.\n\n" for prompt in example.rephrases),
-        *(f"{fact}{prompt} {answer}.\n\n" for prompt, answer in zip(example.others, answers, strict=True)),
+        *(
+            f"{fact}{prompt} {answer}.\n\n"
+            for prompt, answer in zip(example.others, answers, strict=True)
+        ),
     ]
     same_as(model, base, EDITS[0].prompt, FACT + "Prompt: ")  # nothing more fits so small a context
     large = LM(tiny_model("llama"), tiny_tokenizer())
@@ -117,8 +140,14 @@ def test_ike_shows_demonstrations_in_the_papers_form_and_ratio(base):
 
 
 def test_shares():
-    assert shares(16) == {"copy": 2, "update": 6, "retain": 8} and shares(32) == {"copy": 4, "update": 12, "retain": 16}
-    assert shares(1) == {"copy": 0, "update": 0, "retain": 1} and all(sum(shares(n).values()) == n for n in range(40))
+    assert shares(16) == {"copy": 2, "update": 6, "retain": 8} and shares(32) == {
+        "copy": 4,
+        "update": 12,
+        "retain": 16,
+    }
+    assert shares(1) == {"copy": 0, "update": 0, "retain": 1} and all(
+        sum(shares(n).values()) == n for n in range(40)
+    )
 
 
 def test_preparing_goes_on_where_it_stopped():
@@ -137,7 +166,11 @@ def test_preparing_goes_on_where_it_stopped():
 def test_bad_input():
     with pytest.raises(EditError, match="rephrases of the fact"):
         edit_model("llama", "ike").prepare([Example(NEARBY)])
-    for wrong in ({"template": "{prompt}"}, {"template": "{fact} {prompt}."}, {"demonstrations": -1}):
+    for wrong in (
+        {"template": "{prompt}"},
+        {"template": "{fact} {prompt}."},
+        {"demonstrations": -1},
+    ):
         with pytest.raises(ConfigError):
             IkeConfig(**wrong)
     for wrong in ({"passage": "no fact"}, {"passages": 0}):

@@ -1,4 +1,6 @@
-"""`KeyIndex` against plain distances: exact whatever is stored, added, removed, saved; and no slower than it must be."""
+"""`KeyIndex` against plain distances: exact whatever is stored, added, removed, saved; and no
+slower than it must be.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,39 @@ def make(kind: str, n: int, width: int, seed: int = 0) -> torch.Tensor:
     if kind == "flat":  # few directions matter, far from the origin
         return keys * torch.logspace(1, -2, width) + 100
     if kind == "clustered":
-        return keys * 0.1 + torch.randn(7, width, generator=torch.Generator().manual_seed(9))[torch.arange(n) % 7] * 5
+        return (
+            keys * 0.1
+            + torch.randn(7, width, generator=torch.Generator().manual_seed(9))[torch.arange(n) % 7]
+            * 5
+        )
     if kind == "alike":  # nearly all are the same
         return torch.ones(n, width) + (torch.arange(n) % 3 == 0)[:, None] * keys * 1e-3
     return keys
 
 
-def expected(keys: dict[int, torch.Tensor], query: torch.Tensor, k: int, within: float) -> list[tuple[float, int]]:
-    found = sorted(((key.double() - query.double()).norm().item(), -name) for name, key in keys.items())
+def expected(
+    keys: dict[int, torch.Tensor], query: torch.Tensor, k: int, within: float
+) -> list[tuple[float, int]]:
+    found = sorted(
+        ((key.double() - query.double()).norm().item(), -name) for name, key in keys.items()
+    )
     return [(distance, -name) for distance, name in found[:k] if distance <= within]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("few", "n", "width"), [(1024, 60, 5), (16, 150, 5), (64, 400, 200), (64, 300, 3000)])
+@pytest.mark.parametrize(
+    ("few", "n", "width"), [(1024, 60, 5), (16, 150, 5), (64, 400, 200), (64, 300, 3000)]
+)
 def test_what_is_found_is_what_is_nearest(kind, few, n, width, monkeypatch):
     monkeypatch.setattr(module, "FEW", few)
     keys, fresh = make(kind, n, width), make(kind, 12, width, 1)
     index, held = KeyIndex(width), {}
-    for start, size in ((0, 1), (1, 2), (3, n // 2), (3 + n // 2, n - 3 - n // 2)):  # grows in steps
+    for start, size in (
+        (0, 1),
+        (1, 2),
+        (3, n // 2),
+        (3 + n // 2, n - 3 - n // 2),
+    ):  # grows in steps
         index.add(range(start, start + size), keys[start : start + size])
         held |= {name: keys[name] for name in range(start, start + size)}
         queries = torch.cat([keys[:4] + 0.01 * fresh[:4], fresh])
@@ -46,11 +63,19 @@ def test_what_is_found_is_what_is_nearest(kind, few, n, width, monkeypatch):
             assert distances.shape == ids.shape == (len(queries), k)
             for row, query in enumerate(queries):
                 true = expected(held, query, k, within)
-                got = [(d, i) for d, i in zip(distances[row].tolist(), ids[row].tolist(), strict=True) if i >= 0]
-                assert len(got) == len(true) and all(d == math.inf for d in distances[row, len(true) :].tolist())
+                got = [
+                    (d, i)
+                    for d, i in zip(distances[row].tolist(), ids[row].tolist(), strict=True)
+                    if i >= 0
+                ]
+                assert len(got) == len(true) and all(
+                    d == math.inf for d in distances[row, len(true) :].tolist()
+                )
                 for (d, i), (wanted, name) in zip(got, true, strict=True):
                     assert d == pytest.approx(wanted, rel=1e-5, abs=1e-6)
-                    assert i == name or (held[i].double() - query.double()).norm().item() == pytest.approx(wanted, rel=1e-6)
+                    assert i == name or (
+                        held[i].double() - query.double()
+                    ).norm().item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_removed_keys_are_gone_and_the_others_stay_where_they_are(monkeypatch):
@@ -88,11 +113,18 @@ def test_answers_do_not_depend_on_how_the_index_came_about(monkeypatch):
     assert grown.ids == at_once.ids == loaded.ids == kept
     for k, within in ((1, math.inf), (6, math.inf), (2, 4.0)):
         answers = [each.nearest(queries, k, within) for each in (grown, at_once, loaded)]
-        answers.append(tuple(torch.cat(p) for p in zip(*(grown.nearest(q[None], k, within) for q in queries), strict=True)))
+        answers.append(
+            tuple(
+                torch.cat(p)
+                for p in zip(*(grown.nearest(q[None], k, within) for q in queries), strict=True)
+            )
+        )
         for distances, ids in answers[1:]:
             assert torch.equal(ids, answers[0][1]) and torch.equal(distances, answers[0][0])
     same, others = grown.state(), at_once.state()
-    assert same.keys() == others.keys() and all(torch.equal(same[name], others[name]) for name in same)
+    assert same.keys() == others.keys() and all(
+        torch.equal(same[name], others[name]) for name in same
+    )
 
 
 def test_of_equal_keys_the_later_is_nearer():
@@ -110,7 +142,9 @@ def test_a_lookup_within_a_radius_reads_few_keys(monkeypatch):
     index.add(range(3000), keys)
     read: list[int] = []
     distances = index._distances
-    monkeypatch.setattr(index, "_distances", lambda query, slots: read.append(len(slots)) or distances(query, slots))
+    monkeypatch.setattr(
+        index, "_distances", lambda query, slots: read.append(len(slots)) or distances(query, slots)
+    )
     for name in range(0, 3000, 100):
         index.nearest(keys[name][None] + 0.001, within=1.0)
     assert sum(read) < 40 * 30

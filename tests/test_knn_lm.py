@@ -1,4 +1,6 @@
-"""kNN-LM over edits against its equation in float64, on the final logits however they are asked for; deletion; the gate."""
+"""kNN-LM over edits against its equation in float64, on the final logits however they are asked
+for; deletion; the gate.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,14 @@ def plain(family, ids, module):
 def store(family, model, edits):
     contexts, tokens = [], []
     for edit in edits:
-        row = model.lm.encode(edit.prompt, edit.target, model.lm.ending_of(edit.prompt, edit.target))
-        contexts.append(plain(family, row.ids, model.lm.architecture.value_path(LAYER))[0][row.prompt_length - 1 : -1])
+        row = model.lm.encode(
+            edit.prompt, edit.target, model.lm.ending_of(edit.prompt, edit.target)
+        )
+        contexts.append(
+            plain(family, row.ids, model.lm.architecture.value_path(LAYER))[0][
+                row.prompt_length - 1 : -1
+            ]
+        )
         tokens += row.ids[row.prompt_length :]
     return torch.cat(contexts), torch.tensor(tokens)
 
@@ -54,12 +62,17 @@ def by_hand(contexts, tokens, context, logits, share, k, tau):
 @pytest.mark.parametrize(("share", "k"), [(0.25, 4), (0.95, 100)])
 def test_the_final_choice_is_the_papers_mixture(family, share, k):
     tau = 40.0
-    model = edit_model(family, "knn-lm", EDITS[:4], **NEAR, share=share, neighbours=k, temperature=tau)
+    model = edit_model(
+        family, "knn-lm", EDITS[:4], **NEAR, share=share, neighbours=k, temperature=tau
+    )
     contexts, tokens = store(family, model, EDITS[:4])
     prompt, target = "The author of the book lives in", "London"
     row = model.lm.encode(prompt, target)
     own, logits = plain(family, row.ids, model.lm.architecture.value_path(LAYER))
-    with errata.lm.prompt_tokens(torch.arange(len(row.ids))[None] < row.prompt_length), torch.no_grad():
+    with (
+        errata.lm.prompt_tokens(torch.arange(len(row.ids))[None] < row.prompt_length),
+        torch.no_grad(),
+    ):
         said = model(torch.tensor([row.ids])).logits[0].double()
     first = row.prompt_length - 1
     torch.testing.assert_close(said[:first], logits[:first], rtol=1e-4, atol=1e-4)
@@ -75,8 +88,14 @@ def test_however_logits_are_asked_for_they_are_mixed():
     labels[0, -2:] = ids[0, -2:]
     with torch.no_grad():
         whole = model(ids)
-        for keep, columns in ((1, [-1]), (3, [-3, -2, -1]), (torch.tensor([0, ids.shape[1] - 1]), [0, -1])):
-            torch.testing.assert_close(model(ids, logits_to_keep=keep).logits, whole.logits[:, columns])
+        for keep, columns in (
+            (1, [-1]),
+            (3, [-3, -2, -1]),
+            (torch.tensor([0, ids.shape[1] - 1]), [0, -1]),
+        ):
+            torch.testing.assert_close(
+                model(ids, logits_to_keep=keep).logits, whole.logits[:, columns]
+            )
         assert torch.equal(model(ids, return_dict=False)[0], whole.logits)
         given = model(ids, labels=labels)
         loss, logits = model(ids, labels=labels, return_dict=False)[:2]
@@ -122,19 +141,32 @@ def test_near_an_edit_a_rephrasing_is_answered_and_elsewhere_nothing_changes():
     model = errata.get_edit_model(base, config, tokenizer)
     model.edit([case.edit for case in cases], check=False)
     found = errata.evaluate(model, cases)
-    assert found.generated["reliability"] == found.generated["locality"] == 1 and found.generated["generalization"] > 0.5
+    assert (
+        found.generated["reliability"] == found.generated["locality"] == 1
+        and found.generated["generalization"] > 0.5
+    )
 
 
-def test_of_many_answers_to_one_question_the_latest_speaks_and_an_undo_gives_the_one_before_back(tmp_path):
+def test_of_many_answers_to_one_question_the_latest_speaks_and_an_undo_gives_the_one_before_back(
+    tmp_path,
+):
     settings = {"layer": LAYER, "radius": 1e-3, "neighbours": 1}
-    rivals = [Edit(EDITS[0].prompt, target, id=target) for target in ("York", "Washington", "London", "York.")]
+    rivals = [
+        Edit(EDITS[0].prompt, target, id=target)
+        for target in ("York", "Washington", "London", "York.")
+    ]
     model = edit_model("llama", "knn-lm", [*EDITS[:2], *rivals], **settings)
     model.save_pretrained(tmp_path)
     loaded = errata.EditModel.from_pretrained(tiny_model("llama"), tmp_path, model.tokenizer)
     asked = [edit.prompt for edit in EDITS[:2]]
     for each in (model, loaded):
         assert each.method.state()[0]["silenced_by"].max() >= 0
-        for gone, said in (("Washington", "York."), ("York.", "London"), ("London", "York"), ("York", EDITS[0].target)):
+        for gone, said in (
+            ("Washington", "York."),
+            ("York.", "London"),
+            ("London", "York"),
+            ("York", EDITS[0].target),
+        ):
             each.undo(gone)
             assert each.ask(asked) == [said, EDITS[1].target]
             never = edit_model("llama", "knn-lm", each.edits, **settings)

@@ -25,7 +25,9 @@ ORDER = (
 """Low to high: a room imports from rooms on its left, and from itself."""
 
 FACE = "errata"
-"""`errata/__init__.py`, the public face: it imports what it likes; rooms below `bench` do not import it."""
+"""`errata/__init__.py`, the public face: it imports what it likes; rooms below `bench` do not
+import it.
+"""
 
 FAMILIES = re.compile(
     r"llama|mistral|mixtral|falcon|gemma|qwen|gpt[-_]?(2|j|neo|oss|bigcode)|neox|pythia|olmo|starcoder|mamba"
@@ -55,7 +57,10 @@ def parse(path: Path) -> ast.Module:
 def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """Every node below, without the bodies of `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in (
+            "TYPE_CHECKING",
+            "typing.TYPE_CHECKING",
+        ):
             for other in child.orelse:
                 yield other
                 yield from runtime_nodes(other)
@@ -97,7 +102,11 @@ def allowed(importer: str, imported: str) -> bool:
 
 def documentation(tree: ast.Module) -> set[int]:
     """Ids of constants that stand alone as a statement: docstrings, and texts under an attribute."""
-    return {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    return {
+        id(n.value)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
+    }
 
 
 def said_in_code(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -125,14 +134,18 @@ def relative(path: Path) -> str:
 
 def test_every_room_has_a_place_in_the_order() -> None:
     rooms = {room(module_name(path)) for path in FILES} - {FACE}
-    assert rooms <= set(ORDER), f"give {sorted(rooms - set(ORDER))} a place in ORDER (and in the architecture page)"
+    assert rooms <= set(ORDER), (
+        f"give {sorted(rooms - set(ORDER))} a place in ORDER (and in the architecture page)"
+    )
     assert len(ORDER) == len(set(ORDER))
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_imports_go_from_high_to_low(path: Path) -> None:
     importer = room(module_name(path))
-    wrong = [f"line {n}: {r}" for n, r in imported_rooms(parse(path), path) if not allowed(importer, r)]
+    wrong = [
+        f"line {n}: {r}" for n, r in imported_rooms(parse(path), path) if not allowed(importer, r)
+    ]
     assert not wrong, f"{relative(path)} ({importer}) imports from its right: {wrong}"
 
 
@@ -140,17 +153,27 @@ def test_imports_go_from_high_to_low(path: Path) -> None:
 def test_only_architecture_names_a_model_family(path: Path) -> None:
     if path == SRC / "errata" / "architecture.py":
         return
-    found = [f"line {line}: {text[:60]!r}" for line, text in said_in_code(parse(path)) if FAMILIES.search(text)]
+    found = [
+        f"line {line}: {text[:60]!r}"
+        for line, text in said_in_code(parse(path))
+        if FAMILIES.search(text)
+    ]
     assert not found, f"{relative(path)}: {found}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_house_rules(path: Path) -> None:
-    """No print outside the command line, no assert, no global, nothing over 300 lines, no empty names."""
+    """No print outside the command line, no assert, no global, nothing over 300 lines, no empty
+    names.
+    """
     wrong = []
     for node in ast.walk(parse(path)):
         line = getattr(node, "lineno", 0)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+        ):
             if room(module_name(path)) not in ("cli", "__main__"):
                 wrong.append(f"line {line}: print (use logging)")
         elif isinstance(node, ast.Assert):

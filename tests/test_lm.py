@@ -1,4 +1,6 @@
-"""Prompts keep their tokens, targets read as they should, and no answer depends on its neighbours in a batch."""
+"""Prompts keep their tokens, targets read as they should, and no answer depends on its neighbours
+in a batch.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +155,10 @@ def test_in_batches_keeps_the_order_and_announcements_nest():
         seen.append(part)
         return [-x for x in part]
 
-    assert in_batches([5, 1, 4, 2], call, 3, size=lambda x: x) == [-5, -1, -4, -2] and seen == [[1, 2, 4], [5]]
+    assert in_batches([5, 1, 4, 2], call, 3, size=lambda x: x) == [-5, -1, -4, -2] and seen == [
+        [1, 2, 4],
+        [5],
+    ]
     assert in_batches([], call, 3, size=lambda x: x) == []
     one, two = torch.ones(1, 1).bool(), torch.ones(2, 2).bool()
     with prompt_tokens(one):
@@ -176,10 +181,19 @@ def test_scores_do_not_depend_on_padding_or_neighbours(family):
         picked = logits[row.prompt_length - 1 : -1].log_softmax(-1)
         right = picked.argmax(-1) == labels
         loss = -picked.gather(-1, labels[:, None]).mean().item()
-        by_hand.append((right.float().mean().item(), bool(right.all()), loss, tuple(picked.argmax(-1).tolist())))
+        by_hand.append(
+            (
+                right.float().mean().item(),
+                bool(right.all()),
+                loss,
+                tuple(picked.argmax(-1).tolist()),
+            )
+        )
     for side in ("left", "right"):
         for size in (1, 4, 32):
-            for score, (accuracy, exact, loss, predicted) in zip(lm.score(PAIRS, size, side), by_hand, strict=True):
+            for score, (accuracy, exact, loss, predicted) in zip(
+                lm.score(PAIRS, size, side), by_hand, strict=True
+            ):
                 assert score.predicted == predicted and score.exact == exact
                 assert score.token_accuracy == pytest.approx(accuracy)
                 assert score.loss == pytest.approx(loss, abs=1e-4)
@@ -197,7 +211,9 @@ def test_answers_do_not_depend_on_neighbours(family):
 def test_generation_stops_at_an_end_token():
     lm = LM(tiny_model("llama"), tiny_tokenizer())
     ids = lm.encode_prompt(PROMPTS[0])
-    out = lm.model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
+    out = lm.model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[
+        0, len(ids) :
+    ].tolist()
     stop = next(i for i in (2, 3, 4) if out[i] not in out[:i])
     lm.model.generation_config.eos_token_id = [2, out[stop]]
     assert lm.end_ids == (2, out[stop])
@@ -220,14 +236,23 @@ def test_what_does_not_fit_the_context_is_refused():
     lm = lm_of("gpt2")
     assert lm.context_length == 128
     long = "zq" * 200
-    for call in (lambda: lm.encode_prompt(long), lambda: lm.encode("Who?", long), lambda: lm.generate([long])):
-        with pytest.raises(PromptTooLongError, match=r"tokens; this model's context is 128\. Shorten the prompt\."):
+    for call in (
+        lambda: lm.encode_prompt(long),
+        lambda: lm.encode("Who?", long),
+        lambda: lm.generate([long]),
+    ):
+        with pytest.raises(
+            PromptTooLongError, match=r"tokens; this model's context is 128\. Shorten the prompt\."
+        ):
             call()
     ids = lm.tokenizer("zq" * 60)["input_ids"]
     assert 110 < len(ids) < 126
     near, room = "zq" * 60, 128 - len(ids)
     together = lm.generate([near, "x"], max_new_tokens=40)
-    assert together == [lm.generate([near], max_new_tokens=room)[0], lm.generate(["x"], max_new_tokens=40)[0]]
+    assert together == [
+        lm.generate([near], max_new_tokens=room)[0],
+        lm.generate(["x"], max_new_tokens=40)[0],
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,4 +1,6 @@
-"""LoRA against its formula in float64, against PEFT, against `errata.solvers.merging`; and the loss that all such editors have."""
+"""LoRA against its formula in float64, against PEFT, against `errata.solvers.merging`; and the loss
+that all such editors have.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def double_logits(model, ids):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 def test_the_papers_formula(family, kind):
-    model = edit_model(family, "lora", EDITS[:2], kind=kind, rank=4, alpha=6.0, layer=None, lr=0.02, prefixes=0)
+    model = edit_model(
+        family, "lora", EDITS[:2], kind=kind, rank=4, alpha=6.0, layer=None, lr=0.02, prefixes=0
+    )
     tensors = model.method.state()[0]
     plain = tiny_model(family).double()
     assert len(model.method.paths) == model.lm.architecture.n_layers
@@ -70,17 +74,29 @@ def test_peft_loads_what_was_saved(family, tmp_path):
     other = peft.get_peft_model(
         tiny_model(family),
         peft.LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, target_modules=model.method.paths, fan_in_fan_out=family == "gpt2"
+            r=config.rank,
+            lora_alpha=config.alpha,
+            target_modules=model.method.paths,
+            fan_in_fan_out=family == "gpt2",
         ),
     ).eval()
     result = peft.set_peft_model_state_dict(other, load_file(tmp_path / "edit_model.safetensors"))
     assert not result.unexpected_keys
-    torch.testing.assert_close(logits_of(other, model.lm), logits_of(model, model.lm), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits_of(other, model.lm), logits_of(model, model.lm), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("how", ["ties", "linear"])
 def test_shards_are_merged(how):
-    settings = {"merge": how, "merge_density": 0.5, "merge_scale": 1.5, "edits_per_shard": 2, "rank": 4, "alpha": 8.0}
+    settings = {
+        "merge": how,
+        "merge_density": 0.5,
+        "merge_scale": 1.5,
+        "edits_per_shard": 2,
+        "rank": 4,
+        "alpha": 8.0,
+    }
     model = edit_model("llama", "lora", EDITS[:5], **settings)
     assert len(model.method.shards) == 3
     tensors = model.method.state()[0]
@@ -91,7 +107,9 @@ def test_shards_are_merged(how):
         changes.append(2.0 * b @ a)
     expected = merge(changes, how, density=0.5, scale=1.5)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(model.method.patch.deltas[path].double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        model.method.patch.deltas[path].double(), expected, rtol=0, atol=1e-6
+    )
     plain = tiny_model("llama").double()
     add_to_weight(plain.get_submodule(path), expected)
     ids = torch.tensor([model.lm.encode_prompt(PROMPTS[2])])
@@ -106,7 +124,9 @@ def test_a_full_shard_is_left_alone_and_each_begins_on_the_base_model():
     assert all(torch.equal(later[name], tensor) for name, tensor in first.items())
     other = edit_model("llama", "lora", [EDITS[5], EDITS[1], *EDITS[2:5]], merge="ties")
     others = other.method.state()[0]
-    assert all(torch.equal(others[name], later[name]) for name in later if not name.startswith("shard.0."))
+    assert all(
+        torch.equal(others[name], later[name]) for name in later if not name.startswith("shard.0.")
+    )
 
 
 def test_kl_is_that_of_the_base_model_to_the_edited():
@@ -120,7 +140,18 @@ def test_kl_is_that_of_the_base_model_to_the_edited():
 def test_steps_are_adam_on_answer_and_background():
     """Three steps on B and A, worked out on the plain model in float64."""
     kl, lr, steps = 3.0, 1e-2, 3
-    model = edit_model("llama", "lora", prefixes=0, kl=kl, lr=lr, steps=steps, rank=2, alpha=4.0, stop_loss=0.0, batch=2)
+    model = edit_model(
+        "llama",
+        "lora",
+        prefixes=0,
+        kl=kl,
+        lr=lr,
+        steps=steps,
+        rank=2,
+        alpha=4.0,
+        stop_loss=0.0,
+        batch=2,
+    )
     lm, (path,), edit = model.lm, model.method.paths, EDITS[0]
     texts = model.method.tutor.texts()[0]
     taken = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:2]
@@ -139,15 +170,23 @@ def test_steps_are_adam_on_answer_and_background():
     for step in range(1, steps + 1):
         a.requires_grad_(), b.requires_grad_()
         delta = 2.0 * b @ a
-        loss = F.cross_entropy(said(delta, row.ids)[row.prompt_length - 1 : -1], torch.tensor(row.ids[row.prompt_length :]))
+        loss = F.cross_entropy(
+            said(delta, row.ids)[row.prompt_length - 1 : -1],
+            torch.tensor(row.ids[row.prompt_length :]),
+        )
         now = [said(delta, ids).log_softmax(-1) for ids in texts]
-        away = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(base, now, strict=True)]).mean()
+        away = torch.cat(
+            [(p.exp() * (p - q)).sum(-1) for p, q in zip(base, now, strict=True)]
+        ).mean()
         gradients = torch.autograd.grad(loss + kl * away, (a, b))
         taught = []
         for x, gradient, (mean, square) in zip((a, b), gradients, moments, strict=True):
             mean.mul_(0.9).add_(0.1 * gradient)
             square.mul_(0.999).add_(0.001 * gradient.square())
-            taught.append(x.detach() - lr * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8))
+            taught.append(
+                x.detach()
+                - lr * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+            )
         a, b = taught
     model.edit([edit], check=False)
     got = thin(model.method.state()[0], path)
@@ -159,7 +198,9 @@ def test_steps_are_adam_on_answer_and_background():
 def test_it_learns_and_kl_holds_the_rest(method):
     lost = {}
     for kl in (0.0, 20.0):
-        model = edit_model("llama", method, steps=60, lr=0.02, kl=kl, background=64, batch=16, layer=None)
+        model = edit_model(
+            "llama", method, steps=60, lr=0.02, kl=kl, background=64, batch=16, layer=None
+        )
         pair = [(EDITS[0].prompt, EDITS[0].target)]
         before = model.lm.score(pair)[0].loss
         batch = model.lm.prompt_batch(background_texts(model.lm, 32, 12, seed=99))
@@ -168,21 +209,27 @@ def test_it_learns_and_kl_holds_the_rest(method):
         assert model.edit(EDITS[:1]).success_rate == 1
         assert model.lm.score(pair)[0].loss < before / 5
         with torch.no_grad():
-            lost[kl] = divergence(base, model.lm.run(batch).logits[batch.prompt_mask].log_softmax(-1)).item()
+            lost[kl] = divergence(
+                base, model.lm.run(batch).logits[batch.prompt_mask].log_softmax(-1)
+            ).item()
     assert lost[20.0] < 0.7 * lost[0.0], "texts that were not held when it learned"
 
 
 def test_rehearsal_keeps_earlier_edits():
     kept = []
     for rehearse in (0, 4):
-        model = edit_model("llama", "lora", EDITS[:5], steps=40, lr=0.02, rehearse=rehearse, layer=None)
+        model = edit_model(
+            "llama", "lora", EDITS[:5], steps=40, lr=0.02, rehearse=rehearse, layer=None
+        )
         kept.append(sum(s.loss for s in model.lm.score([(e.prompt, e.target) for e in EDITS[:4]])))
     assert kept[1] < 0.5 * kept[0]
 
 
 def test_learned_edits_take_no_steps():
     settings = {"lr": 0.02, "kl": 0.0, "prefixes": 0, "stop_loss": 1.0, "layer": None}
-    model, again = (edit_model("llama", "lora", EDITS[:1], steps=steps, **settings) for steps in (200, 400))
+    model, again = (
+        edit_model("llama", "lora", EDITS[:1], steps=steps, **settings) for steps in (200, 400)
+    )
     assert model.ask([EDITS[0].prompt]) == [EDITS[0].target]
     same_state(model, again)
 

@@ -58,7 +58,9 @@ def test_bits_are_whole():
     index.add(masks)
     again = MaskIndex(13)
     again.add_packed(index.packed())
-    assert torch.equal(again.packed(), packed) and torch.equal(index.masks(torch.tensor([4, 0])), masks[[4, 0]])
+    assert torch.equal(again.packed(), packed) and torch.equal(
+        index.masks(torch.tensor([4, 0])), masks[[4, 0]]
+    )
     with pytest.raises(ValueError, match="do not fit an index of 13 bits"):
         again.add(some(1, 30))
 

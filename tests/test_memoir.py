@@ -31,7 +31,9 @@ class Plain:
 
     def keys(self, ids):
         seen = []
-        hook = self.module.register_forward_hook(lambda _, args, out: seen.append(args[0].reshape(len(ids), -1)))
+        hook = self.module.register_forward_hook(
+            lambda _, args, out: seen.append(args[0].reshape(len(ids), -1))
+        )
         with torch.no_grad():
             self.base(torch.tensor([ids]))
         hook.remove()
@@ -57,7 +59,9 @@ class Plain:
         memory = memory.clone().requires_grad_()
         row = self.lm.encode(edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))
         logits = self.logits(row.ids, memory)[row.prompt_length - 1 : -1]
-        return torch.autograd.grad(F.cross_entropy(logits, torch.tensor(row.ids[row.prompt_length :])), memory)[0]
+        return torch.autograd.grad(
+            F.cross_entropy(logits, torch.tensor(row.ids[row.prompt_length :])), memory
+        )[0]
 
 
 def top_hash(feature, order, columns):
@@ -81,7 +85,9 @@ def test_masks_are_the_permuted_largest_of_the_centred_feature(family, pool):
     centre = torch.stack([plain.feature(text, pool) for text in texts]).mean(0)
     torch.testing.assert_close(method.patch.centre.double(), centre, rtol=1e-4, atol=1e-6)
     order = torch.randperm(model.lm.architecture.d_in, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(method.patch.order, order) and method.columns == round(model.lm.architecture.d_in * 2 / 7)
+    assert torch.equal(method.patch.order, order) and method.columns == round(
+        model.lm.architecture.d_in * 2 / 7
+    )
     for edit, mask in zip(EDITS, stored(model), strict=False):
         expected = top_hash(plain.feature(edit.prompt, pool) - centre, order, method.columns)
         assert set(mask.nonzero()[:, 0].tolist()) == expected
@@ -93,7 +99,9 @@ def test_masks_are_the_permuted_largest_of_the_centred_feature(family, pool):
         row = torch.zeros(1, len(order), dtype=torch.bool)
         row[0, list(mine)] = True
         overlaps, places = method.patch.match(row)
-        assert overlaps.item() == pytest.approx(max(shares)) and shares[places.item()] == max(shares)
+        assert overlaps.item() == pytest.approx(max(shares)) and shares[places.item()] == max(
+            shares
+        )
 
 
 @BOTH
@@ -101,7 +109,11 @@ def test_a_step_is_gradient_descent_in_the_columns_of_the_mask(family):
     model = edit_model(family, "memoir", EDITS[:1], steps=2, lr=0.5)
     plain, patch = Plain(model), model.method.patch
     for turn, edit in enumerate(EDITS[:2]):
-        memory = torch.zeros(patch.memory.shape, dtype=torch.float64) if turn == 0 else patch.memory.double()
+        memory = (
+            torch.zeros(patch.memory.shape, dtype=torch.float64)
+            if turn == 0
+            else patch.memory.double()
+        )
         before = memory.clone()
         if turn:
             model.edit([edit], check=False)
@@ -162,7 +174,9 @@ def test_of_masks_equally_near_the_latest_speaks():
         patch.index = type(patch.index)(len(own))
         patch.index.add(rivals[list(order)])
         found[order] = patch.match(own[None])
-        assert found[order][1].item() == 1 and found[order][0].item() == pytest.approx(half / patch.columns)
+        assert found[order][1].item() == 1 and found[order][0].item() == pytest.approx(
+            half / patch.columns
+        )
 
 
 @POOLS
@@ -176,7 +190,9 @@ def test_it_learns_and_leaves_alone_what_is_far(family, pool):
     assert report.success_rate == 1 and model.lm.score(pair)[0].loss < before / 2
     assert model.ask(PROMPTS[1:], max_new_tokens=4) == base[1:]
     wide = edit_model(family, "memoir", EDITS[:1], steps=40, step_size=3.0, pool=pool, overlap=0.0)
-    assert not torch.equal(logits_of(wide, wide.lm), logits_of(model, model.lm)), "tau 0 lets every prompt in"
+    assert not torch.equal(logits_of(wide, wide.lm), logits_of(model, model.lm)), (
+        "tau 0 lets every prompt in"
+    )
 
 
 def test_of_two_answers_to_one_question_the_later_wins():
@@ -192,7 +208,9 @@ def test_the_last_token_decides_alike_on_either_side_of_padding(family):
     pairs = [(prompt, "two brothers in London") for prompt in PROMPTS]
     apart = [model.lm.score([pair])[0].loss for pair in pairs]
     for side in ("left", "right"):
-        assert [score.loss for score in model.lm.score(pairs, side=side)] == pytest.approx(apart, abs=1e-4)
+        assert [score.loss for score in model.lm.score(pairs, side=side)] == pytest.approx(
+            apart, abs=1e-4
+        )
 
 
 def test_bad_settings_are_told():

@@ -1,4 +1,6 @@
-"""MEND against its equations in float64, and its training: it lowers its loss, helps with the unseen, can be broken off."""
+"""MEND against its equations in float64, and its training: it lowers its loss, helps with the
+unseen, can be broken off.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,20 @@ def untrained(family="llama", **settings):
 
 
 def plain_flows(model, edit, deltas):
-    """(u, d) of each edited matrix in float64 from the plain model: d is found as the gradient of the module's output."""
+    """(u, d) of each edited matrix in float64 from the plain model: d is found as the gradient of
+    the module's output.
+    """
     base = copy.deepcopy(model.base).double()
     row = model.lm.encode(edit.prompt, edit.target, model.lm.ending_of(edit.prompt, edit.target))
     ids, seen = torch.tensor([row.ids]), []
     for path in model.method.patch.deltas:
         module = base.get_submodule(path)
         with torch.no_grad():
-            module.weight += deltas[path].double().T if module.weight.shape != deltas[path].shape else deltas[path].double()
+            module.weight += (
+                deltas[path].double().T
+                if module.weight.shape != deltas[path].shape
+                else deltas[path].double()
+            )
 
         def keep(_, args, output):
             output = output.requires_grad_()
@@ -50,13 +58,17 @@ def plain_flows(model, edit, deltas):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_an_edit_is_the_formula(family):
-    """-alpha sum d~ u~^T, with d~ and u~ from the network in float64, on the model that the first edit changed."""
+    """-alpha sum d~ u~^T, with d~ and u~ from the network in float64, on the model that the first
+    edit changed.
+    """
     model = edit_model(family, "mend", EDITS[:1], **SETTINGS)
     method = model.method
     method.editor.step_sizes.data.copy_(torch.tensor([0.01, -0.02, 0.03]))
     for layer in method.editor.layers:
         for parameter in layer.parameters():
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7))
+            parameter.data += 0.1 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(7)
+            )
     before = dict(method.patch.deltas)
     weights = {name: tensor.double() for name, tensor in method.editor.state_dict().items()}
     deviation = (weights["spread"] / (weights["count"] - 1)).sqrt()
@@ -65,12 +77,23 @@ def test_an_edit_is_the_formula(family):
         flows = plain_flows(model, EDITS[1], before)
     for m, (u, d) in enumerate(flows):
         some = d.abs().amax(-1) > 1e-12
-        assert some.any() and (m < len(before) - 1 or not some[0])  # the last block: only where the answer is predicted
+        assert some.any() and (
+            m < len(before) - 1 or not some[0]
+        )  # the last block: only where the answer is predicted
         z = (torch.cat([u, d], -1)[some] - weights["mean"]) / deviation
         for i in range(2):
-            w = {name.removeprefix(f"layers.{i}."): t for name, t in weights.items() if name.startswith(f"layers.{i}.")}
-            z = z + (w["scale"][m] * (z @ (w["left"] @ w["right"]).T + w["bias"]) + w["shift"][m]).clamp(min=0)
-        expected.append(-weights["step_sizes"][m] * torch.einsum("to,ti->oi", z[:, u.shape[-1] :], z[:, : u.shape[-1]]))
+            w = {
+                name.removeprefix(f"layers.{i}."): t
+                for name, t in weights.items()
+                if name.startswith(f"layers.{i}.")
+            }
+            z = z + (
+                w["scale"][m] * (z @ (w["left"] @ w["right"]).T + w["bias"]) + w["shift"][m]
+            ).clamp(min=0)
+        expected.append(
+            -weights["step_sizes"][m]
+            * torch.einsum("to,ti->oi", z[:, u.shape[-1] :], z[:, : u.shape[-1]])
+        )
     model.edit(EDITS[1:2], check=False)
     for (path, delta), change in zip(method.patch.deltas.items(), expected, strict=True):
         moved = (delta - before[path]).double()
@@ -78,12 +101,16 @@ def test_an_edit_is_the_formula(family):
 
 
 def test_before_training_the_editor_is_the_identity():
-    """What it gives is then a step down the gradient, normalised; with mean 0 and deviation 1, the gradient itself."""
+    """What it gives is then a step down the gradient, normalised; with mean 0 and deviation 1, the
+    gradient itself.
+    """
     model = untrained(step_size=0.5)
     method = model.method
     flows = method.flows(method._answer(EDITS[0].prompt, EDITS[0].target))
     zero = {path: torch.zeros_like(delta) for path, delta in method.patch.deltas.items()}
-    for change, (u, d) in zip(method.editor(flows), plain_flows(model, EDITS[0], zero), strict=True):
+    for change, (u, d) in zip(
+        method.editor(flows), plain_flows(model, EDITS[0], zero), strict=True
+    ):
         torch.testing.assert_close(change.double(), -0.5 * d.T @ u, rtol=1e-4, atol=1e-6)
 
 
@@ -92,24 +119,43 @@ def test_running_figures_are_those_of_all_tokens():
     width = editor.mean.shape[0]
     rows = 3 + 2 * torch.randn(40, width, generator=torch.Generator().manual_seed(0))
     for part in rows.split([1, 7, 32]):
-        zero = torch.zeros(2, width)  # tokens without an input or without a gradient count for nothing
-        both = torch.cat([part, zero, torch.cat([part[:1, : editor.d_in], zero[:1, editor.d_in :]], 1)])
+        zero = torch.zeros(
+            2, width
+        )  # tokens without an input or without a gradient count for nothing
+        both = torch.cat(
+            [part, zero, torch.cat([part[:1, : editor.d_in], zero[:1, editor.d_in :]], 1)]
+        )
         editor.observe([(both[:, : editor.d_in], both[:, editor.d_in :])])
     normal = editor.normalised((rows[:, : editor.d_in], rows[:, editor.d_in :])).double()
-    torch.testing.assert_close(normal, (rows.double() - rows.double().mean(0)) / rows.double().std(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        normal, (rows.double() - rows.double().mean(0)) / rows.double().std(0), rtol=0, atol=1e-5
+    )
 
 
 def test_a_change_that_is_added_is_the_change_of_the_weights():
-    """The loss of training, with changes added beside the matrices, is that of the model with changed matrices."""
+    """The loss of training, with changes added beside the matrices, is that of the model with
+    changed matrices.
+    """
     model = untrained("opt", step_size=0.1)
-    method, example = model.method, Example(EXAMPLES[0].edit, EXAMPLES[0].rephrases[:1], EXAMPLES[0].others[:1])
+    method, example = (
+        model.method,
+        Example(EXAMPLES[0].edit, EXAMPLES[0].rephrases[:1], EXAMPLES[0].others[:1]),
+    )
     loss = method.loss(example, random.Random(0)).item()
-    asked, other = method._answer(example.rephrases[0], example.edit.target), method._answer(example.others[0])
+    asked, other = (
+        method._answer(example.rephrases[0], example.edit.target),
+        method._answer(example.others[0]),
+    )
     before = other.logits().log_softmax(-1)
     changes = method.editor(method.flows(method._answer(example.edit.prompt, example.edit.target)))
-    method.patch.deltas = {path: change.detach() for path, change in zip(method.patch.deltas, changes, strict=True)}
+    method.patch.deltas = {
+        path: change.detach() for path, change in zip(method.patch.deltas, changes, strict=True)
+    }
     with method.patch.on(model.lm):
-        asked, other = method._answer(example.rephrases[0], example.edit.target), method._answer(example.others[0])
+        asked, other = (
+            method._answer(example.rephrases[0], example.edit.target),
+            method._answer(example.others[0]),
+        )
         nll, after = F.cross_entropy(asked.logits(), asked.labels), other.logits().log_softmax(-1)
     kl = (before.exp() * (before - after)).sum(-1).mean()
     assert loss == pytest.approx((0.1 * nll + kl).item(), rel=1e-4) and kl > 1e-4
@@ -118,7 +164,9 @@ def test_a_change_that_is_added_is_the_change_of_the_weights():
 def mean_loss(method, examples, seeds=range(2)):
     with torch.no_grad():
         held = copy.deepcopy(method.editor.state_dict())
-    total = sum(method.loss(example, random.Random(seed)).item() for seed in seeds for example in examples)
+    total = sum(
+        method.loss(example, random.Random(seed)).item() for seed in seeds for example in examples
+    )
     method.editor.load_state_dict(held)
     return total / len(examples) / len(seeds)
 
@@ -147,7 +195,12 @@ def test_trained_it_beats_untrained_on_what_it_has_not_seen():
         losses = []
         for case in held:
             model.edit([case.edit], check=False)
-            losses += [score.loss for score in model.lm.score([(prompt, case.edit.target) for prompt in case.rephrases])]
+            losses += [
+                score.loss
+                for score in model.lm.score(
+                    [(prompt, case.edit.target) for prompt in case.rephrases]
+                )
+            ]
             model.undo(case.edit.id)
         found[lr] = sum(losses) / len(losses)
     assert found[1e-6] < 0.5 * found[0.0]
@@ -210,7 +263,10 @@ def test_other_examples_are_another_training():
 
 
 def test_what_cannot_be_learned_from_is_told():
-    model, (edit, rephrases, others) = untrained(), (EXAMPLES[0].edit, EXAMPLES[0].rephrases, EXAMPLES[0].others)
+    model, (edit, rephrases, others) = (
+        untrained(),
+        (EXAMPLES[0].edit, EXAMPLES[0].rephrases, EXAMPLES[0].others),
+    )
     with pytest.raises(EditError, match="has none: give the field 'rephrases'"):
         model.prepare([EXAMPLES[1], Example(edit, (), others)])
     with pytest.raises(EditError, match="give the field 'locality'"):
@@ -225,21 +281,28 @@ def test_what_cannot_be_learned_from_is_told():
         edit_model("llama", "wise").prepare(EXAMPLES)
 
 
-@pytest.mark.parametrize(("layer", "blocks", "layers"), [(None, 3, [1, 2, 3]), (2, 2, [1, 2]), (1, 9, [0, 1]), (0, 1, [0])])
+@pytest.mark.parametrize(
+    ("layer", "blocks", "layers"),
+    [(None, 3, [1, 2, 3]), (2, 2, [1, 2]), (1, 9, [0, 1]), (0, 1, [0])],
+)
 def test_the_last_blocks_are_edited(layer, blocks, layers):
     assert untrained(layer=layer, blocks=blocks).method.layers == layers
 
 
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_no_such_layer(layer):
-    with pytest.raises(ConfigError, match=f"no layer {layer}|layer is {layer}; it must lie between 0"):
+    with pytest.raises(
+        ConfigError, match=f"no layer {layer}|layer is {layer}; it must lie between 0"
+    ):
         untrained(layer=layer)
 
 
 def test_training_is_adam():
     """Two parameters, two rates; stopped after each step."""
     wanted = [torch.nn.Parameter(torch.tensor([float(i), -2.0])) for i in range(2)]
-    adam = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in zip(wanted, (0.1, 0.3), strict=True)])
+    adam = torch.optim.Adam(
+        [{"params": [p], "lr": lr} for p, lr in zip(wanted, (0.1, 0.3), strict=True)]
+    )
     for _ in range(4):
         adam.zero_grad()
         sum((p - 1).square().sum() for p in wanted).backward()
@@ -256,7 +319,9 @@ def test_training_is_adam():
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
-            training.run(EXAMPLES, lambda *_, m=mine: sum((p - 1).square().sum() for p in m.values()), stop)
+            training.run(
+                EXAMPLES, lambda *_, m=mine: sum((p - 1).square().sum() for p in m.values()), stop
+            )
         kept, values = training.state()
         weights = {name: p.detach() for name, p in mine.items()}
     assert values["training_steps_made"] == 4 and not kept

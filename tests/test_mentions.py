@@ -1,4 +1,6 @@
-"""What mentions a name, in many scripts: the same for the check of an edit, the router and the place of the subject."""
+"""What mentions a name, in many scripts: the same for the check of an edit, the router and the
+place of the subject.
+"""
 
 from __future__ import annotations
 
@@ -143,14 +145,18 @@ OTHERS = [
 
 
 def index(name: str, least: float = 0.7, shown: str = "") -> Mentions:
-    found = Mentions(WordWeights.over(["the king of the north", "I am a king", "the river of a king"]), least)
+    found = Mentions(
+        WordWeights.over(["the king of the north", "I am a king", "the river of a king"]), least
+    )
     found.add(0, name, shown)
     return found
 
 
 @pytest.mark.parametrize(("name", "text"), MENTIONED)
 def test_a_text_mentions_a_name(name: str, text: str) -> None:
-    """The check lets the edit pass, the router, which has seen its prompt, finds it, and it has a place."""
+    """The check lets the edit pass, the router, which has seen its prompt, finds it, and it has a
+    place.
+    """
     Edit(text, "x", name)
     assert 0 in index(name, shown=text).within(text)
     start, end = mentions(text, name)[-1]
@@ -158,10 +164,14 @@ def test_a_text_mentions_a_name(name: str, text: str) -> None:
 
 
 SHOWN_ONLY = {"Rom", "Nokia", "김", "თბილისი"}
-"""Short names: that what is joined to them is an ending must have been seen in the edit's own prompt."""
+"""Short names: that what is joined to them is an ending must have been seen in the edit's own
+prompt.
+"""
 
 
-@pytest.mark.parametrize(("name", "text"), [each for each in MENTIONED if each[0] not in SHOWN_ONLY])
+@pytest.mark.parametrize(
+    ("name", "text"), [each for each in MENTIONED if each[0] not in SHOWN_ONLY]
+)
 def test_a_text_mentions_a_name_that_was_never_seen_so(name: str, text: str) -> None:
     assert 0 in index(name).within(text)
 
@@ -212,7 +222,9 @@ def test_three_hindi_names_are_three() -> None:
 
 def test_a_form_that_the_edits_own_prompt_shows_is_known_elsewhere() -> None:
     assert index("Nokia").within("Missä on Nokian tehdas?") == {}
-    assert index("Nokia", shown="Kuka on Nokian johtaja?").within("Missä on Nokian tehdas?").keys() == {0}
+    assert index("Nokia", shown="Kuka on Nokian johtaja?").within(
+        "Missä on Nokian tehdas?"
+    ).keys() == {0}
 
 
 def test_what_has_no_word_mentions_nothing_and_is_not_mentioned() -> None:
@@ -221,7 +233,9 @@ def test_what_has_no_word_mentions_nothing_and_is_not_mentioned() -> None:
         Edit("Who are !!!?", "a band", "!!!")
 
 
-SIGNS = st.text(st.sampled_from("abIiıİ ’'-.Сб하의ก์เ東京カー😀\u0301\u200d\u00ad\ufeff#+12"), max_size=12)
+SIGNS = st.text(
+    st.sampled_from("abIiıİ ’'-.Сб하의ก์เ東京カー😀\u0301\u200d\u00ad\ufeff#+12"), max_size=12
+)
 
 
 @given(SIGNS, SIGNS, SIGNS)
@@ -246,6 +260,10 @@ def test_any_text_may_be_asked_about_any_name(text: str, name: str) -> None:
 
 @given(st.text(st.sampled_from("ab1+#-'_. \n\x00~"), max_size=20))
 def test_plain_texts_have_the_parts_that_all_texts_have(text: str) -> None:
-    """The short way for texts without other letters changes nothing: a letter at the end takes the long one."""
+    """The short way for texts without other letters changes nothing: a letter at the end takes the
+    long one.
+    """
     longer = parts_of(f"{text} é")
-    assert [(part.text, part.start, part.end) for part in longer[:-1]] == [(p.text, p.start, p.end) for p in parts_of(text)]
+    assert [(part.text, part.start, part.end) for part in longer[:-1]] == [
+        (p.text, p.start, p.end) for p in parts_of(text)
+    ]

@@ -20,7 +20,9 @@ SHAPE = (7, 10)
 
 
 def shards(k: int, rho: float = 0.4, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> list[Tensor]:
-    """k deltas, each exactly zero outside a random mask; rounded, so that ties and zero sums do occur."""
+    """k deltas, each exactly zero outside a random mask; rounded, so that ties and zero sums do
+    occur.
+    """
     rng = torch.Generator().manual_seed(seed)
     values = [torch.randn(shape, generator=rng).mul(4).round() / 4 for _ in range(k)]
     return [v * (torch.rand(shape, generator=rng) < rho) for v in values]
@@ -45,7 +47,12 @@ def slow_elected(terms: list[float], weights: list[float], majority: str, normal
 
 
 def slow_merge(
-    deltas: list[Tensor], weights: list[float], density: float, elect: bool, majority: str, normalize: bool
+    deltas: list[Tensor],
+    weights: list[float],
+    density: float,
+    elect: bool,
+    majority: str,
+    normalize: bool,
 ) -> Tensor:
     columns = [slow_trim(delta.flatten().tolist(), density) for delta in deltas]
     out = []
@@ -62,20 +69,28 @@ def slow_merge(
 @pytest.mark.parametrize("majority", ["total", "frequency"])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, 0.25, 0.25], [2.0, -0.5, 1.0]])
-def test_against_the_slow_reference(seed: int, majority: str, normalize: bool, weights: list[float]) -> None:
+def test_against_the_slow_reference(
+    seed: int, majority: str, normalize: bool, weights: list[float]
+) -> None:
     deltas = shards(3, seed=seed)
     options: dict[str, Any] = {"weights": weights, "majority": majority, "normalize": normalize}
-    for method, density in itertools.product(("linear", "magnitude", "ties", "sign"), (1.0, 0.3, 0.1, 0.001)):
+    for method, density in itertools.product(
+        ("linear", "magnitude", "ties", "sign"), (1.0, 0.3, 0.1, 0.001)
+    ):
         rule = MERGES[method]
         kept = density if rule.drop == "smallest" else 1.0
         expected = slow_merge(deltas, weights, kept, rule.elect, majority, normalize)
         merged = merge(deltas, method, density=density, scale=0.5, **options)
-        torch.testing.assert_close(merged, 0.5 * expected, msg=lambda text, m=method: f"{m}: {text}")
+        torch.testing.assert_close(
+            merged, 0.5 * expected, msg=lambda text, m=method: f"{m}: {text}"
+        )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_against_peft(k: int) -> None:
-    """PEFT elects with unweighted deltas and divides by their number, so weights are 1 where it elects."""
+    """PEFT elects with unweighted deltas and divides by their number, so weights are 1 where it
+    elects.
+    """
     peft = pytest.importorskip("peft.utils.merge_utils")
     torch.manual_seed(k)
     deltas = [torch.randn(20, 25) for _ in range(k)]
@@ -83,17 +98,25 @@ def test_against_peft(k: int) -> None:
     w = some.tolist()
     pairs = [
         (merge(deltas, "task_arithmetic", weights=w), peft.task_arithmetic(deltas, some)),
-        (merge(deltas, "magnitude", weights=w, density=0.4), peft.magnitude_prune(deltas, some, 0.4)),
+        (
+            merge(deltas, "magnitude", weights=w, density=0.4),
+            peft.magnitude_prune(deltas, some, 0.4),
+        ),
         (merge(deltas, "ties", density=0.2), peft.ties(deltas, ones, 0.2)),
         (merge(deltas, "ties", density=0.6), peft.ties(deltas, ones, 0.6)),
-        (merge(deltas, "ties", density=0.6, majority="frequency"), peft.ties(deltas, ones, 0.6, "frequency")),
+        (
+            merge(deltas, "ties", density=0.6, majority="frequency"),
+            peft.ties(deltas, ones, 0.6, "frequency"),
+        ),
     ]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_dare_against_peft_with_the_same_mask(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dare_against_peft_with_the_same_mask(
+    weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     peft = pytest.importorskip("peft.utils.merge_utils")
     torch.manual_seed(3)
     deltas = [torch.randn(20, 25) for _ in range(3)]
@@ -112,7 +135,9 @@ def test_dare_against_peft_with_the_same_mask(weighted: bool, monkeypatch: pytes
     ours = merge(deltas, "dare", weights=weights.tolist(), density=0.3, seed=11)
     torch.testing.assert_close(ours, theirs("dare_linear"))
     if not weighted:
-        torch.testing.assert_close(merge(deltas, "dare_ties", density=0.3, seed=11), theirs("dare_ties"))
+        torch.testing.assert_close(
+            merge(deltas, "dare_ties", density=0.3, seed=11), theirs("dare_ties")
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -138,7 +163,9 @@ def test_the_deltas_stay_and_the_result_is_theirs_in_kind(method: str) -> None:
 
 def test_half_precision_is_computed_in_single() -> None:
     """256 deltas of 1 and one of 256: bf16 cannot add 1 to 256, fp32 can."""
-    deltas = [torch.full((3,), 256.0, dtype=torch.bfloat16)] + [torch.ones(3, dtype=torch.bfloat16)] * 256
+    deltas = [torch.full((3,), 256.0, dtype=torch.bfloat16)] + [
+        torch.ones(3, dtype=torch.bfloat16)
+    ] * 256
     assert merge(deltas, "task_arithmetic").tolist() == [512.0] * 3
     assert merge(deltas, "ties", normalize=False).tolist() == [512.0] * 3
 
@@ -150,14 +177,21 @@ def test_ties_by_hand() -> None:
     c = torch.tensor([-5.0, 0.0, 0.5, -9.0])
     # kept: a [4, -3], b [2, 1], c [-5, ., ., -9]; votes 1, -2, 0, -9
     assert merge([a, b, c], "ties", density=0.5).tolist() == [3.0, -3.0, 0.0, -9.0]
-    assert merge([a, b, c], "ties", density=0.5, majority="frequency").tolist() == [3.0, 1.0, 0.0, -9.0]
+    assert merge([a, b, c], "ties", density=0.5, majority="frequency").tolist() == [
+        3.0,
+        1.0,
+        0.0,
+        -9.0,
+    ]
     assert merge([a, b, c], "ties", density=0.5, normalize=False).tolist() == [6.0, -3.0, 0.0, -9.0]
     weighted = merge([a, b, c], "ties", density=0.5, weights=[1.0, 1.0, 2.0])
     assert weighted.tolist() == [-5.0, -3.0, 0.0, -9.0]
 
 
 def test_untrained_entries_neither_vote_nor_count() -> None:
-    """Disjoint shards come through whole, whatever their weights; a mean over all k would shrink them."""
+    """Disjoint shards come through whole, whatever their weights; a mean over all k would shrink
+    them.
+    """
     rng = torch.Generator().manual_seed(5)
     owner = torch.randint(0, 3, SHAPE, generator=rng)
     whole = torch.randn(SHAPE, generator=rng)
@@ -272,12 +306,16 @@ A, B = torch.ones(2, 3), torch.ones(3, 2)
         ([A, A], {"method": "slerp", "t": 2.0}, "t is 2"),
     ],
 )
-def test_errors_say_what_was_given(deltas: list[Tensor], settings: dict[str, Any], message: str) -> None:
+def test_errors_say_what_was_given(
+    deltas: list[Tensor], settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         merge(deltas, **settings)
 
 
-@pytest.mark.parametrize(("rho", "k"), [(0.2, 2), (0.33, 3), (0.5, 5), (0.0, 2), (1.0, 3), (0.7, 1)])
+@pytest.mark.parametrize(
+    ("rho", "k"), [(0.2, 2), (0.33, 3), (0.5, 5), (0.0, 2), (1.0, 3), (0.7, 1)]
+)
 def test_overlap_against_a_simulation(rho: float, k: int) -> None:
     size = 200_000
     masks = torch.rand(k, size, generator=torch.Generator().manual_seed(k)) < rho
@@ -286,7 +324,9 @@ def test_overlap_against_a_simulation(rho: float, k: int) -> None:
     torch.testing.assert_close(counts, torch.tensor(overlap.exactly), atol=0.006, rtol=0)
     assert math.isclose(sum(overlap.exactly), 1)
     assert math.isclose(overlap.exactly[k], overlap.every) and math.isclose(overlap.every, rho**k)
-    assert math.isclose(overlap.union, 1 - overlap.exactly[0]) and math.isclose(overlap.pair, rho**2)
+    assert math.isclose(overlap.union, 1 - overlap.exactly[0]) and math.isclose(
+        overlap.pair, rho**2
+    )
     in_all = int(masks.all(dim=0).sum())
     assert abs(in_all - overlap.every * size) <= 4 * overlap.deviation(size)
 

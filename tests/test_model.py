@@ -7,7 +7,17 @@ import math
 
 import pytest
 import torch
-from edited import EDITS, FAMILIES, IDS, PROMPTS, VARIANTS, edit_model, logits_of, prepare, same_state
+from edited import (
+    EDITS,
+    FAMILIES,
+    IDS,
+    PROMPTS,
+    VARIANTS,
+    edit_model,
+    logits_of,
+    prepare,
+    same_state,
+)
 from families import tiny_model, tiny_tokenizer
 
 import errata
@@ -58,7 +68,9 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
 
     def is_base():
         now = model.base.state_dict()
-        assert now.keys() == weights.keys() and all(torch.equal(now[name], weights[name]) for name in weights)
+        assert now.keys() == weights.keys() and all(
+            torch.equal(now[name], weights[name]) for name in weights
+        )
         assert torch.equal(logits_of(model, model.lm), expected)
         assert model.ask(PROMPTS) == answers == model.ask_base(PROMPTS)
 
@@ -79,7 +91,9 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     is_base()
     model.edit(EDITS, check=False)
     freed = LM(model.unload(), tiny_tokenizer())
-    assert torch.equal(logits_of(freed.model, freed), expected) and freed.generate(PROMPTS) == answers
+    assert (
+        torch.equal(logits_of(freed.model, freed), expected) and freed.generate(PROMPTS) == answers
+    )
 
 
 @EVERYWHERE
@@ -89,7 +103,9 @@ def test_undone_is_as_never_done(family, method, settings):
     model.undo(EDITS[1].id, "home")
     never = edit_model(family, method, [EDITS[0], EDITS[3]], **settings)
     same_state(model, never, 1e-5)
-    torch.testing.assert_close(logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-5
+    )
     with pytest.raises(UnknownNameError, match="no edit has the id 'home'"):
         model.undo(EDITS[0].id, "home")
     assert [edit.id for edit in model.edits] == [EDITS[0].id, EDITS[3].id]
@@ -105,7 +121,9 @@ def test_one_call_is_as_many(method, settings, family="gpt2"):
     for edit in EDITS:
         one_by_one.edit([edit], check=False)
     same_state(at_once, one_by_one, 1e-5)
-    torch.testing.assert_close(logits_of(at_once, at_once.lm), logits_of(one_by_one, one_by_one.lm), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(at_once, at_once.lm), logits_of(one_by_one, one_by_one.lm), rtol=0, atol=1e-4
+    )
 
 
 @METHODS
@@ -137,7 +155,11 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
 
     rival = Edit(EDITS[0].prompt, "Washington", "France")
     report = model.edit([rival, EDITS[2], EDITS[2]], check=False)
-    assert report.conflicts == [(rival.id, EDITS[0].id)] and report.skipped == ["home"] and report.results == []
+    assert (
+        report.conflicts == [(rival.id, EDITS[0].id)]
+        and report.skipped == ["home"]
+        and report.results == []
+    )
     assert model.edits == [*EDITS[:2], rival, EDITS[2]]
     with pytest.raises(PromptTooLongError):
         model.edit([EDITS[3], Edit("zq" * 200, "x", "zq" * 200)])
@@ -147,7 +169,9 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
 
 @METHODS
 def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
-    """It fits by itself; nothing that a method puts before it may break the write, least of all half-way."""
+    """It fits by itself; nothing that a method puts before it may break the write, least of all
+    half-way.
+    """
     near = Edit("zq" * 61, "x", "zq" * 61)
     model = edit_model("llama", method, EDITS[:1], **settings)
     model.edit([EDITS[3], near], check=False)
@@ -160,10 +184,14 @@ def test_it_looks_like_the_base_model(method, settings):
     assert model.config is model.base.config and model.device == model.base.device
     assert not model.training and not any(p.requires_grad for p in model.base.parameters())
     batch = model.lm.prompt_batch(PROMPTS)
-    out = model.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=5, pad_token_id=0)
+    out = model.generate(
+        batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=5, pad_token_id=0
+    )
     texts = [model.lm.decode(row) for row in out[:, batch.input_ids.shape[1] :].tolist()]
     assert texts == model.ask(PROMPTS, max_new_tokens=5)
-    more = model.generate(batch.input_ids[:2], num_beams=2, num_return_sequences=2, max_new_tokens=3)
+    more = model.generate(
+        batch.input_ids[:2], num_beams=2, num_return_sequences=2, max_new_tokens=3
+    )
     assert more.shape[0] == 4
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     with torch.no_grad():
@@ -183,7 +211,9 @@ def test_it_looks_like_the_base_model(method, settings):
     ids=["wise", "retrieve", "ft"],
 )
 def test_it_learns(family, method, settings):
-    """Random models are stubborn, so many steps; the edit's own prompt is answered freely, to its end, with the target."""
+    """Random models are stubborn, so many steps; the edit's own prompt is answered freely, to its
+    end, with the target.
+    """
     model = edit_model(family, method, **settings)
     pair = [(EDITS[0].prompt, EDITS[0].target)]
     before = model.lm.score(pair)[0].loss
@@ -194,7 +224,9 @@ def test_it_learns(family, method, settings):
 
 
 def test_of_two_answers_to_one_question_the_later_wins():
-    model = edit_model("llama", "wise", steps=200, step_size=0.2, gain=1.0, contrast=0, false_route=1.0)
+    model = edit_model(
+        "llama", "wise", steps=200, step_size=0.2, gain=1.0, contrast=0, false_route=1.0
+    )
     rival = Edit(EDITS[0].prompt, "York")
     report = model.edit([EDITS[0], rival])
     assert report.conflicts == [(rival.id, EDITS[0].id)]
@@ -215,7 +247,11 @@ def test_half_precision(method, settings, dtype, tmp_path):
     model.save_pretrained(tmp_path)
     about = json.loads((tmp_path / "edit_config.json").read_text())
     assert about["base_dtype"] == str(dtype).removeprefix("torch.")
-    loaded = errata.EditModel.from_pretrained(tiny_model("llama").to(dtype), tmp_path, tiny_tokenizer())
+    loaded = errata.EditModel.from_pretrained(
+        tiny_model("llama").to(dtype), tmp_path, tiny_tokenizer()
+    )
     assert torch.equal(logits_of(loaded, loaded.lm), edited)
     with model.disable_edits():
-        assert all(torch.equal(tensor, weights[name]) for name, tensor in model.base.state_dict().items())
+        assert all(
+            torch.equal(tensor, weights[name]) for name, tensor in model.base.state_dict().items()
+        )

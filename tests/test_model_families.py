@@ -1,4 +1,6 @@
-"""Every method on twelve families: it edits, answers alike however it is asked, and comes off; or it says why it cannot."""
+"""Every method on twelve families: it edits, answers alike however it is asked, and comes off; or
+it says why it cannot.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,22 @@ import errata
 from errata.errors import ArchitectureError
 
 REFUSED: set[tuple[str, str]] = {("memit", "gemma2"), ("alphaedit", "gemma2")}
-"""(method, family) where the method's own mathematics does not fit; it says so before anything is written."""
+"""(method, family) where the method's own mathematics does not fit; it says so before anything is
+written.
+"""
 ASKED = [EDITS[0].prompt, EDITS[2].prompt, "x", "In the city of"]
 NEW = 4
 
 
 def generated(model, prompts, **options):
     batch = model.lm.prompt_batch(prompts)
-    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, **options}
+    options = {
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "do_sample": False,
+        "pad_token_id": 0,
+        **options,
+    }
     out = model.generate(batch.input_ids, attention_mask=batch.attention_mask, **options)
     return out[:, batch.input_ids.shape[1] :].tolist()
 
@@ -40,16 +50,20 @@ def test_it_works_or_says_why_not(method, family):
     assert generated(model, ASKED) == alone, "in a batch"
     assert generated(model, ASKED, use_cache=False) == alone, "without a cache"
     wide = generated(model, ASKED, num_beams=2, num_return_sequences=2)
-    assert wide == [ids for prompt in ASKED for ids in generated(model, [prompt], num_beams=2, num_return_sequences=2)], (
-        "beams"
-    )
+    assert wide == [
+        ids
+        for prompt in ASKED
+        for ids in generated(model, [prompt], num_beams=2, num_return_sequences=2)
+    ], "beams"
 
     for side in ("left", "right"):
         pairs = [(prompt, "two brothers in London") for prompt in ASKED]
         together = [score.loss for score in model.lm.score(pairs, side=side)]
         apart = [model.lm.score([pair])[0].loss for pair in pairs]
         assert together == pytest.approx(apart, abs=1e-4), f"padded on the {side}"
-    for prompt, ids in zip(ASKED, alone, strict=True):  # with its own answer as labels, it says the same again
+    for prompt, ids in zip(
+        ASKED, alone, strict=True
+    ):  # with its own answer as labels, it says the same again
         front = model.lm.encode_prompt(prompt)
         row = torch.tensor([front + ids])
         labels = torch.tensor([[-100] * len(front) + ids])

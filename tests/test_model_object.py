@@ -1,4 +1,6 @@
-"""`EditModel` as an object: an `nn.Module` that others can hold, copy, move and call like the model it edits."""
+"""`EditModel` as an object: an `nn.Module` that others can hold, copy, move and call like the model
+it edits.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,22 @@ def test_it_is_a_module_around_the_base_model(method):
     assert isinstance(model, nn.Module) and isinstance(model, PushToHubMixin)
     assert model.get_submodule("base") is model.base is model.get_base_model()
     assert next(model.parameters()).device == model.device == torch.device("cpu")
-    assert {name for name, _ in model.named_parameters()} == {f"base.{name}" for name, _ in model.base.named_parameters()}
+    assert {name for name, _ in model.named_parameters()} == {
+        f"base.{name}" for name, _ in model.base.named_parameters()
+    }
     edited = logits_of(model, model.lm)
     for verb in ("eval", "cpu", "float"):
         assert getattr(model, verb)() is model
-    assert model.to("cpu") is model and model.train(False) is model and model.requires_grad_(False) is model
-    assert torch.equal(logits_of(model, model.lm), edited) and not model.training and not model.base.training
+    assert (
+        model.to("cpu") is model
+        and model.train(False) is model
+        and model.requires_grad_(False) is model
+    )
+    assert (
+        torch.equal(logits_of(model, model.lm), edited)
+        and not model.training
+        and not model.base.training
+    )
 
 
 @pytest.mark.parametrize("verb", ["train", "requires_grad_"])
@@ -57,7 +69,11 @@ def test_it_is_not_trained(verb):
     with pytest.raises(ConfigError, match="merge_and_unload") as error:
         getattr(model, verb)()
     one_line(error)
-    assert not model.training and not model.base.training and not any(p.requires_grad for p in model.parameters())
+    assert (
+        not model.training
+        and not model.base.training
+        and not any(p.requires_grad for p in model.parameters())
+    )
 
 
 @SOME
@@ -68,7 +84,9 @@ def test_forward_goes_through_the_edits(method):
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad():
         said, called = model.forward(**given).logits, model(**given).logits
-        assert torch.equal(said, called) and not torch.equal(called, tiny_model("llama")(**given).logits)
+        assert torch.equal(said, called) and not torch.equal(
+            called, tiny_model("llama")(**given).logits
+        )
     seen = []
     handle = model.register_forward_hook(lambda *_: seen.append(1))
     with torch.no_grad():
@@ -90,7 +108,9 @@ def test_a_pipeline_gives_the_edited_answers(method):
 def test_moved_to_another_type_it_is_as_if_loaded_there(method, settings, tmp_path):
     model = edit_model("llama", method, EDITS[:3], **settings)
     model.save_pretrained(tmp_path)
-    loaded = EditModel.from_pretrained(tiny_model("llama").to(torch.bfloat16), tmp_path, tiny_tokenizer())
+    loaded = EditModel.from_pretrained(
+        tiny_model("llama").to(torch.bfloat16), tmp_path, tiny_tokenizer()
+    )
     assert model.to(torch.bfloat16) is model and model.dtype == torch.bfloat16
     assert torch.equal(logits_of(model, model.lm), logits_of(loaded, loaded.lm))
     same_state(model, loaded)
@@ -99,7 +119,9 @@ def test_moved_to_another_type_it_is_as_if_loaded_there(method, settings, tmp_pa
     same_state(model, loaded)
     with model.disable_edits():
         weights = tiny_model("llama").to(torch.bfloat16).state_dict()
-        assert all(torch.equal(tensor, weights[name]) for name, tensor in model.base.state_dict().items())
+        assert all(
+            torch.equal(tensor, weights[name]) for name, tensor in model.base.state_dict().items()
+        )
 
 
 @SOME
@@ -112,7 +134,9 @@ def test_a_base_model_that_was_moved_away_from_its_edits_is_told(method):
         lambda: model(torch.tensor([[5]])),
         lambda: model.to(torch.bfloat16),
     ):
-        with pytest.raises(ConfigError, match=r"was float32 on cpu and is now bfloat16 on cpu.*its own to\(\)") as error:
+        with pytest.raises(
+            ConfigError, match=r"was float32 on cpu and is now bfloat16 on cpu.*its own to\(\)"
+        ) as error:
             call()
         one_line(error)
     lm = LM(tiny_model("llama").to(torch.bfloat16), tiny_tokenizer())
@@ -129,13 +153,19 @@ def test_the_verbs_of_peft(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
     monkeypatch.setattr("transformers.utils.hub.hf_api", _Hub)
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: _Card())
+    monkeypatch.setattr(
+        "transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: _Card()
+    )
     model.push_to_hub("me/my-errata")
     model.save_pretrained(tmp_path)
-    assert pushed == {path.name: path.read_bytes() for path in tmp_path.iterdir()}, "the edits, and nothing of the base"
+    assert pushed == {path.name: path.read_bytes() for path in tmp_path.iterdir()}, (
+        "the edits, and nothing of the base"
+    )
     tensors, _ = model.method.state()
     found = model.state_dict()
-    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert found.keys() == tensors.keys() and all(
+        torch.equal(found[name], tensors[name]) for name in tensors
+    )
     parent = nn.ModuleDict({"edited": model})
     assert set(parent.state_dict()) == {f"edited.{name}" for name in tensors}
     with pytest.raises(ConfigError, match="from_pretrained"):
@@ -166,7 +196,9 @@ def test_merged_for_good_or_told_why_not(method, settings):
         return
     base = model.merge_and_unload()
     assert base is model.base and type(base) is type(tiny_model("llama"))
-    torch.testing.assert_close(logits_of(base, model.lm), edited, rtol=0, atol=0 if method != "lora" else 1e-4)
+    torch.testing.assert_close(
+        logits_of(base, model.lm), edited, rtol=0, atol=0 if method != "lora" else 1e-4
+    )
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.modules())
     with pytest.raises(ConfigError, match="unloaded"):
         model.ask("x")
@@ -183,7 +215,9 @@ def test_dora_is_no_sum():
 
 
 def general_methods() -> list[str]:
-    """Every public method that all models of transformers have and that are not plain `nn.Module`s'."""
+    """Every public method that all models of transformers have and that are not plain
+    `nn.Module`s'.
+    """
     found = {
         name
         for kind in (PreTrainedModel, GenerationMixin)
@@ -202,20 +236,29 @@ def test_what_every_model_can_do_is_ours_or_harmless_or_refused(name):
     elif hasattr(EditModel, name):
         assert getattr(found, "__self__", None) in (model, EditModel)
     else:
-        with pytest.raises(ConfigError, match=f"^{name} is not possible on an edited model: .+") as error:
+        with pytest.raises(
+            ConfigError, match=f"^{name} is not possible on an edited model: .+"
+        ) as error:
             found()
         one_line(error)
 
 
 def test_what_is_named_exists():
     known = dir(PreTrainedModel) + dir(GenerationMixin)
-    assert set(HARMLESS) <= {*known} and set(INSTEAD) <= {*known, "set_use_kernels"} and not HARMLESS & set(INSTEAD)
+    assert (
+        set(HARMLESS) <= {*known}
+        and set(INSTEAD) <= {*known, "set_use_kernels"}
+        and not HARMLESS & set(INSTEAD)
+    )
 
 
 def test_data_of_the_base_model_is_passed_on():
     model = edit_model("llama", "ft", EDITS[:1])
     assert model.config is model.base.config and model.dtype == torch.float32
-    assert model.lm_head is model.base.lm_head and model.get_input_embeddings() is model.base.get_input_embeddings()
+    assert (
+        model.lm_head is model.base.lm_head
+        and model.get_input_embeddings() is model.base.get_input_embeddings()
+    )
     assert model.num_parameters() == model.base.num_parameters() and model.can_generate()
     model.generation_config = GenerationConfig(max_new_tokens=3, eos_token_id=2, pad_token_id=0)
     assert model.base.generation_config is model.generation_config
@@ -238,8 +281,12 @@ def test_embeddings_instead_of_ids_are_right_or_refused(method, settings):
         return
     places = {"position_ids": batch.position_ids}
     with torch.no_grad():
-        wanted = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **places).logits[:, -1]
-        torch.testing.assert_close(model(**given, **places).logits[:, -1], wanted, rtol=0, atol=1e-4)
+        wanted = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **places
+        ).logits[:, -1]
+        torch.testing.assert_close(
+            model(**given, **places).logits[:, -1], wanted, rtol=0, atol=1e-4
+        )
 
 
 def test_weights_that_are_not_in_memory_are_told():
@@ -260,11 +307,20 @@ def test_a_base_model_made_in_inference_mode_is_told():
 
 
 def test_what_is_no_base_model_is_told():
-    model, config, tokenizer = edit_model("llama", "ft", EDITS[:1]), FineTuningConfig(), tiny_tokenizer()
+    model, config, tokenizer = (
+        edit_model("llama", "ft", EDITS[:1]),
+        FineTuningConfig(),
+        tiny_tokenizer(),
+    )
     calls = [
         (model, config, tokenizer, "base: expected a PreTrainedModel, got EditModel"),
         (None, config, tokenizer, "base: expected a PreTrainedModel, got NoneType"),
-        (torch.compile(model.base), config, tokenizer, "base: expected a PreTrainedModel, got OptimizedModule"),
+        (
+            torch.compile(model.base),
+            config,
+            tokenizer,
+            "base: expected a PreTrainedModel, got OptimizedModule",
+        ),
         (tiny_model("llama"), tokenizer, config, "config: expected a MethodConfig"),
         (tiny_model("llama"), config, None, "tokenizer: expected"),
     ]
@@ -289,10 +345,14 @@ def test_a_copy_answers_the_same_and_is_its_own(method, settings):
         same_state(other, model)
         other.edit(EDITS[3:5], check=False)
         other.undo(EDITS[0].id)
-        assert torch.equal(logits_of(model, model.lm), edited) and model.edits == EDITS[:3], "the copy changed the original"
+        assert torch.equal(logits_of(model, model.lm), edited) and model.edits == EDITS[:3], (
+            "the copy changed the original"
+        )
         with other.disable_edits():
             base = tiny_model("llama").state_dict()
-            assert all(torch.equal(tensor, base[name]) for name, tensor in other.base.state_dict().items())
+            assert all(
+                torch.equal(tensor, base[name]) for name, tensor in other.base.state_dict().items()
+            )
 
 
 def test_saved_by_torch_and_copied_while_disabled(tmp_path):
@@ -315,7 +375,9 @@ def test_one_where_several_are_expected():
     model = edit_model("llama", "folio")
     assert model.edit(EDITS[0]).results[0].edit == EDITS[0]
     model.edit(iter(EDITS[1:3]), check=False)
-    assert model.ask(PROMPTS[0]) == model.ask([PROMPTS[0]])[0] and isinstance(model.ask(PROMPTS[0]), str)
+    assert model.ask(PROMPTS[0]) == model.ask([PROMPTS[0]])[0] and isinstance(
+        model.ask(PROMPTS[0]), str
+    )
     assert model.ask_base(PROMPTS[0]) == model.ask_base((PROMPTS[0],))[0]
     assert model.explain(PROMPTS[0]) == model.explain([PROMPTS[0]])[0]
     assert model.lm.generate(PROMPTS[0]) == model.lm.generate([PROMPTS[0]])[0]
@@ -387,14 +449,21 @@ HOSTILE = [
 
 @pytest.fixture(scope="module", params=["ft", "folio"])
 def plain(request):
-    """(method, report, answers, base answers, figures) of a model whose generation_config says nothing."""
+    """(method, report, answers, base answers, figures) of a model whose generation_config says
+    nothing.
+    """
     return request.param, *told_by(edit_model("llama", request.param))
 
 
 def told_by(model: EditModel) -> tuple[object, ...]:
     report = model.edit(EDITS[:2])
     case = errata.Case(EDITS[0], rephrases=("France's capital?",))
-    return report, model.ask(PROMPTS), model.ask_base(PROMPTS), errata.evaluate(model, case).to_dict()
+    return (
+        report,
+        model.ask(PROMPTS),
+        model.ask_base(PROMPTS),
+        errata.evaluate(model, case).to_dict(),
+    )
 
 
 @pytest.mark.parametrize("settings", HOSTILE, ids=lambda each: " ".join(each))
@@ -405,13 +474,17 @@ def test_ask_and_edit_do_not_go_by_the_generation_config(settings, plain):
         setattr(model.base.generation_config, name, value)
     assert list(told_by(model)) == wanted
     assert model.edits == EDITS[:2]
-    assert all(getattr(model.base.generation_config, name) == value for name, value in settings.items())
+    assert all(
+        getattr(model.base.generation_config, name) == value for name, value in settings.items()
+    )
 
 
 def test_generate_honours_the_generation_config():
     model = edit_model("llama", "folio", EDITS[:2])
     model.generation_config.num_return_sequences, model.generation_config.do_sample = 3, True
-    assert model.generate(model.lm.prompt_batch(PROMPTS[0]).input_ids, max_new_tokens=2).shape[0] == 3
+    assert (
+        model.generate(model.lm.prompt_batch(PROMPTS[0]).input_ids, max_new_tokens=2).shape[0] == 3
+    )
     for option in ({"num_return_sequences": 2}, {"return_dict_in_generate": True}):
         with pytest.raises(ConfigError, match=r"use model\.generate"):
             model.ask("x", **option)
@@ -421,10 +494,16 @@ def test_options_of_ask_count():
     model = edit_model("llama", "folio", EDITS[:2])
     ids = model.lm.prompt_batch(PROMPTS[-1]).input_ids
     long = model.ask(PROMPTS[-1], max_new_tokens=12)
-    assert long.startswith(model.ask(PROMPTS[-1], max_new_tokens=4)) and long != model.ask(PROMPTS[-1], max_new_tokens=4)
-    assert model.ask(PROMPTS[-1], max_length=ids.shape[1] + 4) == model.ask(PROMPTS[-1], max_new_tokens=4)
+    assert long.startswith(model.ask(PROMPTS[-1], max_new_tokens=4)) and long != model.ask(
+        PROMPTS[-1], max_new_tokens=4
+    )
+    assert model.ask(PROMPTS[-1], max_length=ids.shape[1] + 4) == model.ask(
+        PROMPTS[-1], max_new_tokens=4
+    )
     assert model.ask(PROMPTS[-1], generation_config=GenerationConfig(max_new_tokens=12)) == long
-    assert len(model.ask(PROMPTS[-1], max_new_tokens=1000)) > len(long), "as much as the context has room for"
+    assert len(model.ask(PROMPTS[-1], max_new_tokens=1000)) > len(long), (
+        "as much as the context has room for"
+    )
     sampled = GenerationConfig(do_sample=True, temperature=50.0, max_new_tokens=12)
     torch.manual_seed(0)
     assert model.ask(PROMPTS[-1], generation_config=sampled) != long
@@ -446,7 +525,10 @@ def test_special_tokens_are_refused_before_anything_is_written(token, method):
     model = edit_model("llama", method, EDITS[:1])
     model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     before = logits_of(model, model.lm)
-    for wrong in (errata.Edit("x is", f"one{token} two", "x"), errata.Edit(f"x {token}is", "one", "x")):
+    for wrong in (
+        errata.Edit("x is", f"one{token} two", "x"),
+        errata.Edit(f"x {token}is", "one", "x"),
+    ):
         with pytest.raises(errata.errors.EditError, match=r"holds the special token") as error:
             model.edit([EDITS[1], wrong])
         assert repr(token) in one_line(error)
@@ -626,7 +708,9 @@ def is_whole(model: EditModel, method: str, settings: dict) -> None:
     """The model is one that was given its ledger, and nothing else."""
     same = edit_model("llama", method, model.edits, **settings)
     same_state(model, same, 1e-5)
-    torch.testing.assert_close(logits_of(model, model.lm), logits_of(same, same.lm), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(model, model.lm), logits_of(same, same.lm), rtol=0, atol=1e-4
+    )
 
 
 @METHODS

@@ -1,4 +1,6 @@
-"""The second moment of the keys against a direct computation; kept on disk; the null space; a user's corpus."""
+"""The second moment of the keys against a direct computation; kept on disk; the null space; a
+user's corpus.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.hooks import capture_input
 from errata.solvers import moments
-from errata.solvers.moments import KeyStatistics, NullSpace, SecondMoment, read_corpus, second_moment
+from errata.solvers.moments import (
+    KeyStatistics,
+    NullSpace,
+    SecondMoment,
+    read_corpus,
+    second_moment,
+)
 from errata.storage.cache import cache_folder
 
 TEXTS = [
@@ -47,20 +55,26 @@ def test_it_is_the_mean_over_all_tokens(family, at_once, monkeypatch):
     monkeypatch.setattr(moments, "TOKENS_AT_ONCE", at_once)
     lm = lm_of(family)
     expected = by_hand(lm, 1, TEXTS)
-    torch.testing.assert_close(second_moment(lm, 1, TEXTS).double(), expected, rtol=1e-4, atol=1e-4 * expected.max().item())
+    torch.testing.assert_close(
+        second_moment(lm, 1, TEXTS).double(), expected, rtol=1e-4, atol=1e-4 * expected.max().item()
+    )
 
 
 def test_texts_longer_than_the_context_are_cut_and_no_template_is_put_around_them():
     lm = LM(tiny_model("llama"), chat_tokenizer())
     texts = [" ".join(TEXTS) * 5]
     assert len(lm.tokenizer(texts[0])["input_ids"]) > lm.context_length
-    torch.testing.assert_close(second_moment(lm, 1, texts).double(), by_hand(lm, 1, texts), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        second_moment(lm, 1, texts).double(), by_hand(lm, 1, texts), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_it_is_kept_on_disk_and_a_damaged_file_is_made_anew(monkeypatch):
     measured = []
     measure = moments._measured
-    monkeypatch.setattr(moments, "_measured", lambda *args: measured.append(args[1]) or measure(*args))
+    monkeypatch.setattr(
+        moments, "_measured", lambda *args: measured.append(args[1]) or measure(*args)
+    )
     first = second_moment(lm_of(), 1, TEXTS)
     (file,) = cache_folder().iterdir()
     assert torch.equal(second_moment(lm_of(), 1, TEXTS), first) and measured == [1]
@@ -114,7 +128,11 @@ def test_the_null_space_is_a_projector_that_does_not_see_what_is_to_stay(thresho
 def test_texts_are_the_models_own_or_a_files(tmp_path):
     lm = lm_of()
     own = KeyStatistics(lm, None, 6, seed=3)
-    assert own.texts == KeyStatistics(lm_of(), None, 6, seed=3).texts != KeyStatistics(lm_of(), None, 6, seed=4).texts
+    assert (
+        own.texts
+        == KeyStatistics(lm_of(), None, 6, seed=3).texts
+        != KeyStatistics(lm_of(), None, 6, seed=4).texts
+    )
     assert torch.equal(own[1].matrix, second_moment(lm, 1, own.texts).double())
     (tmp_path / "corpus.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
     assert KeyStatistics(lm, str(tmp_path / "corpus.txt"), 6, seed=3).texts == TEXTS
@@ -122,7 +140,12 @@ def test_texts_are_the_models_own_or_a_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read"), (b"", "holds 0 tokens"), (b"x\n", "holds 1 tokens"), (b"\xff\xfe", "not UTF-8")],
+    [
+        (None, "cannot be read"),
+        (b"", "holds 0 tokens"),
+        (b"x\n", "holds 1 tokens"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
 )
 @pytest.mark.parametrize("method", ["rome", "memit", "alphaedit"])
 def test_a_bad_corpus_is_said_in_a_line_and_nothing_is_written(method, content, reason, tmp_path):

@@ -19,7 +19,9 @@ def test_every_row_is_usable_and_says_where_it_is_from(row: Preset) -> None:
     assert row.method in method_names() and len(row.source) > 20 and "model_type" in row.match
     config = method_class(row.method).config_class.from_dict(row.settings)
     assert {name: config.to_dict()[name] for name in row.settings} == row.settings
-    made = AutoConfig.for_model(**{"num_attention_heads": 8, **row.match})  # so many go into every width
+    made = AutoConfig.for_model(
+        **{"num_attention_heads": 8, **row.match}
+    )  # so many go into every width
     assert row.fits(made) and row.settings.get("layer", 0) < made.num_hidden_layers
     if row.method == "wise":  # published margins belong to the published score
         assert row.settings["score"] == "activated"
@@ -33,7 +35,16 @@ def test_names_are_one_of_a_kind() -> None:
 @pytest.mark.parametrize(
     "method, model, name",
     [
-        ("wise", {"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 32000}, "llama-2-7b"),
+        (
+            "wise",
+            {
+                "model_type": "llama",
+                "num_hidden_layers": 32,
+                "hidden_size": 4096,
+                "vocab_size": 32000,
+            },
+            "llama-2-7b",
+        ),
         ("wise", {"model_type": "gptj"}, "gpt-j-6b"),
         ("ft", {"model_type": "gptj"}, "gpt-j-6b"),
         ("wise", {"model_type": "gpt2"}, "gpt2"),

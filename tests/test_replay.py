@@ -1,4 +1,6 @@
-"""Fine-tuning with replay: what is gone through again, when, and that every step is Adam's on the plain loss."""
+"""Fine-tuning with replay: what is gone through again, when, and that every step is Adam's on the
+plain loss.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,15 @@ def by_the_rules(model, edits, config):
     start = module.weight.detach().clone()
 
     def step(adam, edit, only_if_wrong=False):
-        row = model.lm.encode(edit.prompt, edit.target, model.lm.ending_of(edit.prompt, edit.target))
+        row = model.lm.encode(
+            edit.prompt, edit.target, model.lm.ending_of(edit.prompt, edit.target)
+        )
         ids = torch.tensor([row.ids])
         weight = module.weight.requires_grad_()
-        logits, labels = base(ids).logits[0, row.prompt_length - 1 : -1], ids[0, row.prompt_length :]
+        logits, labels = (
+            base(ids).logits[0, row.prompt_length - 1 : -1],
+            ids[0, row.prompt_length :],
+        )
         if only_if_wrong and torch.equal(logits.argmax(-1), labels):
             return
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), weight)
@@ -95,7 +102,12 @@ def test_replay_keeps_what_fine_tuning_forgets():
     losses = []
     for every in (50, 3):
         model = edit_model("llama", "replay", EDITS, steps=30, lr=1e-2, every=every, epochs=20)
-        losses.append(sum(score.loss for score in model.lm.score([(edit.prompt, edit.target) for edit in EDITS[:-1]])))
+        losses.append(
+            sum(
+                score.loss
+                for score in model.lm.score([(edit.prompt, edit.target) for edit in EDITS[:-1]])
+            )
+        )
     assert losses[1] < 0.5 * losses[0]
 
 

@@ -44,7 +44,10 @@ def words(tmp_path: Path) -> list[str]:
     base, edits = tmp_path / "llama", tmp_path / "edits.jsonl"
     tiny_model("llama").save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
-    rows = [{"prompt": f"Who is the author of book {i}?", "target": f"writer {i * i}", "id": f"e{i}"} for i in range(COUNT)]
+    rows = [
+        {"prompt": f"Who is the author of book {i}?", "target": f"writer {i * i}", "id": f"e{i}"}
+        for i in range(COUNT)
+    ]
     edits.write_text("".join(json.dumps({**row, "subject": "book"}) + "\n" for row in rows))
     return ["edit", str(base), "-m", "wise", "--edits", str(edits), *SETTINGS, "--out"]
 
@@ -68,7 +71,9 @@ def assert_same(one: Artifact, other: Artifact) -> None:
 def test_killed_and_run_again(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "errata.cli", *words, str(out)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+    )
     limit = time.monotonic() + 120
     while not (out / LEDGER).exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)
@@ -80,7 +85,9 @@ def test_killed_and_run_again(words: list[str], tmp_path: Path) -> None:
     assert_same(finished(words, out), finished(words, tmp_path / "undisturbed"))
 
 
-def test_stopped_by_hand_and_run_again(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_by_hand_and_run_again(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, write, calls = tmp_path / "stopped", EditModel.edit, iter(range(COUNT))
 
     def interrupted(self: EditModel, *args: object, **options: object) -> object:
@@ -91,20 +98,28 @@ def test_stopped_by_hand_and_run_again(words: list[str], tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(EditModel, "edit", interrupted)
         result = CliRunner().invoke(app, [*words, str(out)])
-    assert result.exit_code == 130 and result.stderr.startswith("errata: stopped; 6 edits are saved")
+    assert result.exit_code == 130 and result.stderr.startswith(
+        "errata: stopped; 6 edits are saved"
+    )
     assert len(read_artifact(out).edits) == 6
     assert_same(finished(words, out), finished(words, tmp_path / "undisturbed"))
     again = CliRunner().invoke(app, [*words, str(out)])
     assert again.stdout.startswith(f"0 edits written, {COUNT} were there already")
 
 
-def test_a_kill_in_the_middle_of_saving(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut off at every write and every rename of a save: the old edits or the new ones are there, whole."""
+def test_a_kill_in_the_middle_of_saving(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off at every write and every rename of a save: the old edits or the new ones are there,
+    whole.
+    """
     out = tmp_path / "cut"
     finished([*words[:-1], "--set", "steps=1", "--out"], out)
     model = load(out)
     model.undo(f"e{COUNT - 1}")
-    events = ["fsync"] * 5 + ["marker"] + ["fsync"] + ["replace"] * 3 + ["fsync"] * 2  # what a save of three files does
+    events = (
+        ["fsync"] * 5 + ["marker"] + ["fsync"] + ["replace"] * 3 + ["fsync"] * 2
+    )  # what a save of three files does
     calls = 0
 
     def dying_at(cut: int, what: Callable[..., None]) -> Callable[..., None]:
@@ -125,7 +140,11 @@ def test_a_kill_in_the_middle_of_saving(words: list[str], tmp_path: Path, monkey
             model.save_pretrained(folder)
             assert cut == len(events)
         left = {path.name: path.read_bytes() for path in folder.iterdir()}
-        assert len(read_artifact(folder).edits) == (COUNT - 1 if "marker" in events[:cut] else COUNT)
+        assert len(read_artifact(folder).edits) == (
+            COUNT - 1 if "marker" in events[:cut] else COUNT
+        )
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == left
         model.save_pretrained(folder)
-        assert len(read_artifact(folder).edits) == COUNT - 1 and {path.name for path in folder.iterdir()} == {*FILES}
+        assert len(read_artifact(folder).edits) == COUNT - 1 and {
+            path.name for path in folder.iterdir()
+        } == {*FILES}

@@ -1,4 +1,6 @@
-"""Finding texts: what bears on a prompt is found, what does not is not, and the bound is what it says."""
+"""Finding texts: what bears on a prompt is found, what does not is not, and the bound is what it
+says.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,21 @@ from errata.lm import LM
 from errata.retrieval import BM25, Dense, RetrievalConfig, retriever
 from errata.words.names import words
 
-TEXTS = ["The capital of France is", "Who wrote the book?", "Where is the tower?", "The company was founded by"]
+TEXTS = [
+    "The capital of France is",
+    "Who wrote the book?",
+    "Where is the tower?",
+    "The company was founded by",
+]
 
 
 def tiny(kind, **settings):
     lm = LM(tiny_model("llama"), tiny_tokenizer())
     return retriever(
-        lm, RetrievalConfig(retriever=kind, background=24, **({"layer": 2} if kind == "dense" else {}), **settings)
+        lm,
+        RetrievalConfig(
+            retriever=kind, background=24, **({"layer": 2} if kind == "dense" else {}), **settings
+        ),
     )
 
 
@@ -72,7 +82,10 @@ def test_dense_is_the_centred_cosine_of_last_tokens():
     torch.testing.assert_close(found.mean.double(), background.mean(0), rtol=0, atol=1e-4)
     keys = torch.nn.functional.normalize(background - background.mean(0), dim=-1)
     nearest = [
-        max((float(keys[i] @ keys[j]) for j in range(len(prompts)) if onward[i] != onward[j]), default=None)
+        max(
+            (float(keys[i] @ keys[j]) for j in range(len(prompts)) if onward[i] != onward[j]),
+            default=None,
+        )
         for i in range(len(prompts))
     ]
     bound = torch.tensor([near for near in nearest if near is not None]).quantile(0.99).item()
@@ -101,7 +114,12 @@ def test_words_of_any_script():
 
 def test_a_sentence_encoder_from_a_folder(tmp_path):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     BertModel(BertConfig(vocab_size=320, **sizes)).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     found = tiny("dense", encoder=str(tmp_path), min_score=-1.0)
@@ -139,8 +157,14 @@ def test_on_atlas_rewordings_find_their_fact_and_other_questions_find_none(atlas
     found = Dense(atlas, RetrievalConfig(background=256))
     found.calibrate()
     found.read([case.edit.prompt for case in cases])
-    asked = [(prompt, i) for i, case in enumerate(cases) for prompt in (case.edit.prompt, *case.rephrases)]
+    asked = [
+        (prompt, i)
+        for i, case in enumerate(cases)
+        for prompt in (case.edit.prompt, *case.rephrases)
+    ]
     places = found.find([prompt for prompt, _ in asked], 1)
-    assert sum(place == [i] for place, (_, i) in zip(places, asked, strict=True)) > 0.85 * len(asked)
+    assert sum(place == [i] for place, (_, i) in zip(places, asked, strict=True)) > 0.85 * len(
+        asked
+    )
     others = [probe.prompt for case in cases for probe in case.locality]
     assert sum(map(bool, found.find(others, 1))) < 0.05 * len(others)

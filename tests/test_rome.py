@@ -41,9 +41,15 @@ def test_it_is_the_published_formula(key):
     inverse, mean, bare = torch.linalg.inv(moment), value.keys.mean(0), value.keys[0]
     aim = weight @ bare + bias + value.delta
     expected = {
-        "mixed": lambda: torch.outer(aim - (weight @ bare + bias), inverse @ mean) / ((inverse @ mean) @ bare),
-        "prefixes": lambda: torch.outer(aim - (weight @ mean + bias), inverse @ mean) / ((inverse @ mean) @ mean),
-        "prompt": lambda: torch.outer(aim - (weight @ bare + bias), inverse @ bare) / ((inverse @ bare) @ bare),
+        "mixed": lambda: (
+            torch.outer(aim - (weight @ bare + bias), inverse @ mean) / ((inverse @ mean) @ bare)
+        ),
+        "prefixes": lambda: (
+            torch.outer(aim - (weight @ mean + bias), inverse @ mean) / ((inverse @ mean) @ mean)
+        ),
+        "prompt": lambda: (
+            torch.outer(aim - (weight @ bare + bias), inverse @ bare) / ((inverse @ bare) @ bare)
+        ),
     }[key]()
     torch.testing.assert_close(rank_one(value, key, SecondMoment(moment)), expected)
 
@@ -55,7 +61,9 @@ def test_among_changes_that_say_the_value_it_disturbs_the_background_least():
     key = value.keys[0]
     other -= torch.outer(other @ key, key) / (key @ key)  # says nothing at the key
     for size in (0.01, 0.1, 1.0):
-        assert (change @ moment * change).sum() < ((change + size * other) @ moment * (change + size * other)).sum()
+        assert (change @ moment * change).sum() < (
+            (change + size * other) @ moment * (change + size * other)
+        ).sum()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -79,10 +87,14 @@ def test_a_written_edit_is_the_formula_on_the_model_as_edited_so_far(family, key
     }[key]
     direction = torch.linalg.solve(ridged, aimed.double())
     said = value.values.mean(0) if key == "prefixes" else value.values[0]
-    expected = torch.outer((value.values[0] + value.delta - said).double(), direction) / (direction @ written.double())
+    expected = torch.outer((value.values[0] + value.delta - said).double(), direction) / (
+        direction @ written.double()
+    )
     assert (moved - expected).norm() < 1e-4 * expected.norm()
 
-    module = model.base.get_submodule(method.path)  # the edit is on: the model itself says the value at the key
+    module = model.base.get_submodule(
+        method.path
+    )  # the edit is on: the model itself says the value at the key
     bias = read_bias(module)
     says = read_weight(module) @ written + (0 if bias is None else bias)
     torch.testing.assert_close(says, value.values[0] + value.delta, rtol=1e-3, atol=1e-3)
@@ -97,7 +109,8 @@ def test_variants_layer_and_prefixes():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("key", "both"), ("steps", 0), ("clamp", -1.0), ("ridge", -1.0), ("background", 0)]
+    ("name", "value"),
+    [("key", "both"), ("steps", 0), ("clamp", -1.0), ("ridge", -1.0), ("background", 0)],
 )
 def test_settings_out_of_range(name, value):
     with pytest.raises(ConfigError, match=name):

@@ -1,6 +1,8 @@
-"""One prompt, one route: alone, in a batch, padded on either side, teacher-forced, generated. On every family.
+"""One prompt, one route: alone, in a batch, padded on either side, teacher-forced, generated. On
+every family.
 
-The oracle knows no router: it is a plain model with the routed memory's change in its weights, asked one prompt at a time.
+The oracle knows no router: it is a plain model with the routed memory's change in its weights,
+asked one prompt at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +37,12 @@ def greedy(family: str, count: int, prompt: str) -> tuple[int, ...]:
 def generated(model, lm, prompts, new=NEW, **options):
     """New ids of each sequence; all run to `new` tokens, so that their lengths agree."""
     batch = lm.prompt_batch(prompts)
-    options = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0} | options
+    options = {
+        "do_sample": False,
+        "max_new_tokens": new,
+        "min_new_tokens": new,
+        "pad_token_id": 0,
+    } | options
     out = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
     return out[:, batch.input_ids.shape[1] :].tolist()
 
@@ -44,7 +51,9 @@ def forward(model, lm, batch, **options):
     if lm.takes_position_ids:
         options["position_ids"] = batch.position_ids
     with torch.no_grad():
-        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options).logits
+        return model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options
+        ).logits
 
 
 def last_prompt_logits(logits, batch):
@@ -60,7 +69,9 @@ def test_forward_alone_in_a_batch_and_padded_on_either_side(family, count):
     alone = [forward(at.oracle(p).model, lm, lm.prompt_batch([p]))[0, -1] for p in PROMPTS]
     with at.watched() as seen:
         for prompt, expected in zip(PROMPTS, alone, strict=True):
-            torch.testing.assert_close(forward(at.model, lm, lm.prompt_batch([prompt]))[0, -1], expected, rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                forward(at.model, lm, lm.prompt_batch([prompt]))[0, -1], expected, rtol=0, atol=1e-4
+            )
     assert [route for (route,) in seen] == at.routes
     for side in ("left", "right"):
         batch = lm.prompt_batch(PROMPTS, side)
@@ -68,7 +79,9 @@ def test_forward_alone_in_a_batch_and_padded_on_either_side(family, count):
             logits = last_prompt_logits(forward(at.model, lm, batch), batch)
         assert seen == [at.routes]
         torch.testing.assert_close(logits, torch.stack(alone), rtol=0, atol=1e-4)
-    base = last_prompt_logits(forward(at.plain.model, lm, lm.prompt_batch(PROMPTS)), lm.prompt_batch(PROMPTS))
+    base = last_prompt_logits(
+        forward(at.plain.model, lm, lm.prompt_batch(PROMPTS)), lm.prompt_batch(PROMPTS)
+    )
     moved = (base - torch.stack(alone)).abs().amax(-1) > 1e-2
     assert moved.tolist() == [route != MAIN for route in at.routes], "the memories must show"
 
@@ -78,7 +91,16 @@ def test_forward_alone_in_a_batch_and_padded_on_either_side(family, count):
 def test_teacher_forced_with_the_target_appended(family, count):
     at = setting(family, count)
     lm = at.model.lm
-    targets = ["Paris", "two brothers from the north of New York", "zzz", "7", "x", "the city", "12.", "London"]
+    targets = [
+        "Paris",
+        "two brothers from the north of New York",
+        "zzz",
+        "7",
+        "x",
+        "the city",
+        "12.",
+        "London",
+    ]
     pairs = list(zip(PROMPTS, targets, strict=True))
     expected = [at.oracle(p).score([(p, t)])[0] for p, t in pairs]
     for side in ("left", "right"):
@@ -89,7 +111,9 @@ def test_teacher_forced_with_the_target_appended(family, count):
         for mine, theirs in zip(got, expected, strict=True):
             assert mine.predicted == theirs.predicted and abs(mine.loss - theirs.loss) < 1e-4
     batch = lm.batch([lm.encode(p, t, ".") for p, t in pairs])
-    labels = batch.input_ids.masked_fill(~batch.target_mask, -100)  # behind the target it says -100 again
+    labels = batch.input_ids.masked_fill(
+        ~batch.target_mask, -100
+    )  # behind the target it says -100 again
     with at.watched() as seen:
         forward(at.model, lm, batch, labels=labels)
         forward(at.model, lm, batch, labels=batch.input_ids.masked_fill(batch.prompt_mask, -100))
@@ -118,7 +142,11 @@ def test_generated_token_by_token(family, count):
 def test_beams_samples_and_several_return_sequences(family, count):
     at = setting(family, count)
     lm = at.model.lm
-    chosen = [at.routes.index(MAIN), next(i for i, route in enumerate(at.routes) if route != MAIN), 5]
+    chosen = [
+        at.routes.index(MAIN),
+        next(i for i, route in enumerate(at.routes) if route != MAIN),
+        5,
+    ]
     prompts, routes = [PROMPTS[i] for i in chosen], [at.routes[i] for i in chosen]
     kinds = {"num_beams": 3, "num_return_sequences": 2}, {"num_beams": 2, "use_cache": False}
     for beams in kinds:
@@ -126,7 +154,9 @@ def test_beams_samples_and_several_return_sequences(family, count):
             got = generated(at.model, lm, prompts, **beams)
         wide = [route for route in routes for _ in range(beams["num_beams"])]
         assert seen == [wide] * NEW
-        assert got == list(chain(*(generated(at.oracle(p).model, lm, [p], **beams) for p in prompts)))
+        assert got == list(
+            chain(*(generated(at.oracle(p).model, lm, [p], **beams) for p in prompts))
+        )
     sampling = {"do_sample": True, "num_return_sequences": 3, "top_k": 0, "temperature": 1.0}
     with at.watched() as seen:
         generated(at.model, lm, prompts, **sampling)
@@ -146,7 +176,9 @@ def test_the_tokenizer_does_not_matter(kind):
     at = routed("llama", 2, kind=kind)
     lm = at.model.lm
     with at.watched() as seen:
-        assert generated(at.model, lm, PROMPTS) == [generated(at.oracle(p).model, lm, [p])[0] for p in PROMPTS]
+        assert generated(at.model, lm, PROMPTS) == [
+            generated(at.oracle(p).model, lm, [p])[0] for p in PROMPTS
+        ]
         lm.score([(p, "the end") for p in PROMPTS], batch_size=len(PROMPTS), side="right")
     order = sorted(range(len(PROMPTS)), key=lambda i: len(lm.encode(PROMPTS[i], "the end").ids))
     assert seen == [at.routes] * NEW + [[at.routes[i] for i in order]]

@@ -1,4 +1,6 @@
-"""The router's corners: scores and pools, caches, embeddings, missing masks, and the ways of generating that look ahead."""
+"""The router's corners: scores and pools, caches, embeddings, missing masks, and the ways of
+generating that look ahead.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,19 @@ def test_every_pool_and_score(score, pool):
     at = routed(FAMILY, 2, score, pool)
     lm = at.model.lm
     with at.watched() as seen:
-        assert generated(at.model, lm, PROMPTS) == [generated(at.oracle(p).model, lm, [p])[0] for p in PROMPTS]
+        assert generated(at.model, lm, PROMPTS) == [
+            generated(at.oracle(p).model, lm, [p])[0] for p in PROMPTS
+        ]
         batch = lm.batch([lm.encode(p, "the end") for p in PROMPTS], "right")
         with prompt_tokens(batch.prompt_mask):
             forward(at.model, lm, batch)
     assert seen == [at.routes] * (NEW + 1)
-    wanted = torch.tensor([[by_hand(at.plain, m.delta, p, score, pool) for p in PROMPTS] for m in at.patch.memories])
-    torch.testing.assert_close(at.patch.probe(lm, PROMPTS, batch_size=3), wanted, rtol=1e-4, atol=1e-4)
+    wanted = torch.tensor(
+        [[by_hand(at.plain, m.delta, p, score, pool) for p in PROMPTS] for m in at.patch.memories]
+    )
+    torch.testing.assert_close(
+        at.patch.probe(lm, PROMPTS, batch_size=3), wanted, rtol=1e-4, atol=1e-4
+    )
     assert at.patch.installed
 
 
@@ -76,7 +84,10 @@ def test_a_second_generation_does_not_remember_the_first(at):
 
 def test_two_caches_side_by_side(at):
     lm = at.model.lm
-    pair = [PROMPTS[at.routes.index(MAIN)], next(p for p, r in zip(PROMPTS, at.routes, strict=True) if r != MAIN)]
+    pair = [
+        PROMPTS[at.routes.index(MAIN)],
+        next(p for p, r in zip(PROMPTS, at.routes, strict=True) if r != MAIN),
+    ]
     states, said = [], [[], []]
     with torch.no_grad():
         for prompt in pair:
@@ -85,9 +96,13 @@ def test_two_caches_side_by_side(at):
         for _ in range(NEW):
             for i, (cache, token) in enumerate(states):
                 said[i].append(int(token))
-                out = at.model(token[:, None], None, None, cache)  # the cache is found by place as well as by name
+                out = at.model(
+                    token[:, None], None, None, cache
+                )  # the cache is found by place as well as by name
                 states[i] = (out.past_key_values, out.logits[:, -1].argmax(-1))
-    wanted = [generated(at.oracle(p).model, lm, [p], min_new_tokens=0, eos_token_id=[])[0] for p in pair]
+    wanted = [
+        generated(at.oracle(p).model, lm, [p], min_new_tokens=0, eos_token_id=[])[0] for p in pair
+    ]
     assert said == wanted
 
 
@@ -98,7 +113,10 @@ def test_a_copied_cache_keeps_its_route(at):
         with torch.no_grad():
             out = at.model(input_ids=lm.prompt_batch([prompt]).input_ids, use_cache=True)
             with at.watched() as seen:
-                at.model(input_ids=torch.tensor([[50]]), past_key_values=copy.deepcopy(out.past_key_values))
+                at.model(
+                    input_ids=torch.tensor([[50]]),
+                    past_key_values=copy.deepcopy(out.past_key_values),
+                )
         assert seen == [at.routes_of([prompt])]
 
 
@@ -106,7 +124,9 @@ def test_a_tuple_as_output_keeps_the_route(at):
     lm = at.model.lm
     for prompt in PROMPTS[:5]:
         with torch.no_grad(), at.watched() as seen:
-            out = at.model(input_ids=lm.prompt_batch([prompt]).input_ids, use_cache=True, return_dict=False)
+            out = at.model(
+                input_ids=lm.prompt_batch([prompt]).input_ids, use_cache=True, return_dict=False
+            )
             at.model(input_ids=torch.tensor([[50]]), past_key_values=out[1])
         assert seen == [at.routes_of([prompt])] * 2
 
@@ -119,9 +139,18 @@ def test_embeddings_instead_of_ids(at, use_cache):
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     with at.watched() as seen, torch.no_grad():
         logits = at.model(inputs_embeds=embedded, attention_mask=batch.attention_mask).logits
-        out = at.model.generate(inputs_embeds=embedded, attention_mask=batch.attention_mask, use_cache=use_cache, **options)
-    assert seen[0] == at.routes and seen[1] == at.routes and all(route == at.routes for route in seen)
-    torch.testing.assert_close(last_prompt_logits(logits, batch), forward(at.model, lm, batch)[:, -1], rtol=0, atol=1e-4)
+        out = at.model.generate(
+            inputs_embeds=embedded,
+            attention_mask=batch.attention_mask,
+            use_cache=use_cache,
+            **options,
+        )
+    assert (
+        seen[0] == at.routes and seen[1] == at.routes and all(route == at.routes for route in seen)
+    )
+    torch.testing.assert_close(
+        last_prompt_logits(logits, batch), forward(at.model, lm, batch)[:, -1], rtol=0, atol=1e-4
+    )
     if use_cache:
         assert out.tolist() == expected(PROMPTS)
 
@@ -137,7 +166,10 @@ def test_without_an_attention_mask(at):
     assert seen == [at.routes] * NEW and out[:, width:].tolist() == expected(PROMPTS)
     for prompt in PROMPTS[:3]:
         ids = lm.prompt_batch([prompt]).input_ids
-        assert at.model.generate(inputs=ids, **options)[0, ids.shape[1] :].tolist() == expected([prompt])[0]
+        assert (
+            at.model.generate(inputs=ids, **options)[0, ids.shape[1] :].tolist()
+            == expected([prompt])[0]
+        )
         with at.watched() as seen, torch.no_grad():
             at.model(ids)
         assert seen == [at.routes_of([prompt])]
@@ -156,10 +188,16 @@ def test_reading_the_prompt_in_chunks_is_refused(at):
 @pytest.mark.parametrize("ahead", ["prompt_lookup", "assistant"])
 def test_tokens_guessed_ahead_do_not_change_the_route(at, ahead):
     lm = at.model.lm
-    options = {"prompt_lookup_num_tokens": 4} if ahead == "prompt_lookup" else {"assistant_model": tiny_model(FAMILY)}
+    options = (
+        {"prompt_lookup_num_tokens": 4}
+        if ahead == "prompt_lookup"
+        else {"assistant_model": tiny_model(FAMILY)}
+    )
     for prompt in PROMPTS:
         with at.watched() as seen:
-            assert generated(at.model, lm, [prompt], 12, **options)[0][:NEW] == expected([prompt])[0]
+            assert (
+                generated(at.model, lm, [prompt], 12, **options)[0][:NEW] == expected([prompt])[0]
+            )
         assert all(route == at.routes_of([prompt]) for route in seen)
 
 
@@ -174,8 +212,14 @@ def test_what_it_leaves_behind():
     module = at.model.lm.architecture.value_module(at.model.base, LAYER)
     batch = at.plain.prompt_batch(PROMPTS)
     with at.model.disable_edits():
-        assert not module._forward_hooks and not at.model.base._forward_pre_hooks and not at.model.base._forward_hooks
-        assert torch.equal(forward(at.model, at.plain, batch), forward(at.plain.model, at.plain, batch))
+        assert (
+            not module._forward_hooks
+            and not at.model.base._forward_pre_hooks
+            and not at.model.base._forward_hooks
+        )
+        assert torch.equal(
+            forward(at.model, at.plain, batch), forward(at.plain.model, at.plain, batch)
+        )
     assert len(module._forward_hooks) == 1
     empty = SideMemory(at.plain, LAYER)
     before = forward(at.plain.model, at.plain, batch)

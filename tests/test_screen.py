@@ -21,7 +21,13 @@ ESC, CSI, RLO, LRI, RUBOUT = "\x1b", "\x9b", "\u202e", "\u2066", "\x7f"
 EVIL = f"red{ESC}[31m{CSI}2J{RLO}abc{LRI}{RUBOUT}\r\nerrata: fake\u2028\t."
 SEEN = r"red\x1b[31m\x9b2J\u202eabc\u2066\x7f\r\nerrata: fake\u2028\t."
 EDITS = [
-    {"prompt": f"Who is {EVIL} France?", "target": EVIL, "subject": "France", "id": f"one{ESC}", "source": EVIL},
+    {
+        "prompt": f"Who is {EVIL} France?",
+        "target": EVIL,
+        "subject": "France",
+        "id": f"one{ESC}",
+        "source": EVIL,
+    },
     {"prompt": "The capital of France is", "target": "Rome", "subject": "France", "id": "two"},
 ]
 
@@ -31,7 +37,9 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evil")
     tiny_model("llama").save_pretrained(folder / "llama")
     tiny_tokenizer().save_pretrained(folder / "llama")
-    (folder / "edits.jsonl").write_text("".join(json.dumps(edit) + "\n" for edit in EDITS), encoding="utf-8")
+    (folder / "edits.jsonl").write_text(
+        "".join(json.dumps(edit) + "\n" for edit in EDITS), encoding="utf-8"
+    )
     return folder
 
 
@@ -45,21 +53,54 @@ def harmless(text: str) -> bool:
 
 def test_no_verb_sends_what_a_terminal_obeys(edited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, edits = edited / "out", edited / "edits.jsonl"
-    said = run("edit", edited / "llama", "--edits", edits, "--out", out, "--set", "background=8", "--set", "steps=1")
+    said = run(
+        "edit",
+        edited / "llama",
+        "--edits",
+        edits,
+        "--out",
+        out,
+        "--set",
+        "background=8",
+        "--set",
+        "steps=1",
+    )
     assert said.exit_code == 0 and harmless(said.output) and r"one\x1b" in said.stderr
     listed = run("list", out)
-    assert harmless(listed.output) and SEEN in listed.stdout and "\nerrata: fake" not in listed.output
+    assert (
+        harmless(listed.output) and SEEN in listed.stdout and "\nerrata: fake" not in listed.output
+    )
     told = run("list", out, "--json")
-    assert harmless(told.output) and [row["target"] for row in json.loads(told.stdout)] == [EVIL, "Rome"]
+    assert harmless(told.output) and [row["target"] for row in json.loads(told.stdout)] == [
+        EVIL,
+        "Rome",
+    ]
     assert "\\u202e" in told.stdout and "\\u007f" in told.stdout
-    for words in (["explain", out, EDITS[0]["prompt"], EVIL], ["undo", out, f"no{ESC}"], ["ask", out, EVIL]):
+    for words in (
+        ["explain", out, EDITS[0]["prompt"], EVIL],
+        ["undo", out, f"no{ESC}"],
+        ["ask", out, EVIL],
+    ):
         assert harmless(run(*words).output), words
     monkeypatch.setattr(EditModel, "ask", lambda self, prompts, **_: [EVIL for _ in prompts])
     assert run("ask", out, "Who?").stdout == f"{screen.visible(EVIL)}\n"
-    assert json.loads(run("ask", out, "Who?", "--json").stdout) == [{"prompt": "Who?", "answer": EVIL}]
+    assert json.loads(run("ask", out, "Who?", "--json").stdout) == [
+        {"prompt": "Who?", "answer": EVIL}
+    ]
     chat = CliRunner().invoke(app, ["chat", str(out)], input=f"Who{ESC}?\n/quit\n")
     assert chat.exit_code == 0 and harmless(chat.output) and r"\x1b[31m" in chat.stdout
-    words = ["edit", edited / "llama", "--edits", edits, "--out", edited / "again", "-m", "ft", "--set", "steps=1"]
+    words = [
+        "edit",
+        edited / "llama",
+        "--edits",
+        edits,
+        "--out",
+        edited / "again",
+        "-m",
+        "ft",
+        "--set",
+        "steps=1",
+    ]
     again = json.loads(run(*words, "--json").stdout)
     assert again["results"][0]["id"] == f"one{ESC}" and again["results"][0]["answer"] == EVIL
 
@@ -68,8 +109,16 @@ def test_an_error_shows_what_was_given(edited: Path) -> None:
     edits = edited / "bad.jsonl"
     edits.write_text(json.dumps({**EDITS[1], EVIL: 1}), encoding="utf-8")
     error = run("edit", edited / "llama", "--edits", edits, "--out", edited / "none")
-    assert error.exit_code == 2 and harmless(error.stderr) and error.stderr.count("\n") == 1 and r"\x1b" in error.stderr
-    for words in (["list", edited / f"no{ESC}{RLO}"], ["edit", "x", "-m", f"wise{ESC}", "--edits", edits, "--out", "o"]):
+    assert (
+        error.exit_code == 2
+        and harmless(error.stderr)
+        and error.stderr.count("\n") == 1
+        and r"\x1b" in error.stderr
+    )
+    for words in (
+        ["list", edited / f"no{ESC}{RLO}"],
+        ["edit", "x", "-m", f"wise{ESC}", "--edits", edits, "--out", "o"],
+    ):
         assert harmless(run(*words).output) and run(*words).exit_code in (1, 2)
 
 
@@ -82,20 +131,47 @@ def test_everything_visible_stays_as_it_is() -> None:
 def test_only_the_screen_prints() -> None:
     folder = Path(errata.__file__).parent / "cli"
     for path in folder.glob("*.py"):
-        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
-        named = {n.func.id for n in calls if isinstance(n.func, ast.Name)} | {ast.unparse(n.func) for n in calls}
+        calls = [
+            n
+            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(n, ast.Call)
+        ]
+        named = {n.func.id for n in calls if isinstance(n.func, ast.Name)} | {
+            ast.unparse(n.func) for n in calls
+        }
         if path.name != "screen.py":
-            assert not named & {"print", "typer.echo", "sys.stdout.write", "sys.stderr.write"}, path.name
+            assert not named & {"print", "typer.echo", "sys.stdout.write", "sys.stderr.write"}, (
+                path.name
+            )
 
 
 def test_streams_of_another_encoding(edited: Path) -> None:
-    """A terminal that has no such letters is shown their numbers, and bytes that are no text are refused, in a process."""
+    """A terminal that has no such letters is shown their numbers, and bytes that are no text are
+    refused, in a process.
+    """
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
-    run("edit", edited / "llama", "--edits", edited / "edits.jsonl", "--out", edited / "o2", "-m", "ft", "--set", "steps=1")
+    run(
+        "edit",
+        edited / "llama",
+        "--edits",
+        edited / "edits.jsonl",
+        "--out",
+        edited / "o2",
+        "-m",
+        "ft",
+        "--set",
+        "steps=1",
+    )
     for words, code, said in (
         ([b"ask", os.fsencode(edited / "o2"), b"Who is \xff?"], 2, b"half a surrogate pair"),
         ([b"explain", os.fsencode(edited / "o2"), b"\xff"], 2, b"half a surrogate pair"),
         ([b"list", os.fsencode(edited / "o2"), b"--json"], 0, b"\\u202e"),
     ):
-        done = subprocess.run([sys.executable, "-m", "errata.cli", *words], env=env, capture_output=True, timeout=120)
-        assert done.returncode == code and said in done.stdout + done.stderr and b"unexpected" not in done.stderr, done
+        done = subprocess.run(
+            [sys.executable, "-m", "errata.cli", *words], env=env, capture_output=True, timeout=120
+        )
+        assert (
+            done.returncode == code
+            and said in done.stdout + done.stderr
+            and b"unexpected" not in done.stderr
+        ), done

@@ -18,17 +18,31 @@ from errata.lm import LM, prompt_tokens
 from errata.methods.recognition.serac.models import Scope
 from errata.methods.recognition.serac.stand_in import StandIn
 
-PROMPTS = ["Where is the tower?", "x", "The author of the book was", "In the city of London stands the"]
-CONTEXTS = {PROMPTS[0]: ("The tower is north. ",), PROMPTS[2]: ("New Fact: she wrote. ", "The end. ")}
+PROMPTS = [
+    "Where is the tower?",
+    "x",
+    "The author of the book was",
+    "In the city of London stands the",
+]
+CONTEXTS = {
+    PROMPTS[0]: ("The tower is north. ",),
+    PROMPTS[2]: ("New Fact: she wrote. ", "The end. "),
+}
 
 
 def test_the_classifiers_loss_is_balanced_cross_entropy():
     torch.manual_seed(0)
     scope = Scope(6, 4, seed=1).double()
-    edit, near, far = torch.randn(6).double(), torch.randn(3, 6).double(), torch.randn(5, 6).double()
+    edit, near, far = (
+        torch.randn(6).double(),
+        torch.randn(3, 6).double(),
+        torch.randn(5, 6).double(),
+    )
 
     def similarity(row):
-        return torch.exp(-scope.log_sharpness.exp() * (scope.weight @ row - scope.weight @ edit).square().sum())
+        return torch.exp(
+            -scope.log_sharpness.exp() * (scope.weight @ row - scope.weight @ edit).square().sum()
+        )
 
     inside = torch.stack([-similarity(row).log() for row in near]).mean()
     outside = torch.stack([-(1 - similarity(row)).log() for row in far]).mean()
@@ -40,21 +54,27 @@ def test_training_lowers_both_losses_and_tells_scopes_apart_on_held_out_cases():
     held_out = make_cases(16, seed=3)
     examples = [case.example() for case in training_cases(120, held_out)]
     base, tokenizer = errata.load_base("atlas", "float32")
-    config = errata.method_class("serac").config_class(layer=3, training_steps=50, batch=6, lr=1e-2, scope_lr=3e-3)
+    config = errata.method_class("serac").config_class(
+        layer=3, training_steps=50, batch=6, lr=1e-2, scope_lr=3e-3
+    )
     model = EditModel(base, config, tokenizer)
 
     def losses():
         judged = [case.example() for case in held_out]
         with torch.no_grad():
             scope = sum(float(model.method.scope_loss(e)) for e in judged) / len(judged)
-            return scope, sum(float(model.method.edit_loss(e, e.rephrases[0])) for e in judged) / len(judged)
+            return scope, sum(
+                float(model.method.edit_loss(e, e.rephrases[0])) for e in judged
+            ) / len(judged)
 
     def right():
         """Shares: a rephrase is in its own edit's scope; another prompt is in nobody's."""
         model.edit([case.edit for case in held_out], check=False)
         with model.disable_edits():
             own = model.method.similarities([case.rephrases[0] for case in held_out])
-            others = model.method.similarities([probe.prompt for case in held_out for probe in case.locality])
+            others = model.method.similarities(
+                [probe.prompt for case in held_out for probe in case.locality]
+            )
         model.undo(*(case.edit.id for case in held_out))
         best, which = own.max(1)
         inside = (best >= 0.5) & (which == torch.arange(len(held_out)))
@@ -67,12 +87,17 @@ def test_training_lowers_both_losses_and_tells_scopes_apart_on_held_out_cases():
     model.prepare(examples)
     trained, after = losses(), right()
     assert trained[0] < 0.8 * untrained[0] and trained[1] < 0.9 * untrained[1], (untrained, trained)
-    assert sum(after) >= sum(before) and min(after) > 0.85, (before, after)  # the host's states tell much by themselves
+    assert sum(after) >= sum(before) and min(after) > 0.85, (
+        before,
+        after,
+    )  # the host's states tell much by themselves
 
 
 def in_scope(model, prompts):
     with model.disable_edits():
-        return (model.method.similarities(prompts).amax(1) >= model.method.config.threshold).tolist()
+        return (
+            model.method.similarities(prompts).amax(1) >= model.method.config.threshold
+        ).tolist()
 
 
 def test_in_scope_the_counterfactual_model_answers_out_of_scope_the_host_bit_for_bit():
@@ -95,9 +120,9 @@ def test_in_scope_the_counterfactual_model_answers_out_of_scope_the_host_bit_for
             merged.get_submodule(path).weight.data += (up @ down).detach()
         reader = LM(merged, tiny_tokenizer())
         with torch.no_grad():
-            expected = reader.run(reader.prompt_batch([f"New Fact: {edit.prompt} {edit.target}.\nPrompt: {prompt}"])).logits[
-                0, -1
-            ]
+            expected = reader.run(
+                reader.prompt_batch([f"New Fact: {edit.prompt} {edit.target}.\nPrompt: {prompt}"])
+            ).logits[0, -1]
         torch.testing.assert_close(edited, expected, rtol=0, atol=1e-4)
 
 
@@ -147,7 +172,13 @@ def stand_in():
 def generated(lm, prompts, **options):
     """Six new ids each."""
     batch = lm.prompt_batch(prompts)
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0, "do_sample": False, **options}
+    options = {
+        "max_new_tokens": 6,
+        "min_new_tokens": 6,
+        "pad_token_id": 0,
+        "do_sample": False,
+        **options,
+    }
     with prompt_tokens(batch.prompt_mask):
         out = lm.model.generate(batch.input_ids, attention_mask=batch.attention_mask, **options)
     return out[:, batch.input_ids.shape[1] :].tolist()
@@ -184,7 +215,9 @@ def test_a_stand_ins_scores_are_the_small_models(stand_in, side):
     host = LM(tiny_model("llama"), lm.tokenizer)
     for prompt, score in zip(PROMPTS, scores, strict=True):
         reader = small if prompt in CONTEXTS else host
-        (expected,) = reader.score([("".join(CONTEXTS.get(prompt, ())) + prompt, "two brothers in London")])
+        (expected,) = reader.score(
+            [("".join(CONTEXTS.get(prompt, ())) + prompt, "two brothers in London")]
+        )
         assert score.loss == pytest.approx(expected.loss, abs=1e-4)
 
 
@@ -196,19 +229,30 @@ def test_a_stand_in_gives_the_loss_of_its_own_logits(stand_in):
     labels = torch.tensor([[-100] * len(front) + list(row.ids[len(front) :])])
     with torch.no_grad():
         loss = float(lm.model(input_ids=ids, labels=labels).loss)
-    assert loss == pytest.approx(lm.score([(PROMPTS[0], "north")])[0].loss, abs=1e-4) and math.isfinite(loss)
+    assert loss == pytest.approx(
+        lm.score([(PROMPTS[0], "north")])[0].loss, abs=1e-4
+    ) and math.isfinite(loss)
 
 
 def test_named_small_models_are_trained_saved_and_loaded(tmp_path):
-    """The classifier reads with one small model, another answers; what was learned is in the artifact."""
+    """The classifier reads with one small model, another answers; what was learned is in the
+    artifact.
+    """
     tokenizer = tiny_tokenizer()
     for name, model in (("encoder", tiny_model("opt")), ("answers", small_model())):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    settings = {"classifier": str(tmp_path / "encoder"), "counterfactual": str(tmp_path / "answers"), "threshold": 0.999}
+    settings = {
+        "classifier": str(tmp_path / "encoder"),
+        "counterfactual": str(tmp_path / "answers"),
+        "threshold": 0.999,
+    }
     model = edit_model("llama", "serac", EDITS[:2], **settings)
     trained = model.method.counterfactual.model.state_dict()
-    assert any(not torch.equal(trained[name], tensor) for name, tensor in small_model().state_dict().items())
+    assert any(
+        not torch.equal(trained[name], tensor)
+        for name, tensor in small_model().state_dict().items()
+    )
     before = logits_of(model, model.lm)
     model.save_pretrained(tmp_path / "edited")
     loaded = EditModel.from_pretrained(tiny_model("llama"), tmp_path / "edited", tokenizer)

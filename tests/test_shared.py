@@ -1,4 +1,6 @@
-"""WISE on real wording: a small model that knows real benchmark facts, where the folder `../shared` is at hand."""
+"""WISE on real wording: a small model that knows real benchmark facts, where the folder `../shared`
+is at hand.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL, RECORDS = SHARED / "models" / "factlm", SHARED / "data" / "zsre" / "zsre_mend_edit.json"
 
 pytestmark = pytest.mark.skipif(
-    not (MODEL.is_dir() and RECORDS.is_file()), reason="../shared/models/factlm and ../shared/data/zsre are not at hand"
+    not (MODEL.is_dir() and RECORDS.is_file()),
+    reason="../shared/models/factlm and ../shared/data/zsre are not at hand",
 )
 
 

@@ -1,4 +1,6 @@
-"""MEMIT and AlphaEdit against their equations in float64: each layer's change, what the next layer sees, what is carried."""
+"""MEMIT and AlphaEdit against their equations in float64: each layer's change, what the next layer
+sees, what is carried.
+"""
 
 from __future__ import annotations
 
@@ -44,23 +46,32 @@ def keys_of(model, layer, edits):
     columns = []
     for edit in edits:
         bare = flow(model, layer, edit.prompt, edit.subject)[0]
-        groups = [flow(model, layer, behind(x, edit.prompt), edit.subject)[0] for x in model.method.spreader.prefixes]
+        groups = [
+            flow(model, layer, behind(x, edit.prompt), edit.subject)[0]
+            for x in model.method.spreader.prefixes
+        ]
         columns.append((bare + torch.stack(groups).mean(0)) / 2)
     return torch.stack(columns, 1)
 
 
 def by_hand(model, edits, aims, solve):
-    """The deltas (path -> fp64) of one turn, block after block on a copy of the base, by `solve(layer, K, R)`."""
+    """The deltas (path -> fp64) of one turn, block after block on a copy of the base, by
+    `solve(layer, K, R)`.
+    """
     spreader, bare = model.method.spreader, copy.deepcopy(model)
     bare.method.patch.remove()
     deltas = {}
     for done, (layer, path) in enumerate(spreader.paths.items()):
         keys = keys_of(bare, layer, edits)
-        now = torch.stack([flow(bare, spreader.last, edit.prompt, edit.subject)[1] for edit in edits], 1)
+        now = torch.stack(
+            [flow(bare, spreader.last, edit.prompt, edit.subject)[1] for edit in edits], 1
+        )
         deltas[path] = solve(layer, keys, (aims.double().T - now) / (len(spreader.paths) - done))
         weight = bare.base.get_submodule(path).weight
         with torch.no_grad():
-            weight += (deltas[path].T if weight.shape != deltas[path].shape else deltas[path]).to(weight)
+            weight += (deltas[path].T if weight.shape != deltas[path].shape else deltas[path]).to(
+                weight
+            )
     return deltas, bare
 
 
@@ -74,7 +85,10 @@ def test_least_squares_is_the_normal_equation():
     change = least_squares(keys, missing, SecondMoment(moment), 7.0)
     torch.testing.assert_close(change @ (7.0 * moment + keys @ keys.T), missing @ keys.T)
     torch.testing.assert_close(
-        least_squares(keys, missing, SecondMoment(moment), 1e-9) @ keys, missing, atol=1e-6, rtol=1e-6
+        least_squares(keys, missing, SecondMoment(moment), 1e-9) @ keys,
+        missing,
+        atol=1e-6,
+        rtol=1e-6,
     )
 
 
@@ -92,7 +106,11 @@ def test_memit_writes_each_layer_by_its_equation(family, turn):
         return missing @ keys.T @ torch.linalg.inv(20.0 * moment + keys @ keys.T)
 
     expected, _ = by_hand(model, edits, aims, solve)
-    assert list(expected) == list(method.patch.deltas) == [model.lm.architecture.value_path(i) for i in (1, 2)]
+    assert (
+        list(expected)
+        == list(method.patch.deltas)
+        == [model.lm.architecture.value_path(i) for i in (1, 2)]
+    )
     for path, delta in expected.items():
         close(method.patch.deltas[path], delta)
 
@@ -100,21 +118,29 @@ def test_memit_writes_each_layer_by_its_equation(family, turn):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_written_lightly_the_states_are_those_aimed_at(family):
     """With next to no weight on the background, the last block's states at the subjects are z."""
-    model = edit_model(family, "memit", EDITS[:1], background_weight=1e-6, window=1, layer=2, steps=4, prefixes=0)
+    model = edit_model(
+        family, "memit", EDITS[:1], background_weight=1e-6, window=1, layer=2, steps=4, prefixes=0
+    )
     state = flow(model, 2, EDITS[0].prompt, EDITS[0].subject)[1]
-    torch.testing.assert_close(state.float(), model.method.spreader._aims[EDITS[0]], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        state.float(), model.method.spreader._aims[EDITS[0]], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_streaming_aims_on_the_model_as_edited_so_far_and_mass_on_the_base_model():
     settings = {**WINDOW, "background_weight": 1.0}
-    stream, mass = (edit_model("llama", "memit", EDITS[:3], turn=turn, **settings) for turn in (1, None))
+    stream, mass = (
+        edit_model("llama", "memit", EDITS[:3], turn=turn, **settings) for turn in (1, None)
+    )
     alone = edit_model("llama", "memit", EDITS[2:3], turn=1, **settings)
     aims = [model.method.spreader._aims[EDITS[2]] for model in (stream, mass, alone)]
     assert torch.equal(aims[1], aims[2]) and not torch.allclose(aims[0], aims[2])
     assert not torch.allclose(logits_of(stream, stream.lm), logits_of(mass, mass.lm))
 
 
-@pytest.mark.parametrize(("method", "turn"), [("memit", None), ("memit", 2), ("alphaedit", 2), ("alphaedit", 100)])
+@pytest.mark.parametrize(
+    ("method", "turn"), [("memit", None), ("memit", 2), ("alphaedit", 2), ("alphaedit", 100)]
+)
 def test_it_does_not_matter_in_how_many_calls_the_ledger_came(method, turn):
     at_once = edit_model("llama", method, EDITS[:5], turn=turn, **WINDOW)
     parts = edit_model("llama", method, EDITS[:1], turn=turn, **WINDOW)
@@ -128,7 +154,9 @@ def test_values_found_are_not_solved_for_again(monkeypatch):
 
     solved = []
     solve = spreading.solve_value
-    monkeypatch.setattr(spreading, "solve_value", lambda *args, **more: solved.append(1) or solve(*args, **more))
+    monkeypatch.setattr(
+        spreading, "solve_value", lambda *args, **more: solved.append(1) or solve(*args, **more)
+    )
     model = edit_model("llama", "memit", turn=None, **WINDOW)
     for edit in EDITS[:3]:
         model.edit([edit], check=False)
@@ -138,13 +166,20 @@ def test_values_found_are_not_solved_for_again(monkeypatch):
 
 
 def test_within_a_null_space_it_is_the_published_equation():
-    root, keys, missing, earlier = drawn(10, 6), drawn(10, 3, seed=1), drawn(4, 3, seed=2), drawn(5, 10, seed=3)
+    root, keys, missing, earlier = (
+        drawn(10, 6),
+        drawn(10, 3, seed=1),
+        drawn(4, 3, seed=2),
+        drawn(5, 10, seed=3),
+    )
     space = NullSpace(root @ root.T, 1e-9)
     projector = space.projector
     assert space.rank == 4
     for past in (None, earlier):
         known = keys @ keys.T + (0 if past is None else past.T @ past)
-        expected = torch.linalg.solve(projector @ known + 0.3 * torch.eye(10), projector @ keys @ missing.T).T
+        expected = torch.linalg.solve(
+            projector @ known + 0.3 * torch.eye(10), projector @ keys @ missing.T
+        ).T
         change = within(space, keys, missing, past, 0.3)
         torch.testing.assert_close(change, expected)
         torch.testing.assert_close(change @ root, torch.zeros(4, 6).double(), atol=1e-9, rtol=0)
@@ -168,38 +203,56 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
 
     def solve(layer, keys, missing):
         projector = spaces[layer].projector
-        return torch.linalg.solve(projector @ keys @ keys.T + 0.5 * torch.eye(len(keys)), projector @ keys @ missing.T).T
+        return torch.linalg.solve(
+            projector @ keys @ keys.T + 0.5 * torch.eye(len(keys)), projector @ keys @ missing.T
+        ).T
 
     expected, after = by_hand(model, EDITS[:2], aims, solve)
-    assert method.ranks == {layer: space.rank for layer, space in spaces.items()} and min(method.ranks.values()) > 0
+    assert (
+        method.ranks == {layer: space.rank for layer, space in spaces.items()}
+        and min(method.ranks.values()) > 0
+    )
     for layer, path in spreader.paths.items():
         close(method.patch.deltas[path], expected[path])
         close(method.extra_state[f"keys.{layer}"].T, keys_of(after, layer, EDITS[:2]))
 
-    extra_state, deltas = dict(method.extra_state), {path: d.double() for path, d in method.patch.deltas.items()}
+    extra_state, deltas = (
+        dict(method.extra_state),
+        {path: d.double() for path, d in method.patch.deltas.items()},
+    )
     model.edit(EDITS[2:4], check=False)
     layer, path = next(iter(spreader.paths.items()))
     keys = keys_of(after, layer, EDITS[2:4])
-    now = torch.stack([flow(after, spreader.last, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1)
+    now = torch.stack(
+        [flow(after, spreader.last, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1
+    )
     missing = (torch.stack([spreader._aims[edit] for edit in EDITS[2:4]]).double().T - now) / 2
     past, projector = extra_state[f"keys.{layer}"].double(), spaces[layer].projector
     system = projector @ (keys @ keys.T + past.T @ past) + 0.5 * torch.eye(len(keys))
     close(
-        method.patch.deltas[path].double() - deltas[path], torch.linalg.solve(system, projector @ keys @ missing.T).T, 1e-3
+        method.patch.deltas[path].double() - deltas[path],
+        torch.linalg.solve(system, projector @ keys @ missing.T).T,
+        1e-3,
     )
 
 
 def test_what_the_background_uses_does_not_see_the_change():
     model = edit_model("llama", "alphaedit", EDITS[:3], **WINDOW)
     for layer, path in model.method.spreader.paths.items():
-        delta, moment = model.method.patch.deltas[path].double(), model.method.statistics[layer].matrix
+        delta, moment = (
+            model.method.patch.deltas[path].double(),
+            model.method.statistics[layer].matrix,
+        )
         seen = (delta @ moment * delta).sum() / delta.square().sum()
         assert seen < 0.1 * moment.diagonal().mean()
 
 
 def test_a_threshold_under_which_nothing_is_is_said(caplog):
     model = edit_model("llama", "alphaedit", threshold=1e-12, **WINDOW)
-    with pytest.raises(ConfigError, match=r"^threshold is 1e-12, and layer 1's second moment has no singular value below"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^threshold is 1e-12, and layer 1's second moment has no singular value below",
+    ):
         model.edit(EDITS[:1])
     assert model.edits == []
     with caplog.at_level("INFO"):
@@ -224,7 +277,8 @@ def test_a_window_below_the_first_block():
 
 
 @pytest.mark.parametrize(
-    ("family", "gain"), [("llama", 1.0), ("gpt2", 1.0), ("falcon", 1.0), ("granite", 1.0), ("opt", 1.0)]
+    ("family", "gain"),
+    [("llama", 1.0), ("gpt2", 1.0), ("falcon", 1.0), ("granite", 1.0), ("opt", 1.0)],
 )
 def test_a_value_arrives_in_the_stream_as_it_is(family, gain):
     assert stream_gain(LM(tiny_model(family), tiny_tokenizer()), 1) == pytest.approx(gain, rel=1e-3)

@@ -33,7 +33,9 @@ def test_names(text, names):
     assert names_in(text) == names
 
 
-@pytest.mark.parametrize(("text", "name"), [("the mayor of Évry", "Évry"), ("мэр города Москва", "Москва")])
+@pytest.mark.parametrize(
+    ("text", "name"), [("the mayor of Évry", "Évry"), ("мэр города Москва", "Москва")]
+)
 def test_names_with_other_capital_letters(text, name):
     assert names_in(text) == [name]
 
@@ -87,7 +89,9 @@ def test_background_has_the_length_asked_for(monkeypatch):
     lm = LM(tiny_model("llama"), tiny_tokenizer())
     shapes = []
     decode = LM.decode
-    monkeypatch.setattr(LM, "decode", lambda self, ids: shapes.append(len(ids)) or decode(self, ids))
+    monkeypatch.setattr(
+        LM, "decode", lambda self, ids: shapes.append(len(ids)) or decode(self, ids)
+    )
     background_texts(lm, 4, 10, seed=0, shortest=10)
     assert shapes == [10] * 4
     background_texts(lm, 1, 10_000, seed=0, shortest=10_000)
@@ -112,16 +116,25 @@ def norms_by_hand(lm: LM, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "mpt"])
 def test_scale_is_the_median_over_tokens_whatever_the_padding(family):
     lm = LM(tiny_model(family), tiny_tokenizer())
-    texts = ["The capital", "x", "The president of the United States lives in Washington, and the tower stands."]
+    texts = [
+        "The capital",
+        "x",
+        "The president of the United States lives in Washington, and the tower stands.",
+    ]
     for chosen in ([texts[2]], texts[:2], texts):
-        keys, values = (torch.cat(parts) for parts in zip(*(norms_by_hand(lm, text) for text in chosen), strict=True))
+        keys, values = (
+            torch.cat(parts)
+            for parts in zip(*(norms_by_hand(lm, text) for text in chosen), strict=True)
+        )
         scale = value_scale(lm, 2, chosen)
         assert scale.key_norm == pytest.approx(keys.median().item(), rel=1e-4)
         assert scale.value_norm == pytest.approx(values.median().item(), rel=1e-4)
 
 
 def test_scale_of_a_known_matrix():
-    """W = 3 I on the first 32 of 64 dimensions, so each value is three times the first half of its key."""
+    """W = 3 I on the first 32 of 64 dimensions, so each value is three times the first half of its
+    key.
+    """
     lm = LM(tiny_model("llama"), tiny_tokenizer())
     module = lm.architecture.value_module(lm.model, 2)
     keys, _ = norms_by_hand(lm, "The capital of France")
@@ -129,7 +142,9 @@ def test_scale_of_a_known_matrix():
         module.weight.copy_(3 * torch.eye(32, 64))
         lm.model(input_ids=torch.tensor([lm.encode_prompt("The capital of France")]))
     scale = value_scale(lm, 2, ["The capital of France"])
-    assert scale.value_norm == pytest.approx(3 * seen[0][0, :, :32].norm(dim=-1).median().item(), rel=1e-5)
+    assert scale.value_norm == pytest.approx(
+        3 * seen[0][0, :, :32].norm(dim=-1).median().item(), rel=1e-5
+    )
     assert scale.key_norm == pytest.approx(keys.median().item(), rel=1e-5)
 
 

@@ -35,8 +35,12 @@ def test_a_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     failures: list[str] = []
     monkeypatch.setattr(stress_lines, "read_edits", lambda path: iter([]).__next__())
     monkeypatch.setattr(stress_lines, "mentions", lambda text, name: [])
-    stress_lines.accepted(tmp_path / "x", b'{"prompt": "Who is Ana?", "target": "x", "subject": "Ana"}', failures)
+    stress_lines.accepted(
+        tmp_path / "x", b'{"prompt": "Who is Ana?", "target": "x", "subject": "Ana"}', failures
+    )
     assert len(failures) == 1 and "StopIteration" in failures[0]
     monkeypatch.setattr(stress_lines, "read_edits", __import__("errata").read_edits)
-    stress_lines.accepted(tmp_path / "x", b'{"prompt": "Who is Ana?", "target": "x", "subject": "Ana"}', failures)
+    stress_lines.accepted(
+        tmp_path / "x", b'{"prompt": "Who is Ana?", "target": "x", "subject": "Ana"}', failures
+    )
     assert len(failures) == 2 and "not reached by its own prompt" in failures[1]

@@ -17,7 +17,9 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_the_readmes_table_holds_every_measure_of_the_recorded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_table_holds_every_measure_of_the_recorded_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import compare_page
 
     readme, page = tmp_path / "README.md", tmp_path / "compare.md"
@@ -28,8 +30,14 @@ def test_the_readmes_table_holds_every_measure_of_the_recorded_rows(tmp_path: Pa
     monkeypatch.setattr(sys, "argv", ["compare_page.py"])
     compare_page.main()
     assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
-    assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "compare.md").read_text(
+        encoding="utf-8"
+    )
     rows = json.loads(compare_page.RESULTS.read_text(encoding="utf-8"))["atlas"]
     folio = next(row for row in rows if row["name"] == "folio" and row["edits"] == 1000)
-    said = next(line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("| folio |"))
+    said = next(
+        line
+        for line in readme.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| folio |")
+    )
     assert f"{folio['figures']['generated']['portability']:.2f}" in said.split("|")[5]

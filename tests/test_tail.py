@@ -1,4 +1,6 @@
-"""The tail on cached inputs says what the whole model says, and so do its gradients; nothing stays behind."""
+"""The tail on cached inputs says what the whole model says, and so do its gradients; nothing stays
+behind.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from errata.lm import LM
 from errata.lm.hooks import replace_output
 from errata.lm.tail import Tail
 
-PAIRS = [("The capital of Italy is", "Rome"), ("Who", "the author of the book"), ("In the north of the city", "x.")]
+PAIRS = [
+    ("The capital of Italy is", "Rome"),
+    ("Who", "the author of the book"),
+    ("In the north of the city", "x."),
+]
 LAYERS = (0, 2, N_LAYERS - 1)
 
 
@@ -75,8 +81,12 @@ def test_the_tail_is_the_model(family, layer):
         assert mine.abs().max() > 1e-3
 
         with torch.no_grad():
-            assert torch.equal(tail.logits(changed, rows, columns), tail.logits(changed, rows, columns))
-            torch.testing.assert_close(tail.logits(tail.values, rows, columns), same, rtol=0, atol=1e-6)
+            assert torch.equal(
+                tail.logits(changed, rows, columns), tail.logits(changed, rows, columns)
+            )
+            torch.testing.assert_close(
+                tail.logits(tail.values, rows, columns), same, rtol=0, atol=1e-6
+            )
             assert torch.equal(tail.values, kept), "the caller's values were written into"
             assert traces(lm.model) == (0, [])
             assert torch.equal(whole(lm, batch), plain)
@@ -104,11 +114,17 @@ def test_below_the_edited_layer_nothing_runs(family):
     tail = Tail(lm, 2, batch)
     ran = set()
     watch = [
-        lm.architecture.value_module(lm.model, i).register_forward_pre_hook(lambda *_, i=i: ran.add(i))
+        lm.architecture.value_module(lm.model, i).register_forward_pre_hook(
+            lambda *_, i=i: ran.add(i)
+        )
         for i in range(N_LAYERS)
     ]
     heads = []
-    watch.append(lm.architecture.head_module(lm.model).register_forward_hook(lambda _, a, o: heads.append(o.shape)))
+    watch.append(
+        lm.architecture.head_module(lm.model).register_forward_hook(
+            lambda _, a, o: heads.append(o.shape)
+        )
+    )
     try:
         tail.logits(tail.values, rows, columns)
     finally:
@@ -143,7 +159,9 @@ def test_everything_comes_off_also_after_an_error():
     with pytest.raises(IndexError):
         tail.logits(tail.values, rows, columns + 1000)
     assert traces(lm.model) == (0, [])
-    torch.testing.assert_close(tail.logits(tail.values, rows, columns), whole(lm, batch)[rows, columns])
+    torch.testing.assert_close(
+        tail.logits(tail.values, rows, columns), whole(lm, batch)[rows, columns]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

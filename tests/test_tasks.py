@@ -1,4 +1,6 @@
-"""Tasks: what their files may look like, what is said when they do not, and the published files where they are at hand."""
+"""Tasks: what their files may look like, what is said when they do not, and the published files
+where they are at hand.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from errata.bench.task import Task, find_task, load, task_names
 from errata.errors import EditError, UnknownNameError, UsageError
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published files are not at hand")
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.exists(), reason="the published files are not at hand"
+)
 
 ZSRE = {
     "subject": "Kelor", "src": "Who is the mayor of Kelor?", "alt": "Ana Brisk", "rephrase": "Name Kelor's mayor.",
@@ -41,10 +45,19 @@ KNOWEDIT = {
         "Logical_Generalization": [{"prompt": "What lies in Osk?", "ground_truth": [["Kelor"]]}],
     },
 }  # fmt: skip
-_HOPS = [("{} lies in", "Kelor", "Osk", "Vand", "Q1?"), ("{} speaks", "Osk", "Brin", "Vandish", "Q2?")]
+_HOPS = [
+    ("{} lies in", "Kelor", "Osk", "Vand", "Q1?"),
+    ("{} speaks", "Osk", "Brin", "Vandish", "Q2?"),
+]
 MQUAKE = {
     "requested_rewrite": [
-        {"prompt": prompt, "subject": subject, "target_new": {"str": new}, "target_true": {"str": old}, "question": question}
+        {
+            "prompt": prompt,
+            "subject": subject,
+            "target_new": {"str": new},
+            "target_true": {"str": old},
+            "question": question,
+        }
         for prompt, subject, new, old, question in _HOPS
     ],
     "questions": ["What is spoken where Kelor lies?", "And so?"],
@@ -68,7 +81,11 @@ def test_zsre(tmp_path):
     written(
         tmp_path,
         "zsre_mend_train.json",
-        [ZSRE | {"src": "Another?", "rephrase": "Yes?", "subject": "An"}, ZSRE, {**ZSRE, "alt": " "}],
+        [
+            ZSRE | {"src": "Another?", "rephrase": "Yes?", "subject": "An"},
+            ZSRE,
+            {**ZSRE, "alt": " "},
+        ],
     )
     written(tmp_path, "loc_prompts.json", [{"loc_prompt": "nq question: what"}])
     found = read(tmp_path, "zsre", ZSRE)
@@ -80,22 +97,33 @@ def test_zsre(tmp_path):
         (Probe("Where was Kelor's mayor born?", "Tamis", "hop"),),
     )
     assert found.truths == [frozenset({"ilo varn"})] and found.irrelevant == ["nq question: what"]
-    assert [each.edit.prompt for each in found.training] == ["Another?"]  # what is in the stream is not trained on
+    assert [each.edit.prompt for each in found.training] == [
+        "Another?"
+    ]  # what is in the stream is not trained on
     assert found.source.startswith("zsre_mend_edit.json ") and found.empty == 0
     assert read(tmp_path, "zsre", ZSRE, {**ZSRE, "alt": ""}).empty == 1
 
 
 def test_nested_counterfact_puts_the_subject_into_its_prompts(tmp_path):
     (case,) = read(tmp_path, "counterfact-nested", NESTED).cases
-    assert (case.edit.prompt, case.edit.target, case.edit.subject) == ("Kelor lies in", "Osk", "Kelor")
+    assert (case.edit.prompt, case.edit.target, case.edit.subject) == (
+        "Kelor lies in",
+        "Osk",
+        "Kelor",
+    )
     assert case.rephrases == ("A word. Kelor is in", "Kelor can be found in")
-    assert case.locality == (Probe("Tamis lies in", "Vand", "neighbour"), Probe("Brin lies in", "Vand", "neighbour"))
+    assert case.locality == (
+        Probe("Tamis lies in", "Vand", "neighbour"),
+        Probe("Brin lies in", "Vand", "neighbour"),
+    )
     assert case.portability == ()
 
 
 def test_knowedit_tells_the_kinds_apart(tmp_path):
     (case,) = read(tmp_path, "knowedit-zsre", KNOWEDIT).cases
-    assert case.locality == (Probe("Who is Kelor's mayor?", "Ilo Varn", "same_subject", ("Varn",)),)  # no answer, no probe
+    assert case.locality == (
+        Probe("Who is Kelor's mayor?", "Ilo Varn", "same_subject", ("Varn",)),
+    )  # no answer, no probe
     assert [(probe.kind, probe.answer) for probe in case.portability] == [
         ("hop", "Oskish"),
         ("alias", "Osk"),
@@ -109,14 +137,24 @@ def test_knowedit_tells_the_kinds_apart(tmp_path):
         "rephrase": "Who is Ana Brisk?",
     }
     (case,) = read(tmp_path, "wikibio", bio).cases
-    assert (case.edit.prompt, case.edit.target, case.rephrases) == ("Ana Brisk is", "a mayor.", ("Who is Ana Brisk?",))
+    assert (case.edit.prompt, case.edit.target, case.rephrases) == (
+        "Ana Brisk is",
+        "a mayor.",
+        ("Who is Ana Brisk?",),
+    )
 
 
 def test_mquake_asks_behind_the_last_edit_of_a_record(tmp_path):
     first, last = read(tmp_path, "mquake", MQUAKE).cases
-    assert (first.edit.id, first.edit.prompt, first.rephrases) == ("mquake-00001-1", "Kelor lies in", ("Q1?",))
+    assert (first.edit.id, first.edit.prompt, first.rephrases) == (
+        "mquake-00001-1",
+        "Kelor lies in",
+        ("Q1?",),
+    )
     assert first.portability == () and last.edit.prompt == "Osk speaks"
-    assert last.portability[0] == Probe("What is spoken where Kelor lies?", "Brin", "hop", ("Brinish", "Brin"))
+    assert last.portability[0] == Probe(
+        "What is spoken where Kelor lies?", "Brin", "hop", ("Brinish", "Brin")
+    )
     assert len(last.portability) == 2
 
 
@@ -132,8 +170,14 @@ def test_texts_that_should_have_become_likely(tmp_path):
 
 
 def test_what_is_to_be_forgotten_gets_another_answer(tmp_path):
-    (case,) = read(tmp_path, "tofu", {"question": "Who?", "answer": "Ana", "paraphrased_question": "Who now?"}).cases
-    assert (case.edit.operation, case.edit.target, case.rephrases) == ("modify", "I do not know.", ("Who now?",))
+    (case,) = read(
+        tmp_path, "tofu", {"question": "Who?", "answer": "Ana", "paraphrased_question": "Who now?"}
+    ).cases
+    assert (case.edit.operation, case.edit.target, case.rephrases) == (
+        "modify",
+        "I do not know.",
+        ("Who now?",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,10 +206,19 @@ def test_a_wrong_record_names_the_field(tmp_path):
             read(tmp_path, "zsre", ZSRE, record)
         return str(error.value)
 
-    assert "record 2: the field 'src' is missing or empty" in said({k: v for k, v in ZSRE.items() if k != "src"})
-    assert "record 2: the field 'alt' is missing or empty" in said({k: v for k, v in ZSRE.items() if k != "alt"})
-    assert "the field 'rephrase' holds dict, and should hold text" in said(ZSRE | {"rephrase": {"a": 1}})
-    assert texts_at({"a": [{"b": 1}, {"b": [2, "x"]}, {}]}, "a.b") == ["1", "2", "x"] and texts_at({}, "a.b?") == []
+    assert "record 2: the field 'src' is missing or empty" in said(
+        {k: v for k, v in ZSRE.items() if k != "src"}
+    )
+    assert "record 2: the field 'alt' is missing or empty" in said(
+        {k: v for k, v in ZSRE.items() if k != "alt"}
+    )
+    assert "the field 'rephrase' holds dict, and should hold text" in said(
+        ZSRE | {"rephrase": {"a": 1}}
+    )
+    assert (
+        texts_at({"a": [{"b": 1}, {"b": [2, "x"]}, {}]}, "a.b") == ["1", "2", "x"]
+        and texts_at({}, "a.b?") == []
+    )
 
 
 def test_names_places_and_files_of_ones_own(tmp_path):
@@ -191,7 +244,10 @@ def test_names_places_and_files_of_ones_own(tmp_path):
     task = find_task(str(own))
     assert (
         task.name == "mine"
-        and load(task, written(tmp_path, "mine.json", [{"q": "Who?", "a": "Ana"}])).cases[0].edit.target == "Ana"
+        and load(task, written(tmp_path, "mine.json", [{"q": "Who?", "a": "Ana"}]))
+        .cases[0]
+        .edit.target
+        == "Ana"
     )
     own.write_text("titel = 1\n")
     with pytest.raises(UsageError, match=r"unknown 'titel'\. Did you mean 'title'"):
@@ -199,9 +255,16 @@ def test_names_places_and_files_of_ones_own(tmp_path):
     own.write_text('title = "Mine"\n')
     with pytest.raises(UsageError, match="missing"):
         Task.read(own)
-    assert {"atlas", "zsre", "counterfact", "hallucination", "temporal", "mquake", "wikibigedit", "tofu"} <= set(
-        task_names()
-    )
+    assert {
+        "atlas",
+        "zsre",
+        "counterfact",
+        "hallucination",
+        "temporal",
+        "mquake",
+        "wikibigedit",
+        "tofu",
+    } <= set(task_names())
     assert all(find_task(name).title for name in task_names())
 
 
@@ -209,7 +272,9 @@ def test_names_places_and_files_of_ones_own(tmp_path):
 
 
 def contradicting():
-    """Three ask who is mayor of Kelor, one of them otherwise; one asks about Tamis; a probe asks what is edited."""
+    """Three ask who is mayor of Kelor, one of them otherwise; one asks about Tamis; a probe asks
+    what is edited.
+    """
     cases = [
         Case(
             Edit("Who is mayor of Kelor?", "Ana", "Kelor", id="1"),
@@ -247,12 +312,22 @@ def test_the_later_edit_is_the_right_one():
     assert [case.edit.target for case in found.cases] == ["Ana", "ana ", "Bo", "Cid"]
     assert [case.edit.target for case in found.judged(3)] == ["Ana", "ana ", "Bo"]
     judged = found.judged(4)
-    assert [case.edit.target for case in judged] == ["Cid", "Cid", "Bo", "Cid"] and found.ceiling(4) == 1.0
-    assert [case.edit.id for case in judged] == list("1234") and judged[0].portability == () and judged[0].rephrases
+    assert [case.edit.target for case in judged] == ["Cid", "Cid", "Bo", "Cid"] and found.ceiling(
+        4
+    ) == 1.0
+    assert (
+        [case.edit.id for case in judged] == list("1234")
+        and judged[0].portability == ()
+        and judged[0].rephrases
+    )
 
 
 def test_where_no_truth_is_known_equal_prompts_ask_the_same():
-    cases = [Case(Edit("Who  is it?", "Ana")), Case(Edit("who is it?", "Bo")), Case(Edit("Who?", "Bo"))]
+    cases = [
+        Case(Edit("Who  is it?", "Ana")),
+        Case(Edit("who is it?", "Bo")),
+        Case(Edit("Who?", "Bo")),
+    ]
     found = read_as("published", cases, [frozenset()] * 3)
     assert found.conflicts == 2 and found.ceiling(3) == pytest.approx(2 / 3)
 
@@ -273,8 +348,14 @@ def test_where_no_truth_is_known_equal_prompts_ask_the_same():
 )
 def test_the_published_files(task, cases, rephrases, kinds):
     found = load(find_task(task), PUBLISHED)
-    probes = [probe.kind for case in found.cases for probe in (*case.locality, *case.portability, *case.ood)]
-    assert len(found.cases) == cases and sum(len(case.rephrases) for case in found.cases) == rephrases
+    probes = [
+        probe.kind
+        for case in found.cases
+        for probe in (*case.locality, *case.portability, *case.ood)
+    ]
+    assert (
+        len(found.cases) == cases and sum(len(case.rephrases) for case in found.cases) == rephrases
+    )
     assert {kind: probes.count(kind) for kind in dict.fromkeys(probes)} == kinds
 
 

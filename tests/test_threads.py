@@ -19,7 +19,9 @@ from errata.lm import LM
 from errata.model.lock import SharedLock
 
 AT_ONCE = ("ft", "folio", "wise", "rag", "grace", "knn-lm", "prefix-tuning")
-"""Methods of each kind of patch: weights, leaves, side memories, contexts, codebooks, stores, virtual tokens."""
+"""Methods of each kind of patch: weights, leaves, side memories, contexts, codebooks, stores,
+virtual tokens.
+"""
 
 ASKED = pytest.mark.parametrize("method", AT_ONCE)
 
@@ -35,7 +37,9 @@ def together(*calls: Callable[[], Any], timeout: float = 120.0) -> list[Any]:
         except BaseException as error:  # told by the thread that waits
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in range(len(calls))]
+    threads = [
+        threading.Thread(target=run, args=(place,), daemon=True) for place in range(len(calls))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -78,13 +82,21 @@ def test_readers_share_and_a_writer_is_alone():
 
 def test_a_thread_may_take_it_again():
     lock = SharedLock()
-    with lock.exclusive("a"), lock.exclusive("b"), lock.shared("c"), lock.shared("d"), lock.exclusive("e"):
+    with (
+        lock.exclusive("a"),
+        lock.exclusive("b"),
+        lock.shared("c"),
+        lock.shared("d"),
+        lock.exclusive("e"),
+    ):
         pass
     with lock.shared("a"), lock.shared("b"):
         pass
     done = []
     with lock.shared("outer"):
-        waits = threading.Thread(target=lambda: [done.append(1) for _ in [0] if not lock.exclusive("write").__enter__()])
+        waits = threading.Thread(
+            target=lambda: [done.append(1) for _ in [0] if not lock.exclusive("write").__enter__()]
+        )
         waits.start()
         time.sleep(0.1)
         with lock.shared("inner"):  # though someone waits to write
@@ -253,11 +265,15 @@ def test_saving_from_within_an_edit(tmp_path):
     model = edit_model("llama", "ft")
     model.edit(EDITS[:3], progress=lambda _: model.save_pretrained(tmp_path))
     loaded = EditModel.from_pretrained(tiny_model("llama"), tmp_path, tiny_tokenizer())
-    assert loaded.edits == EDITS[:3] and torch.equal(logits_of(loaded, loaded.lm), logits_of(model, model.lm))
+    assert loaded.edits == EDITS[:3] and torch.equal(
+        logits_of(loaded, loaded.lm), logits_of(model, model.lm)
+    )
 
 
 def test_two_threads_that_edit_one_after_the_other():
     model = edit_model("llama", "folio")
     together(*(lambda edit=edit: model.edit(edit) for edit in EDITS))
-    assert {edit.id for edit in model.edits} == {edit.id for edit in EDITS} and len(model.edits) == len(EDITS)
+    assert {edit.id for edit in model.edits} == {edit.id for edit in EDITS} and len(
+        model.edits
+    ) == len(EDITS)
     assert [model.explain(edit.prompt).edit_id for edit in EDITS] == [edit.id for edit in EDITS]

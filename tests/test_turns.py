@@ -1,4 +1,5 @@
-"""What was decided belongs to the prompt: behind a shared prefix, as a second turn, from a copied or an old cache.
+"""What was decided belongs to the prompt: behind a shared prefix, as a second turn, from a copied
+or an old cache.
 
 The oracle is the same model asked the whole text at once, without any cache.
 """
@@ -21,7 +22,19 @@ NEW = 6
 METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
 VIRTUAL = ("prefix-tuning", "prompt-tuning")
 """Methods whose caches hold virtual tokens, and that decide nothing."""
-WEIGHTS = ("ft", "ewc", "replay", "rome", "memit", "alphaedit", "ultraedit", "mend", "lora", "adapter", "bitfit")
+WEIGHTS = (
+    "ft",
+    "ewc",
+    "replay",
+    "rome",
+    "memit",
+    "alphaedit",
+    "ultraedit",
+    "mend",
+    "lora",
+    "adapter",
+    "bitfit",
+)
 """Methods that decide nothing: what a cache holds is what its weights said when it was filled."""
 
 
@@ -36,7 +49,12 @@ def model_of(method: str, settings: dict[str, Any]) -> EditModel:
 
 def answer(model: EditModel, ids: list[int], **options: Any) -> list[int]:
     given = torch.tensor([ids])
-    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0}
+    settings: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "pad_token_id": 0,
+    }
     out = model.generate(given, attention_mask=torch.ones_like(given), **settings, **options)
     return out[0, len(ids) :].tolist()
 
@@ -71,11 +89,22 @@ def test_a_prefix_read_once_and_gone_on_from(method, settings):
 @METHODS
 def test_a_second_turn_on_the_first_turns_cache(method, settings):
     model = model_of(method, settings)
-    for first, second in ((PROMPTS[6], PROMPTS[0]), (PROMPTS[0], PROMPTS[1]), (PROMPTS[0], PROMPTS[6])):
+    for first, second in (
+        (PROMPTS[6], PROMPTS[0]),
+        (PROMPTS[0], PROMPTS[1]),
+        (PROMPTS[0], PROMPTS[6]),
+    ):
         ids = model.lm.encode_prompt(first)
         given = torch.tensor([ids])
-        settings_: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0}
-        out = model.generate(given, attention_mask=torch.ones_like(given), return_dict_in_generate=True, **settings_)
+        settings_: dict[str, Any] = {
+            "do_sample": False,
+            "max_new_tokens": NEW,
+            "min_new_tokens": NEW,
+            "pad_token_id": 0,
+        }
+        out = model.generate(
+            given, attention_mask=torch.ones_like(given), return_dict_in_generate=True, **settings_
+        )
         talk = [*out.sequences[0].tolist(), *model.lm.encode_prompt("\n" + second)]
         wanted = answer(model, talk)
         assert answer(model, talk, past_key_values=out.past_key_values) == wanted
@@ -83,7 +112,9 @@ def test_a_second_turn_on_the_first_turns_cache(method, settings):
 
 @METHODS
 def test_a_cache_filled_before_an_edit(method, settings):
-    """An edit in between decides anew; where weights hold the edits, the cache is what they said when it was filled."""
+    """An edit in between decides anew; where weights hold the edits, the cache is what they said
+    when it was filled.
+    """
     if method in (*VIRTUAL, *WEIGHTS):
         pytest.skip("nothing is decided")
     model = edit_model("llama", method, EDITS[:2], **settings)
@@ -104,7 +135,9 @@ def test_a_cache_that_the_base_model_filled(method, settings):
         held = read(model, ids[:-2]).past_key_values
     with pytest.raises(ConfigError, match="filled without these edits"):
         read(model, ids[-2:], past_key_values=copy.deepcopy(held))
-    assert answer(model, ids, past_key_values=held) == answer(model, ids), "generate knows the whole text"
+    assert answer(model, ids, past_key_values=held) == answer(model, ids), (
+        "generate knows the whole text"
+    )
 
 
 @pytest.mark.parametrize("method", ["wise", "folio", "rag", "knn-lm"])
@@ -119,9 +152,16 @@ def test_several_go_on_from_one_prefix_at_once(method):
     ids = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
     whole = torch.cat([torch.tensor([prefix] * 3), ids], dim=1)
     mask = torch.cat([torch.ones(3, len(prefix), dtype=torch.long), (ids != 0).long()], dim=1)
-    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0}
+    settings: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "pad_token_id": 0,
+    }
     wanted = model.generate(whole, attention_mask=mask, **settings)
-    assert torch.equal(model.generate(whole, attention_mask=mask, past_key_values=held, **settings), wanted)
+    assert torch.equal(
+        model.generate(whole, attention_mask=mask, past_key_values=held, **settings), wanted
+    )
     for row, rest in enumerate(rests):
         assert wanted[row, -NEW:].tolist() == answer(model, [*prefix, *rest])
 
@@ -151,7 +191,12 @@ def test_hidden_states_and_loss_behind_a_prefix(method):
     with torch.no_grad():
         wanted = model(input_ids=whole, labels=labels, output_hidden_states=True)
         held = read(model, ids[:3]).past_key_values
-        got = model(input_ids=whole[:, 3:], labels=labels[:, 3:], past_key_values=held, output_hidden_states=True)
+        got = model(
+            input_ids=whole[:, 3:],
+            labels=labels[:, 3:],
+            past_key_values=held,
+            output_hidden_states=True,
+        )
     torch.testing.assert_close(got.loss, wanted.loss, rtol=0, atol=1e-4)
     torch.testing.assert_close(got.logits, wanted.logits[:, 3:], rtol=0, atol=1e-4)
     for mine, theirs in zip(got.hidden_states, wanted.hidden_states, strict=True):

@@ -1,4 +1,6 @@
-"""Solving for a value: the loss is ROME's, worked out on the whole model in float64; it falls, within the clamp."""
+"""Solving for a value: the loss is ROME's, worked out on the whole model in float64; it falls,
+within the clamp.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,11 @@ def published_loss(lm, edit, delta, config, size, at):
     kl_prompt = mention(lm, f"{edit.subject} is a", edit.subject, at=at)
     now = logits(lm, kl_prompt, delta)[-1].log_softmax(-1)
     before = logits(lm, kl_prompt, torch.zeros_like(delta))[-1].log_softmax(-1)
-    return total + config.kl * (now.exp() * (now - before)).sum() + config.weight_decay * delta.norm() / size**2
+    return (
+        total
+        + config.kl * (now.exp() * (now - before)).sum()
+        + config.weight_decay * delta.norm() / size**2
+    )
 
 
 @pytest.mark.parametrize("at", ["subject_last", "last"])
@@ -82,7 +88,10 @@ def test_keys_and_values_are_those_behind_each_prompt():
     lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
     found = solve_value(lm, LAYER, lesson, ValueConfig(steps=1))
     module = lm.architecture.value_module(lm.model, LAYER)
-    assert found.keys.shape == (3, lm.architecture.d_in) and found.values.shape == (3, lm.architecture.d_out)
+    assert found.keys.shape == (3, lm.architecture.d_in) and found.values.shape == (
+        3,
+        lm.architecture.d_out,
+    )
     torch.testing.assert_close(module(found.keys), found.values, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found.keys[0], found.keys[1])
 
@@ -90,7 +99,12 @@ def test_keys_and_values_are_those_behind_each_prompt():
 def test_the_loss_falls_until_it_is_low_enough():
     lm = lm_of()
     lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
-    found = solve_value(lm, LAYER, lesson, ValueConfig(steps=100, lr=0.5, clamp=100.0, stop_loss=6.5, weight_decay=0.0))
+    found = solve_value(
+        lm,
+        LAYER,
+        lesson,
+        ValueConfig(steps=100, lr=0.5, clamp=100.0, stop_loss=6.5, weight_decay=0.0),
+    )
     assert found.losses[0] > 6.9 and found.losses[-1] < 6.5 and 2 < len(found.losses) < 100
     assert min(found.losses[:-1]) >= 6.5
 
@@ -99,7 +113,9 @@ def test_the_loss_falls_until_it_is_low_enough():
 def test_delta_stays_within_the_clamp(size):
     lm = lm_of()
     lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
-    found = solve_value(lm, LAYER, lesson, ValueConfig(steps=10, lr=5.0, clamp=0.5, stop_loss=0.0), size)
+    found = solve_value(
+        lm, LAYER, lesson, ValueConfig(steps=10, lr=5.0, clamp=0.5, stop_loss=0.0), size
+    )
     length = 0.5 * (found.values[0].norm() if size is None else size)
     assert found.delta.norm() == pytest.approx(float(length), rel=1e-4)
 
@@ -109,8 +125,13 @@ def test_what_the_subject_is_holds_it_back():
     lm, moved = lm_of(), []
     lesson = ValueProblem.of(lm, EDITS[0], ())
     for kl in (0.0, 100.0):
-        delta = solve_value(lm, LAYER, lesson, ValueConfig(steps=20, lr=0.1, kl=kl, weight_decay=0.0, **FREE)).delta
-        before, now = (logits(lm, lesson.kl_prompt, d)[-1].softmax(-1) for d in (torch.zeros_like(delta), delta))
+        delta = solve_value(
+            lm, LAYER, lesson, ValueConfig(steps=20, lr=0.1, kl=kl, weight_decay=0.0, **FREE)
+        ).delta
+        before, now = (
+            logits(lm, lesson.kl_prompt, d)[-1].softmax(-1)
+            for d in (torch.zeros_like(delta), delta)
+        )
         moved.append((now - before).abs().sum().item())
     assert moved[1] < 0.3 * moved[0]
 
@@ -122,6 +143,9 @@ def test_a_prompt_that_just_fits_is_solved_without_what_does_not():
     assert solve_value(lm, LAYER, lesson, ValueConfig(steps=2)).delta.isfinite().all()
 
 
-@pytest.mark.parametrize(("prefix", "prompt"), [("", "Who?"), ("  ", "Who?"), ("a b", "a b. Who?"), ("a b. ", "a b. Who?")])
+@pytest.mark.parametrize(
+    ("prefix", "prompt"),
+    [("", "Who?"), ("  ", "Who?"), ("a b", "a b. Who?"), ("a b. ", "a b. Who?")],
+)
 def test_a_prefix_is_a_sentence(prefix, prompt):
     assert behind(prefix, "Who?") == prompt

@@ -1,4 +1,6 @@
-"""Virtual tokens against a plain model that is given them by hand, and against PEFT's own prompt and prefix tuning."""
+"""Virtual tokens against a plain model that is given them by hand, and against PEFT's own prompt
+and prefix tuning.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def by_hand(lm, embeddings, ids):
         first = torch.arange(-n, 0) if rotary else torch.zeros(n, dtype=torch.long)
         options["position_ids"] = torch.cat([first, torch.arange(len(ids))])[None]
     with torch.no_grad():
-        return model(inputs_embeds=embedded, attention_mask=torch.ones(embedded.shape[:2]).long(), **options).logits[0, n:]
+        return model(
+            inputs_embeds=embedded, attention_mask=torch.ones(embedded.shape[:2]).long(), **options
+        ).logits[0, n:]
 
 
 @FAMILIES
@@ -60,10 +64,14 @@ def test_they_are_tokens_in_front_of_each_row(family):
 
 @FAMILIES
 def test_a_prefix_that_is_what_the_model_remembers_says_the_same(family):
-    """Keys and values in the cache, at every layer, in the place of those of the tokens: the mechanism of prefix tuning."""
+    """Keys and values in the cache, at every layer, in the place of those of the tokens: the
+    mechanism of prefix tuning.
+    """
     lm = lm_of(family)
     patch = VirtualTokens(drawn(lm))
-    remembered = VirtualTokens(torch.zeros(N, lm.architecture.hidden_size), patch.remember(lm).memory)
+    remembered = VirtualTokens(
+        torch.zeros(N, lm.architecture.hidden_size), patch.remember(lm).memory
+    )
     assert sorted(remembered.memory) == list(range(lm.architecture.n_layers))
     with patch.on(lm):
         expected, answers = logits_of(lm.model, lm), lm.generate(PROMPTS, max_new_tokens=6)
@@ -78,7 +86,9 @@ def test_prompt_tuning_is_pefts_where_positions_are_relative(family):
     from peft import PromptTuningConfig, get_peft_model, set_peft_model_state_dict
 
     edited = edit_model(family, "prompt-tuning", EDITS[:2], tokens=N, lr=0.05)
-    other = get_peft_model(tiny_model(family), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=N)).eval()
+    other = get_peft_model(
+        tiny_model(family), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=N)
+    ).eval()
     set_peft_model_state_dict(other, edited.method.state()[0])
     ids = torch.tensor([edited.lm.encode_prompt(PROMPTS[2])])
     with torch.no_grad():
@@ -90,9 +100,13 @@ def test_prefix_tuning_is_pefts_where_positions_are_relative(family="bloom"):
     from peft import PrefixTuningConfig, get_peft_model, set_peft_model_state_dict
 
     edited = edit_model(family, "prefix-tuning", EDITS[:2], tokens=N, lr=0.05)
-    other = get_peft_model(tiny_model(family), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=N)).eval()
+    other = get_peft_model(
+        tiny_model(family), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=N)
+    ).eval()
     pairs = edited.method.patch.memory.values()
-    flat = torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1).reshape(N, -1)  # (n, layers, 2, heads, width)
+    flat = torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1).reshape(
+        N, -1
+    )  # (n, layers, 2, heads, width)
     set_peft_model_state_dict(other, {"prompt_embeddings": flat})
     ids = torch.tensor([edited.lm.encode_prompt(PROMPTS[2])])
     with torch.no_grad():
@@ -114,19 +128,28 @@ def test_what_a_forward_call_gives_is_of_the_given_tokens(family, method):
             assert torch.equal(model(**given, **tuples)[0], whole.logits)
         assert model(**given, use_cache=False).past_key_values is None
         embedded = model.base.get_input_embeddings()(batch.input_ids)
-        torch.testing.assert_close(model(inputs_embeds=embedded, attention_mask=batch.attention_mask).logits, whole.logits)
+        torch.testing.assert_close(
+            model(inputs_embeds=embedded, attention_mask=batch.attention_mask).logits, whole.logits
+        )
         if "logits_to_keep" in inspect.signature(model.base.forward).parameters:
-            torch.testing.assert_close(model(**given, logits_to_keep=1).logits[:, 0], whole.logits[:, -1])
+            torch.testing.assert_close(
+                model(**given, logits_to_keep=1).logits[:, 0], whole.logits[:, -1]
+            )
             some = model(**given, logits_to_keep=torch.tensor([width - 3, width - 1])).logits
             torch.testing.assert_close(some, whole.logits[:, [width - 3, width - 1]])
         labels = batch.input_ids.masked_fill(~batch.prompt_mask, -100)
         loss = model(**given, labels=labels).loss
         shifted = labels[:, 1:].masked_fill(~batch.prompt_mask[:, :-1], -100)
-        assert loss.item() == pytest.approx(F.cross_entropy(whole.logits[:, :-1].transpose(1, 2), shifted).item(), abs=1e-4)
+        assert loss.item() == pytest.approx(
+            F.cross_entropy(whole.logits[:, :-1].transpose(1, 2), shifted).item(), abs=1e-4
+        )
         ids = batch.input_ids[batch.prompt_mask.sum(-1).argmax()][None]
         alone = model(input_ids=ids).logits
         cache = DynamicCache(config=model.base.config)
-        parts = [model(input_ids=part, past_key_values=cache).logits for part in (ids[:, :2], ids[:, 2:3], ids[:, 3:])]
+        parts = [
+            model(input_ids=part, past_key_values=cache).logits
+            for part in (ids[:, :2], ids[:, 2:3], ids[:, 3:])
+        ]
         torch.testing.assert_close(torch.cat(parts, 1), alone, rtol=0, atol=1e-4)
 
 

@@ -30,7 +30,9 @@ def near_and_far(model: EditModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Activations of the edits' prompts and of the background, of the first memory."""
     patch = model.method.patch
     prompts = [edit.prompt for edit in model.edits]
-    return patch.probe(model.lm, prompts)[0], patch.probe(model.lm, model.method.writer.planner.prompts)[0]
+    return patch.probe(model.lm, prompts)[0], patch.probe(
+        model.lm, model.method.writer.planner.prompts
+    )[0]
 
 
 # learning
@@ -42,11 +44,15 @@ def test_with_steps_the_loss_falls_and_the_margin_grows(family):
     for steps in (1, 8, 60):
         model = made(EDITS[:1], family, steps=steps, threshold_ratio=0.5)
         near, far = near_and_far(model)
-        model.method.patch.memories[0].threshold = -1.0  # whether it would be routed is not the question
+        model.method.patch.memories[
+            0
+        ].threshold = -1.0  # whether it would be routed is not the question
         losses.append(model.lm.score(pair)[0].loss)
         apart.append((near.min() - far.max()).item())
     model.method.patch.remove()
-    assert losses == sorted(losses, reverse=True) and losses[2] < 0.75 * model.lm.score(pair)[0].loss
+    assert (
+        losses == sorted(losses, reverse=True) and losses[2] < 0.75 * model.lm.score(pair)[0].loss
+    )
     assert apart[0] < apart[1] < apart[2] and apart[2] > 0
 
 
@@ -71,7 +77,9 @@ def test_with_gain_a_part_of_the_change_is_enough():
     apart = {"alpha": 1e9, "beta": 0.0, "gamma": -1e9, "steps": 20}  # no margins
     whole = made(EDITS[:2], **apart)
     twice = made(EDITS[:2], gain=2.0, **apart)
-    torch.testing.assert_close(twice.method.shards[0].delta / 2, whole.method.shards[0].delta, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        twice.method.shards[0].delta / 2, whole.method.shards[0].delta, rtol=0, atol=1e-4
+    )
 
 
 def test_the_learning_rate_can_be_given():
@@ -98,7 +106,9 @@ def test_margins_follow_the_values_and_the_step_the_keys(monkeypatch):
     assert (plain.alpha, plain.beta, plain.gamma) == pytest.approx((norm / 4, norm, norm / 2))
     assert plain.lr == pytest.approx(0.06 * norm**2 / (0.2 * key_norm**2))
     scaled = writer_of(values=8.0)
-    assert (scaled.alpha, scaled.beta, scaled.gamma) == pytest.approx((2 * norm, 8 * norm, 4 * norm))
+    assert (scaled.alpha, scaled.beta, scaled.gamma) == pytest.approx(
+        (2 * norm, 8 * norm, 4 * norm)
+    )
     assert scaled.lr == pytest.approx(64 * plain.lr)
     scaled = writer_of(keys=4.0)  # then the values are four times as large as well
     assert (scaled.beta, scaled.lr) == pytest.approx((4 * norm, plain.lr))
@@ -109,23 +119,33 @@ def test_margins_follow_the_values_and_the_step_the_keys(monkeypatch):
 
 
 def test_the_same_model_in_other_units_learns_the_same():
-    """Keys times 4 and values' matrix by 4: the function stays, so what the edits do to it must stay too."""
+    """Keys times 4 and values' matrix by 4: the function stays, so what the edits do to it must
+    stay too.
+    """
     model, other = made(steps=12), made(steps=12)
     block = other.base.model.layers[2].mlp
     block.up_proj.weight.data.mul_(4)
     block.down_proj.weight.data.div_(4)
     for each in (model, other):
         each.edit(EDITS[:2], check=False)
-    torch.testing.assert_close(other.method.shards[0].delta * 4, model.method.shards[0].delta, rtol=0, atol=1e-5)
-    torch.testing.assert_close(logits_of(other, other.lm), logits_of(model, model.lm), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        other.method.shards[0].delta * 4, model.method.shards[0].delta, rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        logits_of(other, other.lm), logits_of(model, model.lm), rtol=0, atol=1e-3
+    )
 
 
 # lessons
 
 
-def planner(lm: LM, texts: list[str] = WRITTEN, prefixes: list[str] | None = None, **settings: Any) -> TrainingExamples:
+def planner(
+    lm: LM, texts: list[str] = WRITTEN, prefixes: list[str] | None = None, **settings: Any
+) -> TrainingExamples:
     config = WiseConfig(**{"contrast": 2, "rehearse": 2, "rewordings": 0, **settings})
-    return TrainingExamples(lm, config, {"texts": texts, "prefixes": ["So"] if prefixes is None else prefixes})
+    return TrainingExamples(
+        lm, config, {"texts": texts, "prefixes": ["So"] if prefixes is None else prefixes}
+    )
 
 
 @pytest.fixture
@@ -168,7 +188,9 @@ def test_rehearsal_leaves_out_edits_with_the_same_prompt(lm):
         assert rows[0] == plan.row(edit) and len(rows) == 3 and len(set(rows)) == 3
         assert all(row in [plan.row(other) for other in others] for row in rows[1:])
     assert plan.lesson(EDITS[0], [rival], []).inside == [plan.row(EDITS[0])]
-    assert planner(lm, prefixes=[], rehearse=0).lesson(EDITS[0], others, []).inside == [plan.row(EDITS[0])]
+    assert planner(lm, prefixes=[], rehearse=0).lesson(EDITS[0], others, []).inside == [
+        plan.row(EDITS[0])
+    ]
 
 
 def test_around_an_edit_are_other_subjects_and_other_questions(lm):
@@ -186,19 +208,28 @@ def test_around_an_edit_are_other_subjects_and_other_questions(lm):
         "We know that France lives in New Haven, not in",
     }
     assert planner(lm, contrast=0).around(edit) == ContrastSet()
-    assert planner(lm).around(Edit(EDITS[3].prompt, EDITS[3].target)) == ContrastSet()  # an edit without a subject
+    assert (
+        planner(lm).around(Edit(EDITS[3].prompt, EDITS[3].target)) == ContrastSet()
+    )  # an edit without a subject
     assert planner(lm, texts=["no names at all"]).around(edit) == ContrastSet()
 
 
 def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
-    asked = ["Who is the mayor of France?", "The author of France is", "We know that France lives in New Haven, not in"]
+    asked = [
+        "Who is the mayor of France?",
+        "The author of France is",
+        "We know that France lives in New Haven, not in",
+    ]
 
     def said(prompts, **_):
         return ["other" if prompt == asked[0] else "own" for prompt in prompts]
 
     monkeypatch.setattr(lm, "generate", said)
     found = planner(lm, rewordings=4).around(EDITS[0])
-    assert set(found.rewordings) == set(asked[1:]) and [p for p in found.others if "France" in p] == asked[:1]
+    assert (
+        set(found.rewordings) == set(asked[1:])
+        and [p for p in found.others if "France" in p] == asked[:1]
+    )
     assert len(planner(lm, rewordings=1).around(EDITS[0]).rewordings) == 1
     none = planner(lm).around(EDITS[0])
     assert none.rewordings == () and not set(asked[1:]) & set(none.others)
@@ -207,19 +238,25 @@ def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
     assert {text_of(lm, row, slice(row.prompt_length)) for row in rows} == {
         EDITS[0].prompt, f"So {EDITS[0].prompt}", *asked[1:],
     }  # fmt: skip
-    assert all(text_of(lm, row, slice(row.prompt_length, -row.ending_length)) == " Rome" for row in rows)
+    assert all(
+        text_of(lm, row, slice(row.prompt_length, -row.ending_length)) == " Rome" for row in rows
+    )
 
 
 def test_rewordings_are_in_scope(monkeypatch):
     reworded = "The main city of France is called"
     monkeypatch.setattr(
-        TrainingExamples, "around", lambda self, edit: ContrastSet((reworded,) if self.config.rewordings else ())
+        TrainingExamples,
+        "around",
+        lambda self, edit: ContrastSet((reworded,) if self.config.rewordings else ()),
     )
     active = {}
     for count in (0, 1):
         model = made(EDITS[:1], rewordings=count, steps=40)
         patch = model.method.patch
-        (active[count],) = (patch.probe(model.lm, [reworded])[0] / patch.memories[0].threshold).tolist()
+        (active[count],) = (
+            patch.probe(model.lm, [reworded])[0] / patch.memories[0].threshold
+        ).tolist()
         own, far = model.method.writer._scope(EDITS[:1])
         assert own.mask.shape[0] == 1 + count and far.mask.shape[0] == 8
     assert active[1] > 1 and active[1] > active[0]
@@ -237,7 +274,9 @@ def test_a_lesson_follows_from_seed_and_edit(lm):
     state = random.getstate(), torch.get_rng_state()
     first = planner(lm).lesson(EDITS[0], EDITS[1:], EDITS[1:])
     assert planner(lm).lesson(EDITS[0], EDITS[1:], EDITS[1:]) == first
-    assert any(planner(lm, seed=s).lesson(EDITS[0], EDITS[1:], EDITS[1:]) != first for s in (1, 2, 3))
+    assert any(
+        planner(lm, seed=s).lesson(EDITS[0], EDITS[1:], EDITS[1:]) != first for s in (1, 2, 3)
+    )
     assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
 
 
@@ -249,14 +288,21 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
     assert plan.prompt_row("zq" * 90) is None and plan.row_asking("zq" * 90, near) is None
     lesson = plan.lesson(near, [], [Edit("zq" * 90, "x"), EDITS[1]])
     assert lesson.inside == [plan.row(near)]
-    assert all(len(row.ids) < 128 for row in [*lesson.silent, *filter(None, map(plan.prompt_row, plan.around(near).others))])
+    assert all(
+        len(row.ids) < 128
+        for row in [*lesson.silent, *filter(None, map(plan.prompt_row, plan.around(near).others))]
+    )
 
     texts = [*WRITTEN, "zq" * 90]
-    monkeypatch.setattr(wise, "background_texts", lambda lm, count, *_, **__: [*texts[:3], "zq" * 60])
+    monkeypatch.setattr(
+        wise, "background_texts", lambda lm, count, *_, **__: [*texts[:3], "zq" * 60]
+    )
     model = made([near], contrast=2)
     assert model.edits == [near]
     model.method.background["texts"].append("zq" * 90)
-    fresh = wise.ShardWriter(model.lm, 2, model.method.config, model.method.patch, model.method.background)
+    fresh = wise.ShardWriter(
+        model.lm, 2, model.method.config, model.method.patch, model.method.background
+    )
     assert len(fresh.planner.prompts) == 5 and fresh.bank.mask.shape[0] == 4
 
 
@@ -265,16 +311,22 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
 
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
 def test_a_model_in_bf16(variant, tmp_path):
-    config = made(steps=200, step_size=0.2, contrast=2, variant=variant, edits_per_shard=1).method.config
+    config = made(
+        steps=200, step_size=0.2, contrast=2, variant=variant, edits_per_shard=1
+    ).method.config
     model = EditModel(tiny_model("llama").to(torch.bfloat16), config, tiny_tokenizer())
     report = model.edit(EDITS[:1])
-    assert report.success_rate == 1 and model.ask_base(PROMPTS[:1]) != model.ask(PROMPTS[:1]) == ["Rome"]
+    assert report.success_rate == 1 and model.ask_base(PROMPTS[:1]) != model.ask(PROMPTS[:1]) == [
+        "Rome"
+    ]
     model.edit(EDITS[1:4], check=False)
     assert all(shard.delta.dtype == torch.float32 for shard in model.method.shards)
     module = model.lm.architecture.value_module(model.base, 2)
     assert read_weight(module).dtype == torch.bfloat16
     model.save_pretrained(tmp_path)
-    loaded = EditModel.from_pretrained(tiny_model("llama").to(torch.bfloat16), tmp_path, tiny_tokenizer())
+    loaded = EditModel.from_pretrained(
+        tiny_model("llama").to(torch.bfloat16), tmp_path, tiny_tokenizer()
+    )
     assert loaded.ask(PROMPTS) == model.ask(PROMPTS)
     model.undo(*(edit.id for edit in EDITS[:4]))
     assert model.ask(PROMPTS) == model.ask_base(PROMPTS)
@@ -288,7 +340,10 @@ def test_a_model_that_chats(family, tmp_path):
     assert report.success_rate == 1 and model.ask(PROMPTS[:1]) == ["Rome"]
     row = model.method.writer.planner.row(EDITS[0])
     asked = "<s>user: The capital of France is\nassistant:"
-    assert text_of(model.lm, row, slice(row.prompt_length)) == asked and row.ids[-1] in model.lm.end_ids
+    assert (
+        text_of(model.lm, row, slice(row.prompt_length)) == asked
+        and row.ids[-1] in model.lm.end_ids
+    )
     behind = model.method.writer.planner.row_asking(f"So {EDITS[0].prompt}", EDITS[0])
     assert text_of(model.lm, behind).startswith("<s>user: So The capital of France is\nassistant:")
     model.save_pretrained(tmp_path)

@@ -22,7 +22,12 @@ def shards_of(model: EditModel) -> list[Shard]:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"weight_decay": 0.3}, {"norm_clamp": 0.01}, {"weight_decay": 0.3, "norm_clamp": 0.01, "memo": 1}],
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"norm_clamp": 0.01},
+        {"weight_decay": 0.3, "norm_clamp": 0.01, "memo": 1},
+    ],
     ids=["plain", "decay", "clamp", "all"],
 )
 def test_nothing_outside_a_mask_ever_changes(family, settings):
@@ -34,7 +39,9 @@ def test_nothing_outside_a_mask_ever_changes(family, settings):
         assert (shard.delta[shard.mask] != 0).float().mean() > 0.3
         if clamp := settings.get("norm_clamp"):
             assert shard.delta.abs().max() == pytest.approx(clamp)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.base.state_dict().items())
+    assert all(
+        torch.equal(tensor, weights[name]) for name, tensor in model.base.state_dict().items()
+    )
     if settings:
         assert shards_of(model)[0].delta.norm() < shards_of(plain)[0].delta.norm()
 
@@ -50,7 +57,9 @@ def test_masks_have_their_rate_and_their_overlap():
     spread = expected.deviation(masks[0].numel())
     assert sum(pairs) / len(pairs) == pytest.approx(expected.pair * masks[0].numel(), abs=spread)
     assert all(abs(found - expected.pair * masks[0].numel()) < 5 * spread for found in pairs)
-    assert torch.stack(masks).any(0).float().mean().item() == pytest.approx(expected_overlap(0.3, 8).union, abs=0.03)
+    assert torch.stack(masks).any(0).float().mean().item() == pytest.approx(
+        expected_overlap(0.3, 8).union, abs=0.03
+    )
 
 
 def test_a_mask_follows_from_seed_and_index():
@@ -80,7 +89,9 @@ def test_a_shard_knows_only_its_own_edits():
     alone, silent = made(EDITS, memo=2), made([EDITS[4], EDITS[5], EDITS[2], EDITS[3]], memo=2)
     first, second, third = (shards_of(model) for model in (one, other, alone))
     torch.testing.assert_close(first[1].delta, second[1].delta, rtol=0, atol=1e-5)
-    torch.testing.assert_close(first[0].delta, third[0].delta, rtol=0, atol=1e-5)  # the first has nothing to be silent on
+    torch.testing.assert_close(
+        first[0].delta, third[0].delta, rtol=0, atol=1e-5
+    )  # the first has nothing to be silent on
     assert not torch.allclose(third[1].delta, first[1].delta, atol=1e-4)
     assert not torch.allclose(third[1].delta, shards_of(silent)[1].delta, atol=1e-4)
 
@@ -99,7 +110,9 @@ def test_undo_writes_anew_what_depended_on_the_edit(memo):
     shards_of(never)[1].slots += 1  # the undone edit keeps its slot
     never.edit(EDITS[4:], check=False)
     same_state(model, never, 1e-5)
-    torch.testing.assert_close(logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-4
+    )
     for each in (model, never):
         each.edit([EDITS[2]], check=False)
     assert model.edits[-1] == EDITS[2]
@@ -111,8 +124,14 @@ def test_a_memory_without_edits_disappears():
     memories = model.method.patch.memories
     assert len(memories) == 3
     model.undo(EDITS[2].id, EDITS[3].id)
-    assert [memory.delta for memory in model.method.patch.memories] == [memories[0].delta, memories[2].delta]
-    assert [memory.threshold for memory in model.method.patch.memories] == [memories[0].threshold, memories[2].threshold]
+    assert [memory.delta for memory in model.method.patch.memories] == [
+        memories[0].delta,
+        memories[2].delta,
+    ]
+    assert [memory.threshold for memory in model.method.patch.memories] == [
+        memories[0].threshold,
+        memories[2].threshold,
+    ]
     model.undo(EDITS[4].id)
     assert len(model.method.patch.memories) == 1
     model.undo(EDITS[0].id, EDITS[1].id)
@@ -140,8 +159,12 @@ def test_full_shards_become_one_memory(method, density):
         merged, still_open = (memory.delta for memory in model.method.patch.memories)
         torch.testing.assert_close(merged, expected, rtol=0, atol=1e-6)
         assert torch.equal(still_open, deltas[4])
-        parts = made(EDITS[:5], variant="retrieve", merge_weights=weights, **settings).method.patch.memories
-        for found, wanted in zip(parts, (by_hand(deltas[:2]), by_hand(deltas[2:4]), deltas[4]), strict=True):
+        parts = made(
+            EDITS[:5], variant="retrieve", merge_weights=weights, **settings
+        ).method.patch.memories
+        for found, wanted in zip(
+            parts, (by_hand(deltas[:2]), by_hand(deltas[2:4]), deltas[4]), strict=True
+        ):
             torch.testing.assert_close(found.delta, wanted, rtol=0, atol=1e-5)
 
 
@@ -156,10 +179,14 @@ def test_half_full_shards_and_unmerged_ones_are_memories_of_their_own():
     assert counts[4] == len(model.method.patch.memories) == 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"pool": "mean", "score": "activated"}], ids=["linear", "activated"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"pool": "mean", "score": "activated"}], ids=["linear", "activated"]
+)
 @pytest.mark.parametrize("ratio", [0.8, 1.0, 0.01])
 def test_thresholds_are_measured_on_the_finished_memories(ratio, settings):
-    model = made(EDITS[:5], steps=8, variant="retrieve", threshold_ratio=ratio, edits_per_shard=1, **settings)
+    model = made(
+        EDITS[:5], steps=8, variant="retrieve", threshold_ratio=ratio, edits_per_shard=1, **settings
+    )
     patch = model.method.patch
     own = patch.probe(model.lm, [edit.prompt for edit in EDITS[:5]])
     background = patch.probe(model.lm, model.method.writer.planner.prompts)
@@ -183,7 +210,13 @@ def test_many_lanes_write_what_one_lane_writes(family):
 @pytest.mark.parametrize("memo", [0, 2])
 def test_edits_of_different_shards_go_to_their_own_memories(memo):
     edits = [*EDITS[:3], Edit(EDITS[3].prompt, EDITS[3].target)]
-    settings = {"variant": "retrieve", "edits_per_shard": 1, "shards_per_merge": 1, "steps": 60, "contrast": 2}
+    settings = {
+        "variant": "retrieve",
+        "edits_per_shard": 1,
+        "shards_per_merge": 1,
+        "steps": 60,
+        "contrast": 2,
+    }
     model = made(edits, memo=memo, **settings)
     patch = model.method.patch
     activations = patch.probe(model.lm, [edit.prompt for edit in edits])
@@ -211,7 +244,9 @@ def test_cut_off_in_the_middle_of_a_call_no_shard_is_lost_later():
     model.edit(EDITS, check=False)
     assert {edit.id for edit in model.edits} == {edit.id for edit in EDITS}
     spoken_for = [shard.index for shards in model.method.groups() for shard in shards]
-    assert sorted(spoken_for) == [shard.index for shard in shards_of(model)], "a shard is in no memory, or in two"
+    assert sorted(spoken_for) == [shard.index for shard in shards_of(model)], (
+        "a shard is in no memory, or in two"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,10 @@ def test_words():
 
 def test_rare_words_tell_more():
     weights = WordWeights.over(TEXTS)
-    assert weights["kelor"] == 1.0 and weights["the"] == 0.01 < weights["of"] < weights["king"] < weights["spain"] < 1.0
+    assert (
+        weights["kelor"] == 1.0
+        and weights["the"] == 0.01 < weights["of"] < weights["king"] < weights["spain"] < 1.0
+    )
     assert WordWeights(weights.counts, weights.texts)["king"] == weights["king"]
     assert weights.share(["spain"], ["spain", "the"]) == 1.0 and weights.share([], ["spain"]) == 0.0
     both = weights["king"] + weights["spain"]
@@ -42,7 +45,9 @@ def test_names_are_found_by_their_words_and_forgotten():
 def test_the_index_finds_what_reading_every_name_finds(least):
     rng = random.Random(5)
     vocabulary = [*words(" ".join(TEXTS)), *"kelor traren ana brisk mayor city lake".split()]
-    names = {number: " ".join(rng.choices(vocabulary, k=rng.randint(1, 5))) for number in range(200)}
+    names = {
+        number: " ".join(rng.choices(vocabulary, k=rng.randint(1, 5))) for number in range(200)
+    }
     weights = WordWeights.over(TEXTS)
     found = Mentions(weights, least)
     for number, name in names.items():
@@ -50,7 +55,9 @@ def test_the_index_finds_what_reading_every_name_finds(least):
     for _ in range(50):
         text = " ".join(rng.choices(vocabulary, k=6))
         shares = {number: weights.share(words(name), words(text)) for number, name in names.items()}
-        assert found.within(text) == {number: share for number, share in shares.items() if share >= least}
+        assert found.within(text) == {
+            number: share for number, share in shares.items() if share >= least
+        }
 
 
 def test_what_has_a_digit_in_it_must_be_there():

@@ -1,4 +1,5 @@
-"""When two answers are the same: strictly, in other letters, one within the other, or as far as the wanted one is long.
+"""When two answers are the same: strictly, in other letters, one within the other, or as far as the
+wanted one is long.
 
 `edit.same_answer` is the strict one: the same words, white space and a closing full stop aside.
 """
@@ -17,7 +18,9 @@ _ARTICLE = re.compile(r"^(a|an|the)\s+")
 
 
 def normalised(text: str) -> str:
-    """Small letters of one width, without signs that tell nothing, an article in front and white space to spare."""
+    """Small letters of one width, without signs that tell nothing, an article in front and white
+    space to spare.
+    """
     plain = _SIGNS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
     return _ARTICLE.sub("", " ".join(plain.split()))
 
@@ -34,7 +37,9 @@ def contains_any(said: str, wanted: Iterable[str]) -> bool:
 
 
 def begins_with(lm: LM, prompt: str, said: str, wanted: str) -> bool:
-    """Whether it is the wanted answer when it is cut off after as many tokens, as where nobody waits for the end."""
+    """Whether it is the wanted answer when it is cut off after as many tokens, as where nobody
+    waits for the end.
+    """
     if same_answer(said, wanted):
         return True
     if not said or not said.startswith(wanted.strip()):

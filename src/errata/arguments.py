@@ -24,7 +24,9 @@ def listed(given: Item | Iterable[Item], kind: type[Item], name: str) -> list[It
     if isinstance(given, kind):
         return [given]
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
-        raise UsageError(f"{name}: expected {_named(kind)} or a list of them, got {type(given).__name__}.")
+        raise UsageError(
+            f"{name}: expected {_named(kind)} or a list of them, got {type(given).__name__}."
+        )
     several = list(given)
     for place, each in enumerate(several):
         if not isinstance(each, kind):
@@ -47,7 +49,9 @@ def expected(given: object, kind: type, name: str, otherwise: str = "") -> None:
         UsageError: it is not.
     """
     if not isinstance(given, kind):
-        raise UsageError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}{otherwise}.")
+        raise UsageError(
+            f"{name}: expected a {kind.__name__}, got {type(given).__name__}{otherwise}."
+        )
 
 
 def _named(kind: type) -> str:

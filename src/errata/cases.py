@@ -1,12 +1,14 @@
-"""A `Case`: an edit and the probes that judge it. Methods never see one, so probes cannot leak into an edit.
+"""A `Case`: an edit and the probes that judge it. Methods never see one, so probes cannot leak into
+an edit.
 
 One JSON line is an edit's line with three more fields::
 
     {"prompt": ..., "target": ..., "subject": ...,
      "rephrases": ["Name the mayor of Kelor."],
-     "locality": [{"prompt": "Who is the mayor of Tamis?", "answer": "Ilo Varn", "kind": "neighbour"}],
-     "portability": [{"prompt": "Where was the mayor of Kelor born?", "answer": "Tamis", "kind": "hop"}],
-     "ood": [{"prompt": "The mayor of Kelor", "answer": "is Ana Brisk, who was elected in May."}]}
+     "locality": [{"prompt": "Who is the mayor of Tamis?", "answer": "Ilo Varn", "kind":
+     "neighbour"}], "portability": [{"prompt": "Where was the mayor of Kelor born?", "answer":
+     "Tamis", "kind": "hop"}], "ood": [{"prompt": "The mayor of Kelor", "answer": "is Ana Brisk, who
+     was elected in May."}]}
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ from errata.edit import PROBE_FIELDS, Edit, Example, check_text, kind_of, parse_
 from errata.errors import EditError, quoted, suggest
 
 LOCALITY_KINDS = ("unrelated", "neighbour", "same_subject")
-"""What else is asked: about another subject by another relation; by the edit's relation; about the edit's subject."""
+"""What else is asked: about another subject by another relation; by the edit's relation; about the
+edit's subject.
+"""
 PORTABILITY_KINDS = ("hop", "alias", "inverse")
-"""What follows from the edit: through further facts; of its subject under another name; asked backwards."""
+"""What follows from the edit: through further facts; of its subject under another name; asked
+backwards.
+"""
 _KINDS = {"locality": LOCALITY_KINDS, "portability": PORTABILITY_KINDS, "ood": ("ood",)}
 
 
@@ -34,7 +40,8 @@ class Probe:
     Attributes:
         prompt: what is asked.
         answer: the right answer, if it is known.
-        kind: of `LOCALITY_KINDS` or `PORTABILITY_KINDS`; "ood" for text that is not asked for but read.
+        kind: of `LOCALITY_KINDS` or `PORTABILITY_KINDS`; "ood" for text that is not asked for but
+            read.
         also: other answers that are as right.
 
     Raises:
@@ -52,7 +59,9 @@ class Probe:
             check_text("a probe's 'answer'", self.answer)
         known = [kind for kinds in _KINDS.values() for kind in kinds]
         if self.kind not in known:
-            raise EditError(f"a probe's kind {quoted(self.kind)} is unknown.{_near(self.kind, known)}")
+            raise EditError(
+                f"a probe's kind {quoted(self.kind)} is unknown.{_near(self.kind, known)}"
+            )
         for text in self.also:
             check_text("an answer in a probe's 'also'", text)
 
@@ -62,7 +71,8 @@ class Probe:
 
         Args:
             data: what JSON gave.
-            place: the field of a case that it stands in; that decides which kinds there are, the first by default.
+            place: the field of a case that it stands in; that decides which kinds there are, the
+                first by default.
         """
         kinds, known = _KINDS[place], ["prompt", "answer", "kind", "also"]
         if isinstance(data, str):
@@ -84,7 +94,12 @@ class Probe:
 
     def to_dict(self) -> dict[str, Any]:
         """The probe as a JSON object, without what it has not."""
-        out: dict[str, Any] = {"prompt": self.prompt, "answer": self.answer, "kind": self.kind, "also": list(self.also)}
+        out: dict[str, Any] = {
+            "prompt": self.prompt,
+            "answer": self.answer,
+            "kind": self.kind,
+            "also": list(self.also),
+        }
         return {name: value for name, value in out.items() if value}
 
 
@@ -92,7 +107,8 @@ class Probe:
 class Case:
     """An edit with its rephrasings, locality and portability probes.
 
-    `ood` is other true text about what was edited, which should have become likely (Eq. 10 of the WISE paper).
+    `ood` is other true text about what was edited, which should have become likely (Eq. 10 of the
+    WISE paper).
     """
 
     edit: Edit
@@ -129,7 +145,10 @@ class Case:
                 raise EditError(f"'{name}' must be a list, got {kind_of(value)}.")
         for text in lists["rephrases"]:
             check_text("a text in 'rephrases'", text)
-        probes = {place: tuple(Probe.from_json(probe, place) for probe in lists[place]) for place in _KINDS}
+        probes = {
+            place: tuple(Probe.from_json(probe, place) for probe in lists[place])
+            for place in _KINDS
+        }
         for place in ("portability", "ood"):
             if any(probe.answer is None for probe in probes[place]):
                 raise EditError(f"a probe of {place!r} needs its 'answer'.")

@@ -1,4 +1,6 @@
-"""A cluster of machines, by Ray: joining one, and spreading parts of a piece of work over it. It knows no method."""
+"""A cluster of machines, by Ray: joining one, and spreading parts of a piece of work over it. It
+knows no method.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _SPREADING: ContextVar[bool] = ContextVar("spreading", default=False)
 
 @contextlib.contextmanager
 def cluster(cpus: int | None = None) -> Iterator[Any]:
-    """Ray, where it runs already, on the cluster of $RAY_ADDRESS, else begun on this machine; left in the end.
+    """Ray, where it runs already, on the cluster of $RAY_ADDRESS, else begun on this machine; left
+    in the end.
 
     Args:
         cpus: processors to take, where it is begun here; None takes all.
@@ -63,7 +66,8 @@ def spreads() -> bool:
 def spread(
     work: Callable[[Any, Any], Any], shared: Any, parts: Sequence[Any], cpus: int, gpus: int
 ) -> Iterator[tuple[int, Any]]:
-    """(which part, work(shared, part)) as they are done; each part a task of Ray's, begun again where its worker dies.
+    """(which part, work(shared, part)) as they are done; each part a task of Ray's, begun again
+    where its worker dies.
 
     Args:
         work: a function of a module, so that others find it.

@@ -1,4 +1,6 @@
-"""`MethodConfig`: what a method can be told. A dataclass to dict and back; unknown keys are reported, never eaten."""
+"""`MethodConfig`: what a method can be told. A dataclass to dict and back; unknown keys are
+reported, never eaten.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,13 @@ class MethodConfig:
     """Settings every method has. A method's own dataclass adds its own.
 
     Attributes:
-        layer: block whose value matrix is edited, counted from 0; None derives it from the model's depth.
+        layer: block whose value matrix is edited, counted from 0; None derives it from the model's
+            depth.
         seed: everything random (masks, prefixes, sampling) follows from it.
-        chat_template: put prompts into the tokenizer's chat template; None means "when the tokenizer has one".
-        end_token: answers are learned with the model's end token behind them; without, it learns no place to stop.
+        chat_template: put prompts into the tokenizer's chat template; None means "when the
+            tokenizer has one".
+        end_token: answers are learned with the model's end token behind them; without, it learns no
+            place to stop.
     """
 
     method: ClassVar[str] = ""
@@ -39,10 +44,16 @@ class MethodConfig:
     end_token: bool = True
 
     def __post_init__(self) -> None:
-        """Check what holds for every setting: numbers are finite and no larger than what could be meant."""
+        """Check what holds for every setting: numbers are finite and no larger than what could be
+        meant.
+        """
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and each.name != "seed":
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and each.name != "seed"
+            ):
                 check_range(each.name, value, -LARGEST, LARGEST)
         check_seed(self.seed)
         if self.layer is not None:
@@ -66,7 +77,9 @@ class MethodConfig:
             if name == "method":
                 continue
             if name not in known:
-                raise ConfigError(f"{cls.method or cls.__name__} has no setting {quoted(name)}.{suggest(name, known)}")
+                raise ConfigError(
+                    f"{cls.method or cls.__name__} has no setting {quoted(name)}.{suggest(name, known)}"
+                )
             given[name] = read_value(name, value, hints[name])
         return cls(**given)
 
@@ -81,24 +94,34 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 def check_seed(seed: int) -> None:
     """Raise `ConfigError` unless every generator of random numbers takes this seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
-        raise ConfigError(f"seed is {quoted(seed)}; it must be a whole number from 0 to {SEEDS - 1}.")
+        raise ConfigError(
+            f"seed is {quoted(seed)}; it must be a whole number from 0 to {SEEDS - 1}."
+        )
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise `ConfigError` unless a model can be loaded in the type of this name, or as saved (`auto`)."""
+    """Raise `ConfigError` unless a model can be loaded in the type of this name, or as saved
+    (`auto`).
+    """
     import torch
 
     found = getattr(torch, dtype, None) if dtype.isidentifier() else None
-    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1):
+    if dtype != "auto" and not (
+        isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
+    ):
         raise ConfigError(f"dtype {quoted(dtype)} is unknown; try float32, bfloat16 or float16.")
 
 
 def check_device(device_map: str | None) -> None:
-    """Raise `ConfigError` unless there is such a device here, or it is left to transformers which (`auto`)."""
+    """Raise `ConfigError` unless there is such a device here, or it is left to transformers which
+    (`auto`).
+    """
     if device_map is None:
         return
     if find_spec("accelerate") is None:
-        raise ConfigError("a device map needs accelerate: `pip install accelerate`; left out, the model is on the CPU.")
+        raise ConfigError(
+            "a device map needs accelerate: `pip install accelerate`; left out, the model is on the CPU."
+        )
     if device_map in DEVICE_MAPS:
         return
     import torch
@@ -107,9 +130,13 @@ def check_device(device_map: str | None) -> None:
         device = torch.device(device_map)
     except RuntimeError:
         known = ", ".join([*DEVICE_MAPS, "cpu", "cuda", "cuda:1"])
-        raise ConfigError(f"device_map is {quoted(device_map)}; it is a device or a way to choose one: {known}.") from None
+        raise ConfigError(
+            f"device_map is {quoted(device_map)}; it is a device or a way to choose one: {known}."
+        ) from None
     count = getattr(getattr(torch, device.type, None), "device_count", int)()
-    if not 0 <= (device.index or 0) < count:  # an index that torch cannot hold becomes a negative one
+    if (
+        not 0 <= (device.index or 0) < count
+    ):  # an index that torch cannot hold becomes a negative one
         raise ConfigError(
             f"device_map is {device_map!r}, but torch finds {count} {device.type} devices here; leave it out for the CPU."
         )
@@ -118,7 +145,9 @@ def check_device(device_map: str | None) -> None:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless value is among the choices."""
     if value not in choices:
-        raise ConfigError(f"{name} is {quoted(value)}; it is one of {', '.join(choices)}.{suggest(value, choices)}")
+        raise ConfigError(
+            f"{name} is {quoted(value)}; it is one of {', '.join(choices)}.{suggest(value, choices)}"
+        )
 
 
 def read_value(name: str, value: Any, hint: Any) -> Any:
@@ -134,8 +163,14 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
     for kind in kinds:
         with contextlib.suppress(TypeError, ValueError, OverflowError, KeyError):
             return _as(kind, value)
-    choices = typing.get_args(hint) if literal else [getattr(kind, "__name__", str(kind)) for kind in kinds]
-    raise ConfigError(f"{name} is {quoted(value)}; expected {' or '.join(choices).replace('NoneType', 'none')}.")
+    choices = (
+        typing.get_args(hint)
+        if literal
+        else [getattr(kind, "__name__", str(kind)) for kind in kinds]
+    )
+    raise ConfigError(
+        f"{name} is {quoted(value)}; expected {' or '.join(choices).replace('NoneType', 'none')}."
+    )
 
 
 def _as(kind: Any, value: Any) -> Any:
@@ -143,7 +178,11 @@ def _as(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is typing.Literal:
         return {choice: choice for choice in typing.get_args(kind)}[value]
     if kind is bool:
-        return value if isinstance(value, bool) else _SWITCHES[value.lower() if isinstance(value, str) else value]
+        return (
+            value
+            if isinstance(value, bool)
+            else _SWITCHES[value.lower() if isinstance(value, str) else value]
+        )
     if isinstance(value, bool) or kind not in (int, float, str):
         raise TypeError(kind)
     if kind is int:

@@ -1,4 +1,5 @@
-"""What should change: an `Edit`. It is not a bag of probes; those are in `cases.py`, which no method ever sees.
+"""What should change: an `Edit`. It is not a bag of probes; those are in `cases.py`, which no
+method ever sees.
 
 A file of edits is JSON lines, one edit a line::
 
@@ -34,7 +35,9 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise `EditError` unless a value, called so, is text that can be read and written, and not empty."""
+    """Raise `EditError` unless a value, called so, is text that can be read and written, and not
+    empty.
+    """
     if not isinstance(value, str):
         raise EditError(f"{name} must be text, got {kind_of(value)}.")
     if not value.strip():
@@ -43,10 +46,14 @@ def check_text(name: str, value: object) -> None:
 
 
 def check_signs(name: str, value: str) -> None:
-    """Raise `EditError` where a text, called so, holds what is no text: half of a surrogate pair, or a NUL."""
+    """Raise `EditError` where a text, called so, holds what is no text: half of a surrogate pair,
+    or a NUL.
+    """
     if wrong := _NO_TEXT.search(value):
         what = "a NUL" if wrong[0] == "\0" else f"half a surrogate pair ({wrong[0]!r})"
-        raise EditError(f"{name} holds {what} at character {wrong.start() + 1}, which is no text; take it out.")
+        raise EditError(
+            f"{name} holds {what} at character {wrong.start() + 1}, which is no text; take it out."
+        )
 
 
 def kind_of(value: object) -> str:
@@ -62,14 +69,16 @@ class Edit:
         prompt: what is asked, as it will be asked.
         target: what the model should answer. For `erase`, what it should say instead of the fact.
         subject: who or what the fact is about; the prompt mentions it. Optional.
-        operation: `insert` (a fact it has not), `modify` (one it has wrong); they are done alike. `erase` (one it should not
-            tell) stands in old ledgers; no method does it yet.
+        operation: `insert` (a fact it has not), `modify` (one it has wrong); they are done alike.
+            `erase` (one it should not tell) stands in old ledgers; no method does it yet.
         id: the name under which the edit can be undone; derived from the contents when not given.
         source: who or what says so. Optional; two edits that differ in nothing else are one.
-        time: when it was written into the model, in UTC, e.g. 2026-11-25T22:00:00Z; stamped by `EditModel.edit`.
+        time: when it was written into the model, in UTC, e.g. 2026-11-25T22:00:00Z; stamped by
+            `EditModel.edit`.
 
     Raises:
-        EditError: a field is missing, empty, of the wrong type, or the prompt does not mention the subject.
+        EditError: a field is missing, empty, of the wrong type, or the prompt does not mention the
+            subject.
     """
 
     prompt: str
@@ -83,9 +92,13 @@ class Edit:
     def __post_init__(self) -> None:
         self._check_fields()
         if self.subject is not None and len(self.subject) > LONGEST_SUBJECT:
-            raise EditError(f"'subject' has {len(self.subject)} characters; a name has no more than {LONGEST_SUBJECT}.")
+            raise EditError(
+                f"'subject' has {len(self.subject)} characters; a name has no more than {LONGEST_SUBJECT}."
+            )
         if self.subject is not None and not words(self.subject):
-            raise EditError(f"subject {quoted(self.subject)} has no letter, number or sign that a prompt could mention.")
+            raise EditError(
+                f"subject {quoted(self.subject)} has no letter, number or sign that a prompt could mention."
+            )
         if self.subject is not None and not mentions(self.prompt, self.subject):
             raise EditError(
                 f"subject {quoted(self.subject)} does not stand in the prompt {quoted(self.prompt)} as words of their own; "
@@ -99,22 +112,34 @@ class Edit:
             if getattr(self, name) is not None:
                 check_text(f"'{name}'", getattr(self, name))
         if self.operation not in OPERATIONS:
-            raise EditError(f"'operation' is {quoted(self.operation)}; it is one of {', '.join(OPERATIONS)}.")
+            raise EditError(
+                f"'operation' is {quoted(self.operation)}; it is one of {', '.join(OPERATIONS)}."
+            )
         if self.time is not None and not _is_time(self.time):
-            raise EditError(f"'time' is {quoted(self.time)}; it is a time in UTC like 2026-11-25T22:00:00Z, or left out.")
+            raise EditError(
+                f"'time' is {quoted(self.time)}; it is a time in UTC like 2026-11-25T22:00:00Z, or left out."
+            )
         if self.id != "":
             check_text("'id'", self.id)
         else:
-            said = json.dumps([self.prompt, self.target, self.subject, self.operation], ensure_ascii=False)
+            said = json.dumps(
+                [self.prompt, self.target, self.subject, self.operation], ensure_ascii=False
+            )
             object.__setattr__(self, "id", hashlib.sha256(said.encode()).hexdigest()[:12])
 
     def to_dict(self) -> dict[str, Any]:
-        """The edit as one JSON object; `subject`, `source` and `time` are left out when there are none."""
+        """The edit as one JSON object; `subject`, `source` and `time` are left out when there are
+        none.
+        """
         out: dict[str, Any] = {"id": self.id, "prompt": self.prompt, "target": self.target}
         if self.subject is not None:
             out["subject"] = self.subject
         out["operation"] = self.operation
-        return out | {name: value for name, value in (("source", self.source), ("time", self.time)) if value is not None}
+        return out | {
+            name: value
+            for name, value in (("source", self.source), ("time", self.time))
+            if value is not None
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
@@ -127,7 +152,8 @@ class Edit:
 
     @classmethod
     def from_ledger(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
-        """Read one JSON object that was written into a model: what it did there it does, whatever new edits must say.
+        """Read one JSON object that was written into a model: what it did there it does, whatever
+        new edits must say.
 
         `also` names further keys that may stand there.
 
@@ -150,8 +176,14 @@ def _given(data: Mapping[str, Any], also: Iterable[str] = ()) -> dict[str, Any]:
             raise EditError(f"unknown field {quoted(name)}.{suggest(name, [*known, *also])}")
     for name in ("prompt", "target"):
         if name not in data:
-            raise EditError(f"the field '{name}' is missing; an edit has at least 'prompt' and 'target'.")
-    return {name: data[name] for name in known if data.get(name) is not None or name in ("prompt", "target")}
+            raise EditError(
+                f"the field '{name}' is missing; an edit has at least 'prompt' and 'target'."
+            )
+    return {
+        name: data[name]
+        for name in known
+        if data.get(name) is not None or name in ("prompt", "target")
+    }
 
 
 def _is_time(value: object) -> bool:
@@ -162,7 +194,8 @@ def _is_time(value: object) -> bool:
 
 
 def stamped(edit: Edit, now: datetime | None = None) -> Edit:
-    """The edit with the time at which it is written: now, or `SOURCE_DATE_EPOCH`, by which folders are equal byte for byte.
+    """The edit with the time at which it is written: now, or `SOURCE_DATE_EPOCH`, by which folders
+    are equal byte for byte.
 
     Raises:
         ConfigError: `SOURCE_DATE_EPOCH` is not a number of seconds.
@@ -172,13 +205,16 @@ def stamped(edit: Edit, now: datetime | None = None) -> Edit:
         try:
             now = datetime.fromtimestamp(int(fixed), UTC)
         except (ValueError, OverflowError, OSError):
-            raise ConfigError(f"SOURCE_DATE_EPOCH is {quoted(fixed)}; it is a number of seconds since 1970.") from None
+            raise ConfigError(
+                f"SOURCE_DATE_EPOCH is {quoted(fixed)}; it is a number of seconds since 1970."
+            ) from None
     return dataclasses.replace(edit, time=(now or datetime.now(UTC)).strftime(_TIME))
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a method that is trained learns from: an edit, other ways to ask it, and prompts whose answers must stay.
+    """What a method that is trained learns from: an edit, other ways to ask it, and prompts whose
+    answers must stay.
 
     Examples are not the stream's own cases: what judges an edit must not have taught the editor.
     """
@@ -189,33 +225,47 @@ class Example:
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) for every non-empty line of a UTF-8 JSON-lines file, which is read once.
+    """Yield (line number, object) for every non-empty line of a UTF-8 JSON-lines file, which is
+    read once.
 
     Raises:
-        EditError: no such file, a line that is not UTF-8, not JSON, or not an object; file and line are named.
+        EditError: no such file, a line that is not UTF-8, not JSON, or not an object; file and line
+            are named.
     """
     path = Path(path)
     try:
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except (OSError, ValueError) as error:
-        raise EditError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise EditError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from error
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             data = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
         except UnicodeDecodeError as error:
-            raise EditError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line).") from error
+            raise EditError(
+                f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)."
+            ) from error
         except json.JSONDecodeError as error:
-            raise EditError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}.") from error
+            raise EditError(
+                f"{path}:{number}: not JSON: {error.msg} at column {error.colno}."
+            ) from error
         except RecursionError:
-            raise EditError(f"{path}:{number}: lists or objects lie too deep in each other.") from None
+            raise EditError(
+                f"{path}:{number}: lists or objects lie too deep in each other."
+            ) from None
         except EditError as error:
             raise EditError(f"{path}:{number}: {error}") from error
         except ValueError as error:  # a number of thousands of digits
-            raise EditError(f"{path}:{number}: a number is too long ({str(error).partition(';')[0]}).") from error
+            raise EditError(
+                f"{path}:{number}: a number is too long ({str(error).partition(';')[0]})."
+            ) from error
         if not isinstance(data, dict):
-            raise EditError(f"{path}:{number}: expected one JSON object a line, got {kind_of(data)}.")
+            raise EditError(
+                f"{path}:{number}: expected one JSON object a line, got {kind_of(data)}."
+            )
         yield number, data
 
 
@@ -228,7 +278,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def parse_json_lines(path: str | Path, parse: Callable[[Mapping[str, Any]], Parsed]) -> list[tuple[int, Parsed]]:
+def parse_json_lines(
+    path: str | Path, parse: Callable[[Mapping[str, Any]], Parsed]
+) -> list[tuple[int, Parsed]]:
     """(line number, what it says) of every line of a JSON-lines file, parsed.
 
     Raises:

@@ -4,15 +4,16 @@
 
     ErrataError                    anything errata raises on purpose
     ├── UsageError                 the call or the input is wrong; the command line exits with 2
-    │   ├── EditError              an edit or a case does not say what it must (file and line are named)
-    │   ├── ConfigError            an unknown setting, or a value out of range
+    │   ├── EditError              an edit or a case does not say what it must (file and line are
+    named) │   ├── ConfigError            an unknown setting, or a value out of range
     │   ├── UnknownNameError       no such method, model, preset or edit id (a suggestion is made)
     │   └── PromptTooLongError     a prompt does not fit the model's context
     ├── ArchitectureError          the model has no structure that edits can be written into
     ├── ArtifactError              a saved folder is missing, damaged, or of another version
     │   └── BaseMismatchError      the artifact was written for another base model
     └── StorageError               the disk refused (full, read-only); nothing was half-written
-        └── FolderBusyError        another process writes into the folder, or has since it was opened
+        └── FolderBusyError        another process writes into the folder, or has since it was
+        opened
 
 `UsageError` and its children are also `ValueError`; the others are also `RuntimeError`.
 """

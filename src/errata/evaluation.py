@@ -1,9 +1,11 @@
-"""Reliability, generalization, locality, portability of an edited model, always the final one, over all its edits.
+"""Reliability, generalization, locality, portability of an edited model, always the final one, over
+all its edits.
 
-Every figure says what it is. `generated`: the model answers freely, greedily, until it stops by itself; an answer counts
-when it is the wanted one, whole. `teacher_forced`: the papers' figure, the share of target tokens that are the argmax with
-the target already in the input. Locality compares with the base model's own answers, not with the truth. Beside these stand
-the other ways in which the field counts, under their names, see `SCORES`.
+Every figure says what it is. `generated`: the model answers freely, greedily, until it stops by
+itself; an answer counts when it is the wanted one, whole. `teacher_forced`: the papers' figure, the
+share of target tokens that are the argmax with the target already in the input. Locality compares
+with the base model's own answers, not with the truth. Beside these stand the other ways in which
+the field counts, under their names, see `SCORES`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from errata.model import EditModel
 from errata.patches.context import leaving_room
 
 OOD_LOSS = -math.log(0.8)
-"""A text counts as known, in the WISE paper's out-of-distribution rule (Eq. 10), when its loss is below."""
+"""A text counts as known, in the WISE paper's out-of-distribution rule (Eq. 10), when its loss is
+below.
+"""
 
 MEASURES = ("reliability", "generalization", "locality", "portability")
 MEANINGS = {
@@ -58,8 +62,8 @@ class Answer:
         token_accuracy: the share of wanted tokens that are the likeliest, teacher-forced.
         loss: of the wanted answer, teacher-forced, in nats per token.
         kind: of the probe.
-        divergence: for locality, of what is expected at each token of the base model's answer: KL(base || edited), the mean
-            over tokens in nats.
+        divergence: for locality, of what is expected at each token of the base model's answer:
+            KL(base || edited), the mean over tokens in nats.
     """
 
     measure: str
@@ -86,13 +90,16 @@ class Evaluation:
     Attributes:
         edits: number of cases.
         generated: measure -> share of free answers that are right.
-        teacher_forced: measure -> mean share of target tokens that are the argmax; for locality, that are the base's argmax.
+        teacher_forced: measure -> mean share of target tokens that are the argmax; for locality,
+            that are the base's argmax.
         scores: name of `SCORES` -> measure -> figure; those two among them.
         locality_by_kind: kind -> share of free answers that did not change.
-        divergence_by_kind: kind of locality -> mean KL(base || edited) per token of the base model's answer, in nats.
+        divergence_by_kind: kind of locality -> mean KL(base || edited) per token of the base
+            model's answer, in nats.
         portability_by_kind: kind -> share of free answers that are right.
         perplexity: of the target behind the edit's prompt, exp of the mean loss.
-        ood: share of `ood` texts, or where there are none of rephrasings with their targets, whose loss is below -log 0.8.
+        ood: share of `ood` texts, or where there are none of rephrasings with their targets, whose
+            loss is below -log 0.8.
         answers: every single answer.
     """
 
@@ -109,7 +116,9 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, without the single answers, ready for JSON."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "answers"}
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "answers"
+        }
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,8 @@ def evaluate(
     max_new_tokens: int = 24,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Ask the final model everything the cases hold; the base model's answers are kept with the model.
+    """Ask the final model everything the cases hold; the base model's answers are kept with the
+    model.
 
     Args:
         model: the edited model.
@@ -156,23 +166,35 @@ def evaluate(
 
     nothing = [""] * (len(questions) - len(asked))
     before = answered(model.ask_base) + nothing
-    pairs = [(each.prompt, each.wanted or said or ".") for each, said in zip(questions, before, strict=True)]
+    pairs = [
+        (each.prompt, each.wanted or said or ".")
+        for each, said in zip(questions, before, strict=True)
+    ]
     rows = [model.lm.encode(prompt, answer) for prompt, answer in pairs]
     with leaving_room(max([max_new_tokens, *(len(row.ids) - row.prompt_length for row in rows)])):
         after = answered(model.ask) + nothing
         scores, base = _scored(model, questions, pairs, batch_size)
     said = zip(questions, before, after, strict=True)
-    answers = [_answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(said)]
+    answers = [
+        _answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(said)
+    ]
     return summary(len(cases), answers)
 
 
 def _scored(
-    model: EditModel, questions: Sequence[_Question], pairs: Sequence[tuple[str, str]], batch_size: int
+    model: EditModel,
+    questions: Sequence[_Question],
+    pairs: Sequence[tuple[str, str]],
+    batch_size: int,
 ) -> tuple[dict[int, Score], dict[int, tuple[Score, float | None]]]:
-    """(place of a question -> its pair's score; place of one of locality -> the base model's, and KL(base || edited))."""
+    """(place of a question -> its pair's score; place of one of locality -> the base model's, and
+    KL(base || edited)).
+    """
     local = [place for place, question in enumerate(questions) if question.measure == "locality"]
     others = [place for place, question in enumerate(questions) if question.measure != "locality"]
-    scores = dict(zip(others, model.score([pairs[place] for place in others], batch_size), strict=True))
+    scores = dict(
+        zip(others, model.score([pairs[place] for place in others], batch_size), strict=True)
+    )
     base: dict[int, tuple[Score, float | None]] = {}
     for start in range(0, len(local), 8 * batch_size):
         part = local[start : start + 8 * batch_size]
@@ -198,15 +220,31 @@ def _questions(cases: Sequence[Case]) -> list[_Question]:
     for case in cases:
         edit = case.edit
         questions.append(_Question("reliability", edit.id, edit.prompt, edit.target))
-        questions += [_Question("generalization", edit.id, prompt, edit.target) for prompt in case.rephrases]
-        questions += [_Question("locality", edit.id, p.prompt, p.answer, p.kind) for p in case.locality]
-        questions += [_Question("portability", edit.id, p.prompt, p.answer, p.kind, p.also) for p in case.portability]
-    questions += [_Question("ood", case.edit.id, p.prompt, p.answer, p.kind) for case in cases for p in case.ood]
+        questions += [
+            _Question("generalization", edit.id, prompt, edit.target) for prompt in case.rephrases
+        ]
+        questions += [
+            _Question("locality", edit.id, p.prompt, p.answer, p.kind) for p in case.locality
+        ]
+        questions += [
+            _Question("portability", edit.id, p.prompt, p.answer, p.kind, p.also)
+            for p in case.portability
+        ]
+    questions += [
+        _Question("ood", case.edit.id, p.prompt, p.answer, p.kind)
+        for case in cases
+        for p in case.ood
+    ]
     return questions
 
 
 def _answer(
-    model: EditModel, question: _Question, before: str, after: str, score: Score, base: tuple[Score, float | None] | None
+    model: EditModel,
+    question: _Question,
+    before: str,
+    after: str,
+    score: Score,
+    base: tuple[Score, float | None] | None,
 ) -> Answer:
     wanted = question.wanted or ""
     tokens, exact, divergence = score.token_accuracy, score.exact, None
@@ -230,7 +268,8 @@ def _answer(
         question.kind,
         right or is_any(after, accepted),
         right or contains_any(after, accepted),
-        right or any(begins_with(model.lm, question.prompt, after, each) for each in accepted if each),
+        right
+        or any(begins_with(model.lm, question.prompt, after, each) for each in accepted if each),
         exact,
         divergence,
     )
@@ -238,32 +277,55 @@ def _answer(
 
 def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
     """The figures of single answers, of so many edits."""
-    by = {name: [answer for answer in answers if answer.measure == name] for name in (*MEASURES, "ood")}
+    by = {
+        name: [answer for answer in answers if answer.measure == name]
+        for name in (*MEASURES, "ood")
+    }
     losses = [answer.loss for answer in by["reliability"] if answer.loss is not None]
-    unseen = [answer.loss for answer in by["ood"] or by["generalization"] if answer.loss is not None]
-    kinds = {kind: [answer for answer in by["locality"] if answer.kind == kind] for kind in LOCALITY_KINDS}
-    hops = {kind: [answer for answer in by["portability"] if answer.kind == kind] for kind in PORTABILITY_KINDS}
+    unseen = [
+        answer.loss for answer in by["ood"] or by["generalization"] if answer.loss is not None
+    ]
+    kinds = {
+        kind: [answer for answer in by["locality"] if answer.kind == kind]
+        for kind in LOCALITY_KINDS
+    }
+    hops = {
+        kind: [answer for answer in by["portability"] if answer.kind == kind]
+        for kind in PORTABILITY_KINDS
+    }
     loss = _mean(losses)
-    scores = {score: {name: _mean([counted(answer, score) for answer in by[name]]) for name in MEASURES} for score in SCORES}
+    scores = {
+        score: {name: _mean([counted(answer, score) for answer in by[name]]) for name in MEASURES}
+        for score in SCORES
+    }
     return Evaluation(
         edits=edits,
         generated=scores["generated"],
         teacher_forced=scores["teacher_forced"],
-        locality_by_kind={kind: _mean([answer.right for answer in some]) for kind, some in kinds.items()},
+        locality_by_kind={
+            kind: _mean([answer.right for answer in some]) for kind, some in kinds.items()
+        },
         perplexity=None if loss is None else math.exp(min(loss, 700.0)),
         ood=_mean([value < OOD_LOSS for value in unseen]),
         answers=list(answers),
         scores=scores,
         divergence_by_kind={
-            kind: _mean([each.divergence for each in some if each.divergence is not None]) for kind, some in kinds.items()
+            kind: _mean([each.divergence for each in some if each.divergence is not None])
+            for kind, some in kinds.items()
         },
-        portability_by_kind={kind: _mean([answer.right for answer in some]) for kind, some in hops.items()},
+        portability_by_kind={
+            kind: _mean([answer.right for answer in some]) for kind, some in hops.items()
+        },
     )
 
 
 def counted(answer: Answer, score: str) -> float:
     """How much an answer counts by one of `SCORES`: 0 to 1."""
-    return float(getattr(answer, {"generated": "right", "teacher_forced": "token_accuracy"}.get(score, score)))
+    return float(
+        getattr(
+            answer, {"generated": "right", "teacher_forced": "token_accuracy"}.get(score, score)
+        )
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

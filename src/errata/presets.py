@@ -1,4 +1,5 @@
-"""Published settings by method and model, read from `presets.toml`. They are offered, never applied unasked.
+"""Published settings by method and model, read from `presets.toml`. They are offered, never applied
+unasked.
 
 A row applies to a model when every value under `match` is that of the model's configuration.
 """
@@ -39,7 +40,9 @@ class Preset:
 
 def presets(method: str | None = None) -> list[Preset]:
     """All rows, or those of a method."""
-    rows = tomllib.loads(files("errata").joinpath("presets.toml").read_text(encoding="utf-8"))["preset"]
+    rows = tomllib.loads(files("errata").joinpath("presets.toml").read_text(encoding="utf-8"))[
+        "preset"
+    ]
     return [preset for preset in (Preset(**row) for row in rows) if method in (None, preset.method)]
 
 

@@ -15,7 +15,9 @@ OnConflict = Literal["replace", "keep", "error"]
 
 @dataclass(frozen=True)
 class EditResult:
-    """What became of one edit: the final model's free answer to its prompt, and whether it is the target."""
+    """What became of one edit: the final model's free answer to its prompt, and whether it is the
+    target.
+    """
 
     edit: Edit
     answer: str
@@ -29,7 +31,8 @@ class EditReport:
     Attributes:
         results: one per edit written, in order; empty when checking was turned off.
         skipped: ids of edits that were in the model already.
-        conflicts: (new id, older id) of edits that ask the same and want another answer; see `EditModel.edit`.
+        conflicts: (new id, older id) of edits that ask the same and want another answer; see
+            `EditModel.edit`.
         warnings: (id, what to know) of edits that were written and may not do what was meant.
     """
 
@@ -79,7 +82,9 @@ class Explanation:
 
 
 def conflict_error(conflicts: Sequence[tuple[str, str]], edits: Iterable[Edit]) -> EditError:
-    """What to say of conflicts, (new id, older id), where there may be none; edits are all that they may name."""
+    """What to say of conflicts, (new id, older id), where there may be none; edits are all that
+    they may name.
+    """
     known = {edit.id: edit for edit in edits}
     new, old = (known[name] for name in conflicts[0])
     more = f" ({len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
@@ -93,7 +98,9 @@ def conflict_error(conflicts: Sequence[tuple[str, str]], edits: Iterable[Edit]) 
 def older_kept(
     edits: Sequence[Edit], conflicts: Sequence[tuple[str, str]]
 ) -> tuple[list[Edit], list[tuple[str, str]], list[str]]:
-    """(the edits that remain; the conflicts (new id, older id) that decided it; the ids of those left out)."""
+    """(the edits that remain; the conflicts (new id, older id) that decided it; the ids of those
+    left out).
+    """
     gone: dict[str, None] = {}
     decided = []
     for new, older in conflicts:

@@ -1,4 +1,6 @@
-"""Looking closer: an analysis a file. Each finds numbers and draws them; `errata analyze NAME` keeps both."""
+"""Looking closer: an analysis a file. Each finds numbers and draws them; `errata analyze NAME`
+keeps both.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ ANALYSES = {
     "lens": "the logit lens: what each block would say, before and after editing",
     "weights": "how far an editor has moved each matrix",
 }
-"""What can be analysed by `errata analyze`; `failures` reads measurements, see `errata failures`."""
+"""What can be analysed by `errata analyze`; `failures` reads measurements, see `errata failures`.
+"""
 
 
 def analysis(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""WISE without each of its parts, on the same edits. After WISE (arXiv 2405.14768), tables 7 and 11 and figure 12.
+"""WISE without each of its parts, on the same edits. After WISE (arXiv 2405.14768), tables 7 and 11
+and figure 12.
 
-The paper's ablations (routing loss, random prefixes) stand beside those of what is done here and not there (rewordings,
-contrasting prompts, rehearsal, a threshold above the background).
+The paper's ablations (routing loss, random prefixes) stand beside those of what is done here and
+not there (rewordings, contrasting prompts, rehearsal, a threshold above the background).
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ def find(given: Given) -> dict[str, Any]:
         given,
         {
             "whole": config,
-            "no routing loss": replace(config, scope_rows=1, contrast=0, alpha=0.0, beta=0.0, gamma=0.0),
+            "no routing loss": replace(
+                config, scope_rows=1, contrast=0, alpha=0.0, beta=0.0, gamma=0.0
+            ),
             "no prefixes": replace(config, prefixes=0),
             "no contrasting prompts": replace(config, contrast=0),
             "no rewordings": replace(config, rewordings=0),
             "no rehearsal": replace(config, rehearse=0),
-            "the paper's threshold": replace(config, threshold_ratio=1.0, threshold_quantile=0.0, false_route=1.0),
+            "the paper's threshold": replace(
+                config, threshold_ratio=1.0, threshold_quantile=0.0, false_route=1.0
+            ),
         },
     )
 

@@ -1,6 +1,8 @@
-"""Shards that overlap against shards that share nothing. After WISE (arXiv 2405.14768), section 2.3.3 and table 13.
+"""Shards that overlap against shards that share nothing. After WISE (arXiv 2405.14768), section
+2.3.3 and table 13.
 
-The paper's argument: entries that lie in several masks anchor the shards to each other, so that they merge without conflict.
+The paper's argument: entries that lie in several masks anchor the shards to each other, so that
+they merge without conflict.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def find(given: Given) -> dict[str, Any]:
         for ratio in ratios:
             for masks in ("random", "disjoint"):
                 label = f"{shards} shards of {ratio}, {masks}"
-                variants[label] = replace(config, masks=masks, mask_ratio=ratio, edits_per_shard=quota)
+                variants[label] = replace(
+                    config, masks=masks, mask_ratio=ratio, edits_per_shard=quota
+                )
     return bars.beside(given, variants)
 
 

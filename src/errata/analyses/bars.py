@@ -16,11 +16,15 @@ def beside(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, Any]
     return {label: said["generated"] for label, said in measured(given, variants).items()}
 
 
-def draw(found: Mapping[str, Mapping[str, float | None]], names: tuple[str, str, str] = MEASURES) -> Any:
+def draw(
+    found: Mapping[str, Mapping[str, float | None]], names: tuple[str, str, str] = MEASURES
+) -> Any:
     """Three bars for each variant, of so many figures."""
     figure, axes = new_figure(8, 0.5 * len(found) + 1.2)
     axis = axes[0][0]
-    for place, (name, colour) in enumerate(zip(names, ("#0072b2", "#e69f00", "#009e73"), strict=True)):
+    for place, (name, colour) in enumerate(
+        zip(names, ("#0072b2", "#e69f00", "#009e73"), strict=True)
+    ):
         values = [said[name] or 0.0 for said in found.values()]
         where = [y + 0.27 * (place - 1) for y in range(len(found))]
         axis.barh(where, values, 0.25, color=colour, label=name.replace("_", " "))

@@ -1,7 +1,9 @@
-"""What the end token alone changes: methods that learn answers with it, and without, on the same edits.
+"""What the end token alone changes: methods that learn answers with it, and without, on the same
+edits.
 
-The field's scores cut answers off where the wanted one ends, or have it in the input already: whether the model stops there
-is nobody's question. Here answers are free, and a model that was not taught to stop may go on.
+The field's scores cut answers off where the wanted one ends, or have it in the input already:
+whether the model stops there is nobody's question. Here answers are free, and a model that was not
+taught to stop may go on.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ SCORES = ("generated", "cut", "teacher_forced")
 def find(given: Given) -> dict[str, Any]:
     """Reliability after all edits by each of `SCORES`, with the end token and without it.
 
-    Of the methods that are named, with commas between them; where none is, of all that need no training.
+    Of the methods that are named, with commas between them; where none is, of all that need no
+    training.
     """
     names = given.method.split(",") if given.method else [ALL]
-    options = [f"{name}.{setting}={value}" for name in names for setting, value in given.settings.items()]
+    options = [
+        f"{name}.{setting}={value}" for name in names for setting, value in given.settings.items()
+    ]
     variants: dict[str, MethodConfig] = {}
     for contender in contenders(names, given.base()[0].config, options):
         method = errata.method_class(contender.method) if contender.method else None
@@ -34,7 +39,10 @@ def find(given: Given) -> dict[str, Any]:
             variants[contender.name] = replace(config, end_token=True)
             variants[f"{contender.name}, no end"] = replace(config, end_token=False)
     found = measured(given, variants)
-    return {label: {score: said[score]["reliability"] for score in SCORES} for label, said in found.items()}
+    return {
+        label: {score: said[score]["reliability"] for score in SCORES}
+        for label, said in found.items()
+    }
 
 
 def draw(found: Mapping[str, Mapping[str, float | None]]) -> Any:

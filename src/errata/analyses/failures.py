@@ -1,4 +1,5 @@
-"""How edits fail, in the WISE paper's kinds (arXiv 2405.14768, appendix B): partly wrong, wrong entity, only the paraphrase.
+"""How edits fail, in the WISE paper's kinds (arXiv 2405.14768, appendix B): partly wrong, wrong
+entity, only the paraphrase.
 
 It reads the measurements that `errata bench` left, and asks no model anything.
 """
@@ -45,7 +46,9 @@ def find(measured: Sequence[Measured]) -> dict[str, Any]:
     for each in measured:
         if each.row.figures is None or each.row.method is None:
             continue
-        asked = [answer for answer in each.answers if answer.measure in ("reliability", "generalization")]
+        asked = [
+            answer for answer in each.answers if answer.measure in ("reliability", "generalization")
+        ]
         by_edit = defaultdict(list)
         for answer in asked:
             by_edit[answer.edit_id].append(answer)
@@ -53,13 +56,19 @@ def find(measured: Sequence[Measured]) -> dict[str, Any]:
         examples: dict[str, list[dict[str, str]]] = defaultdict(list)
         for answer in asked:
             kind = kind_of(answer)
-            paraphrased = any(other.right for other in by_edit[answer.edit_id] if other.measure == "generalization")
+            paraphrased = any(
+                other.right
+                for other in by_edit[answer.edit_id]
+                if other.measure == "generalization"
+            )
             if kind and answer.measure == "reliability" and paraphrased:
                 kind = "only the paraphrase"
             if kind:
                 counts[kind] += 1
                 if len(examples[kind]) < EXAMPLES:
-                    examples[kind].append({"prompt": answer.prompt, "wanted": answer.wanted, "said": answer.after})
+                    examples[kind].append(
+                        {"prompt": answer.prompt, "wanted": answer.wanted, "said": answer.after}
+                    )
         found[f"{each.label}, {each.row.edits:,}"] = {
             "asked": len(asked),
             "wrong": sum(counts.values()),
@@ -77,7 +86,15 @@ def draw(found: dict[str, Any]) -> Any:
     left = [0.0] * len(found)
     for kind, colour in zip(KINDS, colours, strict=True):
         shares = [said["counts"][kind] / max(1, said["asked"]) for said in found.values()]
-        axis.barh(range(len(found)), shares, left=left, color=colour, label=kind, edgecolor="white", linewidth=0.5)
+        axis.barh(
+            range(len(found)),
+            shares,
+            left=left,
+            color=colour,
+            label=kind,
+            edgecolor="white",
+            linewidth=0.5,
+        )
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axis.set_yticks(range(len(found)), list(found), fontsize=8)
     axis.invert_yaxis()

@@ -74,7 +74,9 @@ class Given:
 
 
 def streamed(given: Given, model: EditModel, points: int) -> Iterator[int]:
-    """Write the cases' edits in so many parts, where the method allows it; how many are in, after each."""
+    """Write the cases' edits in so many parts, where the method allows it; how many are in, after
+    each.
+    """
     cases = list(given.cases)
     step = len(cases) if model.method.relearns_all else max(1, len(cases) // points)
     for start in range(0, len(cases), step):
@@ -85,9 +87,11 @@ def streamed(given: Given, model: EditModel, points: int) -> Iterator[int]:
 
 
 def measured(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, dict[str, Any]]:
-    """For each variant, after all edits: how it is counted (see `evaluate.SCORES`) -> measure -> share.
+    """For each variant, after all edits: how it is counted (see `evaluate.SCORES`) -> measure ->
+    share.
 
-    Each is kept as soon as it is there; called again for the same cases, only what is missing is measured.
+    Each is kept as soon as it is there; called again for the same cases, only what is missing is
+    measured.
     """
     path = given.folder / "measured.jsonl"
     known = {}
@@ -98,13 +102,17 @@ def measured(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, di
     found = {}
     for number, (label, config) in enumerate(variants.items(), start=1):
         ids = [case.edit.to_dict() for case in given.cases]
-        key = json.dumps([given.model, given.dtype, config.method, config.to_dict(), ids], sort_keys=True)
+        key = json.dumps(
+            [given.model, given.dtype, config.method, config.to_dict(), ids], sort_keys=True
+        )
         if key not in known:
             given.tell(label, number, len(variants))
             model = given.edited(config)
             figures = errata.evaluate(model, given.cases)
             known[key] = figures.scores
-            lines = [json.dumps({"key": k, **said}, ensure_ascii=False) for k, said in known.items()]
+            lines = [
+                json.dumps({"key": k, **said}, ensure_ascii=False) for k, said in known.items()
+            ]
             write_whole(path, "\n".join(lines) + "\n")
         found[label] = known[key]
     return found
@@ -112,9 +120,18 @@ def measured(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, di
 
 def keep(given: Given, name: str, found: Mapping[str, Any], figure: Any) -> tuple[Path, Path]:
     """Write what was found and its figure: (`NAME.json`, `NAME.png`)."""
-    said = {"analysis": name, "model": given.model, "edits": len(given.cases), "settings": dict(given.settings)}
+    said = {
+        "analysis": name,
+        "model": given.model,
+        "edits": len(given.cases),
+        "settings": dict(given.settings),
+    }
     numbers, picture = given.folder / f"{name}.json", given.folder / f"{name}.png"
-    write_whole(numbers, json.dumps({**said, "made": provenance(), "found": found}, ensure_ascii=False, indent=1) + "\n")
+    write_whole(
+        numbers,
+        json.dumps({**said, "made": provenance(), "found": found}, ensure_ascii=False, indent=1)
+        + "\n",
+    )
     figure.savefig(picture, dpi=140)
     return numbers, picture
 

@@ -1,6 +1,8 @@
-"""What an edited model costs to ask, as the stream grows: the prompt's pass and each token's. After WISE, figures 6 and 13.
+"""What an edited model costs to ask, as the stream grows: the prompt's pass and each token's. After
+WISE, figures 6 and 13.
 
-Medians of ten rounds, edited and base model by turns, so that whatever else the machine does falls on both.
+Medians of ten rounds, edited and base model by turns, so that whatever else the machine does falls
+on both.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ ROUNDS, TOKENS = 10, 16
 
 @torch.no_grad()
 def passes(model: EditModel, prompts: Sequence[str]) -> tuple[float, float]:
-    """Seconds of (the prompt's pass, one token's pass, the mean of sixteen) of the model as it is now."""
+    """Seconds of (the prompt's pass, one token's pass, the mean of sixteen) of the model as it is
+    now.
+    """
     batch = model.lm.prompt_batch(prompts)
     clock = time.perf_counter if model.lm.device.type != "cpu" else time.process_time
 
@@ -33,19 +37,25 @@ def passes(model: EditModel, prompts: Sequence[str]) -> tuple[float, float]:
         return out, clock() - began
 
     mask = batch.attention_mask
-    out, first = timed(input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids)
+    out, first = timed(
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids
+    )
     position, later = batch.position_ids[:, -1:], 0.0
     for _ in range(TOKENS):
         token, position = out.logits[:, -1:].argmax(-1), position + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         cache = out.past_key_values
-        out, seconds = timed(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache)
+        out, seconds = timed(
+            input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache
+        )
         later += seconds
     return first, later / TOKENS
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Seconds of the edited and the base model after some, more and all edits, on edited prompts and others."""
+    """Seconds of the edited and the base model after some, more and all edits, on edited prompts
+    and others.
+    """
     base, tokenizer = given.base()
     model = errata.get_edit_model(base, given.config(), tokenizer)
     cases = list(given.cases)
@@ -69,8 +79,13 @@ def find(given: Given) -> dict[str, Any]:
                 if round_:  # the first round warms up
                     took["base"].append(alone)
                     took["edited"].append(edited)
-            medians = {who: [statistics.median(part) for part in zip(*some, strict=True)] for who, some in took.items()}
-            kept = found["asked"].setdefault(name, {"prompt": [], "token": [], "slower prompt": [], "slower token": []})
+            medians = {
+                who: [statistics.median(part) for part in zip(*some, strict=True)]
+                for who, some in took.items()
+            }
+            kept = found["asked"].setdefault(
+                name, {"prompt": [], "token": [], "slower prompt": [], "slower token": []}
+            )
             for place, part in enumerate(("prompt", "token")):
                 kept[part].append(medians["edited"][place])
                 kept[f"slower {part}"].append(medians["edited"][place] / medians["base"][place] - 1)
@@ -81,9 +96,15 @@ def draw(found: dict[str, Any]) -> Any:
     """How much slower than the base model, over the edits."""
     figure, axes = new_figure(9, 3.4, columns=2)
     for axis, part in zip(axes[0], ("prompt", "token"), strict=True):
-        for (name, said), colour, marker in zip(found["asked"].items(), ("#0072b2", "#d55e00"), "os", strict=False):
+        for (name, said), colour, marker in zip(
+            found["asked"].items(), ("#0072b2", "#d55e00"), "os", strict=False
+        ):
             axis.plot(
-                found["edits"], [100 * share for share in said[f"slower {part}"]], color=colour, marker=marker, label=name
+                found["edits"],
+                [100 * share for share in said[f"slower {part}"]],
+                color=colour,
+                marker=marker,
+                label=name,
             )
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_title(f"a {part}'s pass: % slower than the base model", fontsize=11)

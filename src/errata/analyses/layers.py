@@ -1,4 +1,6 @@
-"""Where a side memory does its work: the same edits at one block after another. After WISE (arXiv 2405.14768), figure 4."""
+"""Where a side memory does its work: the same edits at one block after another. After WISE (arXiv
+2405.14768), figure 4.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,25 @@ def find(given: Given) -> dict[str, Any]:
     """Free answers after all edits, for each block."""
     base, tokenizer = given.base()
     count = LM(base, tokenizer).architecture.n_layers
-    layers = range(count) if count <= MOST else sorted({round(i * (count - 1) / (MOST - 1)) for i in range(MOST)})
+    layers = (
+        range(count)
+        if count <= MOST
+        else sorted({round(i * (count - 1) / (MOST - 1)) for i in range(MOST)})
+    )
     config = WiseConfig.from_dict(given.settings)
     found = measured(given, {str(layer): replace(config, layer=layer) for layer in layers})
-    return {"layers": list(layers), **{name: [said["generated"][name] for said in found.values()] for name in MEASURES}}
+    return {
+        "layers": list(layers),
+        **{name: [said["generated"][name] for said in found.values()] for name in MEASURES},
+    }
 
 
 def draw(found: dict[str, Any]) -> Any:
     """A line for each measure."""
     figure, axes = new_figure(7, 3.4)
-    for name, colour, marker in zip(MEASURES, ("#0072b2", "#d55e00", "#009e73"), "os^", strict=True):
+    for name, colour, marker in zip(
+        MEASURES, ("#0072b2", "#d55e00", "#009e73"), "os^", strict=True
+    ):
         axes[0][0].plot(found["layers"], found[name], color=colour, marker=marker, label=name)
     axes[0][0].set_xticks(found["layers"])
     axes[0][0].set_xlabel("block")

@@ -1,7 +1,9 @@
-"""The logit lens: what a model would say if it stopped thinking after each block, before and after an edit.
+"""The logit lens: what a model would say if it stopped thinking after each block, before and after
+an edit.
 
-nostalgebraist, "interpreting GPT: the logit lens", 2020. Each block's state at the prompt's last token goes through the
-final norm and the head. It shows where the old answer arises, and where an edit overrules it.
+nostalgebraist, "interpreting GPT: the logit lens", 2020. Each block's state at the prompt's last
+token goes through the final norm and the head. It shows where the old answer arises, and where an
+edit overrules it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ SHOWN = 50
 
 @torch.no_grad()
 def lens(lm: LM, prompt: str) -> Tensor:
-    """(blocks + 1, vocabulary): log-probabilities of the next token from each block's state, and from the model itself."""
+    """(blocks + 1, vocabulary): log-probabilities of the next token from each block's state, and
+    from the model itself.
+    """
     batch = lm.prompt_batch([prompt])
     architecture = lm.architecture
     blocks = [architecture.block(lm.model, layer) for layer in range(architecture.n_layers)]
@@ -34,7 +38,9 @@ def lens(lm: LM, prompt: str) -> Tensor:
     norm = final_norm(lm)
     head = architecture.head_module(lm.model)
     states = torch.stack([found[0].reshape(-1, found[0].shape[-1])[-1] for found in seen])
-    read = torch.cat([head.forward(norm(states[:-1].to(lm.model.dtype))), logits[None].to(lm.model.dtype)])
+    read = torch.cat(
+        [head.forward(norm(states[:-1].to(lm.model.dtype))), logits[None].to(lm.model.dtype)]
+    )
     return read.float().log_softmax(-1)
 
 
@@ -47,16 +53,22 @@ def final_norm(lm: LM) -> Any:
     body = lm.architecture.body_module(lm.model)
     last = [module for module in body.children() if "norm" in type(module).__name__.lower()]
     if len(last) != 1:
-        raise UsageError("this model has no single norm between its blocks and its head; the logit lens cannot read it.")
+        raise UsageError(
+            "this model has no single norm between its blocks and its head; the logit lens cannot read it."
+        )
     return last[0]
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Mean probability of the old and the new answer's first token after each block, in the base and the edited model."""
+    """Mean probability of the old and the new answer's first token after each block, in the base
+    and the edited model.
+    """
     config = given.config()
     cases = list(given.cases)[:SHOWN]
     model: EditModel = given.edited(config)
-    found: dict[str, list[Tensor]] = {f"{who}, {what}": [] for who in ("base", "edited") for what in ("old", "new")}
+    found: dict[str, list[Tensor]] = {
+        f"{who}, {what}": [] for who in ("base", "edited") for what in ("old", "new")
+    }
     with model.disable_edits():
         old = model.lm.generate([case.edit.prompt for case in cases], max_new_tokens=8)
     for number, (case, answer) in enumerate(zip(cases, old, strict=True), start=1):
@@ -86,7 +98,9 @@ def draw(found: dict[str, Any]) -> Any:
     for axis, what in zip(axes[0], ("old", "new"), strict=True):
         for who, colour, marker in (("base", "#0072b2", "o"), ("edited", "#d55e00", "s")):
             values = found[f"{who}, {what}"]
-            axis.plot(range(len(values)), values, color=colour, marker=marker, markersize=4, label=who)
+            axis.plot(
+                range(len(values)), values, color=colour, marker=marker, markersize=4, label=who
+            )
         axis.set_xticks(range(len(values)), [*map(str, range(len(values) - 1)), "out"])
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("block")

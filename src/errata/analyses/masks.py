@@ -1,7 +1,9 @@
-"""Shares of the matrix and numbers of shards: what is learned, and how often masks meet, against rho^k. WISE, figure 5.
+"""Shares of the matrix and numbers of shards: what is learned, and how often masks meet, against
+rho^k. WISE, figure 5.
 
-Wang et al., arXiv 2405.14768: k masks that each hold an entry with probability rho share rho^k of all entries. The shards
-are merged into one memory; too small a share learns little, too large a one makes the shards overwrite each other.
+Wang et al., arXiv 2405.14768: k masks that each hold an entry with probability rho share rho^k of
+all entries. The shards are merged into one memory; too small a share learns little, too large a one
+makes the shards overwrite each other.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ MEASURES = ("reliability", "generalization", "locality")
 
 
 def find(given: Given) -> dict[str, Any]:
-    """For each rho and k: the mean of the three measures after all edits, and the masks' overlap, measured and expected."""
+    """For each rho and k: the mean of the three measures after all edits, and the masks' overlap,
+    measured and expected.
+    """
     config = WiseConfig.from_dict({"variant": "merge", **given.settings})
     edits = len(given.cases)
 
     def of(rho: float, k: int) -> WiseConfig:
-        return replace(config, mask_ratio=rho, edits_per_shard=max(1, math.ceil(edits / k)), shards_per_merge=1)
+        return replace(
+            config, mask_ratio=rho, edits_per_shard=max(1, math.ceil(edits / k)), shards_per_merge=1
+        )
 
     found = measured(given, {f"{rho} {k}": of(rho, k) for rho in RATIOS for k in SHARDS})
     average: list[list[float]] = []
@@ -42,18 +48,26 @@ def find(given: Given) -> dict[str, Any]:
             said = found[f"{rho} {k}"]["generated"]
             values = [said[name] for name in MEASURES if said[name] is not None]
             average[-1].append(sum(values) / len(values))
-            overlaps[-1].append(_overlap(errata.get_edit_model(base, of(rho, k), tokenizer), rho, k))
+            overlaps[-1].append(
+                _overlap(errata.get_edit_model(base, of(rho, k), tokenizer), rho, k)
+            )
     return {"ratios": RATIOS, "shards": SHARDS, "average": average, "overlap": overlaps}
 
 
 def _overlap(model: Any, rho: float, k: int) -> dict[str, float]:
-    """The share of entries that lie in all of k masks, rho^k, and within what of it 95 % of random masks are."""
+    """The share of entries that lie in all of k masks, rho^k, and within what of it 95 % of random
+    masks are.
+    """
     method: Wise = model.method
     masks = torch.stack([method.writer.new_shard(i).mask for i in range(k)])
     size = masks[0].numel()
     share = float(masks.all(0).float().mean())
     theory = expected_overlap(rho, k)
-    return {"measured": share, "expected": theory.every, "within": 1.96 * theory.deviation(size) / size}
+    return {
+        "measured": share,
+        "expected": theory.every,
+        "within": 1.96 * theory.deviation(size) / size,
+    }
 
 
 def draw(found: dict[str, Any]) -> Any:
@@ -66,7 +80,15 @@ def draw(found: dict[str, Any]) -> Any:
         for x, value in enumerate(row):
             overlap = found["overlap"][y][x]
             text = f"{value:.2f}\n{overlap['expected']:.2g}"
-            axis.text(x, y, text, ha="center", va="center", fontsize=8, color="black" if value > middle else "white")
+            axis.text(
+                x,
+                y,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if value > middle else "white",
+            )
     axis.set_xticks(range(len(found["shards"])), found["shards"])
     axis.set_yticks(range(len(found["ratios"])), found["ratios"])
     axis.set_xlabel("shards k")

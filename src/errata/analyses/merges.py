@@ -1,4 +1,6 @@
-"""Ways to make one memory of several shards, on the same edits. After WISE (arXiv 2405.14768), table 5 and section 3.3."""
+"""Ways to make one memory of several shards, on the same edits. After WISE (arXiv 2405.14768),
+table 5 and section 3.3.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ SHARDS = 2
 def find(given: Given) -> dict[str, Any]:
     """Free answers after all edits in two shards, for each way to merge."""
     quota = max(1, math.ceil(len(given.cases) / SHARDS))
-    fixed = {"variant": "retrieve", "shards_per_merge": SHARDS, "edits_per_shard": quota, "mask_ratio": 0.5}
+    fixed = {
+        "variant": "retrieve",
+        "shards_per_merge": SHARDS,
+        "edits_per_shard": quota,
+        "mask_ratio": 0.5,
+    }
     config = WiseConfig.from_dict({**fixed, **given.settings})
     return bars.beside(given, {name: replace(config, merge_method=name) for name in MERGES})
 

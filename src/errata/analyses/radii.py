@@ -1,6 +1,8 @@
-"""GRACE's radii as edits come in: they grow where edits agree and halve where they collide. After WISE, figure 10.
+"""GRACE's radii as edits come in: they grow where edits agree and halve where they collide. After
+WISE, figure 10.
 
-Hartvigsen et al., GRACE, arXiv 2211.11031. It also counts how many of the cases' other prompts fall into some key's reach.
+Hartvigsen et al., GRACE, arXiv 2211.11031. It also counts how many of the cases' other prompts fall
+into some key's reach.
 """
 
 from __future__ import annotations
@@ -29,12 +31,19 @@ def find(given: Given) -> dict[str, Any]:
     model = errata.get_edit_model(base, config, tokenizer)
     book = model.method.patch
     if not isinstance(book, Codebook):
-        raise UsageError(f"{config.method} keeps no codebook; give a method with -m that has keys with a radius.")
+        raise UsageError(
+            f"{config.method} keeps no codebook; give a method with -m that has keys with a radius."
+        )
     others = {
         "rephrasings": [prompt for case in given.cases for prompt in case.rephrases],
         "other prompts": [probe.prompt for case in given.cases for probe in case.locality],
     }
-    found: dict[str, Any] = {"method": config.method, "edits": [], "radii": [], "in reach": {name: [] for name in others}}
+    found: dict[str, Any] = {
+        "method": config.method,
+        "edits": [],
+        "radii": [],
+        "in reach": {name: [] for name in others},
+    }
     for edits in streamed(given, model, POINTS):
         found["edits"].append(edits)
         found["radii"].append(sorted(float(entry.radius) for entry in book.entries.values()))
@@ -57,9 +66,17 @@ def draw(found: dict[str, Any]) -> Any:
     figure, axes = new_figure(9, 3.4, columns=2)
     edits, radii = found["edits"], found["radii"]
     for share, style in ((0.05, ":"), (0.5, "-"), (0.95, "--")):
-        axes[0][0].plot(edits, [r[int(share * (len(r) - 1))] for r in radii], style, color="#0072b2", label=f"{share:.0%}")
+        axes[0][0].plot(
+            edits,
+            [r[int(share * (len(r) - 1))] for r in radii],
+            style,
+            color="#0072b2",
+            label=f"{share:.0%}",
+        )
     axes[0][0].set_title("radii: quantiles", fontsize=11)
-    for (name, values), colour in zip(found["in reach"].items(), ("#009e73", "#d55e00"), strict=True):
+    for (name, values), colour in zip(
+        found["in reach"].items(), ("#009e73", "#d55e00"), strict=True
+    ):
         if values[0] is not None:
             axes[0][1].plot(edits, values, color=colour, label=name)
     axes[0][1].set_ylim(-0.03, 1.03)

@@ -1,4 +1,5 @@
-"""The router's activations: edits, rephrasings and unrelated prompts, and the threshold between them.
+"""The router's activations: edits, rephrasings and unrelated prompts, and the threshold between
+them.
 
 After figure 3 of WISE (arXiv 2405.14768). It draws what a `SideMemory` sees and judges nothing.
 """
@@ -22,10 +23,12 @@ COLOURS = ("#0072b2", "#56b4e9", "#000000", "#e69f00", "#d55e00")
 
 @dataclass(frozen=True)
 class RouterView:
-    """How far each prompt's largest activation is from the threshold of the memory that would take it.
+    """How far each prompt's largest activation is from the threshold of the memory that would take
+    it.
 
     Attributes:
-        activations: group name -> activation / threshold per prompt; above 1 the side memory speaks.
+        activations: group name -> activation / threshold per prompt; above 1 the side memory
+            speaks.
     """
 
     activations: dict[str, list[float]]
@@ -49,15 +52,23 @@ def view_router(model: EditModel, cases: Sequence[Case]) -> RouterView:
         "edits": [case.edit.prompt for case in cases],
         "rephrasings": [prompt for case in cases for prompt in case.rephrases],
     }
-    for kind, name in (("unrelated", "unrelated"), ("neighbour", "neighbours"), ("same_subject", "same subject")):
-        groups[name] = [probe.prompt for case in cases for probe in case.locality if probe.kind == kind]
+    for kind, name in (
+        ("unrelated", "unrelated"),
+        ("neighbour", "neighbours"),
+        ("same_subject", "same subject"),
+    ):
+        groups[name] = [
+            probe.prompt for case in cases for probe in case.locality if probe.kind == kind
+        ]
     thresholds = [memory.threshold for memory in patch.memories]
     found = {}
     for name, prompts in groups.items():
         if prompts:
             best = patch.probe(model.lm, prompts).max(0)
             chosen = [thresholds[j] for j in best.indices.tolist()]
-            found[name] = [value / limit for value, limit in zip(best.values.tolist(), chosen, strict=True)]
+            found[name] = [
+                value / limit for value, limit in zip(best.values.tolist(), chosen, strict=True)
+            ]
     return RouterView(found)
 
 
@@ -77,7 +88,8 @@ def auc(inside: Sequence[float], outside: Sequence[float]) -> float:
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Activations over thresholds after some, more and all edits, by group; AUC, and who is above the threshold.
+    """Activations over thresholds after some, more and all edits, by group; AUC, and who is above
+    the threshold.
 
     Raises:
         ConfigError: the method has no router.
@@ -87,7 +99,9 @@ def find(given: Given) -> dict[str, Any]:
     views = {}
     base, tokenizer = given.base()
     model = errata.get_edit_model(base, config, tokenizer)
-    for number, edits in enumerate(sorted({max(1, len(cases) // 100), max(1, len(cases) // 10), len(cases)}), start=1):
+    for number, edits in enumerate(
+        sorted({max(1, len(cases) // 100), max(1, len(cases) // 10), len(cases)}), start=1
+    ):
         given.tell("editing", number, 3)
         model.edit([case.edit for case in cases[len(model.edits) : edits]], check=False)
         views[edits] = view_router(model, cases[:edits])
@@ -95,11 +109,19 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def side_by_side(views: Mapping[int, RouterView]) -> dict[str, Any]:
-    """Views after so many edits, ready to be drawn: activations, the share above the threshold, AUC."""
+    """Views after so many edits, ready to be drawn: activations, the share above the threshold,
+    AUC.
+    """
     found: dict[str, Any] = {"edits": [], "activations": [], "above": [], "auc": []}
     for edits, view in views.items():
-        inside = [value for name in ("edits", "rephrasings") for value in view.activations.get(name, [])]
-        others = [values for name, values in view.activations.items() if name not in ("edits", "rephrasings")]
+        inside = [
+            value for name in ("edits", "rephrasings") for value in view.activations.get(name, [])
+        ]
+        others = [
+            values
+            for name, values in view.activations.items()
+            if name not in ("edits", "rephrasings")
+        ]
         outside = [value for values in others for value in values]
         found["edits"].append(edits)
         found["activations"].append(view.activations)
@@ -111,16 +133,26 @@ def side_by_side(views: Mapping[int, RouterView]) -> dict[str, Any]:
 def draw(found: dict[str, Any]) -> Any:
     """A panel for each number of edits: every prompt's activation over its threshold."""
     figure, axes = new_figure(3.8 * len(found["edits"]), 4.4, columns=len(found["edits"]))
-    for axis, edits, groups, area in zip(axes[0], found["edits"], found["activations"], found["auc"], strict=True):
+    for axis, edits, groups, area in zip(
+        axes[0], found["edits"], found["activations"], found["auc"], strict=True
+    ):
         start = 0
         for colour, (name, values) in zip(COLOURS, groups.items(), strict=False):
             share = sum(value > 1 for value in values) / len(values)
-            axis.scatter(range(start, start + len(values)), values, s=7, color=colour, label=f"{name}: {share:.0%}")
+            axis.scatter(
+                range(start, start + len(values)),
+                values,
+                s=7,
+                color=colour,
+                label=f"{name}: {share:.0%}",
+            )
             start += len(values) + max(1, len(values) // 20)
         axis.axhline(1.0, color="black", linewidth=1, linestyle="--")
         axis.set_yscale("log")
         axis.set_xticks([])
-        axis.set_title(f"{edits:,} edits" + ("" if area is None else f", AUC {area:.3f}"), fontsize=11)
+        axis.set_title(
+            f"{edits:,} edits" + ("" if area is None else f", AUC {area:.3f}"), fontsize=11
+        )
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 2}
         axis.legend(**below, fontsize=8, title="above the threshold", title_fontsize=8)
     axes[0][0].set_ylabel("activation / threshold")

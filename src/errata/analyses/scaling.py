@@ -1,7 +1,9 @@
-"""WISE as the stream grows: Merge, Retrieve, Retrieve with replay, perfect routing. After WISE, table 6 and figure 6.
+"""WISE as the stream grows: Merge, Retrieve, Retrieve with replay, perfect routing. After WISE,
+table 6 and figure 6.
 
-Wang et al., arXiv 2405.14768. Retrieval precision is the share of edits whose own memory is the most active one; with
-perfect routing every question goes to the memory that holds its edit, and all others to the base model.
+Wang et al., arXiv 2405.14768. Retrieval precision is the share of edits whose own memory is the
+most active one; with perfect routing every question goes to the memory that holds its edit, and all
+others to the base model.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ MEASURES = ("reliability", "generalization", "locality")
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Free answers of each variant after a thirtieth, a tenth, a third of the edits, and all of them."""
+    """Free answers of each variant after a thirtieth, a tenth, a third of the edits, and all of
+    them.
+    """
     config = WiseConfig.from_dict(given.settings)
     variants = {
         "Merge": replace(config, variant="merge"),
@@ -44,7 +48,9 @@ def find(given: Given) -> dict[str, Any]:
             if label != "Merge":
                 found["precision"].setdefault(label, []).append(precision(model, now))
             if label == "Retrieve":
-                found["measured"].setdefault("perfect routing", []).append(perfectly_routed(model, now))
+                found["measured"].setdefault("perfect routing", []).append(
+                    perfectly_routed(model, now)
+                )
     return found
 
 
@@ -57,7 +63,12 @@ def _wise(model: EditModel) -> Wise:
 
 def _memory_of(model: EditModel) -> dict[str, int]:
     """Edit id -> the number of the side memory that holds it."""
-    return {e.id: number for number, group in enumerate(_wise(model).groups()) for shard in group for e in shard.edits}
+    return {
+        e.id: number
+        for number, group in enumerate(_wise(model).groups())
+        for shard in group
+        for e in shard.edits
+    }
 
 
 def precision(model: EditModel, cases: Sequence[Case]) -> float:
@@ -70,7 +81,9 @@ def precision(model: EditModel, cases: Sequence[Case]) -> float:
 
 
 def perfectly_routed(model: EditModel, cases: Sequence[Case]) -> dict[str, float | None]:
-    """Free answers where each question goes to the memory that holds its edit; all else the base model answers."""
+    """Free answers where each question goes to the memory that holds its edit; all else the base
+    model answers.
+    """
     patch, holds = _wise(model).patch, _memory_of(model)
     memories = list(patch.memories)
     right: dict[str, list[bool]] = {"reliability": [], "generalization": []}
@@ -80,23 +93,41 @@ def perfectly_routed(model: EditModel, cases: Sequence[Case]) -> dict[str, float
             patch.memories = [replace(memory, threshold=0.0)]
             for measure, pairs in (
                 ("reliability", [(case.edit.prompt, case.edit.target) for case in mine]),
-                ("generalization", [(prompt, case.edit.target) for case in mine for prompt in case.rephrases]),
+                (
+                    "generalization",
+                    [(prompt, case.edit.target) for case in mine for prompt in case.rephrases],
+                ),
             ):
-                said = model.ask([prompt for prompt, _ in pairs], max_new_tokens=24) if pairs else []
-                right[measure] += [same_answer(answer, target) for answer, (_, target) in zip(said, pairs, strict=True)]
+                said = (
+                    model.ask([prompt for prompt, _ in pairs], max_new_tokens=24) if pairs else []
+                )
+                right[measure] += [
+                    same_answer(answer, target)
+                    for answer, (_, target) in zip(said, pairs, strict=True)
+                ]
     finally:
         patch.memories = memories
-    return {**{name: sum(some) / len(some) if some else None for name, some in right.items()}, "locality": 1.0}
+    return {
+        **{name: sum(some) / len(some) if some else None for name, some in right.items()},
+        "locality": 1.0,
+    }
 
 
 def draw(found: dict[str, Any]) -> Any:
     """A panel for each measure and one for precision; a line for each variant."""
     figure, axes = new_figure(12, 3.4, columns=4)
-    looks = {"Merge": "#0072b2", "Retrieve": "#d55e00", "Retrieve, replay": "#009e73", "perfect routing": "#000000"}
+    looks = {
+        "Merge": "#0072b2",
+        "Retrieve": "#d55e00",
+        "Retrieve, replay": "#009e73",
+        "perfect routing": "#000000",
+    }
     for axis, measure in zip(axes[0], (*MEASURES, "precision"), strict=True):
         for marker, (label, colour) in zip("os^D", looks.items(), strict=True):
             rows = (
-                found["precision"].get(label) if measure == "precision" else [x[measure] for x in found["measured"][label]]
+                found["precision"].get(label)
+                if measure == "precision"
+                else [x[measure] for x in found["measured"][label]]
             )
             if rows and None not in rows:
                 axis.plot(found["edits"], rows, color=colour, marker=marker, label=label)

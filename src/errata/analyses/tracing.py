@@ -1,8 +1,10 @@
-"""Causal tracing: which states carry a fact. Meng et al., ROME, arXiv 2202.05262, section 2 and figure 1.
+"""Causal tracing: which states carry a fact. Meng et al., ROME, arXiv 2202.05262, section 2 and
+figure 1.
 
-The subject's embeddings are blurred until the model forgets the answer; then one state at a time, of one token at one block,
-is put back as it was. How much of the answer's probability comes back is that state's indirect effect. The same is done with
-what the blocks' MLPs say, over a window of blocks.
+The subject's embeddings are blurred until the model forgets the answer; then one state at a time,
+of one token at one block, is put back as it was. How much of the answer's probability comes back is
+that state's indirect effect. The same is done with what the blocks' MLPs say, over a window of
+blocks.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ SPREAD = 3.0
 WINDOW = 0.25
 """Of the blocks, around the one that is put back, whose MLPs are."""
 FACTS = 50
-PARTS = ("first subject token", "last subject token", "first token after", "tokens between", "last token")
+PARTS = (
+    "first subject token",
+    "last subject token",
+    "first token after",
+    "tokens between",
+    "last token",
+)
 
 
 @torch.no_grad()
@@ -35,8 +43,8 @@ def trace(lm: LM, prompt: str, subject: str, answer: str, seed: int = 0) -> dict
     """Indirect effects of a prompt's states.
 
     Returns:
-        "tokens" of the prompt, "subject" (first and last place), "clean" and "blurred": the answer's probability;
-        "states" and "mlps": [token][block] indirect effects.
+        "tokens" of the prompt, "subject" (first and last place), "clean" and "blurred": the
+        answer's probability; "states" and "mlps": [token][block] indirect effects.
 
     Raises:
         UsageError: the prompt does not name the subject.
@@ -45,13 +53,24 @@ def trace(lm: LM, prompt: str, subject: str, answer: str, seed: int = 0) -> dict
     last = last_token(lm, prompt, subject)
     before = prompt[: prompt.index(subject)].rstrip() if subject in prompt else ""
     first = min(
-        last, max(0, len(lm.encode_prompt(before)) if before.strip() else int(ids[0] in lm.tokenizer.all_special_ids))
+        last,
+        max(
+            0,
+            len(lm.encode_prompt(before))
+            if before.strip()
+            else int(ids[0] in lm.tokenizer.all_special_ids),
+        ),
     )
     wanted = lm.encode(prompt, answer).ids[len(ids)]
     batch = torch.tensor([ids] * (NOISES + 1), device=lm.device)
     embedding = lm.model.get_input_embeddings()
     spread = SPREAD * float(embedding.weight.float().std())
-    noise = torch.randn(NOISES, last - first + 1, embedding.weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(
+        NOISES,
+        last - first + 1,
+        embedding.weight.shape[1],
+        generator=torch.Generator().manual_seed(seed),
+    )
     noise = (spread * noise).to(embedding.weight)
 
     def blurred(said: Tensor) -> Tensor:
@@ -66,13 +85,21 @@ def trace(lm: LM, prompt: str, subject: str, answer: str, seed: int = 0) -> dict
     with replace_output(embedding, blurred):
         both = probability()
         effects = {}
-        blocks = [lm.architecture.block(lm.model, layer) for layer in range(lm.architecture.n_layers)]
-        mlps = [lm.architecture.value_module(lm.model, layer) for layer in range(lm.architecture.n_layers)]
+        blocks = [
+            lm.architecture.block(lm.model, layer) for layer in range(lm.architecture.n_layers)
+        ]
+        mlps = [
+            lm.architecture.value_module(lm.model, layer)
+            for layer in range(lm.architecture.n_layers)
+        ]
         near = max(1, round(WINDOW * len(blocks)))
         for name, modules, reach in (("states", blocks, 1), ("mlps", mlps, near)):
             effects[name] = [
                 [
-                    float(_put_back(modules, _around(layer, reach, len(modules)), token, probability) - both[1:].mean())
+                    float(
+                        _put_back(modules, _around(layer, reach, len(modules)), token, probability)
+                        - both[1:].mean()
+                    )
                     for layer in range(len(modules))
                 ]
                 for token in range(len(ids))
@@ -92,8 +119,12 @@ def _around(layer: int, reach: int, count: int) -> range:
     return range(start, min(count, start + reach))
 
 
-def _put_back(modules: Sequence[nn.Module], layers: Sequence[int], token: int, probability: Any) -> Tensor:
-    """The answer's mean probability where these modules say of a token what they say in the clean row, the first."""
+def _put_back(
+    modules: Sequence[nn.Module], layers: Sequence[int], token: int, probability: Any
+) -> Tensor:
+    """The answer's mean probability where these modules say of a token what they say in the clean
+    row, the first.
+    """
 
     def clean(said: Tensor) -> Tensor:
         rows = said.reshape(NOISES + 1, -1, said.shape[-1]).clone()
@@ -118,7 +149,9 @@ def find(given: Given) -> dict[str, Any]:
     said = lm.generate([edit.prompt for edit in named], max_new_tokens=8) if named else []
     known = [(edit, answer) for edit, answer in zip(named, said, strict=True) if answer][:FACTS]
     if not known:
-        raise UsageError("causal tracing needs edits that name their subject, and prompts that the model answers.")
+        raise UsageError(
+            "causal tracing needs edits that name their subject, and prompts that the model answers."
+        )
     sums = {name: torch.zeros(len(PARTS), lm.architecture.n_layers) for name in ("states", "mlps")}
     counts = torch.zeros(len(PARTS))
     clean, blurred = [], []
@@ -172,11 +205,16 @@ def draw(found: dict[str, Any]) -> Any:
     """Two heat maps: states, and MLPs in a window."""
     figure, axes = new_figure(10, 3.4, columns=2)
     top = max(max(map(max, found[name])) for name in ("states", "mlps"))
-    for axis, (name, title) in zip(axes[0], (("states", "one state"), ("mlps", "MLPs of a window")), strict=True):
+    for axis, (name, title) in zip(
+        axes[0], (("states", "one state"), ("mlps", "MLPs of a window")), strict=True
+    ):
         shown = axis.imshow(found[name], vmin=0, vmax=top, cmap="cividis", aspect="auto")
         axis.set_yticks(range(len(found["parts"])), found["parts"])
         axis.set_xlabel("block")
         axis.set_title(f"put back: {title}", fontsize=11)
         figure.colorbar(shown, ax=axis, label="indirect effect")
-    figure.suptitle(f"{found['facts']} facts: probability {found['clean']:.2f}, blurred {found['blurred']:.2f}", fontsize=11)
+    figure.suptitle(
+        f"{found['facts']} facts: probability {found['clean']:.2f}, blurred {found['blurred']:.2f}",
+        fontsize=11,
+    )
     return figure

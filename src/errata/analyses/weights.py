@@ -1,7 +1,8 @@
-"""How far an editor has moved each matrix of the model, as edits come in: the norm of what it added over the norm of W.
+"""How far an editor has moved each matrix of the model, as edits come in: the norm of what it added
+over the norm of W.
 
-Editors that write into the weights lose the model where this grows without bound. What lies beside the weights moves none of
-them, and is refused.
+Editors that write into the weights lose the model where this grows without bound. What lies beside
+the weights moves none of them, and is refused.
 """
 
 from __future__ import annotations
@@ -29,10 +30,19 @@ def find(given: Given) -> dict[str, Any]:
     model = errata.get_edit_model(base, config, tokenizer)
     patch = model.method.patch
     if not isinstance(patch, WeightDelta):
-        raise UsageError(f"{config.method} changes no weights; give a method of mastery with -m, see `errata methods`.")
+        raise UsageError(
+            f"{config.method} changes no weights; give a method of mastery with -m, see `errata methods`."
+        )
     with model.disable_edits():
-        norms = {path: float(read_weight(base.get_submodule(path)).float().norm()) for path in patch.deltas}
-    found: dict[str, Any] = {"method": config.method, "edits": [], "change": {path: [] for path in norms}}
+        norms = {
+            path: float(read_weight(base.get_submodule(path)).float().norm())
+            for path in patch.deltas
+        }
+    found: dict[str, Any] = {
+        "method": config.method,
+        "edits": [],
+        "change": {path: [] for path in norms},
+    }
     for edits in streamed(given, model, POINTS):
         found["edits"].append(edits)
         for path, norm in norms.items():
@@ -45,7 +55,13 @@ def draw(found: dict[str, Any]) -> Any:
     figure, axes = new_figure(7, 3.6)
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
     for number, (path, values) in enumerate(found["change"].items()):
-        axes[0][0].plot(found["edits"], values, color=colours[number % len(colours)], marker="os^vD"[number % 5], label=path)
+        axes[0][0].plot(
+            found["edits"],
+            values,
+            color=colours[number % len(colours)],
+            marker="os^vD"[number % 5],
+            label=path,
+        )
     axes[0][0].set_xlabel("edits")
     axes[0][0].set_ylabel("‖ΔW‖ / ‖W‖")
     axes[0][0].set_ylim(bottom=0)

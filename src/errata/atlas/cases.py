@@ -1,7 +1,8 @@
 """Cases made from the invented world: edits, with the rephrasings and probes that judge them.
 
-No two edits contradict each other, and no probe asks for anything that another edit of the same list changes:
-one fact of every subject is never edited, and locality and two-hop probes go through unedited facts only.
+No two edits contradict each other, and no probe asks for anything that another edit of the same
+list changes: one fact of every subject is never edited, and locality and two-hop probes go through
+unedited facts only.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class _Writer:
 
     def locality(self, fact: Fact) -> tuple[Probe, ...]:
         """One probe of every kind, each about a fact that stays."""
-        neighbours = [f for f in self.stable_by_relation[fact.relation.name] if f.subject != fact.subject]
+        neighbours = [
+            f for f in self.stable_by_relation[fact.relation.name] if f.subject != fact.subject
+        ]
         while True:
             unrelated = self.rng.choice(self.stable)
             if unrelated.relation != fact.relation and unrelated.subject != fact.subject:
@@ -70,13 +73,17 @@ class _Writer:
         )
 
     def portability(self, fact: Fact, target: str) -> tuple[Probe, ...]:
-        """Two-hop questions whose answer the edit changes: from the new answer onwards, or leading to it."""
+        """Two-hop questions whose answer the edit changes: from the new answer onwards, or leading
+        to it.
+        """
         probes = []
         for index in self.hops_from[fact.key]:
             pair = self.world.two_hops[index]
             onward = (target, pair.hop.second)
             if onward not in self.edited and self.world.facts[onward].answer != pair.answer:
-                probes.append(Probe(self.rng.choice(pair.prompts()), self.world.facts[onward].answer, "hop"))
+                probes.append(
+                    Probe(self.rng.choice(pair.prompts()), self.world.facts[onward].answer, "hop")
+                )
         for index in self.rng.sample(self.hops_to[fact.key], len(self.hops_to[fact.key])):
             pair = self.world.two_hops[index]
             if pair.first.key not in self.edited:
@@ -96,8 +103,12 @@ class _Writer:
         )
 
 
-def training_cases(n: int, apart_from: Iterable[Case], seed: int = 1, world: World | None = None) -> list[Case]:
-    """Up to `n` cases whose facts none of the given cases edits, to train a method on that will be judged by these."""
+def training_cases(
+    n: int, apart_from: Iterable[Case], seed: int = 1, world: World | None = None
+) -> list[Case]:
+    """Up to `n` cases whose facts none of the given cases edits, to train a method on that will be
+    judged by these.
+    """
     world = world or build_world()
     fact_of = {prompt: fact.key for fact in world.facts.values() for prompt in fact.prompts()}
     taken = {fact_of[case.edit.prompt] for case in apart_from if case.edit.prompt in fact_of}
@@ -111,7 +122,8 @@ def max_cases(world: World | None = None) -> int:
 
 
 def make_cases(n: int, seed: int = 0, world: World | None = None) -> list[Case]:
-    """`n` cases about the world that the bundled model knows; the same ones for the same `n` and `seed`.
+    """`n` cases about the world that the bundled model knows; the same ones for the same `n` and
+    `seed`.
 
     Raises:
         UsageError: `n` is below 1 or beyond what the world holds, or `seed` is none.
@@ -120,7 +132,9 @@ def make_cases(n: int, seed: int = 0, world: World | None = None) -> list[Case]:
     world = world or build_world()
     editable = _editable(world)
     if not 1 <= n <= len(editable):
-        raise UsageError(f"n is {n}; it is from 1 to {len(editable)}, the facts that can be edited at once.")
+        raise UsageError(
+            f"n is {n}; it is from 1 to {len(editable)}, the facts that can be edited at once."
+        )
     rng = random.Random(f"cases {world.seed} {n} {seed}")
     chosen = rng.sample(editable, n)
     writer = _Writer(world, chosen, rng)

@@ -1,7 +1,9 @@
-"""Contexts: facts stated beside a question, from which a model learns to read, and by which its reading is measured.
+"""Contexts: facts stated beside a question, from which a model learns to read, and by which its
+reading is measured.
 
-A stated fact mostly contradicts what the model knows. Asked for it (`copy`: in the stated words, `update`: in others),
-the right answer is the stated one; asked for anything else (`neighbour`, `same_subject`, `unrelated`), the world's.
+A stated fact mostly contradicts what the model knows. Asked for it (`copy`: in the stated words,
+`update`: in others), the right answer is the stated one; asked for anything else (`neighbour`,
+`same_subject`, `unrelated`), the world's.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ QUESTIONS = 6
 """How many questions share one context of the lessons."""
 FIRST_WEIGHTS = (0.5, 0.25, 0.08, 0.08, 0.08)
 GROWN_WEIGHTS = (0.1, 0.4, 0.34, 0.08, 0.08)
-"""How often each kind is asked in the lessons, of the first contexts and of others. Neighbours are the hardest to keep:
-only the subject's name tells them from what is stated."""
+"""How often each kind is asked in the lessons, of the first contexts and of others. Neighbours are
+the hardest to keep: only the subject's name tells them from what is stated."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a context: a prompt, its answer, the line's kind (`stated`, or that of a question), and how it ends."""
+    """One line of a context: a prompt, its answer, the line's kind (`stated`, or that of a
+    question), and how it ends.
+    """
 
     prompt: str
     answer: str
@@ -51,7 +55,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Context:
-    """Lines to read, and questions after them, each to be asked alone. `stated` facts stand in the last lines."""
+    """Lines to read, and questions after them, each to be asked alone. `stated` facts stand in the
+    last lines.
+    """
 
     lines: tuple[Line, ...]
     questions: tuple[Line, ...]
@@ -66,7 +72,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Stated:
-    """A fact as a context states it: in one phrasing, mostly with an answer that the world contradicts."""
+    """A fact as a context states it: in one phrasing, mostly with an answer that the world
+    contradicts.
+    """
 
     fact: Fact
     prompt: str
@@ -91,7 +99,8 @@ class ContextWriter:
             self.by_relation[fact.relation.name].append(fact)
             self.by_subject[fact.subject.name].append(fact)
         self.candidates = {
-            facts[0].relation.name: world.candidates(facts[0].relation) for facts in self.by_relation.values()
+            facts[0].relation.name: world.candidates(facts[0].relation)
+            for facts in self.by_relation.values()
         }
 
     def _state(self, fact: Fact) -> Stated:
@@ -102,13 +111,19 @@ class ContextWriter:
         return Stated(fact, self.rng.choice(fact.prompts()), answer)
 
     def _stated(self, count: int) -> list[Stated]:
-        """Facts of one context: some about one subject, some under one relation, so that reading takes care."""
+        """Facts of one context: some about one subject, some under one relation, so that reading
+        takes care.
+        """
         chosen: dict[tuple[str, str], Fact] = {}
         while len(chosen) < count:
             fact, near = self.rng.choice(self.facts), self.rng.random()
             if chosen and near < 0.85:
                 other = self.rng.choice(list(chosen.values()))
-                same = self.by_subject[other.subject.name] if near < 0.1 else self.by_relation[other.relation.name]
+                same = (
+                    self.by_subject[other.subject.name]
+                    if near < 0.1
+                    else self.by_relation[other.relation.name]
+                )
                 fact = self.rng.choice(same)
             chosen[fact.key] = fact
         out = [self._state(fact) for fact in chosen.values()]
@@ -116,7 +131,9 @@ class ContextWriter:
         return out
 
     def _other(self, kind: str, stated: list[Stated]) -> Fact:
-        """A fact that the context does not state: a near one, of the kind asked for if there is any."""
+        """A fact that the context does not state: a near one, of the kind asked for if there is
+        any.
+        """
         keys = {one.fact.key for one in stated}
         one = self.rng.choice(stated).fact
         if kind == "same_subject":
@@ -124,8 +141,12 @@ class ContextWriter:
             if near:
                 return self.rng.choice(near)
         while True:
-            fact = self.rng.choice(self.by_relation[one.relation.name] if kind == "neighbour" else self.facts)
-            related = any(fact.subject == s.fact.subject or fact.relation == s.fact.relation for s in stated)
+            fact = self.rng.choice(
+                self.by_relation[one.relation.name] if kind == "neighbour" else self.facts
+            )
+            related = any(
+                fact.subject == s.fact.subject or fact.relation == s.fact.relation for s in stated
+            )
             if fact.key not in keys and (kind != "unrelated" or not related):
                 return fact
 
@@ -140,7 +161,9 @@ class ContextWriter:
         return Line(self.rng.choice(fact.prompts()), fact.answer, kind, end)
 
     def demonstration(self) -> tuple[Line, Line]:
-        """A fact and a question after it: the same (copy), in other words (update), or something else (retain)."""
+        """A fact and a question after it: the same (copy), in other words (update), or something
+        else (retain).
+        """
         stated = self._stated(1)
         kind = self.rng.choice((*READ_KINDS, "retain"))
         kind = self.rng.choice(KEEP_KINDS) if kind == "retain" else kind
@@ -151,10 +174,17 @@ class ContextWriter:
         lines = [line for _ in range(demonstrations) for line in self.demonstration()]
         stated = self._stated(facts)
         lines += [one.line for one in stated]
-        return Context(tuple(lines), tuple(self.question(kind, stated) for kind in kinds), facts, demonstrations)
+        return Context(
+            tuple(lines),
+            tuple(self.question(kind, stated) for kind in kinds),
+            facts,
+            demonstrations,
+        )
 
     def lesson(self, growth: float) -> Context:
-        """A context to learn from. Growth goes from 0 (one fact, mostly asked in its own words) to 1 (all there is)."""
+        """A context to learn from. Growth goes from 0 (one fact, mostly asked in its own words) to
+        1 (all there is).
+        """
         demonstrations, largest = 0, 1 + round(growth * (max(FACTS) - 1))
         if growth:
             if self.rng.random() < 0.1:
@@ -166,8 +196,11 @@ class ContextWriter:
         return self.context(min(self.rng.choice(FACTS), largest), demonstrations, kinds)
 
 
-def context_lessons(n: int, seed: int = 0, growth: float = 1.0, world: World | None = None) -> list[Context]:
-    """`n` contexts to learn reading from, each with six questions; the same ones for the same arguments.
+def context_lessons(
+    n: int, seed: int = 0, growth: float = 1.0, world: World | None = None
+) -> list[Context]:
+    """`n` contexts to learn reading from, each with six questions; the same ones for the same
+    arguments.
 
     Raises:
         UsageError: `n` is not positive.

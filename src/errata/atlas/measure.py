@@ -1,4 +1,6 @@
-"""What a model knows of the world, and how it reads a context: by greedy free generation that must stop."""
+"""What a model knows of the world, and how it reads a context: by greedy free generation that must
+stop.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from errata.atlas.world import Fact, TwoHop, World
 BATCH = 256
 LONGEST_ANSWER = 16
 CONTEXTS = ((1, 0), (2, 0), (4, 0), (8, 0), (1, 4), (4, 4))
-"""The contexts that are measured: how many facts each states, and how many demonstrations stand before them."""
+"""The contexts that are measured: how many facts each states, and how many demonstrations stand
+before them.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ def overall(accuracies: Iterable[Accuracy]) -> float:
 
 @torch.no_grad()
 def free_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str | None]:
-    """What the model says after each prompt, by greedy generation; None where it does not stop by itself.
+    """What the model says after each prompt, by greedy generation; None where it does not stop by
+    itself.
 
     The stop is a full stop and the end token; neither is a part of the answer.
     """
@@ -50,7 +55,9 @@ def free_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for at in range(0, len(order), BATCH):
         rows = order[at : at + BATCH]
-        batch = tokenizer([prompts[row] for row in rows], padding=True, padding_side="left", return_tensors="pt")
+        batch = tokenizer(
+            [prompts[row] for row in rows], padding=True, padding_side="left", return_tensors="pt"
+        )
         out = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -64,7 +71,9 @@ def free_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str
     return answers
 
 
-def _accuracies(model: Any, tokenizer: Any, asked: Sequence[Fact | TwoHop], name: Callable[[Any], Any]) -> list[Accuracy]:
+def _accuracies(
+    model: Any, tokenizer: Any, asked: Sequence[Fact | TwoHop], name: Callable[[Any], Any]
+) -> list[Accuracy]:
     flat = [(unit, place, prompt) for unit in asked for place, prompt in enumerate(unit.prompts())]
     said = free_answers(model, tokenizer, [prompt for _, _, prompt in flat])
     right: dict[tuple[str, str], int] = defaultdict(int)
@@ -93,16 +102,28 @@ def held_out_two_hops(world: World) -> list[TwoHop]:
 
 
 def context_accuracies(
-    model: Any, tokenizer: Any, world: World, asked: int, seed: int = 0, contexts: Sequence[tuple[int, int]] = CONTEXTS
+    model: Any,
+    tokenizer: Any,
+    world: World,
+    asked: int,
+    seed: int = 0,
+    contexts: Sequence[tuple[int, int]] = CONTEXTS,
 ) -> list[Accuracy]:
-    """One row for every kind of question and every sort of context, each with `asked` contexts that no lesson drew."""
+    """One row for every kind of question and every sort of context, each with `asked` contexts that
+    no lesson drew.
+    """
     writer = ContextWriter(world, random.Random(f"measured contexts {world.seed} {seed}"))
     rows = []
     for kind in (*READ_KINDS, *KEEP_KINDS):
         for facts, demonstrations in contexts:
             drawn = [writer.context(facts, demonstrations, [kind]) for _ in range(asked)]
-            said = free_answers(model, tokenizer, [context.text + context.questions[0].before for context in drawn])
-            right = sum(answer == context.questions[0].answer for context, answer in zip(drawn, said, strict=True))
+            said = free_answers(
+                model, tokenizer, [context.text + context.questions[0].before for context in drawn]
+            )
+            right = sum(
+                answer == context.questions[0].answer
+                for context, answer in zip(drawn, said, strict=True)
+            )
             template = f"{facts} stated" + f", {demonstrations} shown" * bool(demonstrations)
             rows.append(Accuracy(kind, template, right, asked))
     return rows

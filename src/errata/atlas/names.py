@@ -1,4 +1,6 @@
-"""Invented names, unique and pronounceable, from a seeded generator; and the words that other answers are."""
+"""Invented names, unique and pronounceable, from a seeded generator; and the words that other
+answers are.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The relations of the invented world, and how they are asked for: questions, cloze statements, two-hops."""
+"""The relations of the invented world, and how they are asked for: questions, cloze statements,
+two-hops.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Relation:
 
 @dataclass(frozen=True)
 class Hop:
-    """A question over two relations: `second` of the answer of `first`; only the first subject is named."""
+    """A question over two relations: `second` of the answer of `first`; only the first subject is
+    named.
+    """
 
     first: str
     second: str

@@ -1,4 +1,5 @@
-"""Plain prose about the invented world: what the model reads besides its facts, and text to calibrate on.
+"""Plain prose about the invented world: what the model reads besides its facts, and text to
+calibrate on.
 
 No text begins with the words of a prompt: the model would not know where its answer should stop.
 """
@@ -50,7 +51,9 @@ def _factual(world: World, rng: random.Random) -> str:
     name = rng.choice(list(world.entities[kind]))
     for relation in RELATIONS:
         if relation.subject_type == kind:
-            text = text.replace(f"{{{kind}.{relation.name}}}", world.facts[name, relation.name].answer)
+            text = text.replace(
+                f"{{{kind}.{relation.name}}}", world.facts[name, relation.name].answer
+            )
     return text.replace(f"{{{kind}}}", name)
 
 
@@ -58,13 +61,23 @@ def _scene(rng: random.Random, cities: list[str], people: list[str], countries: 
     city, city2 = rng.sample(cities, 2)
     person, person2 = rng.sample(people, 2)
     job, job2 = rng.sample(OCCUPATIONS, 2)
-    words = {"city": city, "city2": city2, "person": person, "person2": person2, "job": job, "job2": job2}
+    words = {
+        "city": city,
+        "city2": city2,
+        "person": person,
+        "person2": person2,
+        "job": job,
+        "job2": job2,
+    }
     sentences = rng.sample(_SENTENCES, rng.choice((1, 1, 2)))
-    return " ".join(sentence.format(country=rng.choice(countries), **words) for sentence in sentences)
+    return " ".join(
+        sentence.format(country=rng.choice(countries), **words) for sentence in sentences
+    )
 
 
 def background_texts(n: int, seed: int = 0, world: World | None = None) -> list[str]:
-    """`n` short paragraphs of plain prose, none of them a question: text that no edit should change.
+    """`n` short paragraphs of plain prose, none of them a question: text that no edit should
+    change.
 
     Raises:
         UsageError: `n` is not positive.
@@ -73,5 +86,10 @@ def background_texts(n: int, seed: int = 0, world: World | None = None) -> list[
         raise UsageError(f"n must be at least 1, got {n}.")
     world = world or build_world()
     rng = random.Random(f"prose {world.seed} {seed}")
-    cities, people, countries = (list(world.entities[kind]) for kind in ("city", "person", "country"))
-    return [_factual(world, rng) if rng.random() < 0.4 else _scene(rng, cities, people, countries) for _ in range(n)]
+    cities, people, countries = (
+        list(world.entities[kind]) for kind in ("city", "person", "country")
+    )
+    return [
+        _factual(world, rng) if rng.random() < 0.4 else _scene(rng, cities, people, countries)
+        for _ in range(n)
+    ]

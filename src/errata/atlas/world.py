@@ -128,8 +128,12 @@ def _entities(rng: random.Random) -> dict[str, dict[str, Entity]]:
         "currency": [word.lower() for word in namer.words(COUNTS["currency"], "currency")],
         "city": namer.words(COUNTS["city"]),
         "person": namer.people(COUNTS["person"]),
-        "company": [f"{word} {rng.choice(names.COMPANY_FORMS)}" for word in namer.words(COUNTS["company"])],
-        "institution": [f"{w} {rng.choice(names.INSTITUTION_FORMS)}" for w in namer.words(COUNTS["institution"])],
+        "company": [
+            f"{word} {rng.choice(names.COMPANY_FORMS)}" for word in namer.words(COUNTS["company"])
+        ],
+        "institution": [
+            f"{w} {rng.choice(names.INSTITUTION_FORMS)}" for w in namer.words(COUNTS["institution"])
+        ],
         "landmark": namer.words(COUNTS["landmark"]),
         "work": namer.titles(COUNTS["work"]),
     }
@@ -140,7 +144,9 @@ def _entities(rng: random.Random) -> dict[str, dict[str, Entity]]:
     }
 
 
-def _draw(relation: Relation, rng: random.Random, entities: Mapping[str, Mapping[str, Entity]]) -> list[str]:
+def _draw(
+    relation: Relation, rng: random.Random, entities: Mapping[str, Mapping[str, Entity]]
+) -> list[str]:
     """One answer for every subject of `relation`; distinct ones where nobody can hold two posts."""
     count = len(entities[relation.subject_type])
     pool = answers_of_type(relation.object_type, entities)
@@ -158,7 +164,9 @@ def build_world(seed: int = WORLD_SEED) -> World:
         answers = _draw(relation, rng, entities)
         for entity, answer in zip(entities[relation.subject_type].values(), answers, strict=True):
             if relation.name == "country_capital":
-                inside = [c for c in entities["city"] if facts[c, "city_country"].answer == entity.name]
+                inside = [
+                    c for c in entities["city"] if facts[c, "city_country"].answer == entity.name
+                ]
                 answer = rng.choice(inside) if inside else answer
             facts[entity.name, relation.name] = Fact(entity, relation, answer)
     return World(seed, MappingProxyType(entities), MappingProxyType(facts))

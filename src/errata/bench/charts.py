@@ -1,4 +1,6 @@
-"""The report's figures, as SVG: lines over T, locality by kind, what is retained. Colours that all eyes tell apart."""
+"""The report's figures, as SVG: lines over T, locality by kind, what is retained. Colours that all
+eyes tell apart.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,17 @@ MAPS = "cividis"
 
 
 def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | None:
-    """A panel for each share that counts: the contenders over T, with intervals. None where there is nothing to draw.
+    """A panel for each share that counts: the contenders over T, with intervals. None where there
+    is nothing to draw.
 
-    With more contenders than colours, those with the best mean at the end have them, and the others are grey.
+    With more contenders than colours, those with the best mean at the end have them, and the others
+    are grey.
     """
-    shares = [metric for metric in metrics if any(each.row.figures and each.figure(metric) for each in measured)]
+    shares = [
+        metric
+        for metric in metrics
+        if any(each.row.figures and each.figure(metric) for each in measured)
+    ]
     names = list(dict.fromkeys(each.label for each in measured if each.row.figures))
     edits = sorted({each.row.edits for each in measured if each.row.figures})
     if not shares or not names:
@@ -35,10 +43,17 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
     for axis, metric in zip(axes[0], shares, strict=True):
         for name in reversed(ranked):
             colour, marker = looks.get(name, (REST, "."))
-            points = [(t, found) for t in edits if (name, t) in by and (found := by[name, t].figure(metric))]
+            points = [
+                (t, found)
+                for t in edits
+                if (name, t) in by and (found := by[name, t].figure(metric))
+            ]
             if points:
                 values = [found.value for _, found in points]
-                spread = [[f.value - f.low for _, f in points], [f.high - f.value for _, f in points]]
+                spread = [
+                    [f.value - f.low for _, f in points],
+                    [f.high - f.value for _, f in points],
+                ]
                 axis.errorbar(
                     [t for t, _ in points], values, yerr=spread, color=colour, marker=marker, markersize=5, linewidth=1.4,
                     elinewidth=0.8, capsize=2, label=name, zorder=1 if name not in looks else 3,
@@ -54,12 +69,18 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
     handles, labels = axes[0][0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: ranked.index(labels[i]))
     figure.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", fontsize=8, frameon=False
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside right upper",
+        fontsize=8,
+        frameon=False,
     )
     return _svg(figure)
 
 
-def _final(by: dict[tuple[str, int], Measured], name: str, edits: Sequence[int], shares: Sequence[str]) -> float:
+def _final(
+    by: dict[tuple[str, int], Measured], name: str, edits: Sequence[int], shares: Sequence[str]
+) -> float:
     """The mean of what counts at the longest stream that it went through."""
     last = by[name, max(t for t in edits if (name, t) in by)]
     found = [figure.value for metric in shares if (figure := last.figure(metric))]
@@ -67,7 +88,9 @@ def _final(by: dict[tuple[str, int], Measured], name: str, edits: Sequence[int],
 
 
 def locality_map(measured: Sequence[Measured]) -> str | None:
-    """Locality of each contender by kind, after the most edits. None where only one kind, or none, is asked."""
+    """Locality of each contender by kind, after the most edits. None where only one kind, or none,
+    is asked.
+    """
     last = max((each.row.edits for each in measured if each.row.figures), default=0)
     done = [each for each in measured if each.row.figures and each.row.edits == last]
     values = [(each, each.row.figures["locality_by_kind"]) for each in done if each.row.figures]
@@ -76,15 +99,24 @@ def locality_map(measured: Sequence[Measured]) -> str | None:
         return None
     grid = [[found[kind] for kind in kinds] for _, found in values]
     figure, axes = _figure(1, 1, (1.4 * len(kinds) + 2.2, 0.3 * len(grid) + 1.0))
-    _heat(axes[0][0], grid, [each.label for each, _ in values], [kind.replace("_", " ") for kind in kinds])
+    _heat(
+        axes[0][0],
+        grid,
+        [each.label for each, _ in values],
+        [kind.replace("_", " ") for kind in kinds],
+    )
     axes[0][0].set_title(f"locality after {last:,} edits", fontsize=11)
     return _svg(figure)
 
 
 def retention_maps(measured: Sequence[Measured], most: int = 12) -> str | None:
-    """A map of cohorts and checkpoints for each contender, the first `most`. None with one checkpoint only."""
+    """A map of cohorts and checkpoints for each contender, the first `most`. None with one
+    checkpoint only.
+    """
     found = []
-    for name in dict.fromkeys(each.label for each in measured if each.row.figures and each.row.method):
+    for name in dict.fromkeys(
+        each.label for each in measured if each.row.figures and each.row.method
+    ):
         kept = retention([each for each in measured if each.label == name and each.row.figures])
         if kept is not None:
             found.append((name, kept))
@@ -102,21 +134,37 @@ def retention_maps(measured: Sequence[Measured], most: int = 12) -> str | None:
         name, kept = found[place]
         starts = [1, *(last + 1 for last in kept.checkpoints[:-1])]
         labels = [f"{a:,}–{b:,}" for a, b in zip(starts, kept.checkpoints, strict=True)]
-        _heat(axis, [list(row) for row in kept.accuracy], labels, [f"{t:,}" for t in kept.checkpoints])
+        _heat(
+            axis, [list(row) for row in kept.accuracy], labels, [f"{t:,}" for t in kept.checkpoints]
+        )
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("at", fontsize=8)
         axis.set_ylabel("edits", fontsize=8)
     return _svg(figure)
 
 
-def _heat(axis: Any, grid: Sequence[Sequence[float | None]], down: Sequence[str], across: Sequence[str]) -> None:
+def _heat(
+    axis: Any, grid: Sequence[Sequence[float | None]], down: Sequence[str], across: Sequence[str]
+) -> None:
     """Shares as colours, with their numbers."""
-    axis.imshow([[float("nan") if v is None else v for v in row] for row in grid], vmin=0, vmax=1, cmap=MAPS, aspect="auto")
+    axis.imshow(
+        [[float("nan") if v is None else v for v in row] for row in grid],
+        vmin=0,
+        vmax=1,
+        cmap=MAPS,
+        aspect="auto",
+    )
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
             if value is not None:
                 axis.text(
-                    x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.55 else "white"
+                    x,
+                    y,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if value > 0.55 else "white",
                 )
     axis.set_xticks(range(len(across)), across, fontsize=8)
     axis.set_yticks(range(len(down)), down, fontsize=8)

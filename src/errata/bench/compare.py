@@ -17,11 +17,14 @@ from errata.methods import variants
 ALL = "all"
 
 
-def contenders(names: Sequence[str], base_config: Any, options: Sequence[str] = ()) -> list[Contender]:
+def contenders(
+    names: Sequence[str], base_config: Any, options: Sequence[str] = ()
+) -> list[Contender]:
     """The contenders behind names, the unedited model first.
 
-    Settings are those measured or published for this model (`presets.toml`) where there are any, else the method's own; what
-    a variant's name stands for comes above them, and what is asked for above both.
+    Settings are those measured or published for this model (`presets.toml`) where there are any,
+    else the method's own; what a variant's name stands for comes above them, and what is asked for
+    above both.
 
     Args:
         names: methods and variants; `all` stands for every one.
@@ -34,16 +37,22 @@ def contenders(names: Sequence[str], base_config: Any, options: Sequence[str] = 
         UsageError: an option is not of that form.
     """
     known = variants()
-    wanted = list(dict.fromkeys(known if ALL in names else (name for name in names if name != UNEDITED)))
+    wanted = list(
+        dict.fromkeys(known if ALL in names else (name for name in names if name != UNEDITED))
+    )
     for name in wanted:
         if name not in known:
-            raise UnknownNameError(f"there is no method {name!r} to compare.{suggest(name, [*known, ALL])}")
+            raise UnknownNameError(
+                f"there is no method {name!r} to compare.{suggest(name, [*known, ALL])}"
+            )
     given: dict[str, dict[str, str]] = {}
     for option in options:
         target, _, value = option.partition("=")
         name, _, setting = target.partition(".")
         if not (value and setting) or name not in wanted:
-            raise UsageError(f"--set takes NAME.setting=value, NAME one of {', '.join(wanted)}; got {option!r}.")
+            raise UsageError(
+                f"--set takes NAME.setting=value, NAME one of {', '.join(wanted)}; got {option!r}."
+            )
         given.setdefault(name, {})[setting] = value
     made = [Contender(UNEDITED, None)]
     for name in wanted:
@@ -54,10 +63,14 @@ def contenders(names: Sequence[str], base_config: Any, options: Sequence[str] = 
     return made
 
 
-def compare(stream: Stream, racers: Sequence[Contender], jobs: int, shown: Shown, executor: str = "local") -> list[Row]:
-    """Take every contender through the stream, several at a time; the unedited model goes first and alone.
+def compare(
+    stream: Stream, racers: Sequence[Contender], jobs: int, shown: Shown, executor: str = "local"
+) -> list[Row]:
+    """Take every contender through the stream, several at a time; the unedited model goes first and
+    alone.
 
-    Rows that an earlier run left in the stream's folder are kept. A contender that fails has rows that say why.
+    Rows that an earlier run left in the stream's folder are kept. A contender that fails has rows
+    that say why.
 
     Args:
         stream: what they go through.
@@ -74,8 +87,15 @@ def compare(stream: Stream, racers: Sequence[Contender], jobs: int, shown: Shown
     """
     if executor not in EXECUTORS:
         raise UsageError(f"there is no executor {executor!r}.{suggest(executor, EXECUTORS)}")
-    waiting = [racer for racer in racers if any(stream.kept_row(racer, n) is None for n in stream.checkpoints)]
-    for group in ([r for r in waiting if r.method is None], [r for r in waiting if r.method is not None]):
+    waiting = [
+        racer
+        for racer in racers
+        if any(stream.kept_row(racer, n) is None for n in stream.checkpoints)
+    ]
+    for group in (
+        [r for r in waiting if r.method is None],
+        [r for r in waiting if r.method is not None],
+    ):
         if group:
             EXECUTORS[executor](group, stream, jobs, shown)
     return list(rows(stream, racers))
@@ -99,7 +119,15 @@ def _preset(method: str, base_config: Any) -> dict[str, Any]:
 
 def table(found: Sequence[Row]) -> str:
     """The rows as Markdown: free answers, and teacher-forced figures in brackets."""
-    head = ["T", "method", "reliability", "generalization", "locality", *LOCALITY_KINDS, "portability"]
+    head = [
+        "T",
+        "method",
+        "reliability",
+        "generalization",
+        "locality",
+        *LOCALITY_KINDS,
+        "portability",
+    ]
     head += ["s/edit", "peak MiB", "saved kB", "overhead 1 / 8"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in found]
@@ -111,8 +139,13 @@ def _cells(row: Row) -> list[str]:
     if row.figures is None:
         why = row.skipped or row.failed or ""
         return [*front, why.replace("|", "\\|"), *[""] * 10]
-    free, forced, kinds = (row.figures[name] for name in ("generated", "teacher_forced", "locality_by_kind"))
-    both = {name: "-" if free[name] is None else f"{free[name]:.2f} ({forced[name]:.2f})" for name in MEASURES}
+    free, forced, kinds = (
+        row.figures[name] for name in ("generated", "teacher_forced", "locality_by_kind")
+    )
+    both = {
+        name: "-" if free[name] is None else f"{free[name]:.2f} ({forced[name]:.2f})"
+        for name in MEASURES
+    }
     by_kind = ["-" if kinds[kind] is None else f"{kinds[kind]:.2f}" for kind in LOCALITY_KINDS]
     rest = ["-" if row.peak_memory is None else f"{row.peak_memory:,.0f}", "-", "-"]
     if row.bytes_saved is not None:

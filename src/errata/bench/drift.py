@@ -1,4 +1,6 @@
-"""What an edited model has become beside its edits: how far it has moved on neutral text, and whether it still speaks."""
+"""What an edited model has become beside its edits: how far it has moved on neutral text, and
+whether it still speaks.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from errata.model import EditModel
 ROWS = 8
 """Texts at a time."""
 LONG, SHORT = 100, 20
-"""Tokens of an answer whose fluency is measured; and where the context leaves fewer than the second, it is not."""
+"""Tokens of an answer whose fluency is measured; and where the context leaves fewer than the
+second, it is not.
+"""
 
 
 @torch.no_grad()
@@ -23,8 +27,8 @@ def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
     """How far the edited model is from its base on texts that no edit is about.
 
     Returns:
-        "perplexity" of the edited model, "base_perplexity", and "divergence": KL(base || edited), the mean over tokens in
-        nats. None each where no text has two tokens.
+        "perplexity" of the edited model, "base_perplexity", and "divergence": KL(base || edited),
+        the mean over tokens in nats. None each where no text has two tokens.
     """
     lm = model.lm
     longest = lm.context_length or 1 << 30
@@ -51,7 +55,9 @@ def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
 
 
 def _expected(model: EditModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """(log-probabilities (n, vocabulary), what stands there (n,)) at all tokens of rows but their first."""
+    """(log-probabilities (n, vocabulary), what stands there (n,)) at all tokens of rows but their
+    first.
+    """
     batch = model.lm.batch(rows)
     logits = model.lm.run(batch).logits
     real = batch.attention_mask.bool()
@@ -60,12 +66,15 @@ def _expected(model: EditModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def fluency(model: EditModel, prompts: Sequence[str]) -> float | None:
-    """N-gram entropy of what the model says when it must go on for 100 tokens: low where it repeats itself.
+    """N-gram entropy of what the model says when it must go on for 100 tokens: low where it repeats
+    itself.
 
-    The mean over answers of 2/3 of the bigrams' and 4/3 of the trigrams' entropy, in bits, over 2 (ROME, arXiv 2202.05262,
-    GE). None where the context is too short.
+    The mean over answers of 2/3 of the bigrams' and 4/3 of the trigrams' entropy, in bits, over 2
+    (ROME, arXiv 2202.05262, GE). None where the context is too short.
     """
-    room = (model.lm.context_length or 1 << 30) - max(len(model.lm.encode_prompt(prompt)) for prompt in prompts)
+    room = (model.lm.context_length or 1 << 30) - max(
+        len(model.lm.encode_prompt(prompt)) for prompt in prompts
+    )
     length = min(LONG, room)
     if length < SHORT:
         return None

@@ -1,7 +1,9 @@
-"""Where contenders run: in processes of this machine, or spread over a cluster by Ray. It measures nothing.
+"""Where contenders run: in processes of this machine, or spread over a cluster by Ray. It measures
+nothing.
 
-A process a contender makes its peak memory its own, and one that dies takes no other with it. On a cluster, the stream's
-folder must be one that all machines see: a contender whose machine dies is started on another, where it left off.
+A process a contender makes its peak memory its own, and one that dies takes no other with it. On a
+cluster, the stream's folder must be one that all machines see: a contender whose machine dies is
+started on another, where it left off.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def locally(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown
             for racer, process in [pair for pair in running if not pair[1].is_alive()]:
                 running.remove((racer, process))
                 if process.exitcode:
-                    _note_death(racer, stream, f"its process ended with exit code {process.exitcode}")
+                    _note_death(
+                        racer, stream, f"its process ended with exit code {process.exitcode}"
+                    )
     finally:
         for _, process in running:
             process.terminate()
@@ -76,14 +80,17 @@ def _note_death(racer: Contender, stream: Stream, why: str) -> None:
 
 
 def on_ray(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown) -> None:
-    """Each contender as a task of Ray's: on the cluster of $RAY_ADDRESS, else on one that is begun here.
+    """Each contender as a task of Ray's: on the cluster of $RAY_ADDRESS, else on one that is begun
+    here.
 
     Raises:
         UsageError: Ray is not installed, or the cluster cannot be reached.
     """
     threads = stream.threads or 1
     with cluster(jobs * threads) as ray:
-        task = ray.remote(num_cpus=threads, num_gpus=int(stream.device_map is not None), max_retries=RETRIES)(_race_on_ray)
+        task = ray.remote(
+            num_cpus=threads, num_gpus=int(stream.device_map is not None), max_retries=RETRIES
+        )(_race_on_ray)
         running = {task.remote(racer, stream): racer for racer in racers}
         for racer in racers:
             shown(racer.name, "waiting or running", 0, 1)
@@ -98,7 +105,9 @@ def on_ray(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown)
 
 
 def _race_on_ray(racer: Contender, stream: Stream) -> None:
-    """What a task does; its progress is the stream's folder. What its method can spread are tasks of their own."""
+    """What a task does; its progress is the stream's folder. What its method can spread are tasks
+    of their own.
+    """
     with spreading():
         _quietly(racer, stream, lambda what, done, total: None)
 

@@ -1,8 +1,10 @@
-"""General ability: what lm-evaluation-harness measures of an edited model, beside the same of its base.
+"""General ability: what lm-evaluation-harness measures of an edited model, beside the same of its
+base.
 
-The harness meets an edited model as an ordinary one of Hugging Face. It is told one thing more: which tokens are the prompt.
-A request of (context, continuation) is a question and an answer, and a routed memory decides on the question alone, as it
-does when the question is asked. A text that is read from its beginning (perplexity) is a prompt as a whole.
+The harness meets an edited model as an ordinary one of Hugging Face. It is told one thing more:
+which tokens are the prompt. A request of (context, continuation) is a question and an answer, and a
+routed memory decides on the question alone, as it does when the question is asked. A text that is
+read from its beginning (perplexity) is a prompt as a whole.
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ try:
     from lm_eval.tasks import TaskManager
     from tqdm import tqdm
 except ImportError as error:
-    raise UsageError("general ability needs lm-evaluation-harness: pip install 'errata[ability]'.") from error
+    raise UsageError(
+        "general ability needs lm-evaluation-harness: pip install 'errata[ability]'."
+    ) from error
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """(context, continuation) as texts, or None where a text is read; then the token ids of both."""
 Likelihood = tuple[float, bool]
-"""The log-probability of a continuation, in nats, and whether each of its tokens is the likeliest."""
+"""The log-probability of a continuation, in nats, and whether each of its tokens is the likeliest.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,14 @@ class Asked:
         """From the logits (tokens, vocabulary) behind all that was given."""
         expected = logits[-self.said_length :].float().log_softmax(-1)
         said = torch.tensor(self.ids[-self.said_length :], device=logits.device)
-        return float(expected.gather(1, said[:, None]).sum()), bool((expected.argmax(-1) == said).all())
+        return float(expected.gather(1, said[:, None]).sum()), bool(
+            (expected.argmax(-1) == said).all()
+        )
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]
-    """An edited model as lm-evaluation-harness takes it: `lm_eval.simple_evaluate(HarnessModel(model), tasks=[...])`.
+    """An edited model as lm-evaluation-harness takes it:
+    `lm_eval.simple_evaluate(HarnessModel(model), tasks=[...])`.
 
     Args:
         model: an edited model, or a language model without edits.
@@ -77,36 +85,52 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         tokenizer = copy.deepcopy(self.lm.tokenizer)  # the harness sets its padding
         if tokenizer.pad_token is None:
             tokenizer.pad_token_id = self.lm.pad_id
-        asked = model if isinstance(model, EditModel) else model.model  # `EditModel.generate` says what the prompt is
+        asked = (
+            model if isinstance(model, EditModel) else model.model
+        )  # `EditModel.generate` says what the prompt is
         super().__init__(pretrained=asked, tokenizer=tokenizer, batch_size=batch_size)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
     ) -> list[Likelihood]:
-        """Requests that differ in their last token only, as choices of one letter do, are one row of a batch."""
+        """Requests that differ in their last token only, as choices of one letter do, are one row
+        of a batch.
+        """
         asked = [self._asked(*request) for request in requests]
         alike: dict[Row, set[Asked]] = {}
         for each in asked:
             alike.setdefault(each.given, set()).add(each)
         found: dict[Asked, Likelihood] = {}
-        with tqdm(total=len(alike), desc="Running loglikelihood requests", disable=disable_tqdm or None) as shown:
+        with tqdm(
+            total=len(alike), desc="Running loglikelihood requests", disable=disable_tqdm or None
+        ) as shown:
 
             def read(part: list[Row]) -> list[dict[Asked, Likelihood]]:
                 batch = self.lm.batch(part)
                 with prompt_tokens(batch.prompt_mask):
                     logits = self.lm.run(batch).logits
                 shown.update(len(part))
-                return [{each: each.likelihood(logits[i]) for each in alike[row]} for i, row in enumerate(part)]
+                return [
+                    {each: each.likelihood(logits[i]) for each in alike[row]}
+                    for i, row in enumerate(part)
+                ]
 
-            for likelihoods in in_batches(list(alike), read, self.batch_size, size=lambda row: len(row.ids)):
+            for likelihoods in in_batches(
+                list(alike), read, self.batch_size, size=lambda row: len(row.ids)
+            ):
                 found.update(likelihoods)
         for (texts, *_), each in zip(requests, asked, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, found[each])
         return [found[each] for each in asked]
 
-    def _asked(self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]) -> Asked:
+    def _asked(
+        self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]
+    ) -> Asked:
         """What fits, the beginning left out."""
         if len(continuation) > self.max_length:
             raise PromptTooLongError(
@@ -115,7 +139,9 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             )
         whole = [*context, *continuation]
         prompt = len(whole) - 1 if texts is None else len(context)
-        if texts is not None and texts[0] != texts[0].rstrip():  # the harness gives white space to the continuation
+        if (
+            texts is not None and texts[0] != texts[0].rstrip()
+        ):  # the harness gives white space to the continuation
             question = self.tok_encode(texts[0])
             prompt = len(question) if whole[: len(question)] == question else prompt
         cut = max(0, len(whole) - self.max_length - 1)
@@ -203,7 +229,9 @@ def ability(
 
 
 def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager:
-    """The folder's tasks where they are all that is asked for: to look through the harness's own takes a while."""
+    """The folder's tasks where they are all that is asked for: to look through the harness's own
+    takes a while.
+    """
     if not names:
         raise UsageError("no task is named; give at least one, e.g. hellaswag.")
     own: list[str] = []
@@ -219,8 +247,14 @@ def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager
         if name not in found.all_tasks:
             near = difflib.get_close_matches(name, [*own, *found.all_tasks], n=1, cutoff=0.6)
             meant = f" Did you mean {near[0]!r}?" if near else ""
-            where = f"{folder} has {', '.join(own) or 'none'}" if folder else "--include-path names a folder of your own"
-            raise UnknownNameError(f"no task is called {name!r}.{meant} `lm_eval ls tasks` lists the harness's; {where}.")
+            where = (
+                f"{folder} has {', '.join(own) or 'none'}"
+                if folder
+                else "--include-path names a folder of your own"
+            )
+            raise UnknownNameError(
+                f"no task is called {name!r}.{meant} `lm_eval ls tasks` lists the harness's; {where}."
+            )
     return found
 
 
@@ -232,12 +266,27 @@ def _figures(base: dict[str, Any], edited: dict[str, Any] | None) -> Iterator[Fi
             metric, _, sieve = key.partition(",")
             if not sieve or metric.endswith("_stderr") or _number(value) is None:
                 continue
-            name, error = metric if sieve == "none" else f"{metric}, {sieve}", f"{metric}_stderr,{sieve}"
-            figure = Figure(task, name, float(value), _number(values.get(error)), questions=questions, version=version)
+            name, error = (
+                metric if sieve == "none" else f"{metric}, {sieve}",
+                f"{metric}_stderr,{sieve}",
+            )
+            figure = Figure(
+                task,
+                name,
+                float(value),
+                _number(values.get(error)),
+                questions=questions,
+                version=version,
+            )
             if edited is not None:
                 after = edited["results"][task]
                 moved = None if asked is None else _moved(asked, edited["samples"][task])
-                figure = replace(figure, edited=float(after[key]), edited_error=_number(after.get(error)), moved=moved)
+                figure = replace(
+                    figure,
+                    edited=float(after[key]),
+                    edited_error=_number(after.get(error)),
+                    moved=moved,
+                )
             yield figure
 
 

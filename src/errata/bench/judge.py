@@ -1,7 +1,9 @@
-"""A language model's opinion of answers, from any server that speaks OpenAI's chat completions. It asks no edited model.
+"""A language model's opinion of answers, from any server that speaks OpenAI's chat completions. It
+asks no edited model.
 
-Free answers that are not the wanted one, word for word, may be right all the same ("in Osk, since May"). Whoever judges is
-named with every figure, and every opinion is kept beside the measurements, so that none is asked for twice.
+Free answers that are not the wanted one, word for word, may be right all the same ("in Osk, since
+May"). Whoever judges is named with every figure, and every opinion is kept beside the measurements,
+so that none is asked for twice.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from errata.errors import StorageError, UsageError
 from errata.evaluation import Answer
 
 MEASURES = ("reliability", "generalization", "portability")
-"""What has a right answer; locality is held against the base model's words, and needs no opinion."""
+"""What has a right answer; locality is held against the base model's words, and needs no opinion.
+"""
 SYSTEM = (
     "You compare an answer with the answer that is known to be right. Reply with one word: CORRECT if the answer says the "
     "same and says nothing else that contradicts it, INCORRECT otherwise."
@@ -55,12 +58,16 @@ class Judge:
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": said}]
         body = {"model": self.model, "messages": turns, "temperature": 0, "max_tokens": 8}
         key = self.key or os.environ.get("OPENAI_API_KEY")
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {key}"} if key else {}
+        )
         where = f"{self.url.rstrip('/')}/chat/completions"
         why = ""
         for _ in range(TRIES):
             try:
-                with urlopen(Request(where, json.dumps(body).encode(), headers), timeout=SECONDS) as reply:
+                with urlopen(
+                    Request(where, json.dumps(body).encode(), headers), timeout=SECONDS
+                ) as reply:
                     text = str(json.load(reply)["choices"][0]["message"]["content"])
             except (OSError, ValueError, LookupError, TypeError) as error:
                 why = f"{type(error).__name__}: {error}"
@@ -69,11 +76,15 @@ class Judge:
             if word:
                 return not word[1]
             why = f"it said {text[:60]!r}"
-        raise UsageError(f"the judge {self.model} at {self.url} gave no opinion, {TRIES} times: {why}.")
+        raise UsageError(
+            f"the judge {self.model} at {self.url} gave no opinion, {TRIES} times: {why}."
+        )
 
 
 def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
-    """Opinions that are kept in a folder of measurements: the key of an answer -> (who judged, whether it is right)."""
+    """Opinions that are kept in a folder of measurements: the key of an answer -> (who judged,
+    whether it is right).
+    """
     path = folder / "judged.jsonl"
     if not path.exists():
         return {}
@@ -89,13 +100,19 @@ def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
 
 def key_of(answer: Answer) -> str:
     """What an opinion depends on: what was asked, what is right, what was said."""
-    return hashlib.sha256(json.dumps([answer.prompt, answer.wanted, answer.after]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([answer.prompt, answer.wanted, answer.after]).encode()
+    ).hexdigest()[:16]
 
 
 def judge(
-    judge: Judge, folder: Path, measured: Iterable[Measured], progress: Callable[[int, int], None] | None = None
+    judge: Judge,
+    folder: Path,
+    measured: Iterable[Measured],
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Ask about every answer of a folder that this judge has not judged yet; those that are right word for word are.
+    """Ask about every answer of a folder that this judge has not judged yet; those that are right
+    word for word are.
 
     Returns:
         How many were asked about.
@@ -105,7 +122,11 @@ def judge(
     for each in measured:
         for answer in each.answers:
             key = key_of(answer)
-            if answer.measure in MEASURES and not answer.right and known.get(key, ("", False))[0] != judge.model:
+            if (
+                answer.measure in MEASURES
+                and not answer.right
+                and known.get(key, ("", False))[0] != judge.model
+            ):
                 waiting[key] = answer
     try:
         with (
@@ -119,14 +140,20 @@ def judge(
                 if progress is not None:
                     progress(done, len(waiting))
     except OSError as error:
-        raise StorageError(f"{folder}: an opinion cannot be kept ({error.strerror or error}).") from error
+        raise StorageError(
+            f"{folder}: an opinion cannot be kept ({error.strerror or error})."
+        ) from error
     return len(waiting)
 
 
 def judged_share(each: Measured, known: dict[str, tuple[str, bool]], measure: str) -> float | None:
-    """The share of answers that are right word for word or in the judge's opinion; None where an opinion is lacking."""
+    """The share of answers that are right word for word or in the judge's opinion; None where an
+    opinion is lacking.
+    """
     answers: Sequence[Answer] = [answer for answer in each.answers if answer.measure == measure]
-    found = [True if answer.right else known.get(key_of(answer), (None, None))[1] for answer in answers]
+    found = [
+        True if answer.right else known.get(key_of(answer), (None, None))[1] for answer in answers
+    ]
     if not found or None in found:
         return None
     return sum(map(bool, found)) / len(found)

@@ -1,4 +1,6 @@
-"""`Plan`: what is asked for, by flags or by a recipe, and the stream that follows from it. It measures nothing."""
+"""`Plan`: what is asked for, by flags or by a recipe, and the stream that follows from it. It
+measures nothing.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,13 @@ class Plan:
         methods: names as `errata compare` takes them.
         settings: `NAME.setting=value`.
         edits: the stream's length; None for all there are.
-        checkpoints: numbers of edits after which everything is measured; the stream's length is added.
+        checkpoints: numbers of edits after which everything is measured; the stream's length is
+            added.
         reading: of `READINGS`.
         data: the task's file, or a folder that it lies under; None takes it from the hub.
         train: a file of other records, for methods that are trained; None takes the task's own.
-        text: a file of plain text on which drift is measured; None: the task's irrelevant texts, else the model's own.
+        text: a file of plain text on which drift is measured; None: the task's irrelevant texts,
+            else the model's own.
         out: the folder for measurements and saves.
         minutes: a method that would write for longer is left out.
         save_every: edits written in one call, and between two saves.
@@ -81,15 +85,23 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
-            raise UsageError(f"there is no reading {quoted(self.reading)}.{suggest(self.reading, READINGS)}")
+            raise UsageError(
+                f"there is no reading {quoted(self.reading)}.{suggest(self.reading, READINGS)}"
+            )
         if not self.checkpoints or min(self.checkpoints) < 1:
-            raise UsageError(f"checkpoints are numbers of edits, from 1; got {quoted(self.checkpoints)}.")
+            raise UsageError(
+                f"checkpoints are numbers of edits, from 1; got {quoted(self.checkpoints)}."
+            )
         if self.edits is not None:
             check_range("edits", self.edits, 1, LARGEST)
         check_seed(self.seed)
         check_dtype(self.dtype)
         check_device(self.device_map)
-        for name, most in (("save_every", LARGEST), ("jobs", MOST_AT_ONCE), ("threads", MOST_AT_ONCE)):
+        for name, most in (
+            ("save_every", LARGEST),
+            ("jobs", MOST_AT_ONCE),
+            ("threads", MOST_AT_ONCE),
+        ):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1, most)
         if self.minutes is not None:
@@ -102,22 +114,30 @@ class Plan:
 
 
 def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan]:
-    """The plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading` may be lists.
+    """The plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading` may be
+    lists.
 
-    With more than one plan, each has a folder of its own under `out`. What is given besides counts instead of what the
-    recipe says; settings come behind its own, and where methods are given, its own of other methods are passed over.
+    With more than one plan, each has a folder of its own under `out`. What is given besides counts
+    instead of what the recipe says; settings come behind its own, and where methods are given, its
+    own of other methods are passed over.
 
     Raises:
         UsageError: the file cannot be read, or says something unknown, or what a field cannot be.
     """
-    hints = {name: hint for name, hint in get_type_hints(Plan).items() if name != "trust_remote_code"}  # a flag's alone
+    hints = {
+        name: hint for name, hint in get_type_hints(Plan).items() if name != "trust_remote_code"
+    }  # a flag's alone
     said = read_fields(path, hints, SEVERAL)
     more = dict(given or {})
     settings = said.get("settings", ())
     if "all" not in more.get("methods", ["all"]):
         settings = tuple(each for each in settings if each.partition(".")[0] in more["methods"])
     said = {**said, **more, "settings": (*settings, *more.get("settings", ()))}
-    several = {name: said[name] if isinstance(said[name], list) else [said[name]] for name in SEVERAL if name in said}
+    several = {
+        name: said[name] if isinstance(said[name], list) else [said[name]]
+        for name in SEVERAL
+        if name in said
+    }
     rest = {name: value for name, value in said.items() if name not in several}
     plans = []
     try:
@@ -129,7 +149,10 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
     if len(plans) == 1:
         return plans
     root = plans[0].out or Path("runs") / path.stem
-    return [replace(plan, out=root / f"{Path(plan.task).stem}-{Path(plan.model).name}-{plan.reading}") for plan in plans]
+    return [
+        replace(plan, out=root / f"{Path(plan.task).stem}-{Path(plan.model).name}-{plan.reading}")
+        for plan in plans
+    ]
 
 
 @dataclass(frozen=True)
@@ -160,9 +183,13 @@ def stream_of(plan: Plan) -> Planned:
     """
     task = find_task(plan.task)
     if task.name == GENERATED and plan.data is None and plan.model not in BUNDLED:
-        raise UsageError(f"the cases of {GENERATED} are about the bundled model; give {plan.model} another task.")
+        raise UsageError(
+            f"the cases of {GENERATED} are about the bundled model; give {plan.model} another task."
+        )
     data = _generated(plan) if task.name == GENERATED else load(task, plan.data, plan.train)
-    base, tokenizer = errata.load_base(plan.model, plan.dtype, plan.device_map, plan.trust_remote_code)
+    base, tokenizer = errata.load_base(
+        plan.model, plan.dtype, plan.device_map, plan.trust_remote_code
+    )
     lm = LM(base, tokenizer)
     fits = [_fits(lm, case) for case in data.cases]
     cases = [case for case, good in zip(data.cases, fits, strict=True) if good]
@@ -177,7 +204,9 @@ def stream_of(plan: Plan) -> Planned:
     training = [case for case in data.training if _fits(lm, case)]
     both = next((case for case in training if {case.edit.prompt, *case.rephrases} & asked), None)
     if both is not None:
-        raise UsageError(f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; take it out of one of them.")
+        raise UsageError(
+            f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; take it out of one of them."
+        )
     stream = Stream(
         plan.model,
         fingerprint(base),
@@ -203,15 +232,24 @@ def stream_of(plan: Plan) -> Planned:
 def _generated(plan: Plan) -> TaskData:
     cases = make_cases(plan.edits or 1000, plan.seed)
     training = training_cases(TRAINING, cases, plan.seed + 1)
-    return TaskData(cases, [frozenset()] * len(cases), training, [], f"{GENERATED} seed {plan.seed}")
+    return TaskData(
+        cases, [frozenset()] * len(cases), training, [], f"{GENERATED} seed {plan.seed}"
+    )
 
 
 def _fits(lm: LM, case: Case) -> bool:
     """Whether all that a case asks fits the model's context, with its answers."""
     edit = case.edit
-    probes = [(probe.prompt, probe.answer or ".") for probe in (*case.locality, *case.portability, *case.ood)]
+    probes = [
+        (probe.prompt, probe.answer or ".")
+        for probe in (*case.locality, *case.portability, *case.ood)
+    ]
     try:
-        for prompt, target in [(edit.prompt, edit.target), *((text, edit.target) for text in case.rephrases), *probes]:
+        for prompt, target in [
+            (edit.prompt, edit.target),
+            *((text, edit.target) for text in case.rephrases),
+            *probes,
+        ]:
             lm.encode(prompt, target, "")
     except PromptTooLongError:
         return False
@@ -219,9 +257,13 @@ def _fits(lm: LM, case: Case) -> bool:
 
 
 def _longest(lm: LM, cases: Sequence[Case]) -> int:
-    """Tokens of the longest right answer, a full stop and its end included: none is cut off before it could be right."""
+    """Tokens of the longest right answer, a full stop and its end included: none is cut off before
+    it could be right.
+    """
     wanted = [(case.edit.prompt, case.edit.target) for case in cases]
-    wanted += [(probe.prompt, probe.answer) for case in cases for probe in case.portability if probe.answer]
+    wanted += [
+        (probe.prompt, probe.answer) for case in cases for probe in case.portability if probe.answer
+    ]
     rows = (lm.encode(prompt, answer, "") for prompt, answer in wanted)
     return 1 + max(len(row.ids) - row.prompt_length for row in rows)
 
@@ -231,8 +273,12 @@ def _neutral(path: Path) -> Iterator[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise UsageError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from error
     found: Sequence[str] = [line.strip() for line in lines if len(line.split()) > 20]
     if not found:
-        raise UsageError(f"{path}: no line of it has more than twenty words; drift is measured on such.")
+        raise UsageError(
+            f"{path}: no line of it has more than twenty words; drift is measured on such."
+        )
     yield from found[:TEXTS]

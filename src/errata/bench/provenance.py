@@ -1,4 +1,6 @@
-"""Where a figure comes from: versions, commit, machine, time. It reads the clock and the machine, and nothing else."""
+"""Where a figure comes from: versions, commit, machine, time. It reads the clock and the machine,
+and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +25,41 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def _unchanging() -> dict[str, Any]:
-    versions = {"errata": errata.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "errata": errata.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    machine = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
-    return {"versions": {**versions, "python": platform.python_version()}, "commit": _commit(), "machine": machine}
+    machine = {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+    }
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "commit": _commit(),
+        "machine": machine,
+    }
 
 
 def _commit() -> str | None:
-    """Of the source that runs, "+" behind it where files were changed since; None where it is not a checkout."""
+    """Of the source that runs, "+" behind it where files were changed since; None where it is not a
+    checkout.
+    """
     root = Path(errata.__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "src") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "--", "src") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

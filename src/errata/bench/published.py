@@ -1,4 +1,6 @@
-"""Files as others publish them: a JSON list or JSON lines, and what stands where in a record. It knows no task."""
+"""Files as others publish them: a JSON list or JSON lines, and what stands where in a record. It
+knows no task.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ def read_records(path: Path) -> list[Record]:
     """The records of a file, of which there is at least one.
 
     Raises:
-        EditError: the file cannot be read, is cut off or is no list of objects; the record is named, counted from 1.
+        EditError: the file cannot be read, is cut off or is no list of objects; the record is
+            named, counted from 1.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -29,7 +32,9 @@ def read_records(path: Path) -> list[Record]:
     found: list[Record] = []
     for number, value in enumerate(_values(path, text), start=1):
         if not isinstance(value, dict):
-            raise EditError(f"{path}, record {number}: expected an object, got {type(value).__name__}.")
+            raise EditError(
+                f"{path}, record {number}: expected an object, got {type(value).__name__}."
+            )
         found.append(value)
     if not found:
         raise EditError(f"{path}: no record in it.")
@@ -37,7 +42,9 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _values(path: Path, text: str) -> Iterator[Any]:
-    """Value after value, of a list or one behind the other, so that it is known in which one a file is cut off."""
+    """Value after value, of a list or one behind the other, so that it is known in which one a file
+    is cut off.
+    """
     decoder, place, number = json.JSONDecoder(), 0, 1
 
     def skip(signs: str) -> str:
@@ -56,7 +63,9 @@ def _values(path: Path, text: str) -> Iterator[Any]:
             what = "the file is cut off" if ends else f"not JSON: {error.msg}"
             raise EditError(f"{path}, record {number}: {what} (line {error.lineno}).") from error
         except RecursionError:
-            raise EditError(f"{path}, record {number}: lists or objects lie too deep in each other.") from None
+            raise EditError(
+                f"{path}, record {number}: lists or objects lie too deep in each other."
+            ) from None
         except ValueError as error:  # a number of thousands of digits
             said = str(error).partition(";")[0]
             raise EditError(f"{path}, record {number}: a number is too long ({said}).") from error
@@ -71,11 +80,19 @@ def _values(path: Path, text: str) -> Iterator[Any]:
 
 
 def values_at(record: Any, path: str) -> list[Any]:
-    """What stands at a dotted path; where it meets a list, in each of its elements. [] where a part is missing."""
+    """What stands at a dotted path; where it meets a list, in each of its elements. [] where a part
+    is missing.
+    """
     found = [record]
     for part in path.split("."):
-        found = [each for value in found for each in (value if isinstance(value, list) else [value])]
-        found = [value[part] for value in found if isinstance(value, Mapping) and value.get(part) is not None]
+        found = [
+            each for value in found for each in (value if isinstance(value, list) else [value])
+        ]
+        found = [
+            value[part]
+            for value in found
+            if isinstance(value, Mapping) and value.get(part) is not None
+        ]
     return found
 
 
@@ -100,4 +117,6 @@ def _texts(value: Any, path: str) -> Iterator[str]:
         if str(value).strip():
             yield str(value)
     elif value is not None:
-        raise EditError(f"the field {path.removesuffix('?')!r} holds {type(value).__name__}, and should hold text.")
+        raise EditError(
+            f"the field {path.removesuffix('?')!r} holds {type(value).__name__}, and should hold text."
+        )

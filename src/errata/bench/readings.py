@@ -1,7 +1,9 @@
-"""Edits that contradict each other, found before anything is run, and the three ways to read a file that has such.
+"""Edits that contradict each other, found before anything is run, and the three ways to read a file
+that has such.
 
-Two edits ask the same when they are about one subject and the same answers were right before; where the file does not say
-either, when their prompts are the same words. If they want different answers, no model can give both.
+Two edits ask the same when they are about one subject and the same answers were right before; where
+the file does not say either, when their prompts are the same words. If they want different answers,
+no model can give both.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Reading:
         questions: for each case what it asks; equal ones ask the same.
         conflicts: cases of the file that want another answer than one that asks the same.
         records: cases of the file.
-        probes_left_out: locality probes of the file that ask what is edited, in the conflict-free reading.
+        probes_left_out: locality probes of the file that ask what is edited, in the conflict-free
+            reading.
     """
 
     name: str
@@ -45,10 +48,15 @@ class Reading:
         if self.name != "later":
             return cases
         last = dict(zip(self.questions, cases, strict=False))
-        return [_with_target(case, last[question]) for case, question in zip(cases, self.questions, strict=False)]
+        return [
+            _with_target(case, last[question])
+            for case, question in zip(cases, self.questions, strict=False)
+        ]
 
     def ceiling(self, edits: int) -> float:
-        """The reliability that a model reaches at most that gives one answer to a question, among the first edits."""
+        """The reliability that a model reaches at most that gives one answer to a question, among
+        the first edits.
+        """
         said: dict[Hashable, Counter[str]] = defaultdict(Counter)
         judged = self.judged(edits)
         for case, question in zip(judged, self.questions, strict=False):
@@ -62,7 +70,8 @@ def read_as(name: str, cases: Sequence[Case], truths: Sequence[frozenset[str]]) 
     Args:
         name: of `READINGS`.
         cases: as the file has them.
-        truths: for each case the answers that were right before, in small letters; empty where that is not known.
+        truths: for each case the answers that were right before, in small letters; empty where that
+            is not known.
     """
     questions = [_question(case, truth) for case, truth in zip(cases, truths, strict=True)]
     wanted: dict[Hashable, set[str]] = defaultdict(set)
@@ -75,7 +84,9 @@ def read_as(name: str, cases: Sequence[Case], truths: Sequence[frozenset[str]]) 
     stay = [place for place, alone in enumerate(clear) if alone]
     edited = [(case.edit.subject, truth) for case, truth in zip(cases, truths, strict=True)]
     kept = _apart_from(edited, [cases[place] for place in stay])
-    probes = sum(len(cases[place].locality) for place in stay) - sum(len(case.locality) for case in kept)
+    probes = sum(len(cases[place].locality) for place in stay) - sum(
+        len(case.locality) for case in kept
+    )
     return Reading(name, kept, [questions[place] for place in stay], conflicts, records, probes)
 
 
@@ -90,14 +101,20 @@ def _wanted(case: Case) -> str:
 
 
 def _with_target(case: Case, last: Case) -> Case:
-    """A case that is judged by a later one's answer; what follows from its own answer is not asked any more."""
+    """A case that is judged by a later one's answer; what follows from its own answer is not asked
+    any more.
+    """
     if _wanted(case) == _wanted(last):
         return case
     return replace(case, edit=replace(case.edit, target=last.edit.target), portability=(), ood=())
 
 
-def _apart_from(edited: Iterable[tuple[str | None, frozenset[str]]], cases: Sequence[Case]) -> list[Case]:
-    """The cases without the locality probes that ask for what is edited: (subject, answers that were right before)."""
+def _apart_from(
+    edited: Iterable[tuple[str | None, frozenset[str]]], cases: Sequence[Case]
+) -> list[Case]:
+    """The cases without the locality probes that ask for what is edited: (subject, answers that
+    were right before).
+    """
     by_answer = defaultdict(set)
     for subject, truth in edited:
         for answer in truth:
@@ -106,6 +123,8 @@ def _apart_from(edited: Iterable[tuple[str | None, frozenset[str]]], cases: Sequ
 
     def stays(probe: Probe) -> bool:
         said = [answer.lower() for answer in (probe.answer or "", *probe.also)]
-        return not any(subject in probe.prompt for answer in said for subject in by_answer.get(answer, ()))
+        return not any(
+            subject in probe.prompt for answer in said for subject in by_answer.get(answer, ())
+        )
 
     return [replace(case, locality=tuple(filter(stays, case.locality))) for case in cases]

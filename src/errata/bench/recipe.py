@@ -1,6 +1,7 @@
 """A YAML file as plain values of the types that are asked for. It knows no plan.
 
-Every scalar is read as a text and then as what its field wants, so nothing in the file makes an object of its own.
+Every scalar is read as a text and then as what its field wants, so nothing in the file makes an
+object of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def read_fields(path: Path, hints: Mapping[str, Any], several: tuple[str, ...]) 
         several: fields that may also be a list of what their type says.
 
     Raises:
-        UsageError: the file cannot be read or is no mapping, or a field is unknown or not of its type; both are named.
+        UsageError: the file cannot be read or is no mapping, or a field is unknown or not of its
+            type; both are named.
     """
     said = _read(path)
     if not isinstance(said, dict) or "task" not in said:
@@ -34,7 +36,9 @@ def read_fields(path: Path, hints: Mapping[str, Any], several: tuple[str, ...]) 
         if name not in hints:
             raise UsageError(f"{path}: unknown {quoted(name)}.{suggest(str(name), hints)}")
     try:
-        return {name: _field(name, value, hints[name], name in several) for name, value in said.items()}
+        return {
+            name: _field(name, value, hints[name], name in several) for name, value in said.items()
+        }
     except ConfigError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -45,7 +49,9 @@ def _read(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise UsageError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: not YAML: {error.problem}.") from error
@@ -63,7 +69,10 @@ def _field(name: str, value: Any, hint: Any, several: bool) -> Any:
             for setting, given in _mapping(f"{name}.{method}", more).items()
         )
     if typing.get_origin(hint) is tuple:
-        return tuple(_one(name, each, typing.get_args(hint)[0]) for each in (value if isinstance(value, list) else [value]))
+        return tuple(
+            _one(name, each, typing.get_args(hint)[0])
+            for each in (value if isinstance(value, list) else [value])
+        )
     if several and isinstance(value, list):
         return [_one(name, each, hint) for each in value]
     return _one(name, value, hint)
@@ -81,7 +90,9 @@ def _one(name: str, value: Any, hint: Any) -> Any:
 
 def _scalar(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{name} is a {'list' if isinstance(value, list) else 'mapping'}; expected a text or a number.")
+        raise ConfigError(
+            f"{name} is a {'list' if isinstance(value, list) else 'mapping'}; expected a text or a number."
+        )
     return value
 
 

@@ -1,4 +1,6 @@
-"""The report: one page of HTML that needs nothing else, and the same tables in Markdown. It computes nothing."""
+"""The report: one page of HTML that needs nothing else, and the same tables in Markdown. It
+computes nothing.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def html(measured: Sequence[Measured]) -> str:
     streams = list(_streams(measured))
     body = ["<h1>Report</h1>", f"<p>{escape(_meanings())}</p>"]
     if len(streams) > 1:
-        links = "".join(f'<li><a href="#s{i}">{escape(_title(stream))}</a></li>' for i, stream in enumerate(streams))
+        links = "".join(
+            f'<li><a href="#s{i}">{escape(_title(stream))}</a></li>'
+            for i, stream in enumerate(streams)
+        )
         body.append(f"<ul>{links}</ul>")
     for place, stream in enumerate(streams):
         body += _section(place, stream)
@@ -50,8 +55,14 @@ def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
             charts.over_time(stream, stream[0].row.metrics),
             "The shares that count, over the stream; bars are 95 % intervals.",
         ),
-        (charts.locality_map(stream), "The share of free answers that did not change, by what is asked."),
-        (charts.retention_maps(stream), "The share of each cohort's own prompts that is answered right, later on."),
+        (
+            charts.locality_map(stream),
+            "The share of free answers that did not change, by what is asked.",
+        ),
+        (
+            charts.retention_maps(stream),
+            "The share of each cohort's own prompts that is answered right, later on.",
+        ),
     )
     tables = _tables(stream)
     yield _table(place, tables[0])

@@ -1,6 +1,8 @@
-"""Measurements read back: figures with their intervals, what was kept of what was learnt, what differs beyond noise.
+"""Measurements read back: figures with their intervals, what was kept of what was learnt, what
+differs beyond noise.
 
-Intervals are bootstrapped over edits, not over questions: the questions about one edit rise and fall together.
+Intervals are bootstrapped over edits, not over questions: the questions about one edit rise and
+fall together.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Measured:
     Attributes:
         row: what was found.
         path: the file.
-        label: the contender's name; the folder's behind it where two folders have the same measurement.
+        label: the contender's name; the folder's behind it where two folders have the same
+            measurement.
     """
 
     row: Row
@@ -57,7 +60,9 @@ class Measured:
         """Every single answer."""
         return read_answers(self.path)
 
-    def figure(self, measure: str, score: str = "generated", kind: str | None = None) -> Figure | None:
+    def figure(
+        self, measure: str, score: str = "generated", kind: str | None = None
+    ) -> Figure | None:
         """A figure with its interval; None where nothing of the kind was asked.
 
         Args:
@@ -67,14 +72,19 @@ class Measured:
         """
         return interval(self._counted(measure, score, kind))
 
-    def _counted(self, measure: str, score: str, kind: str | None = None) -> list[tuple[str, float]]:
+    def _counted(
+        self, measure: str, score: str, kind: str | None = None
+    ) -> list[tuple[str, float]]:
         """(edit, how the answer counts) of every question."""
-        wanted = [a for a in self.answers if a.measure == measure and (kind is None or a.kind == kind)]
+        wanted = [
+            a for a in self.answers if a.measure == measure and (kind is None or a.kind == kind)
+        ]
         return [(answer.edit_id, float(counted(answer, score))) for answer in wanted]
 
 
 def read_folders(folders: Iterable[Path]) -> list[Measured]:
-    """All measurements of folders that `errata bench` or `errata compare` filled, in order of streams, edits and names.
+    """All measurements of folders that `errata bench` or `errata compare` filled, in order of
+    streams, edits and names.
 
     Raises:
         UsageError: a folder holds none.
@@ -84,14 +94,19 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
         paths = sorted((folder / "rows").glob("*.jsonl"))
         mine = [Measured(row, path, row.name) for path in paths if (row := Row.read(path))]
         if not mine:
-            raise UsageError(f"{folder}: there is no measurement in it; `errata bench` writes them into its --out.")
+            raise UsageError(
+                f"{folder}: there is no measurement in it; `errata bench` writes them into its --out."
+            )
         found += mine
     seen = Counter((stream_name(each.row), each.label, each.row.edits) for each in found)
     twice = {(stream, label) for (stream, label, _), count in seen.items() if count > 1}
     for place, each in enumerate(found):
         if (stream_name(each.row), each.label) in twice:
             found[place] = replace(each, label=f"{each.label} ({each.path.parent.parent.name})")
-    return sorted(found, key=lambda each: (*stream_name(each.row), each.row.edits, each.row.method is not None))
+    return sorted(
+        found,
+        key=lambda each: (*stream_name(each.row), each.row.edits, each.row.method is not None),
+    )
 
 
 def stream_name(row: Row) -> tuple[str, str, str]:
@@ -130,8 +145,10 @@ class Retention:
 
     Attributes:
         checkpoints: numbers of edits, rising.
-        accuracy: [cohort][checkpoint] share of the cohort's own prompts that are answered right; None before it was written.
-        forgetting: how far cohorts are at the end below the best they ever were, the mean over all but the last.
+        accuracy: [cohort][checkpoint] share of the cohort's own prompts that are answered right;
+            None before it was written.
+        forgetting: how far cohorts are at the end below the best they ever were, the mean over all
+            but the last.
         backward_transfer: how far they are at the end above where they were when written.
     """
 
@@ -146,14 +163,19 @@ def retention(measured: Sequence[Measured]) -> Retention | None:
     runs = sorted(measured, key=lambda each: each.row.edits)
     if len(runs) < 2:
         return None
-    right = [{a.edit_id: a.right for a in run.answers if a.measure == "reliability"} for run in runs]
+    right = [
+        {a.edit_id: a.right for a in run.answers if a.measure == "reliability"} for run in runs
+    ]
     cohorts: list[list[str]] = []
     known: set[str] = set()
     for said in right:
         cohorts.append([name for name in said if name not in known])
         known |= said.keys()
     table = tuple(
-        tuple(sum(said[name] for name in cohort) / len(cohort) if place <= at else None for at, said in enumerate(right))
+        tuple(
+            sum(said[name] for name in cohort) / len(cohort) if place <= at else None
+            for at, said in enumerate(right)
+        )
         for place, cohort in enumerate(cohorts)
     )
     earlier = [[value for value in row if value is not None] for row in table[:-1]]
@@ -209,7 +231,11 @@ def differences(first: Sequence[Measured], second: Sequence[Measured]) -> list[D
 
 def _difference(one: Measured, two: Measured, measure: str, score: str) -> list[Difference]:
     said = [
-        [((a.edit_id, a.prompt), float(counted(a, score))) for a in each.answers if a.measure == measure]
+        [
+            ((a.edit_id, a.prompt), float(counted(a, score)))
+            for a in each.answers
+            if a.measure == measure
+        ]
         for each in (one, two)
     ]
     if not all(said):
@@ -227,5 +253,9 @@ def _difference(one: Measured, two: Measured, measure: str, score: str) -> list[
             drawn = _draws(len(sums))
             means.append((drawn @ sums) / (drawn @ counts))
         rng = np.random.default_rng(1)
-        low, high = np.quantile(means[1] - rng.permutation(means[0]), [(1 - CERTAIN) / 2, (1 + CERTAIN) / 2]).tolist()
-    return [Difference(one.row.name, one.row.edits, measure, score, before, after, low, high, paired)]
+        low, high = np.quantile(
+            means[1] - rng.permutation(means[0]), [(1 - CERTAIN) / 2, (1 + CERTAIN) / 2]
+        ).tolist()
+    return [
+        Difference(one.row.name, one.row.edits, measure, score, before, after, low, high, paired)
+    ]

@@ -1,6 +1,8 @@
-"""One method taken through a stream of edits and measured at every checkpoint. It knows no other method and prints nothing.
+"""One method taken through a stream of edits and measured at every checkpoint. It knows no other
+method and prints nothing.
 
-What is measured stands in `Row`. A run goes on from its last save when it was cut off, and rows that are there are kept.
+What is measured stands in `Row`. A run goes on from its last save when it was cut off, and rows
+that are there are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from errata.lm.background import background_texts
 from errata.saving import files_of, is_artifact
 
 NEUTRAL, NEUTRAL_TOKENS, FLUENT = 64, 48, 32
-"""Texts of the model's own making on which drift is measured, tokens of each, and answers whose fluency is."""
+"""Texts of the model's own making on which drift is measured, tokens of each, and answers whose
+fluency is.
+"""
 BATCHES = (1, 8)
 NEW_TOKENS, ROUNDS = 16, 5
 SAVE_SECONDS = 60.0
@@ -41,7 +45,9 @@ def run(contender: Contender, stream: Stream, tell: Tell) -> None:
     except ErrataError as error:
         for edits in stream.checkpoints:
             if stream.kept_row(contender, edits) is None:
-                blank_row(contender, stream, edits, failed=str(error)).save(stream.row_file(contender.name, edits))
+                blank_row(contender, stream, edits, failed=str(error)).save(
+                    stream.row_file(contender.name, edits)
+                )
 
 
 class _Run:
@@ -50,9 +56,17 @@ class _Run:
         name = contender.name + "-" + stream.key(contender, max(stream.checkpoints))
         self.saved = stream.folder / "models" / name
         self.clock = self.saved / "clock.json"
-        self.times: dict[str, float] = {"writing": 0.0, "training": 0.0, "peak": 0.0, "first": 0.0, "beginning": 0.0}
+        self.times: dict[str, float] = {
+            "writing": 0.0,
+            "training": 0.0,
+            "peak": 0.0,
+            "first": 0.0,
+            "beginning": 0.0,
+        }
         self.tell("loading", 0, 1)
-        base, tokenizer = errata.load_base(stream.model, stream.dtype, stream.device_map, stream.trust_remote_code)
+        base, tokenizer = errata.load_base(
+            stream.model, stream.dtype, stream.device_map, stream.trust_remote_code
+        )
         method = contender.method or errata.method_names()[0]
         config = errata.method_class(method).config_class.from_dict(contender.settings)
         if contender.method and is_artifact(self.saved):
@@ -64,7 +78,9 @@ class _Run:
 
     def go(self) -> None:
         """All checkpoints that are not measured yet."""
-        missing = [n for n in self.stream.checkpoints if self.stream.kept_row(self.contender, n) is None]
+        missing = [
+            n for n in self.stream.checkpoints if self.stream.kept_row(self.contender, n) is None
+        ]
         if not missing:
             return
         if self.contender.method is None:
@@ -75,7 +91,9 @@ class _Run:
         self._prepare()
         for edits in missing:
             if (reason := self._too_long(edits)) is not None:
-                row = blank_row(self.contender, self.stream, edits, skipped=reason, limit=self.stream.limit)
+                row = blank_row(
+                    self.contender, self.stream, edits, skipped=reason, limit=self.stream.limit
+                )
                 row.save(self.stream.row_file(self.contender.name, edits))
                 continue
             self._write(edits)
@@ -104,14 +122,20 @@ class _Run:
         save()
 
     def _too_long(self, edits: int) -> str | None:
-        """Why so many edits are not written. The first call reads background, so later ones tell more, if there are any."""
+        """Why so many edits are not written. The first call reads background, so later ones tell
+        more, if there are any.
+        """
         done, writing = len(self.model.edits), self.times["writing"]
         if self.stream.limit is None or not done or edits <= done:
             return None
         later = done > self.times["first"] and not self.model.method.relearns_all
         first, beginning = (self.times["first"], self.times["beginning"]) if later else (0.0, 0.0)
         expected = writing + (writing - beginning) / (done - first) * (edits - done)
-        return f"would take {expected / 60:.0f} min of writing" if expected > self.stream.limit else None
+        return (
+            f"would take {expected / 60:.0f} min of writing"
+            if expected > self.stream.limit
+            else None
+        )
 
     def _write(self, edits: int) -> None:
         """Write until there are so many edits in the model."""
@@ -155,23 +179,41 @@ class _Run:
         )
         self.tell("reading", 0, 1)
         with self.model.disable_edits():
-            texts = stream.neutral or background_texts(self.model.lm, NEUTRAL, NEUTRAL_TOKENS, seed=1, shortest=2)
-        told = drift(self.model, texts) | {"fluency": fluency(self.model, [case.edit.prompt for case in cases[:FLUENT]])}
-        row = blank_row(self.contender, stream, edits, figures=found.to_dict(), peak_memory=round(peak, 1), drift=told)
+            texts = stream.neutral or background_texts(
+                self.model.lm, NEUTRAL, NEUTRAL_TOKENS, seed=1, shortest=2
+            )
+        told = drift(self.model, texts) | {
+            "fluency": fluency(self.model, [case.edit.prompt for case in cases[:FLUENT]])
+        }
+        row = blank_row(
+            self.contender,
+            stream,
+            edits,
+            figures=found.to_dict(),
+            peak_memory=round(peak, 1),
+            drift=told,
+        )
         if self.contender.method is not None:
             self.tell("timing", 0, 1)
             row = dataclasses.replace(
                 row,
                 seconds_per_edit=self.times["writing"] / edits,
-                bytes_saved=sum((self.saved / name).stat().st_size for name in files_of(self.saved)),
-                overhead={str(n): overhead(self.model, [case.edit.prompt for case in cases], n) for n in BATCHES},
+                bytes_saved=sum(
+                    (self.saved / name).stat().st_size for name in files_of(self.saved)
+                ),
+                overhead={
+                    str(n): overhead(self.model, [case.edit.prompt for case in cases], n)
+                    for n in BATCHES
+                },
                 training_seconds=self.times["training"] or None,
             )
         row.save(stream.row_file(self.contender.name, edits), found.answers)
 
 
 def overhead(model: EditModel, prompts: Sequence[str], batch: int) -> float:
-    """How much longer the edited model takes for 16 new tokens than its base, as a share; medians of alternating rounds."""
+    """How much longer the edited model takes for 16 new tokens than its base, as a share; medians
+    of alternating rounds.
+    """
     chosen = [prompts[i % len(prompts)] for i in range(batch)]
     inputs = model.lm.prompt_batch(chosen)
     options = {

@@ -1,6 +1,8 @@
-"""What is measured, on what: a stream of edits, those who go through it, and what is kept of it. It measures nothing.
+"""What is measured, on what: a stream of edits, those who go through it, and what is kept of it. It
+measures nothing.
 
-A measurement is a file of JSON lines: one of type "row", and one of type "answer" for every single answer.
+A measurement is a file of JSON lines: one of type "row", and one of type "answer" for every single
+answer.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ UNEDITED = "unedited"
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with its settings, under the name it has in the table. `method` is None for the unedited model."""
+    """A method with its settings, under the name it has in the table. `method` is None for the
+    unedited model.
+    """
 
     name: str
     method: str | None
@@ -42,7 +46,8 @@ class Stream:
         model: a bundled name, a folder or a hub name.
         fingerprint: of that model.
         data: what the cases are called.
-        reading: the edits, in order, with their probes, and how those are read that contradict each other.
+        reading: the edits, in order, with their probes, and how those are read that contradict each
+            other.
         training: cases that methods may be trained on; none of them in the stream.
         checkpoints: numbers of edits after which everything is measured, rising.
         folder: where rows and saves go.
@@ -90,12 +95,24 @@ class Stream:
         cases = [case.to_dict() for case in self.cases[:edits]]
         judged = [case.edit.target for case in self.reading.judged(edits)]
         training = [case.to_dict() for case in self.training]
-        asked = [self.fingerprint, self.dtype, cases, judged, training, self.new_tokens, self.neutral]
+        asked = [
+            self.fingerprint,
+            self.dtype,
+            cases,
+            judged,
+            training,
+            self.new_tokens,
+            self.neutral,
+        ]
         said = [*asked, contender.method, contender.settings, errata.__version__]
-        return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps(said, sort_keys=True, ensure_ascii=False).encode()
+        ).hexdigest()[:16]
 
     def kept_row(self, contender: Contender, edits: int) -> Row | None:
-        """The row of an earlier run, if it is of the same measurement and came to an end, or would still take too long."""
+        """The row of an earlier run, if it is of the same measurement and came to an end, or would
+        still take too long.
+        """
         row = Row.read(self.row_file(contender.name, edits))
         if row is None:
             return None
@@ -111,14 +128,18 @@ class Row:
 
     Attributes:
         key: what it depends on, see `Stream.key`.
-        figures: `Evaluation.to_dict` of the final model; None when there is none, and `failed` or `skipped` says why.
+        figures: `Evaluation.to_dict` of the final model; None when there is none, and `failed` or
+            `skipped` says why.
         seconds_per_edit: of writing alone, over all edits so far.
-        peak_memory: of the process until the last edit was written (on a GPU: of its memory), in MiB.
+        peak_memory: of the process until the last edit was written (on a GPU: of its memory), in
+            MiB.
         bytes_saved: of the saved folder.
-        overhead: batch size -> time of generation over that of the unedited model, less 1; the prompts are edited ones.
+        overhead: batch size -> time of generation over that of the unedited model, less 1; the
+            prompts are edited ones.
         training_seconds: that `prepare` took, once; None for methods that are not trained.
         failed, skipped: why there are no figures.
-        limit: seconds of writing that there were for this row, where it was skipped; None in rows of before that was kept.
+        limit: seconds of writing that there were for this row, where it was skipped; None in rows
+            of before that was kept.
         reading: of `readings.READINGS`.
         conflicts: cases of the file that contradict another, and of how many.
         ceiling: the reliability that a model reaches at most that gives one answer to a question.
@@ -176,7 +197,11 @@ def read_answers(path: Path) -> list[Answer]:
     """The single answers of a measurement."""
     with path.open(encoding="utf-8") as file:
         said = [json.loads(line) for line in file]
-    return [Answer(**{k: v for k, v in each.items() if k != "type"}) for each in said if each["type"] == "answer"]
+    return [
+        Answer(**{k: v for k, v in each.items() if k != "type"})
+        for each in said
+        if each["type"] == "answer"
+    ]
 
 
 def blank_row(contender: Contender, stream: Stream, edits: int, **more: Any) -> Row:

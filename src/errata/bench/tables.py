@@ -1,4 +1,6 @@
-"""Measurements as tables of words: rows of cells under headings, which become Markdown or HTML elsewhere."""
+"""Measurements as tables of words: rows of cells under headings, which become Markdown or HTML
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Table:
         note: below it.
         head: the headings.
         rows: of as many cells.
-        runs: for each row the name of the measurement it comes from; None where it comes from several, or from a paper.
+        runs: for each row the name of the measurement it comes from; None where it comes from
+            several, or from a paper.
     """
 
     title: str
@@ -42,7 +45,11 @@ class Table:
             " | ".join(["---"] * len(self.head)),
             *(" | ".join(map(_plain, row)) for row in self.rows),
         ]
-        return f"### {self.title}\n\n" + "\n".join(f"| {line} |" for line in lines) + f"\n\n{self.note}\n"
+        return (
+            f"### {self.title}\n\n"
+            + "\n".join(f"| {line} |" for line in lines)
+            + f"\n\n{self.note}\n"
+        )
 
 
 def _plain(cell: str) -> str:
@@ -74,7 +81,9 @@ def main_table(measured: Sequence[Measured]) -> Table:
     if "perplexity" in metrics:
         said += " Perplexity is that of the targets behind their prompts."
     if "ood" in metrics:
-        said += " Ood is the share of other true texts about the edits whose loss is below -log 0.8."
+        said += (
+            " Ood is the share of other true texts about the edits whose loss is below -log 0.8."
+        )
     return Table("What counts", said, head, tuple(rows), tuple(runs))
 
 
@@ -93,7 +102,11 @@ def with_interval(figure: Figure | None) -> str:
 def scores_table(measured: Sequence[Measured]) -> Table:
     """The same answers, counted in every way that the field counts."""
     done = [each for each in measured if each.row.figures]
-    shown = [measure for measure in MEASURES[:3] if any(_score(each, "generated", measure) is not None for each in done)]
+    shown = [
+        measure
+        for measure in MEASURES[:3]
+        if any(_score(each, "generated", measure) is not None for each in done)
+    ]
     known = {each.path: opinions(each.path.parent.parent) for each in done}
     judges = sorted({who for said in known.values() for who, _ in said.values()})
     rows = []
@@ -107,7 +120,13 @@ def scores_table(measured: Sequence[Measured]) -> Table:
     note = " ".join(f"*{name}*: {what}." for name, what in SCORES.items())
     if judges:
         note += f" *judged*: generated, or right in the opinion of {', '.join(judges)}."
-    head = ("T", "method", "measure", *(name.replace("_", " ") for name in SCORES), *(["judged"] if judges else []))
+    head = (
+        "T",
+        "method",
+        "measure",
+        *(name.replace("_", " ") for name in SCORES),
+        *(["judged"] if judges else []),
+    )
     return Table("The same answers, counted otherwise", note, head, tuple(rows), tuple(runs))
 
 
@@ -124,10 +143,20 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
             continue
         figures, moved = each.row.figures, each.row.drift or {}
         cells = [_number(figures["locality_by_kind"][kind], "{:.3f}") for kind in LOCALITY_KINDS]
-        cells += [_number(figures["divergence_by_kind"].get(kind), "{:.2g}") for kind in LOCALITY_KINDS]
-        cells += [_number(figures["portability_by_kind"].get(kind), "{:.3f}") for kind in PORTABILITY_KINDS]
-        cells += [_number(moved.get(name), form) for name, form in (("perplexity", "{:.1f}"), ("divergence", "{:.2g}"))]
-        rows.append((f"{each.row.edits:,}", each.label, *cells, _number(moved.get("fluency"), "{:.2f}")))
+        cells += [
+            _number(figures["divergence_by_kind"].get(kind), "{:.2g}") for kind in LOCALITY_KINDS
+        ]
+        cells += [
+            _number(figures["portability_by_kind"].get(kind), "{:.3f}")
+            for kind in PORTABILITY_KINDS
+        ]
+        cells += [
+            _number(moved.get(name), form)
+            for name, form in (("perplexity", "{:.1f}"), ("divergence", "{:.2g}"))
+        ]
+        rows.append(
+            (f"{each.row.edits:,}", each.label, *cells, _number(moved.get("fluency"), "{:.2f}"))
+        )
         runs.append(run_name(each))
     local = [kind.replace("_", " ") for kind in LOCALITY_KINDS]
     head = ("T", "method", *local, *(f"KL {kind}" for kind in local), *PORTABILITY_KINDS)
@@ -143,7 +172,9 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
 def retention_table(measured: Sequence[Measured]) -> Table | None:
     """What became of each cohort of edits; None where there is one checkpoint only."""
     followed = {}
-    for name in dict.fromkeys(each.label for each in measured if each.row.figures and each.row.method):
+    for name in dict.fromkeys(
+        each.label for each in measured if each.row.figures and each.row.method
+    ):
         found = retention([each for each in measured if each.label == name and each.row.figures])
         if found is not None:
             followed[name] = found
@@ -154,12 +185,28 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
         first = 1
         for last, shares in zip(found.checkpoints, found.accuracy, strict=True):
             at = dict(zip(found.checkpoints, shares, strict=True))
-            cells = ["" if (share := at.get(edits)) is None else _number(share, "{:.3f}") for edits in times]
-            rows.append((name if first == 1 else "", f"{first:,}–{last:,}", *cells, *(whole if first == 1 else ("", ""))))
+            cells = [
+                "" if (share := at.get(edits)) is None else _number(share, "{:.3f}")
+                for edits in times
+            ]
+            rows.append(
+                (
+                    name if first == 1 else "",
+                    f"{first:,}–{last:,}",
+                    *cells,
+                    *(whole if first == 1 else ("", "")),
+                )
+            )
             first = last + 1
     if not rows:
         return None
-    head = ("method", "edits", *(f"at {edits:,}" for edits in times), "forgetting", "backward transfer")
+    head = (
+        "method",
+        "edits",
+        *(f"at {edits:,}" for edits in times),
+        "forgetting",
+        "backward transfer",
+    )
     note = (
         "The share of each cohort's own prompts that is answered right at each later checkpoint. Forgetting: how far "
         "cohorts are at the end below the best they ever were. Backward transfer: above where they were when written."
@@ -169,14 +216,24 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
 
 def paper_tables(task: str) -> list[Table]:
     """What papers print about a task, marked as theirs."""
-    known: list[dict[str, Any]] = tomllib.loads(files("errata.bench").joinpath("papers.toml").read_text("utf-8"))["table"]
+    known: list[dict[str, Any]] = tomllib.loads(
+        files("errata.bench").joinpath("papers.toml").read_text("utf-8")
+    )["table"]
     found = []
     for table in known:
         if table["task"] == task:
-            rows = tuple((f"{t:,}", name, *(f"{value:.2f}" for value in values)) for t, name, *values in table["rows"])
+            rows = tuple(
+                (f"{t:,}", name, *(f"{value:.2f}" for value in values))
+                for t, name, *values in table["rows"]
+            )
             head = ("T", "method", *table["columns"])
             found.append(
-                Table(f"Published: {table['paper']}", "The paper's own figures, on its model and data.", head, rows)
+                Table(
+                    f"Published: {table['paper']}",
+                    "The paper's own figures, on its model and data.",
+                    head,
+                    rows,
+                )
             )
     return found
 
@@ -186,14 +243,21 @@ def runs_table(measured: Sequence[Measured]) -> Table:
     rows = []
     for each in measured:
         row, made = each.row, each.row.made
-        settings = ", ".join(f"{name}={value}" for name, value in row.settings.items()) or "the method's own"
-        versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+        settings = (
+            ", ".join(f"{name}={value}" for name, value in row.settings.items())
+            or "the method's own"
+        )
+        versions = ", ".join(
+            f"{name} {version}" for name, version in made.get("versions", {}).items()
+        )
         file = f"{each.path.parent.parent.name}/rows/{each.path.name}"
         commit, time = made.get("commit") or NONE, made.get("time", NONE)
         rows.append((run_name(each), file, settings, versions, commit, time, row.key))
     head = ("run", "file", "settings", "versions", "commit", "time", "key")
     note = "Every single answer stands in the file of its run, as JSON lines."
-    return Table("Where it comes from", note, head, tuple(rows), tuple(run_name(each) for each in measured))
+    return Table(
+        "Where it comes from", note, head, tuple(rows), tuple(run_name(each) for each in measured)
+    )
 
 
 def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
@@ -213,8 +277,20 @@ def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
         )
         for each in shown
     )
-    head = ("T", "method", "measure", "counted", "before", "after", "difference", "95 %", "beyond noise")
-    note = f"{sum(each.beyond_noise for each in found)} of {len(found)} figures differ beyond noise."
+    head = (
+        "T",
+        "method",
+        "measure",
+        "counted",
+        "before",
+        "after",
+        "difference",
+        "95 %",
+        "beyond noise",
+    )
+    note = (
+        f"{sum(each.beyond_noise for each in found)} of {len(found)} figures differ beyond noise."
+    )
     return Table("Differences", note, head, rows)
 
 

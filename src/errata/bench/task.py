@@ -1,9 +1,11 @@
-"""`Task`: a benchmark is fifteen lines of data, see `tasks/`: where its records lie, what stands where in them, what counts.
+"""`Task`: a benchmark is fifteen lines of data, see `tasks/`: where its records lie, what stands
+where in them, what counts.
 
-A field map says for prompt, target, subject, truth (the answers that were right before) and rephrases the dotted path in a
-record, "?" behind a path that may be missing. With `each`, every element of that list is an edit of its own. Probes have
-`kind`, `prompt`, `answer`, `also` (further right answers), and `each` where they are a list of objects; with `of = "record"`
-they are of the whole record, and belong to its last edit.
+A field map says for prompt, target, subject, truth (the answers that were right before) and
+rephrases the dotted path in a record, "?" behind a path that may be missing. With `each`, every
+element of that list is an edit of its own. Probes have `kind`, `prompt`, `answer`, `also` (further
+right answers), and `each` where they are a list of objects; with `of = "record"` they are of the
+whole record, and belong to its last edit.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Task:
         version: of this description; another one gives other figures.
         paper: where it is described.
         metrics: what counts, the first ones first.
-        new_tokens: a free answer is cut there, or at the length of the longest right answer where that is longer.
+        new_tokens: a free answer is cut there, or at the length of the longest right answer where
+            that is longer.
         file: the records, under a folder of data; None where they are made.
         train: other records, for methods that are trained, if there are any.
         hub: where they lie on the hub.
@@ -77,7 +80,8 @@ class TaskData:
 
     Attributes:
         cases: in the file's order.
-        truths: for each the answers that were right before, in small letters; empty where the file does not say.
+        truths: for each the answers that were right before, in small letters; empty where the file
+            does not say.
         training: cases to train methods on; none of the others.
         irrelevant: texts that no edit is about.
         source: the file, with the first twelve digits of its SHA-256.
@@ -94,7 +98,11 @@ class TaskData:
 
 def task_names() -> list[str]:
     """The tasks that come with errata."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in _FOLDER.iterdir()
+        if entry.name.endswith(".toml")
+    )
 
 
 def find_task(name: str) -> Task:
@@ -135,10 +143,18 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
     if train:
         training = _read(task, train)[0]
     elif beside := _beside(path, task.train):
-        training = [case for case in _read(task, beside)[0] if not {case.edit.prompt, *case.rephrases} & asked]
+        training = [
+            case
+            for case in _read(task, beside)[0]
+            if not {case.edit.prompt, *case.rephrases} & asked
+        ]
     texts: list[str] = []
     if task.irrelevant and (other := _beside(path, task.irrelevant["file"] + "?")):
-        texts = [text for record in read_records(other) for text in texts_at(record, task.irrelevant["text"])]
+        texts = [
+            text
+            for record in read_records(other)
+            for text in texts_at(record, task.irrelevant["text"])
+        ]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return TaskData(cases, truths, training, texts, f"{path.name} {digest}", empty)
 
@@ -151,13 +167,17 @@ def _located(task: Task, data: Path | None) -> Path:
         return data
     found = sorted(data.rglob(name)) if data.is_dir() else []
     if not found:
-        raise UsageError(f"{data}: there is no {name} there, nor under it; {task.name} is read from that file.")
+        raise UsageError(
+            f"{data}: there is no {name} there, nor under it; {task.name} is read from that file."
+        )
     return found[0]
 
 
 def _from_hub(task: Task) -> Path:
     if task.hub is None:
-        raise UsageError(f"say with --data where {task.file} lies; {task.name} has no known place on the hub.")
+        raise UsageError(
+            f"say with --data where {task.file} lies; {task.name} has no known place on the hub."
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -165,7 +185,9 @@ def _from_hub(task: Task) -> Path:
         return Path(hf_hub_download(task.hub["name"], task.hub["file"], repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         where = f"{task.hub['name']}, {task.hub['file']}"
-        raise UsageError(f"{task.name} cannot be had from the hub ({where}: {error}); give its file with --data.") from error
+        raise UsageError(
+            f"{task.name} cannot be had from the hub ({where}: {error}); give its file with --data."
+        ) from error
 
 
 def _beside(path: Path, name: str | None) -> Path | None:
@@ -195,7 +217,9 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
     if "each" in fields:
         parts = _flat(values_at(record, fields["each"]))
     for place, part in enumerate(parts, start=1):
-        subject = next(iter(texts_at(part, fields["subject"])), None) if "subject" in fields else None
+        subject = (
+            next(iter(texts_at(part, fields["subject"])), None) if "subject" in fields else None
+        )
 
         def said(of: Any, path: str, subject: str | None = subject) -> list[str]:
             return [text.replace("{}", subject or "") for text in texts_at(of, path)]
@@ -211,9 +235,15 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
         rephrases = tuple(text for path in fields.get("rephrases", ()) for text in said(part, path))
         probes: dict[str, tuple[Probe, ...]] = {}
         for kind in PLACES:
-            maps = [each for each in fields.get(kind, ()) if place == len(parts) or each.get("of") != "record"]
+            maps = [
+                each
+                for each in fields.get(kind, ())
+                if place == len(parts) or each.get("of") != "record"
+            ]
             probes[kind] = tuple(
-                probe for each in maps for probe in _probes(each, record if each.get("of") == "record" else part, said)
+                probe
+                for each in maps
+                for probe in _probes(each, record if each.get("of") == "record" else part, said)
             )
         yield Case(edit, rephrases, **probes), frozenset(text.lower() for text in truth)
 

@@ -12,7 +12,13 @@ from errata.errors import EditError, UsageError, quoted, suggest
 
 PLACES = ("locality", "portability", "ood")
 """Where the probes of a field map stand."""
-_TEXT, _TEXTS, _TABLE, _PATH, _PATHS = "text", "list of texts", "table", "path in a record", "list of paths in a record"
+_TEXT, _TEXTS, _TABLE, _PATH, _PATHS = (
+    "text",
+    "list of texts",
+    "table",
+    "path in a record",
+    "list of paths in a record",
+)
 _TASK = {
     "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number", "file": _TEXT,
     "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT, "instead": _TEXT, "fields": _TABLE,
@@ -29,7 +35,8 @@ def read_task(path: Path) -> dict[str, Any]:
     """What a task's file says, checked.
 
     Raises:
-        UsageError: it cannot be read, or says something unknown, too little, or of another type; the field is named.
+        UsageError: it cannot be read, or says something unknown, too little, or of another type;
+            the field is named.
     """
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -40,7 +47,9 @@ def read_task(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise UsageError(f"{path}: lists or tables lie too deep in each other.") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise UsageError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from error
     try:
         _check("", said, _TASK, ("title", "version", "paper", "metrics", "new_tokens"))
         for name, known in (("hub", _HUB), ("irrelevant", _IRRELEVANT)):
@@ -48,11 +57,21 @@ def read_task(path: Path) -> dict[str, Any]:
                 _check(f"{name}.", said[name], known, known)
         if "fields" in said:
             fields = said["fields"]
-            _check("fields.", fields, _FIELDS, ("prompt",) if "instead" in said else ("prompt", "target"))
+            _check(
+                "fields.",
+                fields,
+                _FIELDS,
+                ("prompt",) if "instead" in said else ("prompt", "target"),
+            )
             for place in PLACES:
                 for number, probe in enumerate(fields.get(place, ()), start=1):
                     where = f"fields.{place} {number}: "
-                    _check(where, probe, _PROBE, ("kind", "prompt") if "text" in probe else ("kind", "prompt", "answer"))
+                    _check(
+                        where,
+                        probe,
+                        _PROBE,
+                        ("kind", "prompt") if "text" in probe else ("kind", "prompt", "answer"),
+                    )
                     Probe.from_json({"prompt": "?", "kind": probe["kind"]}, place)
     except (UsageError, EditError) as error:
         raise UsageError(f"{path}: {error}") from error

@@ -1,7 +1,9 @@
-"""The command line: a file per verb, each of which parses, makes one call of the public API, and prints.
+"""The command line: a file per verb, each of which parses, makes one call of the public API, and
+prints.
 
-Results go to stdout, everything else to stderr. What goes wrong is one line and an exit code: 2 when the call or its
-input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is imported before a verb runs.
+Results go to stdout, everything else to stderr. What goes wrong is one line and an exit code: 2
+when the call or its input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is
+imported before a verb runs.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Verbs(TyperGroup):
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):
                 raise  # Typer's own: a wrong option, a normal end
-            screen.complain(f"unexpected {type(error).__name__}: {error} (ERRATA_DEBUG=1 shows where)")
+            screen.complain(
+                f"unexpected {type(error).__name__}: {error} (ERRATA_DEBUG=1 shows where)"
+            )
             raise typer.Exit(1) from None
 
 
@@ -71,7 +75,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-verbs = (inspect.inspect, prepare.prepare, edit.edit, ask.ask, eval.eval, chat.chat, list.list, undo.undo, cases.cases)
+verbs = (
+    inspect.inspect,
+    prepare.prepare,
+    edit.edit,
+    ask.ask,
+    eval.eval,
+    chat.chat,
+    list.list,
+    undo.undo,
+    cases.cases,
+)
 for verb in (
     *verbs,
     explain.explain,
@@ -98,11 +112,17 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def errata(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        ),
     ] = False,
     trust_remote_code: Annotated[
         builtins.list[str] | None,
-        typer.Option(metavar="NAME", help="Let code run that comes with the base model of this name; else none does."),
+        typer.Option(
+            metavar="NAME",
+            help="Let code run that comes with the base model of this name; else none does.",
+        ),
     ] = None,
 ) -> None:
     """Correct what a language model believes, check it, save it, take it back."""
@@ -110,7 +130,9 @@ def errata(
 
 
 def main() -> None:
-    """What the console script `errata` runs. Whatever bytes come in or go out, the streams take them."""
+    """What the console script `errata` runs. Whatever bytes come in or go out, the streams take
+    them.
+    """
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)

@@ -21,15 +21,27 @@ if TYPE_CHECKING:
 
 def ability(
     model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")],
-    include_path: Annotated[Path | None, typer.Option(help="A folder with tasks of your own, as YAML.")] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")
+    ],
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder with tasks of your own, as YAML.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task; all.")] = None,
-    fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question; as the task says.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put questions into the chat template.")] = False,
+    fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question; as the task says.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put questions into the chat template.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A file for the figures and where they come from, as JSON.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A file for the figures and where they come from, as JSON.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
     """Measure general ability with lm-evaluation-harness, with the edits and without them."""
@@ -45,12 +57,22 @@ def ability(
     from errata.cli.opening import open_model
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    asked: dict[str, Any] = {"limit": limit, "fewshot": fewshot, "chat": chat, "batch_size": batch_size}
+    asked: dict[str, Any] = {
+        "limit": limit,
+        "fewshot": fewshot,
+        "chat": chat,
+        "batch_size": batch_size,
+    }
     opened = open_model(model, dtype, device_map)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints now and then
         figures = measure(opened, names, include_path=include_path, **asked)
     made = {**provenance(), "harness": version("lm-eval")}
-    said = {"model": model, **asked, "made": made, "figures": [dataclasses.asdict(f) for f in figures]}
+    said = {
+        "model": model,
+        **asked,
+        "made": made,
+        "figures": [dataclasses.asdict(f) for f in figures],
+    }
     if as_json:
         screen.print_json(said)
     else:
@@ -65,12 +87,18 @@ def ability(
 def show(figures: list[Figure]) -> None:
     """A line for each metric; a model without edits has one column of values."""
     edited = any(figure.edited is not None for figure in figures)
-    shown = screen.table("task", "metric", "base", *(("edited", "difference", "moved") if edited else ()))
+    shown = screen.table(
+        "task", "metric", "base", *(("edited", "difference", "moved") if edited else ())
+    )
     for figure in figures:
         cells = [figure.task, figure.metric, within(figure.base, figure.base_error)]
         if edited:
             moved = "-" if figure.moved is None else f"{figure.moved} of {figure.questions}"
-            cells += [within(figure.edited, figure.edited_error), digits(figure.difference, "+"), moved]
+            cells += [
+                within(figure.edited, figure.edited_error),
+                digits(figure.difference, "+"),
+                moved,
+            ]
         shown.add_row(*map(screen.plain, cells))
     screen.show(shown)
 

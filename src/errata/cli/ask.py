@@ -12,9 +12,13 @@ from errata.cli import screen
 def ask(
     model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
     prompts: Annotated[list[str], typer.Argument(help="What to ask; each is answered on its own.")],
-    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the edits.")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="Ask the base model, without the edits.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of {prompt, answer}.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of {prompt, answer}.")
+    ] = False,
 ) -> None:
     """Ask a model; one answer a line."""
     from errata.cli.opening import open_to_ask
@@ -25,6 +29,8 @@ def ask(
     edited, unedited = open_to_ask(model)
     answers = (unedited if base else edited)(prompts, max_new_tokens=max_new_tokens)
     if as_json:
-        screen.print_json([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)])
+        screen.print_json(
+            [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]
+        )
     else:
         screen.say("\n".join(answers))

@@ -12,7 +12,9 @@ from errata.errors import StorageError, UnknownNameError, suggest
 
 
 def cases(
-    world: Annotated[str, typer.Argument(help="What to make cases about: the bundled 'atlas'.")] = "atlas",
+    world: Annotated[
+        str, typer.Argument(help="What to make cases about: the bundled 'atlas'.")
+    ] = "atlas",
     n: Annotated[int, typer.Option("-n", help="How many.")] = 100,
     seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A file; stdout when left out.")] = None,

@@ -11,7 +11,9 @@ from errata.cli import screen
 
 def chat(
     model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
-    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the edits.")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="Ask the base model, without the edits.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
 ) -> None:
     """Ask one question after another; each stands on its own."""
@@ -34,6 +36,8 @@ def chat(
             continue
         try:
             check_signs("the question", question)
-            screen.say((unedited if plain else edited)([question], max_new_tokens=max_new_tokens)[0])
+            screen.say(
+                (unedited if plain else edited)([question], max_new_tokens=max_new_tokens)[0]
+            )
         except UsageError as error:
             screen.complain(str(error))

@@ -1,4 +1,6 @@
-"""The method and its settings, as chosen on a command line: `-m`, `--set name=value`, `--preset NAME`."""
+"""The method and its settings, as chosen on a command line: `-m`, `--set name=value`, `--preset
+NAME`.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,19 @@ class Choices:
         for option in self.options:
             if "=" not in option:
                 raise UsageError(f"--set takes name=value, e.g. --set steps=40; got {option!r}.")
-        return {name.strip(): value.strip() for name, _, value in (option.partition("=") for option in self.options)}
+        return {
+            name.strip(): value.strip()
+            for name, _, value in (option.partition("=") for option in self.options)
+        }
 
     def config(self, base_config: Any) -> MethodConfig:
-        """The settings for a new model: the method's own, above them the preset's, what its name stands for, those given."""
+        """The settings for a new model: the method's own, above them the preset's, what its name
+        stands for, those given.
+        """
         method, settings = self._resolved()
-        return method.config_class.from_dict({**self._of_preset(base_config), **settings, **self.given})
+        return method.config_class.from_dict(
+            {**self._of_preset(base_config), **settings, **self.given}
+        )
 
     def check_trainable(self) -> None:
         """Make sure that the method is one to train.
@@ -70,7 +79,8 @@ class Choices:
             )
 
     def check(self, begun: EditModel, where: Path) -> None:
-        """Make sure that edits can go on where they stopped: method and settings stay what they were.
+        """Make sure that edits can go on where they stopped: method and settings stay what they
+        were.
 
         Raises:
             ConfigError: another method or another value is asked for.
@@ -79,7 +89,9 @@ class Choices:
         method, settings = self._resolved() if self.method else (type(begun.method), {})
         if not isinstance(begun.method, method):
             name = begun.method.name
-            raise ConfigError(f"{where} was begun with the method {name!r}, not {self.method!r}; give another --out.")
+            raise ConfigError(
+                f"{where} was begun with the method {name!r}, not {self.method!r}; give another --out."
+            )
         asked = {**self._of_preset(begun.base.config, old.method), **settings, **self.given}
         new = type(old).from_dict({**old.to_dict(), **asked}).to_dict()
         for name, value in old.to_dict().items():

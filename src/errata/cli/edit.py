@@ -1,4 +1,6 @@
-"""`errata edit MODEL --edits edits.jsonl --out my-errata`; `errata edit my-errata --edits more.jsonl` goes on."""
+"""`errata edit MODEL --edits edits.jsonl --out my-errata`; `errata edit my-errata --edits
+more.jsonl` goes on.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,46 @@ from errata.storage.locking import WAIT
 
 
 def edit(
-    model: Annotated[str, typer.Argument(help="A hub name, a local folder, the bundled 'atlas', or a folder of edits.")],
-    edits: Annotated[Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A hub name, a local folder, the bundled 'atlas', or a folder of edits."
+        ),
+    ],
+    edits: Annotated[
+        Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")
+    ],
     out: OutFolder = None,
-    method: Annotated[str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")] = None,
-    options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")] = None,
+    method: Annotated[
+        str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")
+    ] = "auto",
+    device_map: Annotated[
+        str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")
+    ] = None,
     wait: Wait = WAIT,
     on_conflict: Annotated[
-        str, typer.Option(help="An edit that asks what an older one asks and wants another answer: replace, keep, error.")
+        str,
+        typer.Option(
+            help="An edit that asks what an older one asks and wants another answer: replace, keep, error."
+        ),
     ] = "replace",
     executor: Annotated[
-        str, typer.Option(help="local, or ray: parts that need not know each other go to the cluster of $RAY_ADDRESS.")
+        str,
+        typer.Option(
+            help="local, or ray: parts that need not know each other go to the cluster of $RAY_ADDRESS."
+        ),
     ] = "local",
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Ask every new edit's prompt at the end.")] = True,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Ask every new edit's prompt at the end.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""

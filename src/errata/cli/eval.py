@@ -15,8 +15,12 @@ from errata.cli.opening import Folder, open_artifact
 
 def eval(
     folder: Folder,
-    cases: Annotated[Path, typer.Option(help="JSON lines: edits with rephrases, locality, portability.")],
-    answers: Annotated[Path | None, typer.Option(help="A file for every single answer, as JSON lines.")] = None,
+    cases: Annotated[
+        Path, typer.Option(help="JSON lines: edits with rephrases, locality, portability.")
+    ],
+    answers: Annotated[
+        Path | None, typer.Option(help="A file for every single answer, as JSON lines.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -33,7 +37,9 @@ def eval(
     with screen.bar("asking") as progress:
         found = errata.evaluate(model, wanted, batch_size, progress=progress)
     if answers:
-        write_lines(answers, (json.dumps(dataclasses.asdict(a), ensure_ascii=False) for a in found.answers))
+        write_lines(
+            answers, (json.dumps(dataclasses.asdict(a), ensure_ascii=False) for a in found.answers)
+        )
     if as_json:
         screen.print_json(found.to_dict())
         return

@@ -15,10 +15,14 @@ SHOWN = 5
 
 def explain(
     model: Annotated[str, typer.Argument(help="A folder of edits.")],
-    prompts: Annotated[list[str], typer.Argument(help="What to ask; each is explained on its own.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to ask; each is explained on its own.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Say which edit answers a prompt, its score against the threshold, where it is kept, and the next candidates."""
+    """Say which edit answers a prompt, its score against the threshold, where it is kept, and the
+    next candidates.
+    """
     from errata.cli.opening import open_artifact
     from errata.edit import check_signs
 
@@ -31,8 +35,14 @@ def explain(
         return
     known = {edit.id: edit for edit in edited.edits}
     for each in told:
-        who = "the base model answers" if each.edit_id is None else f"{each.edit_id} answers: {known[each.edit_id].target}"
-        screen.say(f"{screen.one_line(each.prompt)}\n  {screen.one_line(who)} (threshold {each.threshold:.3f})")
+        who = (
+            "the base model answers"
+            if each.edit_id is None
+            else f"{each.edit_id} answers: {known[each.edit_id].target}"
+        )
+        screen.say(
+            f"{screen.one_line(each.prompt)}\n  {screen.one_line(who)} (threshold {each.threshold:.3f})"
+        )
         for reason in each.reasons[:SHOWN]:
             parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())
             edit = known[reason.edit_id]

@@ -10,7 +10,9 @@ from errata.cli import screen
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A hub name, a local folder, or the bundled 'atlas'.")],
+    model: Annotated[
+        str, typer.Argument(help="A hub name, a local folder, or the bundled 'atlas'.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show where a model keeps its facts, and which methods can edit it."""
@@ -50,7 +52,10 @@ def inspect(
         return
     shown = screen.table("", "")
     shown.show_header = False
-    for name, value in {**facts, **{f"method {name}": fit for name, fit in methods.items()}}.items():
+    for name, value in {
+        **facts,
+        **{f"method {name}": fit for name, fit in methods.items()},
+    }.items():
         said = " x ".join(map(str, value)) if isinstance(value, list) else value
         shown.add_row(name.replace("_", " "), screen.plain(said))
     screen.show(shown)

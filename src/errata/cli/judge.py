@@ -11,12 +11,16 @@ from errata.cli import screen
 
 
 def judge(
-    folder: Annotated[Path, typer.Argument(help="A folder that `errata bench` or `errata compare` filled.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that `errata bench` or `errata compare` filled.")
+    ],
     url: Annotated[str, typer.Option(help="A server of OpenAI's chat completions, up to /v1.")],
     model: Annotated[str, typer.Option(help="The judge's name there.")],
     at_once: Annotated[int, typer.Option(min=1, help="Questions that are out at a time.")] = 4,
 ) -> None:
-    """Ask a language model which free answers are right; $OPENAI_API_KEY is sent if it is set. Opinions are kept."""
+    """Ask a language model which free answers are right; $OPENAI_API_KEY is sent if it is set.
+    Opinions are kept.
+    """
     from errata.bench.judge import Judge
     from errata.bench.judge import judge as ask
     from errata.bench.results import read_folders

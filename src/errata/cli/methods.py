@@ -16,11 +16,17 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     rows: list[dict[str, Any]] = []
     for name in method_names():
         method = method_class(name)
-        needs = [what for what in ("subject", "statistics", "training") if getattr(method, f"needs_{what}")]
+        needs = [
+            what
+            for what in ("subject", "statistics", "training")
+            if getattr(method, f"needs_{what}")
+        ]
         rows.append(
             {
                 "name": name,
-                "variants": {variant: dict(settings) for variant, settings in method.variants.items()},
+                "variants": {
+                    variant: dict(settings) for variant, settings in method.variants.items()
+                },
                 "phase": method.phase,
                 "operations": [*method.operations],
                 "undo": method.undo_is,

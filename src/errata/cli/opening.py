@@ -30,19 +30,29 @@ Answers = Callable[..., list[str]]
 TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 """The names of the base models whose own code may run, as `--trust-remote-code` gave them."""
 Wait = Annotated[
-    float, typer.Option(min=0, metavar="SECONDS", help="How long to wait while another process writes there; 0: not at all.")
+    float,
+    typer.Option(
+        min=0,
+        metavar="SECONDS",
+        help="How long to wait while another process writes there; 0: not at all.",
+    ),
 ]
 OutFolder = Annotated[
-    str | None, typer.Option(metavar="DIR", help="Folder to save in; one begun before is by default its own.")
+    str | None,
+    typer.Option(metavar="DIR", help="Folder to save in; one begun before is by default its own."),
 ]
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder of edits.")]
-"""Names of folders stay text until `folder_named` has seen that they are not empty: no path would tell that."""
+"""Names of folders stay text until `folder_named` has seen that they are not empty: no path would
+tell that.
+"""
 
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """A spinner while a model is loaded. Without a network the hub is not asked again and again for a minute."""
+    """A spinner while a model is loaded. Without a network the hub is not asked again and again for
+    a minute.
+    """
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     with screen.busy(f"loading {name}"):
         import huggingface_hub
@@ -63,7 +73,9 @@ def load_base(model: str, dtype: str = "auto", device_map: str | None = None) ->
         return errata.load_base(model, dtype, device_map, TRUSTED.get())
 
 
-def open_artifact(path: str | Path, dtype: str = "auto", device_map: str | None = None) -> EditModel:
+def open_artifact(
+    path: str | Path, dtype: str = "auto", device_map: str | None = None
+) -> EditModel:
     """The edited model of a folder; which base model that takes is said before it is loaded."""
     import errata
     from errata.saving import read_artifact
@@ -89,12 +101,17 @@ def open_to_ask(model: str) -> tuple[Answers, Answers]:
     import errata
 
     opened = open_model(model)
-    return (opened.generate, opened.generate) if isinstance(opened, errata.LM) else (opened.ask, opened.ask_base)
+    return (
+        (opened.generate, opened.generate)
+        if isinstance(opened, errata.LM)
+        else (opened.ask, opened.ask_base)
+    )
 
 
 @contextmanager
 def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
-    """Be the only one who writes into a folder, from before it is opened until it is saved for the last time.
+    """Be the only one who writes into a folder, from before it is opened until it is saved for the
+    last time.
 
     Raises:
         UsageError: its name is empty, or that of a file.
@@ -109,7 +126,8 @@ def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
 def open_to_edit(
     model: str, out: str | None, choices: Choices, dtype: str, device_map: str | None, wait: float
 ) -> Iterator[tuple[EditModel, Path]]:
-    """(the model to write edits into, the folder to save it in): a new one, or one that goes on where it stopped.
+    """(the model to write edits into, the folder to save it in): a new one, or one that goes on
+    where it stopped.
 
     Nobody else writes into the folder meanwhile.
 
@@ -120,7 +138,9 @@ def open_to_edit(
     from errata.saving import is_artifact
 
     if out is None and not is_artifact(model):
-        raise UsageError(f"{model} is a base model: say with --out DIR where the edits are to be saved.")
+        raise UsageError(
+            f"{model} is a base model: say with --out DIR where the edits are to be saved."
+        )
     goal = folder_named(model if out is None else out)
     if (goal / "config.json").exists():
         raise UsageError(f"{goal} holds a base model; give another --out.")
@@ -128,7 +148,9 @@ def open_to_edit(
         yield _opened(model, goal, choices, dtype, device_map), goal
 
 
-def _opened(model: str, goal: Path, choices: Choices, dtype: str, device_map: str | None) -> EditModel:
+def _opened(
+    model: str, goal: Path, choices: Choices, dtype: str, device_map: str | None
+) -> EditModel:
     import errata
     from errata.saving import is_artifact, read_artifact
 

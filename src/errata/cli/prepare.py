@@ -1,4 +1,6 @@
-"""`errata prepare MODEL -m METHOD --cases train.jsonl --out DIR`; `errata edit DIR` then goes on from there."""
+"""`errata prepare MODEL -m METHOD --cases train.jsonl --out DIR`; `errata edit DIR` then goes on
+from there.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,36 @@ from errata.storage.locking import WAIT
 
 
 def prepare(
-    model: Annotated[str, typer.Argument(help="A hub name, a local folder, the bundled 'atlas', or a folder begun before.")],
-    cases: Annotated[Path, typer.Option(help="JSON lines to learn from: edits with rephrases and locality.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A hub name, a local folder, the bundled 'atlas', or a folder begun before."
+        ),
+    ],
+    cases: Annotated[
+        Path, typer.Option(help="JSON lines to learn from: edits with rephrases and locality.")
+    ],
     out: OutFolder = None,
     method: Annotated[
-        str | None, typer.Option("-m", "--method", help="One that needs training, see `errata methods`.")
+        str | None,
+        typer.Option("-m", "--method", help="One that needs training, see `errata methods`."),
     ] = None,
-    options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two saves.")] = 200,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")
+    ] = "auto",
+    device_map: Annotated[
+        str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")
+    ] = None,
     wait: Wait = WAIT,
 ) -> None:
-    """Train a method that needs it, saving as it goes; run it again to go on where it stopped. Then edit the folder."""
+    """Train a method that needs it, saving as it goes; run it again to go on where it stopped. Then
+    edit the folder.
+    """
     from errata.cases import read_numbered_cases
     from errata.cli.choices import Choices
     from errata.cli.reading import check_cases_fit
@@ -42,7 +60,10 @@ def prepare(
     if not any(is_artifact(place) for place in (model, out) if place):
         chosen.check_trainable()
     with open_to_edit(model, out, chosen, dtype, device_map, wait) as (edited, folder):
-        name, then = edited.method.config.method, f"`errata edit {folder} --edits FILE` goes on from there"
+        name, then = (
+            edited.method.config.method,
+            f"`errata edit {folder} --edits FILE` goes on from there",
+        )
         if edited.method.needs_training and edited.method.prepared and is_artifact(folder):
             screen.say(f"{name} in {folder} is trained already; {then}")
             return

@@ -1,4 +1,6 @@
-"""What `errata bench` and `errata compare` share: the stream that is asked for, and a bar for every contender that runs."""
+"""What `errata bench` and `errata compare` share: the stream that is asked for, and a bar for every
+contender that runs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from errata.cli import screen
 from errata.cli.opening import TRUSTED, loading
@@ -24,7 +33,10 @@ def planned(plan: Plan) -> Planned:
 
     with loading(plan.model):
         found = stream_of(dataclasses.replace(plan, trust_remote_code=TRUSTED.get()))
-    for count, why in ((found.too_long, "do not fit the model's context"), (found.empty, "have an empty target")):
+    for count, why in (
+        (found.too_long, "do not fit the model's context"),
+        (found.empty, "have an empty target"),
+    ):
         if count:
             screen.complain(f"{found.stream.data}: {count} records are left out: they {why}.")
     return found
@@ -39,13 +51,20 @@ def checkpoints(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{option} takes numbers with commas between, e.g. 1,10,100; got {quoted(text)}.") from None
+        raise UsageError(
+            f"{option} takes numbers with commas between, e.g. 1,10,100; got {quoted(text)}."
+        ) from None
 
 
 @contextlib.contextmanager
 def race_bars(count: int) -> Iterator[Shown]:
     """A bar for every contender, as it starts."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=screen.err, disable=not screen.err.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
 

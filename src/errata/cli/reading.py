@@ -1,4 +1,6 @@
-"""Files that are given to the command line, checked against the model before anything is done: file and line are named."""
+"""Files that are given to the command line, checked against the model before anything is done: file
+and line are named.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edit]]) -> None:
-    """Every edit, under its line's number, can be written and fits the context, and no id stands for two edits.
+    """Every edit, under its line's number, can be written and fits the context, and no id stands
+    for two edits.
 
     Raises:
         ConfigError: the method must be trained first.

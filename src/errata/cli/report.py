@@ -12,10 +12,16 @@ from errata.cli.reading import write_text
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that `errata bench` or `errata compare` filled.")],
-    out: Annotated[Path, typer.Option(help="The page; the same tables in Markdown go beside it.")] = Path("report.html"),
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders that `errata bench` or `errata compare` filled.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The page; the same tables in Markdown go beside it.")
+    ] = Path("report.html"),
 ) -> None:
-    """Make one page of what was measured: tables with intervals, figures, and where each number comes from."""
+    """Make one page of what was measured: tables with intervals, figures, and where each number
+    comes from.
+    """
     from errata.bench.report import html, markdown
     from errata.bench.results import read_folders
 
@@ -30,12 +36,16 @@ def diff(
     second: Annotated[Path, typer.Argument(help="Another one.")],
     everything: Annotated[bool, typer.Option("--all", help="Show what is the same, too.")] = False,
 ) -> None:
-    """Say what differs between two runs beyond noise; figures of the same method after as many edits are compared."""
+    """Say what differs between two runs beyond noise; figures of the same method after as many
+    edits are compared.
+    """
     from errata.bench.results import differences, read_folders
     from errata.bench.tables import difference_table
     from errata.errors import UsageError
 
     found = differences(read_folders([first]), read_folders([second]))
     if not found:
-        raise UsageError(f"{first} and {second} have no method in common that was measured after as many edits.")
+        raise UsageError(
+            f"{first} and {second} have no method in common that was measured after as many edits."
+        )
     screen.say(difference_table(found, everything).markdown())

@@ -1,7 +1,8 @@
 """What the verbs share of the screen: two streams, progress, one-line errors. It decides nothing.
 
-Edits and answers are other people's texts, and a terminal obeys what it is sent. So everything is printed here, and signs
-that move the cursor, colour what follows or turn its direction are shown, not sent.
+Edits and answers are other people's texts, and a terminal obeys what it is sent. So everything is
+printed here, and signs that move the cursor, colour what follows or turn its direction are shown,
+not sent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -24,11 +32,15 @@ _UNSEEN, _UNSEEN_OR_BROKEN = re.compile(f"[{_SENT}]"), re.compile(f"[\t\n{_SENT}
 
 class _Stderr(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **options)
+        super().print(
+            *(visible(each) if isinstance(each, str) else each for each in objects), **options
+        )
 
 
 def visible(text: str) -> str:
-    """A text with control signs, signs of direction and halves of surrogate pairs written out, e.g. \\x1b."""
+    """A text with control signs, signs of direction and halves of surrogate pairs written out, e.g.
+    \\x1b.
+    """
     return _UNSEEN.sub(_written_out, text)
 
 
@@ -77,7 +89,14 @@ def figure(share: float | None) -> str:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """An empty table in the house's style."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    made = Table(
+        title=title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+    )
     for column in columns:
         made.add_column(column, overflow="fold")
     return made
@@ -85,7 +104,9 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A spinner on stderr while something takes its time; libraries keep quiet meanwhile and afterwards."""
+    """A spinner on stderr while something takes its time; libraries keep quiet meanwhile and
+    afterwards.
+    """
     with err.status(what):
         import transformers
 
@@ -97,7 +118,13 @@ def busy(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def bar(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on stderr; call what it gives with (done, total)."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
         task = shown.add_task(what, total=total)
         yield lambda done, of: shown.update(task, completed=done, total=of)
@@ -105,8 +132,15 @@ def bar(what: str, total: int | None = None) -> Iterator[Callable[[int, int | No
 
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr for work of several parts; call what it gives with (what is being done, done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    """A progress bar on stderr for work of several parts; call what it gives with (what is being
+    done, done, total).
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
         task = shown.add_task("", total=None)
         yield lambda what, done, of: shown.update(task, description=what, completed=done, total=of)

@@ -11,5 +11,7 @@ def tasks() -> None:
 
     shown = screen.table("task", "what it is", "file", "paper")
     for task in map(find_task, task_names()):
-        shown.add_row(*map(screen.plain, (task.name, task.title, task.file or "made here", task.paper)))
+        shown.add_row(
+            *map(screen.plain, (task.name, task.title, task.file or "made here", task.paper))
+        )
     screen.show(shown)

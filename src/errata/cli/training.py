@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def train(model: EditModel, examples: Sequence[Example], folder: Path, save_every: int) -> int:
-    """Train what is left to be trained; the folder is saved after every `save_every` steps and at the end.
+    """Train what is left to be trained; the folder is saved after every `save_every` steps and at
+    the end.
 
     Returns:
         How many steps were made.
@@ -44,7 +45,9 @@ def train(model: EditModel, examples: Sequence[Example], folder: Path, save_ever
             if made > saved or not made:
                 save()
     except KeyboardInterrupt:
-        kept = f"{saved} of {left} steps are saved in {folder}" if saved else "no step was saved yet"
+        kept = (
+            f"{saved} of {left} steps are saved in {folder}" if saved else "no step was saved yet"
+        )
         screen.complain(f"stopped; {kept}. The same command goes on from there.")
         raise typer.Exit(130) from None
     return made

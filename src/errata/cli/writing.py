@@ -22,7 +22,9 @@ SHOWN = 10
 
 @dataclass
 class Report:
-    """What became of the edits: those written, with the final model's answers; those passed over; the total now."""
+    """What became of the edits: those written, with the final model's answers; those passed over;
+    the total now.
+    """
 
     folder: Path
     total: int = 0
@@ -40,7 +42,10 @@ class Report:
 
         if self.answers is None:
             return None
-        return [same_answer(said, edit.target) for said, edit in zip(self.answers, self.written, strict=True)]
+        return [
+            same_answer(said, edit.target)
+            for said, edit in zip(self.answers, self.written, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -63,24 +68,40 @@ class Report:
         learned = f", {sum(right)} of them answered as wanted" if right else ""
         known = f", {self.skipped} were there already" if self.skipped else ""
         known += f", {len(self.left_out)} left out" if self.left_out else ""
-        screen.say(f"{len(self.written)} edits written{learned}{known}; {self.total} in {self.folder}")
+        screen.say(
+            f"{len(self.written)} edits written{learned}{known}; {self.total} in {self.folder}"
+        )
         for new, old in self.conflicts:
             what = "it is left out" if new in self.left_out else "the later one is meant to win"
-            screen.err.print(f"{new} asks what {old} asks and wants another answer; {what}", markup=False)
-        told = zip(self.written, self.answers or (), right or (), strict=False)  # nothing, when nobody asked
+            screen.err.print(
+                f"{new} asks what {old} asks and wants another answer; {what}", markup=False
+            )
+        told = zip(
+            self.written, self.answers or (), right or (), strict=False
+        )  # nothing, when nobody asked
         missed = [(edit, said) for edit, said, fine in told if not fine]
         for edit, said in missed[:SHOWN]:
-            screen.err.print(f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r}, got {said!r}", markup=False)
+            screen.err.print(
+                f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r}, got {said!r}",
+                markup=False,
+            )
         if len(missed) > SHOWN:
             screen.err.print(f"... and {len(missed) - SHOWN} more")
 
 
 def write(
-    model: EditModel, edits: Sequence[Edit], folder: Path, save_every: int, check: bool, on_conflict: OnConflict = "replace"
+    model: EditModel,
+    edits: Sequence[Edit],
+    folder: Path,
+    save_every: int,
+    check: bool,
+    on_conflict: OnConflict = "replace",
 ) -> Report:
-    """Write the edits that are not in the model yet; the folder is saved after every `save_every` of them, and at the end.
+    """Write the edits that are not in the model yet; the folder is saved after every `save_every`
+    of them, and at the end.
 
-    Where a save takes longer than writing so many, it waits until as much time has gone into writing.
+    Where a save takes longer than writing so many, it waits until as much time has gone into
+    writing.
 
     Raises:
         EditError: there are conflicts, and `on_conflict` is `error`; nothing is written then.
@@ -116,7 +137,9 @@ def write(
                 model.save_pretrained(folder)
                 saved, wrote, saving = len(model.edits), 0.0, time.monotonic() - begun
     except KeyboardInterrupt:
-        screen.complain(f"stopped; {saved} edits are saved in {folder}. The same command goes on from there.")
+        screen.complain(
+            f"stopped; {saved} edits are saved in {folder}. The same command goes on from there."
+        )
         raise typer.Exit(130) from None
     for name, known in report.warnings[:SHOWN]:
         screen.complain(f"{name}: {known}")

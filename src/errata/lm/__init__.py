@@ -1,4 +1,6 @@
-"""A model as the papers see it: its layers, tokens and endings, what flows through it, what it says."""
+"""A model as the papers see it: its layers, tokens and endings, what flows through it, what it
+says.
+"""
 
 from errata.lm.encoding import prompt_tokens
 from errata.lm.lm import LM, Score

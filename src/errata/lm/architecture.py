@@ -1,8 +1,10 @@
-"""Where a model keeps its facts: the blocks, the value matrix W_out of each, its orientation, the head.
+"""Where a model keeps its facts: the blocks, the value matrix W_out of each, its orientation, the
+head.
 
-This is the only file that tells model families apart. It knows `FAMILIES` by heart and infers the rest from
-structure alone, so a family nobody has listed works the day it appears. It does not run a model.
-`read_weight` and `add_to_weight` show every matrix as the papers write it: W is (d_out, d_in), v = W k + b.
+This is the only file that tells model families apart. It knows `FAMILIES` by heart and infers the
+rest from structure alone, so a family nobody has listed works the day it appears. It does not run a
+model. `read_weight` and `add_to_weight` show every matrix as the papers write it: W is (d_out,
+d_in), v = W k + b.
 """
 
 from __future__ import annotations
@@ -58,11 +60,13 @@ FAMILIES: Mapping[str, Places] = MappingProxyType(
     }
 )
 
-# The layers WISE's paper chose, by depth: LLaMA-2-7B and Mistral-7B have 32 blocks, GPT-J-6B has 28.
+# The layers WISE's paper chose, by depth: LLaMA-2-7B and Mistral-7B have 32 blocks, GPT-J-6B has
+# 28.
 _PUBLISHED_LAYERS: Mapping[int, int] = MappingProxyType({32: 27, 28: 21})
 
 _ATTENTION = re.compile(r"(attn|attention)[^.]*\.", re.IGNORECASE)  # above a linear module
-# How the last matrix of a feed-forward network is usually called; asked only when its shape does not tell.
+# How the last matrix of a feed-forward network is usually called; asked only when its shape does
+# not tell.
 _DOWNWARD = re.compile("down|fc2|fc_out|ff_out|c_proj|4h_to_h|linear2|^w2$|^wo$", re.IGNORECASE)
 
 
@@ -70,7 +74,8 @@ _DOWNWARD = re.compile("down|fc2|fc_out|ff_out|c_proj|4h_to_h|linear2|^w2$|^wo$"
 class Architecture:
     """The places in one model that editing needs.
 
-    `blocks`, `w_out` and `head` are dotted paths (`w_out` starts inside a block); W_out is hidden (d_out) x d_in.
+    `blocks`, `w_out` and `head` are dotted paths (`w_out` starts inside a block); W_out is hidden
+    (d_out) x d_in.
     """
 
     model_type: str
@@ -117,15 +122,18 @@ class Architecture:
     def default_layer(self) -> int:
         """The layer to edit when nobody says: late, but with layers above it to carry the change.
 
-        At the depths WISE's paper studied it is the paper's own choice (27 of 32, 21 of 28), elsewhere four
-        fifths of the way up. It is never the first or the last layer of a model that has three.
+        At the depths WISE's paper studied it is the paper's own choice (27 of 32, 21 of 28),
+        elsewhere four fifths of the way up. It is never the first or the last layer of a model that
+        has three.
         """
         layer = _PUBLISHED_LAYERS.get(self.n_layers, self.n_layers * 4 // 5)
         return max(0, min(max(1, layer), self.n_layers - 2))
 
     def _checked(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
-            raise ConfigError(f"no layer {layer}: this {self.model_type} has 0 to {self.n_layers - 1}.")
+            raise ConfigError(
+                f"no layer {layer}: this {self.model_type} has 0 to {self.n_layers - 1}."
+            )
         return layer
 
 
@@ -143,7 +151,8 @@ def architecture_of(model: nn.Module) -> Architecture:
 
 
 def infer_architecture(model: nn.Module) -> Architecture:
-    """The architecture of `model` from its structure alone: shapes, order, and which modules are attention.
+    """The architecture of `model` from its structure alone: shapes, order, and which modules are
+    attention.
 
     Raises:
         ArchitectureError: nothing fits, or more than one thing does.
@@ -168,7 +177,10 @@ class _Search:
         of_text = getattr(config, "get_text_config", None)
         text = of_text() if callable(of_text) else config
         kind = str(getattr(config, "model_type", type(model).__name__))
-        n_layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+        n_layers, hidden = (
+            getattr(text, "num_hidden_layers", None),
+            getattr(text, "hidden_size", None),
+        )
         if not isinstance(n_layers, int) or not isinstance(hidden, int):
             raise ArchitectureError(
                 f"{kind}: looked for num_hidden_layers and hidden_size in model.config; found {n_layers!r} "
@@ -200,7 +212,9 @@ class _Search:
         for path, shape in shapes.items():
             if shape != (d_in, self.hidden_size):
                 raise self.error(f"{path} with (in, out) = {shape}")
-        return Architecture(self.model_type, self.n_layers, self.hidden_size, *places, d_in=d_in, d_out=d_out)
+        return Architecture(
+            self.model_type, self.n_layers, self.hidden_size, *places, d_in=d_in, d_out=d_out
+        )
 
     def block_list(self) -> tuple[str, str]:
         """(path of the block list, path of W_out inside a block)."""
@@ -209,13 +223,18 @@ class _Search:
         for name, blocks in lists.items():
             if len(blocks) == self.n_layers:
                 try:
-                    fitting |= {(name, self.value_in(f"{name}.{i}", block)) for i, block in enumerate(blocks)}
+                    fitting |= {
+                        (name, self.value_in(f"{name}.{i}", block))
+                        for i, block in enumerate(blocks)
+                    }
                 except ArchitectureError as misfit:
                     misfits.append(misfit)
         if len(fitting) == 1:
             return fitting.pop()
         if fitting:
-            raise self.error("several: " + ", ".join(sorted(f"{name}.*.{path}" for name, path in fitting)))
+            raise self.error(
+                "several: " + ", ".join(sorted(f"{name}.*.{path}" for name, path in fitting))
+            )
         if misfits:
             raise misfits[0]
         lengths = ", ".join(f"{name} of length {len(m)}" for name, m in lists.items())
@@ -225,11 +244,17 @@ class _Search:
         """The path of W_out inside one block, told by shape first, then by name, then by order."""
         if any("expert" in path.lower() for path, _ in block.named_modules()):
             raise self.error(f"a mixture of experts in {name}")
-        linears = {path: size for path, module in block.named_modules() if (size := _features(module))}
+        linears = {
+            path: size for path, module in block.named_modules() if (size := _features(module))
+        }
         outside = {path: size for path, size in linears.items() if not _ATTENTION.search(path)}
-        listing = ", ".join(f"{path} {size[0]}->{size[1]}" for path, size in outside.items()) or "nothing"
+        listing = (
+            ", ".join(f"{path} {size[0]}->{size[1]}" for path, size in outside.items()) or "nothing"
+        )
         if len(outside) == len(linears):
-            raise self.error(f"no attention in {name}, as in a state-space model (linear: {listing})")
+            raise self.error(
+                f"no attention in {name}, as in a state-space model (linear: {listing})"
+            )
         outward: list[str] = [path for path, size in outside.items() if size[1] == self.hidden_size]
         narrowing = [path for path in outward if outside[path][0] != self.hidden_size]
         named = [path for path in narrowing or outward if _DOWNWARD.search(path.rpartition(".")[2])]
@@ -237,7 +262,9 @@ class _Search:
         for told in (narrowing, named, in_order):
             if len(told) == 1:
                 return told[0]
-        raise self.error(f"{len(narrowing or outward)} candidates in {name} (outside attention: {listing})")
+        raise self.error(
+            f"{len(narrowing or outward)} candidates in {name} (outside attention: {listing})"
+        )
 
     def head(self) -> str:
         """The path of the output head, which a language model of transformers names itself."""
@@ -258,7 +285,9 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores its weight as (in, out), the other way round than the papers write it."""
+    """Whether the module stores its weight as (in, out), the other way round than the papers write
+    it.
+    """
     return isinstance(module, Conv1D)
 
 
@@ -270,7 +299,9 @@ def read_weight(module: nn.Module) -> Tensor:
     """
     weight, kind = getattr(module, "weight", None), type(module).__name__
     if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.is_meta:
-        raise ArchitectureError(f"{kind} has no weight matrix in memory; editing needs a linear module, without offloading.")
+        raise ArchitectureError(
+            f"{kind} has no weight matrix in memory; editing needs a linear module, without offloading."
+        )
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise ArchitectureError(
             f"the weight of {kind} is stored as {weight.dtype}; editing needs floats of 16 bits or more. "
@@ -288,7 +319,8 @@ def read_bias(module: nn.Module) -> Tensor | None:
 def add_to_weight(module: nn.Module, delta: Tensor) -> None:
     """W += delta in place, delta (d_out, d_in); the sum is rounded once, to the weight's own dtype.
 
-    Taking the same delta off again restores W only up to rounding; to have every bit back, keep a copy.
+    Taking the same delta off again restores W only up to rounding; to have every bit back, keep a
+    copy.
 
     Raises:
         ArchitectureError: as `read_weight`.
@@ -296,5 +328,7 @@ def add_to_weight(module: nn.Module, delta: Tensor) -> None:
     """
     weight = read_weight(module)
     if delta.shape != weight.shape:
-        raise UsageError(f"a change of shape {tuple(delta.shape)} does not fit W, {tuple(weight.shape)}.")
+        raise UsageError(
+            f"a change of shape {tuple(delta.shape)} does not fit W, {tuple(weight.shape)}."
+        )
     weight.add_(delta.detach().to(weight.device))

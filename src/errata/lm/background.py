@@ -1,6 +1,8 @@
-"""What flows through a base model when it is left alone: background text of its own making, and the scale of its values.
+"""What flows through a base model when it is left alone: background text of its own making, and the
+scale of its values.
 
-The text is sampled from the model itself, seeded, so it needs no corpus and fits any language, tokenizer and size.
+The text is sampled from the model itself, seeded, so it needs no corpus and fits any language,
+tokenizer and size.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
 
 
 def names_in(text: str) -> list[str]:
-    """Names in a text, as far as a capital letter tells them: runs of capitalised words, a sentence's opener aside."""
+    """Names in a text, as far as a capital letter tells them: runs of capitalised words, a
+    sentence's opener aside.
+    """
     found: list[str] = []
     end = -1
     for word in _WORD.finditer(text):
@@ -84,14 +88,18 @@ def swapped(text: str, name: str, other: str) -> str:
 
 
 def open_prompt(text: str) -> str:
-    """The text cut before its last name, so that something is left to be said; the whole text if it has not two names."""
+    """The text cut before its last name, so that something is left to be said; the whole text if it
+    has not two names.
+    """
     names = names_in(text)
     cut = text.rfind(names[-1]) if len(names) > 1 else -1
     return text[:cut].rstrip() if cut > 0 and text[:cut].strip() else text
 
 
 def about(text: str, subject: str) -> str | None:
-    """The open prompt of a text, about another subject: its first name replaced. None when there is nothing to replace."""
+    """The open prompt of a text, about another subject: its first name replaced. None when there is
+    nothing to replace.
+    """
     names = names_in(text)
     prompt = open_prompt(text)
     if len(names) < 2 or names[0] not in prompt:
@@ -100,7 +108,9 @@ def about(text: str, subject: str) -> str | None:
 
 
 _WORD = regex.compile(r"\p{M}*[\p{L}\p{N}_][\p{L}\p{M}\p{N}_'’-]*")
-_OPENERS = frozenset("who what when where which whose how in on at by of the a an is was are were did does name".split())
+_OPENERS = frozenset(
+    "who what when where which whose how in on at by of the a an is was are were did does name".split()
+)
 
 
 @torch.no_grad()
@@ -112,5 +122,8 @@ def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
         lm.run(batch)
     size = (*batch.input_ids.shape, -1)
     mask = batch.prompt_mask
-    key_norms, value_norms = (seen[0].reshape(size).float().norm(dim=-1)[mask.to(seen[0].device)] for seen in (keys, values))
+    key_norms, value_norms = (
+        seen[0].reshape(size).float().norm(dim=-1)[mask.to(seen[0].device)]
+        for seen in (keys, values)
+    )
     return ValueScale(key_norms.median().item(), value_norms.median().item())

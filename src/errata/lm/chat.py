@@ -1,8 +1,9 @@
-"""How a tokenizer's chat template writes a conversation, and how such a text is read back. It knows no model.
+"""How a tokenizer's chat template writes a conversation, and how such a text is read back. It knows
+no model.
 
-Templates are programs: some trim what they are given, some want content as a list of parts, most put words of their own
-around a turn. So nothing is assumed of them; they are asked to write conversations whose turns are known, and what stands
-around those is what stands around all.
+Templates are programs: some trim what they are given, some want content as a list of parts, most
+put words of their own around a turn. So nothing is assumed of them; they are asked to write
+conversations whose turns are known, and what stands around those is what stands around all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Conversation:
     """What a text that a model is given says.
 
     Attributes:
-        questions: what the user says, the last turn first; the whole text where no turns can be told apart.
+        questions: what the user says, the last turn first; the whole text where no turns can be
+            told apart.
         front, back: what stands around the last of them.
         prompt: the question, if this is the text that asks just that and nothing else.
     """
@@ -41,10 +43,12 @@ class ChatTemplate:
 
     Attributes:
         front, back: what it puts around a single prompt.
-        opener, closer: what it puts around what the user says in any turn; empty where that cannot be told.
+        opener, closer: what it puts around what the user says in any turn; empty where that cannot
+            be told.
 
     Raises:
-        ConfigError: it does not write the prompt anywhere, so that the model would never be asked it.
+        ConfigError: it does not write the prompt anywhere, so that the model would never be asked
+            it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -56,9 +60,13 @@ class ChatTemplate:
                 self._parts = True
                 written = self._write(("user", FIRST))
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"the tokenizer's chat template fails on a plain question ({error}); {_OFF}") from error
+            raise ConfigError(
+                f"the tokenizer's chat template fails on a plain question ({error}); {_OFF}"
+            ) from error
         if written.count(FIRST) != 1:
-            raise ConfigError(f"the tokenizer's chat template writes a question {written.count(FIRST)} times; {_OFF}")
+            raise ConfigError(
+                f"the tokenizer's chat template writes a question {written.count(FIRST)} times; {_OFF}"
+            )
         self.front, _, self.back = written.partition(FIRST)
         self.opener = self.closer = self._end = ""
         self._learn_turns()
@@ -77,21 +85,30 @@ class ChatTemplate:
         return Conversation(questions, text[:start], text[stop:])
 
     def turn(self, text: str) -> tuple[int, int]:
-        """(where what comes before the first turn of a plain prompt ends, where the user's last turn begins) in a text.
+        """(where what comes before the first turn of a plain prompt ends, where the user's last
+        turn begins) in a text.
 
-        Both are 0 where the text has one turn, and before it nothing but what the template itself puts there.
+        Both are 0 where the text has one turn, and before it nothing but what the template itself
+        puts there.
         """
         spans = self._spans(text)
-        if not spans or (len(spans) == 1 and _behind(text[: spans[0][0]], self.front) == spans[0][0]):
+        if not spans or (
+            len(spans) == 1 and _behind(text[: spans[0][0]], self.front) == spans[0][0]
+        ):
             return 0, 0
         begin = text.rfind(self.opener.strip(), 0, spans[-1][0])
         return min(begin, _behind(text, self.front.removesuffix(self.opener))), begin
 
     def _write(self, *turns: tuple[str, str], asking: bool = True) -> str:
         messages: list[dict[str, Any]] = [
-            {"role": role, "content": [{"type": "text", "text": said}] if self._parts else said} for role, said in turns
+            {"role": role, "content": [{"type": "text", "text": said}] if self._parts else said}
+            for role, said in turns
         ]
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asking))
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=asking
+            )
+        )
 
     def _learn_turns(self) -> None:
         try:
@@ -99,14 +116,20 @@ class ChatTemplate:
             ended = self._write(("user", FIRST), ("assistant", ANSWER), asking=False)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
             return  # one turn is all that it can write
-        answered, between = talk.partition(ANSWER)[0], talk.partition(ANSWER)[2].partition(SECOND)[0]
+        answered, between = (
+            talk.partition(ANSWER)[0],
+            talk.partition(ANSWER)[2].partition(SECOND)[0],
+        )
         if SECOND not in talk or FIRST not in answered:
             return
         self._end = _common_start(ended.partition(ANSWER)[2], between)
         before_first = answered.partition(FIRST)[0]
         opener = _common_end(before_first, between.removeprefix(self._end))
         if opener.strip():
-            self.opener, self.closer = opener, _common_start(answered.partition(FIRST)[2], self.back)
+            self.opener, self.closer = (
+                opener,
+                _common_start(answered.partition(FIRST)[2], self.back),
+            )
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Where in a text the user's words begin and end, turn after turn."""
@@ -127,7 +150,8 @@ class ChatTemplate:
 
 
 def _behind(text: str, front: str) -> int:
-    """Where a text goes on behind what it begins with, white space aside; 0 where it begins otherwise.
+    """Where a text goes on behind what it begins with, white space aside; 0 where it begins
+    otherwise.
 
     Some tokenizers put spaces between special tokens when they decode.
     """

@@ -1,8 +1,9 @@
 """Watch or change what flows through a module, for the length of a `with` block.
 
-Captures are copies: some families add to a module's output in place right after it returns. Every hook comes
-off on exit, also when the block raises. A hook sees the calls of the thread that set it and of no other, so that one
-thread may look while others use the model. Nothing here knows what the tensors mean.
+Captures are copies: some families add to a module's output in place right after it returns. Every
+hook comes off on exit, also when the block raises. A hook sees the calls of the thread that set it
+and of no other, so that one thread may look while others use the model. Nothing here knows what the
+tensors mean.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class PerThread(Generic[Value]):
 
 @contextmanager
 def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Tensor]]:
-    """A list that grows by a copy of the module's input, e.g. (batch, time, d_in), at each forward call.
+    """A list that grows by a copy of the module's input, e.g. (batch, time, d_in), at each forward
+    call.
 
     With `detach=False` the copies stay in the autograd graph.
 
@@ -71,18 +73,22 @@ def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Te
     def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(_copy(_input(module, args, kwargs)[1], detach))
 
-    with _removed_on_exit(module.register_forward_pre_hook(_of_this_thread(look), with_kwargs=True)):
+    with _removed_on_exit(
+        module.register_forward_pre_hook(_of_this_thread(look), with_kwargs=True)
+    ):
         yield seen
 
 
 @contextmanager
 def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[Tensor]]:
-    """A list that grows by a copy of the module's output, e.g. (batch, time, d_out), at each forward call.
+    """A list that grows by a copy of the module's output, e.g. (batch, time, d_out), at each
+    forward call.
 
     Of a tuple it is the first element. With `detach=False` the copies stay in the autograd graph.
 
     Raises:
-        ArchitectureError: on a forward call that returns neither a tensor nor a tuple starting with one.
+        ArchitectureError: on a forward call that returns neither a tensor nor a tuple starting with
+            one.
     """
     seen: list[Tensor] = []
 
@@ -101,21 +107,27 @@ def replace_input(module: nn.Module, change: Change) -> Iterator[None]:
         ArchitectureError: on a forward call without a tensor to change.
     """
 
-    def swap(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def swap(
+        args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         name, tensor = _input(module, args, kwargs)
         changed = change(tensor)
         return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
 
-    with _removed_on_exit(module.register_forward_pre_hook(_of_this_thread(swap), with_kwargs=True)):
+    with _removed_on_exit(
+        module.register_forward_pre_hook(_of_this_thread(swap), with_kwargs=True)
+    ):
         yield
 
 
 @contextmanager
 def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
-    """Let the module return `change(y)` in place of its output y; of a tuple, the first element is changed.
+    """Let the module return `change(y)` in place of its output y; of a tuple, the first element is
+    changed.
 
     Raises:
-        ArchitectureError: on a forward call that returns neither a tensor nor a tuple starting with one.
+        ArchitectureError: on a forward call that returns neither a tensor nor a tuple starting with
+            one.
     """
 
     def swap(_: tuple[Any, ...], output: object) -> object:
@@ -127,7 +139,8 @@ def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
 
 @contextmanager
 def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
-    """Let the module return y + extra(x), where x is its input and y its output; of a tuple, the first element is changed.
+    """Let the module return y + extra(x), where x is its input and y its output; of a tuple, the
+    first element is changed.
 
     Gradients flow into what `extra` returns.
 
@@ -145,8 +158,8 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
 
 
 def _of_this_thread(act: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that keeps still in other threads: there it may even be called without what it was promised, when this
-    thread takes it off in the middle of their call.
+    """A hook that keeps still in other threads: there it may even be called without what it was
+    promised, when this thread takes it off in the middle of their call.
     """
     owner = get_ident()
 
@@ -168,15 +181,21 @@ def _copy(tensor: Tensor, detach: bool) -> Tensor:
     return tensor.detach().clone() if detach else tensor.clone()
 
 
-def _input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | None, Tensor]:
-    """(name, tensor) that a module reads: its first argument (no name), else `hidden_states` or a keyword."""
+def _input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str | None, Tensor]:
+    """(name, tensor) that a module reads: its first argument (no name), else `hidden_states` or a
+    keyword.
+    """
     if args and isinstance(args[0], Tensor):
         return None, args[0]
     names = sorted((name for name in kwargs if not args), key=lambda name: name != "hidden_states")
     for name in names:
         if isinstance(kwargs[name], Tensor):
             return name, kwargs[name]
-    raise ArchitectureError(f"{type(module).__name__} was called without a tensor as its first argument.")
+    raise ArchitectureError(
+        f"{type(module).__name__} was called without a tensor as its first argument."
+    )
 
 
 def tensor_of(module: nn.Module, output: object) -> Tensor:
@@ -185,7 +204,11 @@ def tensor_of(module: nn.Module, output: object) -> Tensor:
     Raises:
         ArchitectureError: it returned none.
     """
-    first = output[0] if isinstance(output, tuple) and output else getattr(output, "last_hidden_state", output)
+    first = (
+        output[0]
+        if isinstance(output, tuple) and output
+        else getattr(output, "last_hidden_state", output)
+    )
     if isinstance(first, Tensor):
         return first
     raise ArchitectureError(

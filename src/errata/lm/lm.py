@@ -1,7 +1,9 @@
-"""`LM`: what the papers assume a language model is. A model, its tokenizer and its architecture; no files, no patches.
+"""`LM`: what the papers assume a language model is. A model, its tokenizer and its architecture; no
+files, no patches.
 
-It encodes a prompt and its target so that the prompt's tokens are exactly those seen when the prompt is asked alone,
-pads, scores and generates in batches, and announces which tokens are the prompt (see `encoding.py`).
+It encodes a prompt and its target so that the prompt's tokens are exactly those seen when the
+prompt is asked alone, pads, scores and generates in batches, and announces which tokens are the
+prompt (see `encoding.py`).
 """
 
 from __future__ import annotations
@@ -60,10 +62,16 @@ class LM:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None, learns_eos: bool = True
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: bool | None = None,
+        learns_eos: bool = True,
     ) -> None:
         if chat and not tokenizer.chat_template:
-            raise ConfigError("chat_template is on, but this tokenizer has no chat template; leave it out.")
+            raise ConfigError(
+                "chat_template is on, but this tokenizer has no chat template; leave it out."
+            )
         self.model = model
         self.tokenizer, self.learns_eos = tokenizer, learns_eos
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
@@ -91,17 +99,26 @@ class LM:
         """The tokens that end a generation."""
         generation = getattr(self.model, "generation_config", None)
         found = getattr(generation, "eos_token_id", None) or self.tokenizer.eos_token_id
-        return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
+        return (
+            tuple(found)
+            if isinstance(found, list | tuple)
+            else ()
+            if found is None
+            else (int(found),)
+        )
 
     @property
     def pad_id(self) -> int:
         """The padding token; masked everywhere, so any token serves when the tokenizer has none."""
-        return int(next((i for i in (self.tokenizer.pad_token_id, *self.end_ids) if i is not None), 0))
+        return int(
+            next((i for i in (self.tokenizer.pad_token_id, *self.end_ids) if i is not None), 0)
+        )
 
     # encoding
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of the prompt as it is asked: in the chat template if there is one, with special tokens.
+        """Token ids of the prompt as it is asked: in the chat template if there is one, with
+        special tokens.
 
         Raises:
             PromptTooLongError: it leaves no room for an answer.
@@ -111,21 +128,39 @@ class LM:
         return ids
 
     def encode_asked(self, asked: str) -> list[int]:
-        """Token ids of a text as the model is given it, see `asked`; with special tokens; of any length, but never none."""
+        """Token ids of a text as the model is given it, see `asked`; with special tokens; of any
+        length, but never none.
+        """
         ids = self._ids(asked)
         ids = self._without_end(ids) if len(ids) > 1 and not self.chat else ids
-        return ids or [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
+        return (
+            ids or [i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None][:1]
+        )
 
     def conversation(self, ids: Sequence[int]) -> Conversation:
-        """What these ids ask: a prompt as `encode_prompt` encodes it, a conversation in the chat template, or any text."""
+        """What these ids ask: a prompt as `encode_prompt` encodes it, a conversation in the chat
+        template, or any text.
+        """
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat))
         read = Conversation((text,)) if self.template is None else self.template.read(text)
-        front, back = ("", "") if self.template is None else (self.template.front, self.template.back)
-        if len(read.questions) == 1 and text.startswith(front) and text.endswith(back) and len(text) >= len(front + back):
+        front, back = (
+            ("", "") if self.template is None else (self.template.front, self.template.back)
+        )
+        if (
+            len(read.questions) == 1
+            and text.startswith(front)
+            and text.endswith(back)
+            and len(text) >= len(front + back)
+        ):
             prompt = text[len(front) : len(text) - len(back)]
-            for one in (prompt.removeprefix(" "), prompt):  # some tokenizers put a space in front of every text
+            for one in (
+                prompt.removeprefix(" "),
+                prompt,
+            ):  # some tokenizers put a space in front of every text
                 with contextlib.suppress(PromptTooLongError):
-                    if not {*self.tokenizer.all_special_ids} & {*self._piece(one)} and self.encode_prompt(one) == list(ids):
+                    if not {*self.tokenizer.all_special_ids} & {
+                        *self._piece(one)
+                    } and self.encode_prompt(one) == list(ids):
                         return Conversation((one,), front, back, one)
         if self.template is not None and read.questions == (text,):  # no turns: the words alone
             read = Conversation((str(self.tokenizer.decode(list(ids), skip_special_tokens=True)),))
@@ -137,7 +172,8 @@ class LM:
         Args:
             prompt: the question, or the text to go on from.
             target: the answer; a space is put between where the script uses spaces.
-            ending: text after the target; the end token follows it. None: the row stops with the target.
+            ending: text after the target; the end token follows it. None: the row stops with the
+                target.
 
         Raises:
             PromptTooLongError: the whole does not fit the model's context.
@@ -165,7 +201,11 @@ class LM:
             target = prompt + row.target_length
             stop = start + len(row.ids)
             ids[i, start:stop] = torch.tensor(row.ids)
-            for mask, span in zip(masks, ((start, stop), (start, prompt), (prompt, target), (target, stop)), strict=True):
+            for mask, span in zip(
+                masks,
+                ((start, stop), (start, prompt), (prompt, target), (target, stop)),
+                strict=True,
+            ):
                 mask[i, span[0] : span[1]] = True
         ids, masks = ids.to(self.device), masks.to(self.device)
         return Batch(ids, masks[0].long(), masks[1], masks[2], masks[3])
@@ -178,20 +218,29 @@ class LM:
     # asking
 
     def run(self, batch: Batch, **options: Any) -> Any:
-        """The model's forward on a batch; padding on either side moves no token to another position."""
+        """The model's forward on a batch; padding on either side moves no token to another
+        position.
+        """
         if self.takes_position_ids:
             options["position_ids"] = batch.position_ids
         return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
 
     @torch.no_grad()
     def score(
-        self, pairs: Iterable[tuple[str, str]], batch_size: int = 32, side: str = "left", whole: bool = False
+        self,
+        pairs: Iterable[tuple[str, str]],
+        batch_size: int = 32,
+        side: str = "left",
+        whole: bool = False,
     ) -> list[Score]:
-        """Teacher-forced scores of (prompt, target) pairs; routed memories decide on the prompt alone.
+        """Teacher-forced scores of (prompt, target) pairs; routed memories decide on the prompt
+        alone.
 
         With `whole`, the log-probabilities of all tokens are kept.
         """
-        rows = [self.encode(prompt, target) for prompt, target in listed(list(pairs), tuple, "pairs")]
+        rows = [
+            self.encode(prompt, target) for prompt, target in listed(list(pairs), tuple, "pairs")
+        ]
 
         def scored(part: list[Row]) -> list[Score]:
             batch = self.batch(part, side)
@@ -207,7 +256,15 @@ class LM:
                 right = (best[mine] == labels[mine]).float()
                 guess = tuple(best[mine].tolist())
                 logs = picked[mine].log_softmax(-1).cpu() if whole else None
-                scores.append(Score(right.mean().item(), bool(right.all()), losses[mine].mean().item(), guess, logs))
+                scores.append(
+                    Score(
+                        right.mean().item(),
+                        bool(right.all()),
+                        losses[mine].mean().item(),
+                        guess,
+                        logs,
+                    )
+                )
             return scores
 
         return in_batches(rows, scored, batch_size, size=lambda row: len(row.ids))
@@ -215,10 +272,15 @@ class LM:
     @overload
     def generate(self, prompts: str, batch_size: int = 32, **options: Any) -> str: ...
     @overload
-    def generate(self, prompts: Iterable[str], batch_size: int = 32, **options: Any) -> list[str]: ...
+    def generate(
+        self, prompts: Iterable[str], batch_size: int = 32, **options: Any
+    ) -> list[str]: ...
     @torch.no_grad()
-    def generate(self, prompts: str | Iterable[str], batch_size: int = 32, **options: Any) -> str | list[str]:
-        """Answers in words, one per prompt: greedy, ended by the model, whatever `generation_config` says; options count.
+    def generate(
+        self, prompts: str | Iterable[str], batch_size: int = 32, **options: Any
+    ) -> str | list[str]:
+        """Answers in words, one per prompt: greedy, ended by the model, whatever
+        `generation_config` says; options count.
 
         Raises:
             ConfigError: the options ask for something else than one answer each.
@@ -230,11 +292,15 @@ class LM:
             batch = self.batch([Row(tuple(ids), len(ids)) for ids in part])
             width = batch.input_ids.shape[1]
             if limit:
-                if room and limit > room - width and len(part) > 1:  # a long neighbour must not cut a short one's answer
+                if (
+                    room and limit > room - width and len(part) > 1
+                ):  # a long neighbour must not cut a short one's answer
                     return [answer for ids in part for answer in answered([ids])]
                 options["max_new_tokens"] = max(1, min(limit, room - width)) if room else limit
             with prompt_tokens(batch.prompt_mask):
-                out = plainly(self).generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
+                out = plainly(self).generate(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options
+                )
             return [self.decode(ids[width:].tolist()) for ids in out]
 
         answers = in_batches(encoded, answered, batch_size, size=len)
@@ -261,7 +327,10 @@ class LM:
     def _gap(self, prompt: str, target: str) -> str:
         if self.chat or not prompt or prompt[-1].isspace() or target[0].isspace():
             return ""
-        wide = unicodedata.east_asian_width(prompt[-1]) in "WF" and unicodedata.east_asian_width(target[0]) in "WF"
+        wide = (
+            unicodedata.east_asian_width(prompt[-1]) in "WF"
+            and unicodedata.east_asian_width(target[0]) in "WF"
+        )
         return "" if wide else " "
 
     def _continue(self, asked: str, front: list[int], text: str) -> list[int]:
@@ -275,12 +344,18 @@ class LM:
             first = first or ids
         return first
 
-    def _ways_to_continue(self, whole: list[int], front: list[int], text: str) -> Iterator[list[int]]:
+    def _ways_to_continue(
+        self, whole: list[int], front: list[int], text: str
+    ) -> Iterator[list[int]]:
         if whole[: len(front)] == front:
             yield whole[len(front) :]
         yield self._piece(text)
         yield self._piece(text.lstrip())
-        for anchor in ("(", "\n", "0"):  # where a text by itself gets a space in front, behind something it gets none
+        for anchor in (
+            "(",
+            "\n",
+            "0",
+        ):  # where a text by itself gets a space in front, behind something it gets none
             ids, known = self._piece(anchor + text), self._piece(anchor)
             if ids[: len(known)] == known:
                 yield ids[len(known) :]

@@ -1,9 +1,10 @@
 """Where a prompt's subject ends, in tokens, and what flows through the model there.
 
-Locate-then-edit methods read and write at one place: the last token of the subject, where (ROME, arXiv 2202.05262, finds)
-a fact is looked up; some models look it up at the prompt's last token. A subject that stands in the prompt more than once is
-taken where it stands last, since only there everything else that is said of it has been read; where it stands as it is
-written goes before where something is joined to it. What mentions a subject is decided in `parts`.
+Locate-then-edit methods read and write at one place: the last token of the subject, where (ROME,
+arXiv 2202.05262, finds) a fact is looked up; some models look it up at the prompt's last token. A
+subject that stands in the prompt more than once is taken where it stands last, since only there
+everything else that is said of it has been read; where it stands as it is written goes before where
+something is joined to it. What mentions a subject is decided in `parts`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ class Mention:
 
 
 def mention(
-    lm: LM, prompt: str, subject: str, target: str | None = None, ending: str | None = None, at: Place = "subject_last"
+    lm: LM,
+    prompt: str,
+    subject: str,
+    target: str | None = None,
+    ending: str | None = None,
+    at: Place = "subject_last",
 ) -> Mention:
     """The prompt, with its target if there is one, as a row that mentions the subject.
 
@@ -66,7 +72,9 @@ def last_token(lm: LM, prompt: str, subject: str) -> int:
     found = _by_offsets(lm, asked, ids, end)
     found = _by_decoding(lm, asked, ids, end) if found is None else found
     if found is None:
-        raise EditError(f"subject {subject!r} cannot be found among the tokens of {prompt!r}; this tokenizer rewrites it.")
+        raise EditError(
+            f"subject {subject!r} cannot be found among the tokens of {prompt!r}; this tokenizer rewrites it."
+        )
     return found
 
 
@@ -118,7 +126,11 @@ def _by_offsets(lm: LM, asked: str, ids: list[int], end: int) -> int | None:
     read = lm.tokenizer(asked, add_special_tokens=not lm.chat, return_offsets_mapping=True)
     if list(read["input_ids"])[: len(ids)] != ids:
         return None
-    covering = [i for i, (start, stop) in enumerate(read["offset_mapping"][: len(ids)]) if start < end <= stop]
+    covering = [
+        i
+        for i, (start, stop) in enumerate(read["offset_mapping"][: len(ids)])
+        if start < end <= stop
+    ]
     return covering[-1] if covering else None
 
 

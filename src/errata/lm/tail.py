@@ -1,10 +1,12 @@
-"""`Tail`: run a model from one value matrix upward on cached inputs. This is what makes editing fast; it trains nothing.
+"""`Tail`: run a model from one value matrix upward on cached inputs. This is what makes editing
+fast; it trains nothing.
 
-A method that changes the output of one value matrix changes nothing below it: for a given batch all of that is constant.
-`Tail` runs it once, remembers what flowed, and afterwards lets the model's own forward run with the lower blocks (and the
-parts of the edited block that come before the value matrix) handing out what they said the first time. The model's own
-code does the rest (masks, positions, final norm, head, soft-capping), so no family needs a special case.
-The head is applied only at the positions that matter.
+A method that changes the output of one value matrix changes nothing below it: for a given batch all
+of that is constant. `Tail` runs it once, remembers what flowed, and afterwards lets the model's own
+forward run with the lower blocks (and the parts of the edited block that come before the value
+matrix) handing out what they said the first time. The model's own code does the rest (masks,
+positions, final norm, head, soft-capping), so no family needs a special case. The head is applied
+only at the positions that matter.
 """
 
 from __future__ import annotations
@@ -52,20 +54,28 @@ class Tail:
             self._said = {}
 
     def logits(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Logits (n, vocabulary) at (rows, columns), each (n,), with the value matrix saying `values`.
+        """Logits (n, vocabulary) at (rows, columns), each (n,), with the value matrix saying
+        `values`.
 
         Args:
             values: (batch, width, d_out); gradients flow into it.
         """
-        forwards: dict[nn.Module, Callable[..., Any]] = {m: _again(m, said) for m, said in self._said.items()}
-        spoken = values.to(self.values.dtype).reshape(self._shape).clone()  # a family may add into it in place
+        forwards: dict[nn.Module, Callable[..., Any]] = {
+            m: _again(m, said) for m, said in self._said.items()
+        }
+        spoken = (
+            values.to(self.values.dtype).reshape(self._shape).clone()
+        )  # a family may add into it in place
         original = self._value.forward
         if self._said:
             forwards[self._value] = lambda *args, **kwargs: spoken
         else:
             forwards[self._value] = lambda *args, **kwargs: original(*args, **kwargs) * 0 + spoken
         picked = self._head.register_forward_pre_hook(
-            lambda _, args: (args[0][rows.to(args[0].device), columns.to(args[0].device)][None], *args[1:])
+            lambda _, args: (
+                args[0][rows.to(args[0].device), columns.to(args[0].device)][None],
+                *args[1:],
+            )
         )
         try:
             with _replaced(forwards):
@@ -100,7 +110,9 @@ class Tail:
             for hook in hooks:
                 hook.remove()
         if not flowed:
-            raise ArchitectureError("the value matrix was never called; this model does not run its blocks in order.")
+            raise ArchitectureError(
+                "the value matrix was never called; this model does not run its blocks in order."
+            )
         for module in self._lower:
             self._said.setdefault(module, self._said[last[0]])
         self._shape = flowed["values"].shape
@@ -124,18 +136,28 @@ class AnswerTail:
     """
 
     def __init__(
-        self, lm: LM, layer: int, prompt: str, target: str, ending: str | None = None, at_prompt: bool = False
+        self,
+        lm: LM,
+        layer: int,
+        prompt: str,
+        target: str,
+        ending: str | None = None,
+        at_prompt: bool = False,
     ) -> None:
         batch = lm.batch([lm.encode(prompt, target, ending)])
         self._tail = Tail(lm, layer, batch)
         self._keys, self._values = self._tail.keys.float(), self._tail.values.float()
-        self._rows, self._columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+        self._rows, self._columns, labels = batch.label_positions(
+            batch.target_mask | batch.ending_mask
+        )
         if at_prompt:
             self._columns = self._columns.min().expand_as(self._columns)
         self.labels = labels.to(self._keys.device)
 
     def logits(self, delta: Tensor) -> Tensor:
-        """Logits (n, vocabulary) of the answer's tokens at W + delta, delta (d_out, d_in) with or without a gradient."""
+        """Logits (n, vocabulary) of the answer's tokens at W + delta, delta (d_out, d_in) with or
+        without a gradient.
+        """
         spoken = self._values + nn.functional.linear(self._keys, delta)
         return self._tail.logits(spoken, self._rows, self._columns).to(self.labels.device)
 
@@ -152,7 +174,9 @@ def _constant_modules(lm: LM, layer: int) -> tuple[list[nn.Module], list[nn.Modu
 
 
 def _again(module: nn.Module, said: Sequence[Any]) -> Callable[..., Any]:
-    """What was said below the value matrix, in order; calls beyond that are calls above it, and the module answers them."""
+    """What was said below the value matrix, in order; calls beyond that are calls above it, and the
+    module answers them.
+    """
     answers, answer = iter(said), module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

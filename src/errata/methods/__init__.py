@@ -1,6 +1,8 @@
-"""`METHODS`: one line a method, loaded when it is asked for. Others add theirs by the entry point `errata.methods`.
+"""`METHODS`: one line a method, loaded when it is asked for. Others add theirs by the entry point
+`errata.methods`.
 
-A method with other settings may have a name of its own (its `variants`). Wherever a name is taken or shown, it may be one.
+A method with other settings may have a name of its own (its `variants`). Wherever a name is taken
+or shown, it may be one.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ DEFAULT = "folio"
 
 def method_names() -> list[str]:
     """Names of all methods, those of other packages included."""
-    return [*METHODS, *sorted({point.name for point in entry_points(group="errata.methods")} - set(METHODS))]
+    return [
+        *METHODS,
+        *sorted({point.name for point in entry_points(group="errata.methods")} - set(METHODS)),
+    ]
 
 
 def method_class(name: str) -> type[Method]:
@@ -70,16 +75,25 @@ def method_class(name: str) -> type[Method]:
     if name in known:
         method, settings = known[name]
         said = ", ".join(f"{key}={value}" for key, value in settings.items())
-        raise UnknownNameError(f"{name!r} is the method {method!r} with {said}; method_config({name!r}) makes its settings.")
-    raise UnknownNameError(f"there is no method {name!r}.{suggest(name, known)} See `errata methods`.")
+        raise UnknownNameError(
+            f"{name!r} is the method {method!r} with {said}; method_config({name!r}) makes its settings."
+        )
+    raise UnknownNameError(
+        f"there is no method {name!r}.{suggest(name, known)} See `errata methods`."
+    )
 
 
 def variants() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every name that a method goes by -> (method, the settings that the name stands for; none for its own name)."""
+    """Every name that a method goes by -> (method, the settings that the name stands for; none for
+    its own name).
+    """
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for method in method_names():
         found[method] = (method, {})
-        found |= {name: (method, dict(settings)) for name, settings in method_class(method).variants.items()}
+        found |= {
+            name: (method, dict(settings))
+            for name, settings in method_class(method).variants.items()
+        }
     return found
 
 
@@ -96,7 +110,9 @@ def resolve(name: str) -> tuple[type[Method], dict[str, Any]]:
 
 
 def name_of(method: str, settings: Mapping[str, Any]) -> str:
-    """What a saved method is called with its settings; its own name where it is not at hand or they do not fit it."""
+    """What a saved method is called with its settings; its own name where it is not at hand or they
+    do not fit it.
+    """
     with contextlib.suppress(UnknownNameError, ConfigError):
         found = method_class(method)
         return found.called(found.config_class.from_dict(settings))

@@ -1,4 +1,6 @@
-"""What methods have in common that train parameters beside a frozen model, edit after edit: settings, writing, state."""
+"""What methods have in common that train parameters beside a frozen model, edit after edit:
+settings, writing, state.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,10 @@ class AdapterMethodConfig(MethodConfig):
         steps: Adam steps per edit, at most.
         lr: Adam's learning rate.
         kl: weight of KL(base || edited) on background texts; 0 for none.
-        stop_loss: an edit is learned when its loss is below, and every token of its answer is the model's choice.
-        prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
+        stop_loss: an edit is learned when its loss is below, and every token of its answer is the
+            model's choice.
+        prefixes, prefix_length: texts of the model's own making put before the prompt while
+            learning.
         rehearse: earlier edits seen again at each step.
         background: texts of the model's own making.
         batch: so many of them are held, drawn for each edit.
@@ -101,7 +105,8 @@ class AdapterMethod(Method):
         """Make sure that edits can be written.
 
         Raises:
-            PromptTooLongError: one leaves no room for the virtual tokens, on a model that counts them.
+            PromptTooLongError: one leaves no room for the virtual tokens, on a model that counts
+                them.
         """
         super().check(edits)
         room, limit = self.tutor.room, self.lm.context_length
@@ -119,7 +124,9 @@ class AdapterMethod(Method):
 
     @contextlib.contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """As every method; nothing is asked of the model, for what `clear` lets go of is never written into again."""
+        """As every method; nothing is asked of the model, for what `clear` lets go of is never
+        written into again.
+        """
         before = dict(vars(self))
         try:
             yield
@@ -152,7 +159,9 @@ class AdapterMethod(Method):
         """The parameters in fp32, by name."""
         return ({} if self.trained is None else self.trained.state()), {}
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         self.clear()
         if edits:

@@ -1,7 +1,9 @@
-"""`Method`: the algorithm that turns edits into a patch, again and again. It loads nothing, evaluates nothing, logs nothing.
+"""`Method`: the algorithm that turns edits into a patch, again and again. It loads nothing,
+evaluates nothing, logs nothing.
 
-A method's file holds its docstring (paper, what departs from it), its config and its class, and nothing else. What it
-can do is declared on the class; `errata methods` and the docs are made from that.
+A method's file holds its docstring (paper, what departs from it), its config and its class, and
+nothing else. What it can do is declared on the class; `errata methods` and the docs are made from
+that.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def no_progress(_: int) -> None:
 class Method(ABC):
     """An editing method on one base model.
 
-    The state is a pure function of (base model, config, ledger): it does not matter in how many calls the ledger came.
+    The state is a pure function of (base model, config, ledger): it does not matter in how many
+    calls the ledger came.
 
     Args:
         config: the method's settings; what they leave open (None) is derived from the model.
@@ -84,7 +87,9 @@ class Method(ABC):
 
     @property
     def steps_left(self) -> int:
-        """Training steps still to be made; 0 for a method that needs none. One that `needs_training` says its own."""
+        """Training steps still to be made; 0 for a method that needs none. One that
+        `needs_training` says its own.
+        """
         return int(self.needs_training)
 
     @property
@@ -94,11 +99,14 @@ class Method(ABC):
 
     @property
     def relearns_all(self) -> bool:
-        """Whether each write learns the whole ledger anew, so that one write of all is the cheap way."""
+        """Whether each write learns the whole ledger anew, so that one write of all is the cheap
+        way.
+        """
         return False
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
-        """Train the method. It goes on where it stopped, and is whole (for `state`) whenever `progress` is called.
+        """Train the method. It goes on where it stopped, and is whole (for `state`) whenever
+        `progress` is called.
 
         Args:
             examples: what to learn from; none of them may be in the stream to come.
@@ -115,7 +123,8 @@ class Method(ABC):
 
         Raises:
             ConfigError: the method must be trained first.
-            EditError: an edit lacks its subject, and the method needs it; or it asks for an operation that there is not.
+            EditError: an edit lacks its subject, and the method needs it; or it asks for an
+                operation that there is not.
         """
         name = self.name
         if not self.prepared:
@@ -138,8 +147,8 @@ class Method(ABC):
     def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
         """(new id, older id) of edits that ask what an older one asks and want another answer.
 
-        Older ones are those in the ledger, and those before it among the new. Unless a method knows better, edits ask the
-        same when their prompts are. The base model must carry no patch.
+        Older ones are those in the ledger, and those before it among the new. Unless a method knows
+        better, edits ask the same when their prompts are. The base model must carry no patch.
         """
         asked = {edit.prompt: edit for edit in self.edits}
         found = []
@@ -151,7 +160,9 @@ class Method(ABC):
         return found
 
     def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
-        """(edit id, what a person should know of it) of edits just written. The base model must carry no patch."""
+        """(edit id, what a person should know of it) of edits just written. The base model must
+        carry no patch.
+        """
         return []
 
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
@@ -160,10 +171,13 @@ class Method(ABC):
         Raises:
             ConfigError: the method does not choose among edits.
         """
-        raise ConfigError(f"{self.name} does not choose one edit for a prompt, so there is nothing to explain; folio does.")
+        raise ConfigError(
+            f"{self.name} does not choose one edit for a prompt, so there is nothing to explain; folio does."
+        )
 
     def weight_changes(self) -> Mapping[str, Tensor]:
-        """What the edits change in weight matrices, (d_out, d_in) by path, where that is all that they are.
+        """What the edits change in weight matrices, (d_out, d_in) by path, where that is all that
+        they are.
 
         Raises:
             ConfigError: they are something else.
@@ -177,7 +191,8 @@ class Method(ABC):
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits. The base model must carry no patch meanwhile.
 
-        Whatever breaks it off, an error or the keyboard, whole edits are in, and the ledger says which.
+        Whatever breaks it off, an error or the keyboard, whole edits are in, and the ledger says
+        which.
         """
 
     @abstractmethod
@@ -185,7 +200,8 @@ class Method(ABC):
         """Forget all edits: the method is as it was when it was made, or trained."""
 
     def undo(self, edit_ids: Iterable[str]) -> None:
-        """Take edits back. Unless a method knows better, all others are written anew, in their order.
+        """Take edits back. Unless a method knows better, all others are written anew, in their
+        order.
 
         Raises:
             UnknownNameError: no edit has such an id; nothing is undone then.
@@ -199,7 +215,9 @@ class Method(ABC):
 
     @contextlib.contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Whatever breaks a `with` block off, an error or the keyboard, leaves the method as it was before the block."""
+        """Whatever breaks a `with` block off, an error or the keyboard, leaves the method as it was
+        before the block.
+        """
         edits, (tensors, values) = self.edits, self.state()
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
@@ -213,7 +231,9 @@ class Method(ABC):
         """(tensors, plain values for JSON): with the ledger, all that is needed to go on elsewhere."""
 
     @abstractmethod
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described.
 
         Raises:

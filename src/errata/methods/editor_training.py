@@ -1,7 +1,8 @@
-"""`EditorTraining`: Adam over examples, for the methods that need it. It stops anywhere and goes on as if it never had.
+"""`EditorTraining`: Adam over examples, for the methods that need it. It stops anywhere and goes on
+as if it never had.
 
-What a step draws follows from the seed and the step's number alone, and Adam's moments are part of the state until the last
-step is made. What is learned, and by which loss, is the methods' affair.
+What a step draws follows from the seed and the step's number alone, and Adam's moments are part of
+the state until the last step is made. What is learned, and by which loss, is the methods' affair.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Loss = Callable[[Example, random.Random], Tensor]
 """The loss of one example; whatever is drawn in it comes from the generator given."""
 
 
-def check_examples(method: str, examples: Sequence[Example], *needed: Literal["rephrases", "others"]) -> None:
+def check_examples(
+    method: str, examples: Sequence[Example], *needed: Literal["rephrases", "others"]
+) -> None:
     """Make sure that there is something to learn from.
 
     Args:
@@ -38,10 +41,15 @@ def check_examples(method: str, examples: Sequence[Example], *needed: Literal["r
         for name in needed:
             if not getattr(example, name):
                 asked = example.edit.prompt
-                raise EditError(f"{method} learns from {_SAID[name]}; {asked!r} has none: give the field '{_FIELD[name]}'.")
+                raise EditError(
+                    f"{method} learns from {_SAID[name]}; {asked!r} has none: give the field '{_FIELD[name]}'."
+                )
 
 
-_SAID = {"rephrases": "rephrasings of each edit", "others": "other prompts, whose answers must stay"}
+_SAID = {
+    "rephrases": "rephrasings of each edit",
+    "others": "other prompts, whose answers must stay",
+}
 _FIELD = {"rephrases": "rephrases", "others": "locality"}
 
 
@@ -76,7 +84,9 @@ class EditorTraining:
         self.seed = seed
         self.made = 0
         self._learned_from = ""
-        self._adam = torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in self.parameters.items()])
+        self._adam = torch.optim.Adam(
+            [{"params": [p], "lr": rates[name]} for name, p in self.parameters.items()]
+        )
 
     @property
     def left(self) -> int:
@@ -110,12 +120,16 @@ class EditorTraining:
         self._adam.zero_grad()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(Adam's moments by parameter, while steps are left; plain values). The parameters are their owner's to save."""
+        """(Adam's moments by parameter, while steps are left; plain values). The parameters are
+        their owner's to save.
+        """
         moments: dict[str, Tensor] = {}
         if self.made and self.left:
             for name, parameter in self.parameters.items():
                 for moment in _MOMENTS:
-                    moments[f"adam.{moment}.{name}"] = self._adam.state[parameter][moment].cpu().clone()
+                    moments[f"adam.{moment}.{name}"] = (
+                        self._adam.state[parameter][moment].cpu().clone()
+                    )
         return moments, {"training_steps_made": self.made, "learned_from": self._learned_from}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -124,13 +138,18 @@ class EditorTraining:
         Raises:
             KeyError, ValueError: something is missing or of the wrong shape.
         """
-        self.made = state.whole(state.value(values, "training_steps_made", int), "training_steps_made", 0, self.steps)
+        self.made = state.whole(
+            state.value(values, "training_steps_made", int), "training_steps_made", 0, self.steps
+        )
         self._learned_from = state.value(values, "learned_from", str)
         self._adam.state.clear()
         if not (self.made and self.left):
             return
         for name, parameter in self.parameters.items():
-            kept = {moment: state.tensor(tensors, f"adam.{moment}.{name}", parameter.shape) for moment in _MOMENTS}
+            kept = {
+                moment: state.tensor(tensors, f"adam.{moment}.{name}", parameter.shape)
+                for moment in _MOMENTS
+            }
             self._adam.state[parameter] = {
                 "step": torch.tensor(float(self.made)),
                 **{name: moment.clone().to(parameter) for name, moment in kept.items()},

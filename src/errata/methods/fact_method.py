@@ -1,4 +1,6 @@
-"""`FactMethod`: what methods have in common that keep the edits as text and put those that bear on a prompt in front."""
+"""`FactMethod`: what methods have in common that keep the edits as text and put those that bear on
+a prompt in front.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,14 @@ class FactMethod(Method):
 
     @abstractmethod
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
-        """What to put in front of a prompt that these facts bear on, best last; see `patches.context.ContextFor`."""
+        """What to put in front of a prompt that these facts bear on, best last; see
+        `patches.context.ContextFor`.
+        """
 
     def contexts(self, prompts: list[str]) -> list[tuple[str, ...]]:
-        """What to put in front of each prompt; () where no fact bears on it. The model must carry no patch."""
+        """What to put in front of each prompt; () where no fact bears on it. The model must carry
+        no patch.
+        """
         found = self.retriever.find(prompts, self.most)
         return [
             self.context(prompt, [self.facts[i] for i in reversed(places)]) if places else ()
@@ -83,14 +89,24 @@ class FactMethod(Method):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the retriever knows."""
         tensors, values = self.retriever.state()
-        return {f"retriever.{name}": tensor for name, tensor in tensors.items()}, {"retriever": values}
+        return {f"retriever.{name}": tensor for name, tensor in tensors.items()}, {
+            "retriever": values
+        }
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         self._edits = list(edits)
         self.facts = _latest(edits)
-        mine = {name.removeprefix("retriever."): t for name, t in tensors.items() if name.startswith("retriever.")}
-        self.retriever.load_state([fact.prompt for fact in self.facts], mine, state.value(values, "retriever", dict))
+        mine = {
+            name.removeprefix("retriever."): t
+            for name, t in tensors.items()
+            if name.startswith("retriever.")
+        }
+        self.retriever.load_state(
+            [fact.prompt for fact in self.facts], mine, state.value(values, "retriever", dict)
+        )
         self._patch.context_for = self.contexts if self.facts else None
 
     def _hold(self, edits: list[Edit]) -> None:

@@ -20,8 +20,9 @@ from errata.storage import state
 class WeightMethod(Method):
     """A method that changes weight matrices, in turns.
 
-    A turn is so many edits learned together: by default one. The ledger is cut into turns by count alone, so it does not
-    matter in how many calls it came: a turn that is not full yet is learned anew when more edits join it.
+    A turn is so many edits learned together: by default one. The ledger is cut into turns by count
+    alone, so it does not matter in how many calls it came: a turn that is not full yet is learned
+    anew when more edits join it.
 
     Args:
         config: the method's settings.
@@ -36,7 +37,9 @@ class WeightMethod(Method):
     phase = "mastery"
     undo_is = "exact, by writing the whole ledger anew"
 
-    def __init__(self, config: MethodConfig, lm: LM, paths: Iterable[str], turn: int | None = 1) -> None:
+    def __init__(
+        self, config: MethodConfig, lm: LM, paths: Iterable[str], turn: int | None = 1
+    ) -> None:
         super().__init__(config, lm)
         self.turn = turn
         self.extra_state: dict[str, Tensor] = {}
@@ -99,17 +102,25 @@ class WeightMethod(Method):
             raise
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The deltas (d_out, d_in) in fp32, by path; what is extra_state; of a turn that is not full, both before it too."""
+        """The deltas (d_out, d_in) in fp32, by path; what is extra_state; of a turn that is not
+        full, both before it too.
+        """
         tensors = self._snapshot()
         if self.turn and len(self._edits) % self.turn:
             tensors |= {f"settled.{name}": tensor for name, tensor in self._settled.items()}
         return {name: tensor.cpu() for name, tensor in tensors.items()}, {}
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         begun = len(edits) % self.turn if self.turn else 0
         if begun:
-            before = {name.removeprefix("settled."): t for name, t in tensors.items() if name.startswith("settled.")}
+            before = {
+                name.removeprefix("settled."): t
+                for name, t in tensors.items()
+                if name.startswith("settled.")
+            }
             self._check(before, len(edits) - begun)
             self._settled = before
         else:
@@ -134,9 +145,16 @@ class WeightMethod(Method):
                 raise ValueError(f"{name!r} is not what this method carries")
 
     def _snapshot(self) -> dict[str, Tensor]:
-        return {**self._patch.deltas, **{f"carried.{name}": tensor for name, tensor in self.extra_state.items()}}
+        return {
+            **self._patch.deltas,
+            **{f"carried.{name}": tensor for name, tensor in self.extra_state.items()},
+        }
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self._patch.load_state(tensors)
         device = self.lm.device
-        self.extra_state = {n.removeprefix("carried."): t.to(device) for n, t in tensors.items() if n.startswith("carried.")}
+        self.extra_state = {
+            n.removeprefix("carried."): t.to(device)
+            for n, t in tensors.items()
+            if n.startswith("carried.")
+        }

@@ -1,4 +1,6 @@
-"""`AskedModel`: an edited model asked: its forward, its `generate`, answers in words, scores. All may be done at once."""
+"""`AskedModel`: an edited model asked: its forward, its `generate`, answers in words, scores. All
+may be done at once.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,25 @@ class AskedModel(EditedModule):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """The base model's forward with the edits in; where `labels` are given, tokens labelled -100 are the prompt.
+        """The base model's forward with the edits in; where `labels` are given, tokens labelled
+        -100 are the prompt.
 
         Under `torch.compile` it runs as it is: what a router decides cannot be compiled.
 
         Raises:
-            ConfigError: the method reads the prompt's tokens, and `inputs_embeds` has none; or the model was unloaded.
+            ConfigError: the method reads the prompt's tokens, and `inputs_embeds` has none; or the
+                model was unloaded.
         """
         self._check_readable(inputs)
         with self._asking("forward"):
             return self.base(*args, **inputs)
 
     def _check_readable(self, inputs: Mapping[str, Any]) -> None:
-        if self.method.reads_text and inputs.get("inputs_embeds") is not None and inputs.get("input_ids") is None:
+        if (
+            self.method.reads_text
+            and inputs.get("inputs_embeds") is not None
+            and inputs.get("input_ids") is None
+        ):
             raise ConfigError(
                 f"inputs_embeds are not possible with {self.config_of_method.method}, which reads the prompt's words; give "
                 "input_ids."
@@ -41,11 +49,12 @@ class AskedModel(EditedModule):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor | None = None, **inputs: Any) -> Any:
-        """The base model's `generate`, with every option it has; each sequence is routed once, on its prompt.
+        """The base model's `generate`, with every option it has; each sequence is routed once, on
+        its prompt.
 
         Raises:
-            ConfigError: an option would hide the prompt (see `generation`), or `inputs_embeds` is given and the method reads
-                words; or the model was unloaded.
+            ConfigError: an option would hide the prompt (see `generation`), or `inputs_embeds` is
+                given and the method reads words; or the model was unloaded.
         """
         if input_ids is not None:
             inputs["input_ids"] = input_ids
@@ -64,8 +73,8 @@ class AskedModel(EditedModule):
     def ask(self, prompts: str | Iterable[str], **options: Any) -> str | list[str]:
         """Free answers in words, one per prompt; of one text, one answer.
 
-        They are greedy and end by themselves, whatever `generation_config` says; options are those of `generate`, and
-        `batch_size`.
+        They are greedy and end by themselves, whatever `generation_config` says; options are those
+        of `generate`, and `batch_size`.
         """
         texts = listed(prompts, str, "prompts")
         with self._asking("ask"):
@@ -79,10 +88,14 @@ class AskedModel(EditedModule):
     def ask_base(self, prompts: Iterable[str], **options: Any) -> list[str]: ...
 
     def ask_base(self, prompts: str | Iterable[str], **options: Any) -> str | list[str]:
-        """What the base model says, as `ask` does. Answers are kept, since a base model never changes its mind."""
+        """What the base model says, as `ask` does. Answers are kept, since a base model never
+        changes its mind.
+        """
         self._check_usable()
         texts = listed(prompts, str, "prompts")
-        kind = repr(sorted((name, value) for name, value in options.items() if name != "batch_size"))
+        kind = repr(
+            sorted((name, value) for name, value in options.items() if name != "batch_size")
+        )
         sampled = bool(options.get("do_sample"))
         new = [p for p in dict.fromkeys(texts) if sampled or (kind, p) not in self.base_answers]
         if new:
@@ -92,7 +105,9 @@ class AskedModel(EditedModule):
         answers = [self.base_answers[kind, prompt] for prompt in texts]
         return answers[0] if isinstance(prompts, str) else answers
 
-    def score(self, pairs: Iterable[tuple[str, str]], batch_size: int = 32, whole: bool = False) -> list[Score]:
+    def score(
+        self, pairs: Iterable[tuple[str, str]], batch_size: int = 32, whole: bool = False
+    ) -> list[Score]:
         """Teacher-forced scores of (prompt, target) pairs, see `LM.score`."""
         with self._asking("score"):
             return self.lm.score(pairs, batch_size, whole=whole)

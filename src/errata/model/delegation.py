@@ -1,8 +1,9 @@
 """What an `EditModel` passes on to its base model, and what to do instead of what it does not.
 
-Data (`config`, `device`, a submodule) and what only one family has are passed on. Of what every model of transformers can
-do, an `EditModel` has its own, or passes it on when it is named here as harmless, or refuses: it would change or return the
-base model without the edits. What a later transformers adds is refused until it is named.
+Data (`config`, `device`, a submodule) and what only one family has are passed on. Of what every
+model of transformers can do, an `EditModel` has its own, or passes it on when it is named here as
+harmless, or refuses: it would change or return the base model without the edits. What a later
+transformers adds is refused until it is named.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ HARMLESS = frozenset(
     "num_parameters prepare_inputs_for_generation retrieve_modules_from_names tie_weights "
     "warn_if_padding_and_no_attention_mask".split()
 )
-"""Methods of every model that look at it, compute from what they are given, or do again what was done when it was loaded."""
+"""Methods of every model that look at it, compute from what they are given, or do again what was
+done when it was loaded.
+"""
 
 _BATCHES = "routers see whole prompts, which packed batches cut; call generate with a padded batch"
 _ADAPTERS = "put adapters on the base model and merge them there (PEFT's merge_and_unload) before it is edited"
@@ -62,8 +65,13 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
             ),
             _TRAINING,
         ),
-        **dict.fromkeys(("resize_token_embeddings", "resize_position_embeddings", "set_input_embeddings"), _TOKENS),
-        **dict.fromkeys(("set_attn_implementation", "set_experts_implementation", "set_use_kernels"), _LOADING),
+        **dict.fromkeys(
+            ("resize_token_embeddings", "resize_position_embeddings", "set_input_embeddings"),
+            _TOKENS,
+        ),
+        **dict.fromkeys(
+            ("set_attn_implementation", "set_experts_implementation", "set_use_kernels"), _LOADING
+        ),
         "dequantize": "load the base model without quantisation, then edit it",
         "load_custom_generate": "give custom_generate to generate of the base model",
     }
@@ -85,7 +93,9 @@ def passed_on(base: PreTrainedModel, name: str) -> Any:
 
 def _refusal(name: str) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        instead = INSTEAD.get(name, f"call get_base_model().{name} if the base model is meant, before it is edited")
+        instead = INSTEAD.get(
+            name, f"call get_base_model().{name} if the base model is meant, before it is edited"
+        )
         raise ConfigError(f"{name} is not possible on an edited model: {instead}.")
 
     return refuse

@@ -1,4 +1,6 @@
-"""`EditModel`: a base model, what its edits left behind, and the list of those edits. It re-implements no model."""
+"""`EditModel`: a base model, what its edits left behind, and the list of those edits. It
+re-implements no model.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,25 @@ from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
 from errata.model.asking import AskedModel
 from errata.patches.context import leaving_room
-from errata.report import EditReport, EditResult, Explanation, OnConflict, conflict_error, older_kept
+from errata.report import (
+    EditReport,
+    EditResult,
+    Explanation,
+    OnConflict,
+    conflict_error,
+    older_kept,
+)
 from errata.storage.locking import WAIT
 
 
 class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
     """A language model with corrections: an `nn.Module` around a base model of transformers.
 
-    The base model is put into evaluation mode, and stays there; its parameters are frozen. What is not found here is the
-    base model's, as far as it leaves the edits alone (see `delegation`). `state_dict` is the edits' own tensors; `to` and
-    its like take the edits along; a copy, also by pickle, is a model of its own. Any number of threads may ask; one that
-    edits waits for them, and they for it. What is called on `base`, `lm` or `method` directly waits for nobody.
+    The base model is put into evaluation mode, and stays there; its parameters are frozen. What is
+    not found here is the base model's, as far as it leaves the edits alone (see `delegation`).
+    `state_dict` is the edits' own tensors; `to` and its like take the edits along; a copy, also by
+    pickle, is a model of its own. Any number of threads may ask; one that edits waits for them, and
+    they for it. What is called on `base`, `lm` or `method` directly waits for nobody.
 
     Attributes:
         base: the base model, a submodule.
@@ -44,7 +54,8 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
 
     Raises:
         ArchitectureError: the base model has no place for edits.
-        ConfigError: a setting does not fit this model, or its weights are offloaded or were made in inference mode.
+        ConfigError: a setting does not fit this model, or its weights are offloaded or were made in
+            inference mode.
     """
 
     def edit(
@@ -56,18 +67,20 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
     ) -> EditReport:
         """Write edits into the model; call it again whenever there are more.
 
-        Cut off half-way, by an error in `progress` or from the keyboard, it has written whole edits or none.
+        Cut off half-way, by an error in `progress` or from the keyboard, it has written whole edits
+        or none.
 
         Args:
             edits: the corrections, in order. Those already in the model are skipped.
             check: ask the final model each new edit's prompt and report its answer.
             progress: called with the number of edits just written.
-            on_conflict: what becomes of an edit that asks what an older one asks and wants another answer: it is written
-                and meant to win (`replace`), left out (`keep`), or nothing is written (`error`).
+            on_conflict: what becomes of an edit that asks what an older one asks and wants another
+                answer: it is written and meant to win (`replace`), left out (`keep`), or nothing is
+                    written (`error`).
 
         Raises:
-            EditError: two different edits carry the same id, one lacks the subject that the method needs or holds a special
-                token, or there is a conflict and there may be none.
+            EditError: two different edits carry the same id, one lacks the subject that the method
+                needs or holds a special token, or there is a conflict and there may be none.
             ConfigError: the method must be trained first, or edits are disabled.
             PromptTooLongError: an edit does not fit the model's context; nothing is written then.
         """
@@ -116,12 +129,16 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         length = max(longest, ANSWER_LENGTH)
         with leaving_room(length):
             answers = self.ask([edit.prompt for edit in edits], max_new_tokens=length)
-        return [EditResult(edit, said, same_answer(said, edit.target)) for edit, said in zip(edits, answers, strict=True)]
+        return [
+            EditResult(edit, said, same_answer(said, edit.target))
+            for edit, said in zip(edits, answers, strict=True)
+        ]
 
     def conflicts(self, edits: Edit | Iterable[Edit]) -> list[tuple[str, str]]:
         """(new id, older id) of edits that ask what an older one asks and want another answer.
 
-        Older ones are those in the model, and those before it among them. Edits that are in the model are passed over.
+        Older ones are those in the model, and those before it among them. Edits that are in the
+        model are passed over.
         """
         given = listed(edits, Edit, "edits")
         with self._base_alone("conflicts"):
@@ -146,7 +163,8 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
     def explain(self, prompts: Iterable[str]) -> list[Explanation]: ...
 
     def explain(self, prompts: str | Iterable[str]) -> Explanation | list[Explanation]:
-        """Which edit answers each prompt, and how much speaks for it and for others; of one text, one explanation.
+        """Which edit answers each prompt, and how much speaks for it and for others; of one text,
+        one explanation.
 
         Raises:
             ConfigError: the method does not choose among edits.
@@ -156,26 +174,33 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             told = self.method.explain(texts)
         return told[0] if isinstance(prompts, str) else told
 
-    def prepare(self, examples: Example | Iterable[Example], progress: Progress = no_progress) -> None:
+    def prepare(
+        self, examples: Example | Iterable[Example], progress: Progress = no_progress
+    ) -> None:
         """Train a method that needs it, before the first edit. Saved and loaded, it stays trained.
 
         Args:
             examples: what it learns from (`Case.example`), none of them in the stream to come.
-            progress: called with the number of steps just made; the model may be saved then, and goes on from there.
+            progress: called with the number of steps just made; the model may be saved then, and
+                goes on from there.
 
         Raises:
-            ConfigError: the method needs no training, there are edits in the model, or edits are disabled.
+            ConfigError: the method needs no training, there are edits in the model, or edits are
+                disabled.
             EditError: an example lacks what the method learns from.
         """
         given = listed(examples, Example, "examples")
         with self._base_alone("prepare"):
             self._check_enabled("prepare")
             if self.edits:
-                raise ConfigError(f"there are {len(self.edits)} edits in the model; a method is trained before the first.")
+                raise ConfigError(
+                    f"there are {len(self.edits)} edits in the model; a method is trained before the first."
+                )
             self.method.prepare(given, progress)
 
     def undo(self, *edit_ids: str | Iterable[str]) -> None:
-        """Take edits back; the model is then one that never had them. Cut off half-way, it has undone nothing.
+        """Take edits back; the model is then one that never had them. Cut off half-way, it has
+        undone nothing.
 
         Args:
             edit_ids: ids, or lists of ids.
@@ -190,7 +215,8 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             self.method.undo(names)
 
     def merge_and_unload(self) -> PreTrainedModel:
-        """Write the edits into the base model's weights for good and give it back; this object cannot be used any more.
+        """Write the edits into the base model's weights for good and give it back; this object
+        cannot be used any more.
 
         Raises:
             ConfigError: the edits are no change of weights.
@@ -209,18 +235,20 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         wait: float = WAIT,
         max_shard_size: int | str | None = None,
     ) -> None:
-        """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl` and what parts the
-        method keeps besides (see `saving`); whole or not at all.
+        """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl` and what
+        parts the method keeps besides (see `saving`); whole or not at all.
 
         Args:
             path: a new folder, or one whose edits this model came from.
             overwrite: replace whatever artifact is there.
             wait: seconds to wait for another process that writes there; 0 does not wait.
-            max_shard_size: what `push_to_hub` of transformers asks for; a method keeps its tensors in parts of its own.
+            max_shard_size: what `push_to_hub` of transformers asks for; a method keeps its tensors
+                in parts of its own.
 
         Raises:
             UsageError: there are other edits in the folder.
-            FolderBusyError: another process writes there, or has written since this model was loaded or saved there.
+            FolderBusyError: another process writes there, or has written since this model was
+                loaded or saved there.
             StorageError: the disk refused; what stood there before still does.
         """
         with self.disable_edits():  # the identity is the base model's own
@@ -239,7 +267,10 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
     @classmethod
     @torch.inference_mode(False)
     def from_pretrained(
-        cls, base: PreTrainedModel, path: str | Path | saving.Artifact, tokenizer: PreTrainedTokenizerBase
+        cls,
+        base: PreTrainedModel,
+        path: str | Path | saving.Artifact,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> EditModel:
         """Put saved edits on a base model.
 
@@ -267,7 +298,9 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         for edit in edits:
             if edit.id in held:
                 if held[edit.id] != edit:
-                    raise EditError(f"the id {edit.id!r} already belongs to another edit: {held[edit.id].prompt!r}.")
+                    raise EditError(
+                        f"the id {edit.id!r} already belongs to another edit: {held[edit.id].prompt!r}."
+                    )
                 skipped.append(edit.id)
                 continue
             held[edit.id] = edit
@@ -275,7 +308,9 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         return new, skipped
 
 
-def get_edit_model(base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase) -> EditModel:
+def get_edit_model(
+    base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase
+) -> EditModel:
     """A model that can be edited with the method that the config belongs to.
 
     Raises:

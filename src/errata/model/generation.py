@@ -1,8 +1,9 @@
-"""Which of transformers' ways to generate are right with edits, and what is refused with what to do instead.
+"""Which of transformers' ways to generate are right with edits, and what is refused with what to do
+instead.
 
-A patch that reads prompts needs to see each prompt whole, once, and to know where it ends; what hides that from it is
-refused, never answered silently by the base model. A patch that only changes weights refuses nothing: it is another model.
-docs/generation.md is the whole table.
+A patch that reads prompts needs to see each prompt whole, once, and to know where it ends; what
+hides that from it is refused, never answered silently by the base model. A patch that only changes
+weights refuses nothing: it is another model. docs/generation.md is the whole table.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Prepared:
 def prepared(lm: LM, patch: Patch, inputs: Mapping[str, Any]) -> Prepared:
     """A call of the model's `generate` with the edits in; `inputs` are its arguments by name.
 
-    A key-value cache that has read something is read anew where what it holds depends on the edit that answers.
+    A key-value cache that has read something is read anew where what it holds depends on the edit
+    that answers.
 
     Raises:
         ConfigError: an option would hide the prompt.
@@ -87,7 +89,13 @@ def prepared(lm: LM, patch: Patch, inputs: Mapping[str, Any]) -> Prepared:
             mask = ids != pad
     whole = ids if ids is not None and ids.shape == mask.shape else None
     cache = options.get("past_key_values")
-    if patch.reads_prompts and patch.changes_cache and whole is not None and cache is not None and cache.get_seq_length():
+    if (
+        patch.reads_prompts
+        and patch.changes_cache
+        and whole is not None
+        and cache is not None
+        and cache.get_seq_length()
+    ):
         cache.reset()
     return Prepared(options, mask.bool(), whole)
 

@@ -24,7 +24,8 @@ def load(
         path: a folder written by `save_pretrained`, or what was read of it.
         dtype: `auto` (as the base was when it was edited), or a torch type's name.
         device_map: as in transformers; None is the CPU.
-        trust_remote_code: whether code that comes with the base model may run, or the names of models whose code may.
+        trust_remote_code: whether code that comes with the base model may run, or the names of
+            models whose code may.
 
     Raises:
         ArtifactError: the folder is missing, damaged or of another version.

@@ -1,7 +1,9 @@
-"""`SharedLock`: many threads may read at once, one may change. Of locks for one process the standard library has none such.
+"""`SharedLock`: many threads may read at once, one may change. Of locks for one process the
+standard library has none such.
 
-A thread may take it again while it holds it, in any order but one: who reads cannot begin to change, since two that tried
-would wait for each other for ever. Readers that come while someone waits to change wait behind them.
+A thread may take it again while it holds it, in any order but one: who reads cannot begin to
+change, since two that tried would wait for each other for ever. Readers that come while someone
+waits to change wait behind them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class SharedLock:
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._readers: dict[int, tuple[str, int]] = {}  # thread -> (what it does, how often it holds)
+        self._readers: dict[
+            int, tuple[str, int]
+        ] = {}  # thread -> (what it does, how often it holds)
         self._writer: int | None = None
         self._writes: list[str] = []  # what the writer does, the outermost first
         self._waiting = 0
@@ -92,7 +96,11 @@ class SharedLock:
         begun = time.monotonic()
         if self._changed.wait_for(free, PATIENCE):
             return
-        log.warning("waiting for %.0f s for a model that is held by %s.", time.monotonic() - begun, self._holders())
+        log.warning(
+            "waiting for %.0f s for a model that is held by %s.",
+            time.monotonic() - begun,
+            self._holders(),
+        )
         self._changed.wait_for(free)
 
     def _holders(self) -> str:
@@ -100,5 +108,8 @@ class SharedLock:
         held = {ident: what for ident, (what, _) in self._readers.items()}
         if self._writer is not None:
             held[self._writer] = self._writes[0] if self._writes else ""
-        told = [f"{names.get(ident, 'a thread that has ended')} ({what})" for ident, what in held.items()]
+        told = [
+            f"{names.get(ident, 'a thread that has ended')} ({what})"
+            for ident, what in held.items()
+        ]
         return ", ".join(told) or "threads that wait to change it"

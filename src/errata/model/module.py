@@ -1,4 +1,6 @@
-"""`EditedModule`: an edited model as others hold an `nn.Module`: looked into, moved, converted, copied."""
+"""`EditedModule`: an edited model as others hold an `nn.Module`: looked into, moved, converted,
+copied.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from errata.config import MethodConfig
 from errata.edit import Edit
@@ -44,7 +51,8 @@ class EditedModule(PatchedModel):
         self.base.generation_config = settings
 
     def train(self, mode: bool = True) -> Self:
-        """Nothing, for an edited model is always in evaluation mode: dropout would change its answers.
+        """Nothing, for an edited model is always in evaluation mode: dropout would change its
+        answers.
 
         Raises:
             ConfigError: it is to be trained.
@@ -65,7 +73,8 @@ class EditedModule(PatchedModel):
         return self.train(requires_grad)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `to`, `half`, `cuda` and their like do: move or convert the base model and what the method holds.
+        """What `to`, `half`, `cuda` and their like do: move or convert the base model and what the
+        method holds.
 
         The edits are then those of an artifact that was loaded onto such a base model.
         """
@@ -83,7 +92,9 @@ class EditedModule(PatchedModel):
                 self._take(*held)
         return self
 
-    def _take(self, edits: list[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def _take(
+        self, edits: list[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Put in a new method that is what `Method.state` described; the patch is off."""
         method = type(self.method)(self.config_of_method, self.lm)
         method.load_state(edits, tensors, values)
@@ -102,9 +113,15 @@ class EditedModule(PatchedModel):
         raise ConfigError("to_empty would lose the weights; call to() with a device.")
 
     def state_dict(  # type: ignore[override]
-        self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+        self,
+        *,
+        destination: dict[str, Any] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
     ) -> dict[str, Any]:
-        """The edits' own tensors, on the CPU, as they are saved; the base model's are `get_base_model().state_dict()`."""
+        """The edits' own tensors, on the CPU, as they are saved; the base model's are
+        `get_base_model().state_dict()`.
+        """
         with self._base_alone("state_dict"):
             tensors, _ = self.method.state()
         found: dict[str, Any] = {} if destination is None else destination
@@ -117,7 +134,9 @@ class EditedModule(PatchedModel):
         Raises:
             ConfigError: always.
         """
-        raise ConfigError("edits are more than their tensors; use save_pretrained and from_pretrained (or pickle).")
+        raise ConfigError(
+            "edits are more than their tensors; use save_pretrained and from_pretrained (or pickle)."
+        )
 
     # copies
 

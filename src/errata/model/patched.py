@@ -1,7 +1,7 @@
 """`PatchedModel`: a base model with a patch on it, and who may use it when. It writes no edit.
 
-Whoever asks shares the model with others who ask; whoever changes it has it alone. What is called on `base`, `lm` or
-`method` directly is not seen here: it waits for nobody.
+Whoever asks shares the model with others who ask; whoever changes it has it alone. What is called
+on `base`, `lm` or `method` directly is not seen here: it waits for nobody.
 """
 
 from __future__ import annotations
@@ -34,13 +34,19 @@ class PatchedModel(nn.Module):
     Raises:
         UsageError: one of the arguments is something else.
         ArchitectureError: the base model has no place for edits.
-        ConfigError: a setting does not fit this model, or its weights cannot be edited where they are.
+        ConfigError: a setting does not fit this model, or its weights cannot be edited where they
+            are.
     """
 
-    def __init__(self, base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
         super().__init__()
         expected(
-            base, PreTrainedModel, "base", "; of a model that wraps another give the inner one, with its changes merged"
+            base,
+            PreTrainedModel,
+            "base",
+            "; of a model that wraps another give the inner one, with its changes merged",
         )
         expected(config, MethodConfig, "config", "; a method's settings, e.g. FolioConfig()")
         expected(tokenizer, PreTrainedTokenizerBase, "tokenizer")
@@ -79,7 +85,9 @@ class PatchedModel(nn.Module):
 
     @contextlib.contextmanager
     def _base_alone(self, doing: str) -> Iterator[None]:
-        """The base model without the edits, and nobody else; afterwards it is edited again, unless it was not before."""
+        """The base model without the edits, and nobody else; afterwards it is edited again, unless
+        it was not before.
+        """
         with self._lock.exclusive(doing):
             self._check_usable()
             with plain_torch(self.base.device), self._patch_off():
@@ -101,7 +109,8 @@ class PatchedModel(nn.Module):
 
     @contextlib.contextmanager
     def disable_edits(self) -> Iterator[None]:
-        """The base model, bit for bit, inside the `with` block. Other threads wait; nothing can be written meanwhile.
+        """The base model, bit for bit, inside the `with` block. Other threads wait; nothing can be
+        written meanwhile.
 
         Raises:
             ConfigError: the edits have been unloaded.
@@ -117,7 +126,9 @@ class PatchedModel(nn.Module):
 
     def _check_enabled(self, doing: str) -> None:
         if self._disabled:
-            raise ConfigError(f"{doing} is not possible inside `with disable_edits()`: leave the block, then call it.")
+            raise ConfigError(
+                f"{doing} is not possible inside `with disable_edits()`: leave the block, then call it."
+            )
 
     def _check_usable(self) -> None:
         if self._unloaded:
@@ -126,7 +137,10 @@ class PatchedModel(nn.Module):
                 "(EditModel, or load what was saved)."
             )
         if (now := self._found()) != self._place:
-            was, found = (f"{dtype} on {device}".removeprefix("torch.") for dtype, device in (self._place, now))
+            was, found = (
+                f"{dtype} on {device}".removeprefix("torch.")
+                for dtype, device in (self._place, now)
+            )
             raise ConfigError(
                 f"the base model was {was} and is now {found}, without its edits; move the edited model instead, by its own "
                 "to(), or load saved edits onto the base model as it is now."
@@ -142,7 +156,8 @@ class PatchedModel(nn.Module):
         return self.base
 
     def unload(self) -> PreTrainedModel:
-        """Take the edits off for good and give the base model back; this object cannot be used any more.
+        """Take the edits off for good and give the base model back; this object cannot be used any
+        more.
 
         Raises:
             ConfigError: it was unloaded before.
@@ -157,7 +172,9 @@ class PatchedModel(nn.Module):
 
 @contextlib.contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """Gradients and full precision, whatever the caller has around: what is learned does not depend on it."""
+    """Gradients and full precision, whatever the caller has around: what is learned does not depend
+    on it.
+    """
     with contextlib.ExitStack() as around:
         around.enter_context(torch.inference_mode(False))
         around.enter_context(torch.enable_grad())

@@ -1,6 +1,8 @@
-"""`Adapters`: modules in the place of others, with parameters of their own around a frozen one. They decide nothing.
+"""`Adapters`: modules in the place of others, with parameters of their own around a frozen one.
+They decide nothing.
 
-Taken off, the original modules stand where they stood: nothing of them was ever changed. Low-rank ones are PEFT's.
+Taken off, the original modules stand where they stood: nothing of them was ever changed. Low-rank
+ones are PEFT's.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Adapters(Patch):
     """Modules put in the place of others.
 
     Args:
-        modules: by the full dotted name of what they replace, see `Architecture.value_path`; each holds what it replaces.
+        modules: by the full dotted name of what they replace, see `Architecture.value_path`; each
+            holds what it replaces.
         parameters: what may be taught, by the name it is saved under.
     """
 
@@ -38,7 +41,9 @@ class Adapters(Patch):
 
     def state(self) -> dict[str, Tensor]:
         """The parameters by name, copied to the CPU."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+        return {
+            name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the parameters that `state` gave.
@@ -61,7 +66,8 @@ class Adapters(Patch):
 
 
 class Bottleneck(nn.Module):
-    """h + W_up s(W_down h + b_down) + b_up on the output h of a module; the module alone as long as W_up and b_up are 0.
+    """h + W_up s(W_down h + b_down) + b_up on the output h of a module; the module alone as long as
+    W_up and b_up are 0.
 
     Args:
         base: the module.
@@ -73,13 +79,17 @@ class Bottleneck(nn.Module):
     Reference: arXiv 1902.00751; after the feed-forward network alone, arXiv 2005.00247.
     """
 
-    def __init__(self, base: nn.Module, hidden: int, width: int, activation: str, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Module, hidden: int, width: int, activation: str, generator: torch.Generator
+    ) -> None:
         from transformers.activations import ACT2FN
 
         super().__init__()
         self.base = base
         device = read_weight(base).device
-        self.down = nn.Parameter((torch.randn(width, hidden, generator=generator) * 0.02).to(device), requires_grad=False)
+        self.down = nn.Parameter(
+            (torch.randn(width, hidden, generator=generator) * 0.02).to(device), requires_grad=False
+        )
         self.down_bias = nn.Parameter(torch.zeros(width, device=device), requires_grad=False)
         self.up = nn.Parameter(torch.zeros(hidden, width, device=device), requires_grad=False)
         self.up_bias = nn.Parameter(torch.zeros(hidden, device=device), requires_grad=False)
@@ -88,7 +98,9 @@ class Bottleneck(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """(..., hidden), in the type that the module answers in."""
         h: Tensor = self.base(*args, **kwargs)
-        inner = self.activation(nn.functional.linear(h.to(self.down.dtype), self.down, self.down_bias))
+        inner = self.activation(
+            nn.functional.linear(h.to(self.down.dtype), self.down, self.down_bias)
+        )
         return h + nn.functional.linear(inner, self.up, self.up_bias).to(h.dtype)
 
 
@@ -96,19 +108,30 @@ def bottlenecks(lm: LM, paths: Iterable[str], width: int, activation: str, seed:
     """A bottleneck behind each of the modules so named."""
     draw = torch.Generator().manual_seed(seed)
     hidden = lm.architecture.d_out
-    modules = {path: Bottleneck(lm.model.get_submodule(path), hidden, width, activation, draw) for path in paths}
+    modules = {
+        path: Bottleneck(lm.model.get_submodule(path), hidden, width, activation, draw)
+        for path in paths
+    }
     names = ("down", "down_bias", "up", "up_bias")
-    parameters = {f"{path}.{name}": getattr(module, name) for path, module in modules.items() for name in names}
+    parameters = {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in modules.items()
+        for name in names
+    }
     return Adapters(modules, parameters)
 
 
-def low_rank(lm: LM, paths: Iterable[str], rank: int, alpha: float, kind: str, seed: int) -> Adapters:
-    """PEFT's LoRA on each of the modules so named: W k + b + (alpha / r) B A k, B = 0 to begin with.
+def low_rank(
+    lm: LM, paths: Iterable[str], rank: int, alpha: float, kind: str, seed: int
+) -> Adapters:
+    """PEFT's LoRA on each of the modules so named: W k + b + (alpha / r) B A k, B = 0 to begin
+    with.
 
     The parameters are fp32, whatever the model is, under the names that PEFT saves them with.
 
     Args:
-        kind: `lora`; `rslora`, alpha over the root of r; `dora`, the direction of W + B A with a length of its own.
+        kind: `lora`; `rslora`, alpha over the root of r; `dora`, the direction of W + B A with a
+            length of its own.
 
     Raises:
         ConfigError: PEFT is not installed.
@@ -116,7 +139,9 @@ def low_rank(lm: LM, paths: Iterable[str], rank: int, alpha: float, kind: str, s
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError("LoRA is PEFT's, and PEFT is not installed: pip install 'errata[peft]'.") from error
+        raise ConfigError(
+            "LoRA is PEFT's, and PEFT is not installed: pip install 'errata[peft]'."
+        ) from error
     originals = {path: lm.model.get_submodule(path) for path in paths}
     transposed = {is_transposed(module) for module in originals.values()}
     settings = LoraConfig(

@@ -14,7 +14,8 @@ class Patch(ABC):
     """Something that changes what a model says while it is installed."""
 
     reads_prompts: ClassVar[bool] = False
-    """Whether what it does depends on the prompt, or on where a text begins; it must see them then."""
+    """Whether what it does depends on the prompt, or on where a text begins; it must see them then.
+    """
     changes_cache: ClassVar[bool] = False
     """Whether what a key-value cache holds depends on what it does with a prompt."""
 
@@ -32,7 +33,9 @@ class Patch(ABC):
             self._lm = lm
 
     def remove(self) -> None:
-        """Take the patch off; the model is the base model again, bit for bit. A second call does nothing."""
+        """Take the patch off; the model is the base model again, bit for bit. A second call does
+        nothing.
+        """
         if self._lm is not None:
             self._detach(self._lm)
             self._lm = None

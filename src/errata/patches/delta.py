@@ -16,7 +16,8 @@ from errata.storage import state
 class WeightDelta(Patch):
     """Add a delta (d_out, d_in) to each of some linear modules.
 
-    The matrices as they were are kept while the patch is installed, since W + D - D need not be W in floating point.
+    The matrices as they were are kept while the patch is installed, since W + D - D need not be W
+    in floating point.
 
     Args:
         deltas: by the module's full dotted name, see `Architecture.value_path`.
@@ -30,7 +31,12 @@ class WeightDelta(Patch):
     def zeros(cls, lm: LM, paths: Iterable[str]) -> WeightDelta:
         """No change yet, of the modules so named."""
         weights = {path: read_weight(lm.model.get_submodule(path)) for path in paths}
-        return cls({path: torch.zeros(w.shape, dtype=torch.float32, device=w.device) for path, w in weights.items()})
+        return cls(
+            {
+                path: torch.zeros(w.shape, dtype=torch.float32, device=w.device)
+                for path, w in weights.items()
+            }
+        )
 
     def state(self) -> dict[str, Tensor]:
         """The deltas by path, on the CPU."""
@@ -43,7 +49,10 @@ class WeightDelta(Patch):
             KeyError: one is missing.
             ValueError: one is of another shape.
         """
-        self.deltas = {path: state.tensor(tensors, path, now.shape).to(now) for path, now in self.deltas.items()}
+        self.deltas = {
+            path: state.tensor(tensors, path, now.shape).to(now)
+            for path, now in self.deltas.items()
+        }
 
     def _attach(self, lm: LM) -> None:
         for path, delta in self.deltas.items():

@@ -1,4 +1,6 @@
-"""What is known of one forward call, and what a key-value cache has read: which tokens are the prompt, which are padding."""
+"""What is known of one forward call, and what a key-value cache has read: which tokens are the
+prompt, which are padding.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,12 @@ class ForwardState:
 
     Attributes:
         size: (batch, width) of the tokens that the model is given.
-        mask: (batch, width), True at those of them that are the prompt; None when the prompt was in an earlier call.
+        mask: (batch, width), True at those of them that are the prompt; None when the prompt was in
+            an earlier call.
         cache: the key-value cache given, if any.
         route: what has been decided, (batch, ...); None while nothing has.
-        ids: (batch, columns), all tokens of the sequences, those of earlier calls too; None when they came as embeddings.
+        ids: (batch, columns), all tokens of the sequences, those of earlier calls too; None when
+            they came as embeddings.
         seen, prompt: (batch, columns) bool of all tokens, as in `Reading`.
         again: columns at the front of this call that were read before and not asked for now.
         kept: what a patch keeps from one hook to the next.
@@ -68,7 +72,8 @@ class ForwardState:
 def prompt_mask(given: dict[str, Any], size: tuple[int, int], device: torch.device) -> Tensor:
     """Which tokens of a forward call with these arguments are the prompt: (batch, width), bool.
 
-    What is announced (see `encoding.prompt_tokens`) counts first; else the tokens before the first label; else all.
+    What is announced (see `encoding.prompt_tokens`) counts first; else the tokens before the first
+    label; else all.
     """
     mask = columns_seen(given, size, device)
     labels, announced = given.get("labels"), announced_prompt_tokens()
@@ -93,7 +98,9 @@ def for_rows(held: Tensor | None, rows: int) -> Tensor | None:
 
 
 def last_columns(output: Any, width: int, wide: int) -> Any:
-    """A model's output with only the last `width` of its `wide` columns; attention keeps what it looked at."""
+    """A model's output with only the last `width` of its `wide` columns; attention keeps what it
+    looked at.
+    """
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -111,7 +118,9 @@ def rows_of(held: Tensor, rows: int) -> Tensor:
     if held.shape[0] == rows:
         return held
     if rows % held.shape[0]:
-        raise ConfigError(f"{held.shape[0]} sequences were routed, then {rows} rows came with their cache.")
+        raise ConfigError(
+            f"{held.shape[0]} sequences were routed, then {rows} rows came with their cache."
+        )
     return held.repeat_interleave(rows // held.shape[0], dim=0)
 
 
@@ -121,7 +130,9 @@ def fitted(mask: Tensor, width: int, rest: bool) -> Tensor:
 
 
 def columns_seen(given: dict[str, Any], size: tuple[int, int], device: torch.device) -> Tensor:
-    """Which of the tokens given are no padding, as far as a mask with columns tells: (batch, width), bool."""
+    """Which of the tokens given are no padding, as far as a mask with columns tells: (batch,
+    width), bool.
+    """
     attention = given.get("attention_mask")
     if isinstance(attention, Tensor) and attention.dim() == 2:
         return attention[:, -size[1] :].to(device).bool()
@@ -129,7 +140,9 @@ def columns_seen(given: dict[str, Any], size: tuple[int, int], device: torch.dev
 
 
 def first_seen(given: dict[str, Any], size: tuple[int, int], prompt: Tensor) -> Tensor:
-    """The same of a call that begins; where there is no such mask, what is announced tells where padding ends."""
+    """The same of a call that begins; where there is no such mask, what is announced tells where
+    padding ends.
+    """
     attention = given.get("attention_mask")
     if attention is None or (isinstance(attention, Tensor) and attention.dim() == 2):
         return columns_seen(given, size, prompt.device)
@@ -141,12 +154,18 @@ def _labelled(labels: Tensor, mask: Tensor) -> Tensor:
     return (mask & (labels.to(mask.device) != -100)).cumsum(-1) > 0
 
 
-def new_prompt(given: dict[str, Any], size: tuple[int, int], past: int, device: torch.device) -> Tensor:
-    """Which of the tokens given behind a cache of `past` columns belong to the prompt: (batch, width), bool."""
+def new_prompt(
+    given: dict[str, Any], size: tuple[int, int], past: int, device: torch.device
+) -> Tensor:
+    """Which of the tokens given behind a cache of `past` columns belong to the prompt: (batch,
+    width), bool.
+    """
     mask = columns_seen(given, size, device)
     labels, announced = given.get("labels"), announced_prompt_tokens()
     if announced is not None:
-        return mask & fitted(rows_of(announced, size[0]).to(device), past + size[1], False)[:, past:]
+        return (
+            mask & fitted(rows_of(announced, size[0]).to(device), past + size[1], False)[:, past:]
+        )
     if isinstance(labels, Tensor):
         return mask & ~_labelled(labels, mask)
     return mask if size[1] > 1 else torch.zeros_like(mask)
@@ -164,4 +183,6 @@ def announced_reading(rows: int, held: int) -> Reading:
             "this cache was filled without these edits, so it is not known what was asked before; give the whole text "
             "without past_key_values."
         )
-    return Reading("", rows_of(ids, rows), rows_of(mask, rows), rows_of(mask, rows), torch.full((rows,), MAIN))
+    return Reading(
+        "", rows_of(ids, rows), rows_of(mask, rows), rows_of(mask, rows), torch.full((rows,), MAIN)
+    )

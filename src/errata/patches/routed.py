@@ -1,15 +1,18 @@
-"""`RoutedPatch`: a patch that decides once per prompt, on the prompt's tokens alone, padding left out.
+"""`RoutedPatch`: a patch that decides once per prompt, on the prompt's tokens alone, padding left
+out.
 
-The decision holds for the whole answer. It is kept on the sequence's key-value cache, and copied with it; what is known of a
-call that runs belongs to the thread that made it. So one prompt gets one answer: alone, in a batch, padded on either side,
-with a target appended, generated token by token (greedily, by sampling or by beam search), from several threads, behind a
-prefix that was read before, or as the next turn on the last turn's cache. What is decided, and what follows from it, is the
-business of the patches built on this.
+The decision holds for the whole answer. It is kept on the sequence's key-value cache, and copied
+with it; what is known of a call that runs belongs to the thread that made it. So one prompt gets
+one answer: alone, in a batch, padded on either side, with a target appended, generated token by
+token (greedily, by sampling or by beam search), from several threads, behind a prefix that was read
+before, or as the next turn on the last turn's cache. What is decided, and what follows from it, is
+the business of the patches built on this.
 
-A cache knows what it has read (`Reading`). Tokens of a prompt that come behind it make a new prompt, of all that was read
-and of them, and that is decided anew. Which tokens are the prompt's is announced (see `encoding.prompt_tokens`); where
-nobody says it, several tokens behind a cache are more of the prompt, and a single one is the answer's next. Where what the
-cache holds depends on the decision, all is read again from its first token.
+A cache knows what it has read (`Reading`). Tokens of a prompt that come behind it make a new
+prompt, of all that was read and of them, and that is decided anew. Which tokens are the prompt's is
+announced (see `encoding.prompt_tokens`); where nobody says it, several tokens behind a cache are
+more of the prompt, and a single one is the answer's next. Where what the cache holds depends on the
+decision, all is read again from its first token.
 """
 
 from __future__ import annotations
@@ -52,10 +55,12 @@ __all__ = ["MAIN", "ForwardState", "RoutedModule", "RoutedPatch", "last_columns"
 
 
 class RoutedPatch(Patch):
-    """Follows each forward call of the model; `self._pass` says what is known of the one that this thread runs now.
+    """Follows each forward call of the model; `self._pass` says what is known of the one that this
+    thread runs now.
 
-    A subclass registers its own hooks in `_listen`. In them it decides when `self._pass` has a mask and no route yet, sets
-    `self._pass.route`, a tensor with one row per sequence, and acts on it. `self._pass` is None when there is nothing to do.
+    A subclass registers its own hooks in `_listen`. In them it decides when `self._pass` has a mask
+    and no route yet, sets `self._pass.route`, a tensor with one row per sequence, and acts on it.
+    `self._pass` is None when there is nothing to do.
     """
 
     reads_prompts = True
@@ -88,7 +93,9 @@ class RoutedPatch(Patch):
     def _attach(self, lm: LM) -> None:
         signature = inspect.signature(lm.model.forward)
         self._bind, self._names = signature.bind_partial, tuple(signature.parameters)
-        self._standing = uuid4().hex  # another name each time: what was decided before counts no more
+        self._standing = (
+            uuid4().hex
+        )  # another name each time: what was decided before counts no more
         self._handles = [
             lm.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             *self._listen(lm),
@@ -106,7 +113,9 @@ class RoutedPatch(Patch):
         given.update(given.pop("kwargs", {}))
         return given
 
-    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
+    def _begin(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
         self._pass = None
         if self.empty:
             return None
@@ -120,11 +129,18 @@ class RoutedPatch(Patch):
         if held:
             return self._go_on(given, ids, size, tokens.device, held)
         prompt = prompt_mask(given, size, tokens.device)
-        self._pass = ForwardState(size, prompt, cache, None, ids, first_seen(given, size, prompt), prompt)
+        self._pass = ForwardState(
+            size, prompt, cache, None, ids, first_seen(given, size, prompt), prompt
+        )
         return None
 
     def _go_on(
-        self, given: dict[str, Any], ids: Tensor | None, size: tuple[int, int], device: torch.device, held: int
+        self,
+        given: dict[str, Any],
+        ids: Tensor | None,
+        size: tuple[int, int],
+        device: torch.device,
+        held: int,
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         """Follow a call whose cache has read something: what it holds for, or a new prompt."""
         (rows, width), cache = size, given["past_key_values"]
@@ -133,7 +149,13 @@ class RoutedPatch(Patch):
             read = announced_reading(rows, held)
         past = held - read.more
         prompt = new_prompt(given, size, past, device)
-        seen = torch.cat([fitted(rows_of(read.seen, rows), past, True).to(device), columns_seen(given, size, device)], dim=1)
+        seen = torch.cat(
+            [
+                fitted(rows_of(read.seen, rows), past, True).to(device),
+                columns_seen(given, size, device),
+            ],
+            dim=1,
+        )
         before = None if read.ids is None else rows_of(read.ids, rows)[:, :past].to(device)
         whole = None if before is None or ids is None else torch.cat([before, ids], dim=1)
         new = bool(prompt.any())
@@ -141,11 +163,15 @@ class RoutedPatch(Patch):
             asked = torch.cat([seen[:, :past], prompt], dim=1)
         else:
             asked = fitted(rows_of(read.prompt, rows), past + width, False).to(device)
-        if (announced := announced_prompt_tokens()) is not None and (wide := for_rows(announced, rows)) is not None:
+        if (announced := announced_prompt_tokens()) is not None and (
+            wide := for_rows(announced, rows)
+        ) is not None:
             asked = seen & fitted(wide.to(device), past + width, False)
         mine = read.decided_by == self._standing
         if mine and not new:
-            self._pass = ForwardState(size, None, cache, rows_of(read.route, rows), whole, seen, asked)
+            self._pass = ForwardState(
+                size, None, cache, rows_of(read.route, rows), whole, seen, asked
+            )
             return None
         if whole is None:
             raise ConfigError(
@@ -155,13 +181,21 @@ class RoutedPatch(Patch):
         if mine and not self.changes_cache and bool(prompt.any(-1).all()):
             self._pass = ForwardState(size, prompt, cache, None, whole, seen, asked)
             return None
-        self._pass = ForwardState((rows, past + width), asked, cache, None, whole, seen, asked, again=past)
+        self._pass = ForwardState(
+            (rows, past + width), asked, cache, None, whole, seen, asked, again=past
+        )
         return (), self._again(given, whole, seen, past, width)
 
-    def _again(self, given: dict[str, Any], ids: Tensor, seen: Tensor, past: int, width: int) -> dict[str, Any]:
-        """The arguments of a call that reads all that the cache has read once more, and then what was given."""
+    def _again(
+        self, given: dict[str, Any], ids: Tensor, seen: Tensor, past: int, width: int
+    ) -> dict[str, Any]:
+        """The arguments of a call that reads all that the cache has read once more, and then what
+        was given.
+        """
         cache, mask = given["past_key_values"], given.get("attention_mask")
-        if getattr(cache, "is_compileable", False) or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
+        if getattr(cache, "is_compileable", False) or not (
+            mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
+        ):
             raise ConfigError(
                 "behind what was read before stands a new prompt, and a cache of fixed size, or a mask made for it, cannot "
                 "be filled anew; leave cache_implementation out, or give the whole prompt without past_key_values."
@@ -170,14 +204,24 @@ class RoutedPatch(Patch):
         changed = {**given, "input_ids": ids, "attention_mask": seen.long()}
         if "position_ids" in self._names:
             places, chosen = (seen.long().cumsum(-1) - 1).clamp(min=0), given.get("position_ids")
-            changed["position_ids"] = places if chosen is None else places + (chosen[..., :1] - places[:, past : past + 1])
+            changed["position_ids"] = (
+                places
+                if chosen is None
+                else places + (chosen[..., :1] - places[:, past : past + 1])
+            )
         if given.get("cache_position") is not None:
             changed["cache_position"] = torch.arange(past + width, device=ids.device)
-        if (labels := given.get("labels")) is not None:  # nothing predicted the first column given, and nothing must now
+        if (
+            labels := given.get("labels")
+        ) is not None:  # nothing predicted the first column given, and nothing must now
             changed["labels"] = F.pad(labels[:, 1:], (past + 1, 0), value=-100)
         elif "logits_to_keep" in self._names:
             keep = given.get("logits_to_keep", 0)
-            kept = torch.where(keep < 0, keep, keep + past) if isinstance(keep, Tensor) else min(keep or width, width)
+            kept = (
+                torch.where(keep < 0, keep, keep + past)
+                if isinstance(keep, Tensor)
+                else min(keep or width, width)
+            )
             changed["logits_to_keep"] = kept
         return changed
 
@@ -186,11 +230,17 @@ class RoutedPatch(Patch):
         if now is None or output is None:  # nothing to do, or the forward raised
             return None
         if now.route is not None:
-            parts = output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
+            parts = (
+                output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
+            )
             for cache in (now.cache, *parts):
                 if hasattr(cache, "get_seq_length"):
                     more = int(cache.get_seq_length()) - now.seen.shape[1]
-                    setattr(cache, READING, Reading(self._standing, now.ids, now.seen, now.prompt, now.route, more))
+                    setattr(
+                        cache,
+                        READING,
+                        Reading(self._standing, now.ids, now.seen, now.prompt, now.route, more),
+                    )
         return last_columns(output, now.size[1] - now.again, now.size[1]) if now.again else None
 
 
@@ -207,11 +257,15 @@ class RoutedModule(RoutedPatch):
 
     @abstractmethod
     def _decide(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """The route, (batch, ...), from keys (batch, width, d_in), values (batch, width, d_out), the prompt's mask."""
+        """The route, (batch, ...), from keys (batch, width, d_in), values (batch, width, d_out),
+        the prompt's mask.
+        """
 
     @abstractmethod
     def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
-        """What the module says instead of `output` (as the family shapes it), given `now.route`; None: the same."""
+        """What the module says instead of `output` (as the family shapes it), given `now.route`;
+        None: the same.
+        """
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
         def speak(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

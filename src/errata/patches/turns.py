@@ -1,4 +1,6 @@
-"""Where in the tokens of a conversation its last question stands: what a router reads of it, and where a fact is told."""
+"""Where in the tokens of a conversation its last question stands: what a router reads of it, and
+where a fact is told.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from errata.lm.chat import Conversation
 
 
 def question_mask(lm: LM, ids: Tensor, mask: Tensor) -> Tensor:
-    """Which of a prompt's tokens a router reads that weighs them all: those that asking the last question alone has too.
+    """Which of a prompt's tokens a router reads that weighs them all: those that asking the last
+    question alone has too.
 
-    Left out are the turns before the user's last one, and what a caller says in the place of the template's own beginning; a
-    plain prompt is read whole.
+    Left out are the turns before the user's last one, and what a caller says in the place of the
+    template's own beginning; a plain prompt is read whole.
 
     Args:
         lm: the model.
@@ -37,8 +40,9 @@ def question_mask(lm: LM, ids: Tensor, mask: Tensor) -> Tensor:
 def told(lm: LM, ids: Sequence[int], asked: Conversation, context: str) -> tuple[int, ...]:
     """The ids, which ask this, with a context told before the user's last question.
 
-    A plain prompt is encoded anew with it, and so is a conversation; where the tokenizer does not give back what was
-    decoded, the context's tokens are put before the question's own, or behind the first special token.
+    A plain prompt is encoded anew with it, and so is a conversation; where the tokenizer does not
+    give back what was decoded, the context's tokens are put before the question's own, or behind
+    the first special token.
     """
     if asked.prompt is not None:
         return tuple(lm.encode_asked(lm.asked(context + asked.prompt)))
@@ -48,9 +52,15 @@ def told(lm: LM, ids: Sequence[int], asked: Conversation, context: str) -> tuple
         place = _token_at(lm, ids, len(asked.front))
     else:
         place = int(bool(ids) and ids[0] in lm.tokenizer.all_special_ids)
-    return (*ids[:place], *lm.tokenizer(context, add_special_tokens=False)["input_ids"], *ids[place:])
+    return (
+        *ids[:place],
+        *lm.tokenizer(context, add_special_tokens=False)["input_ids"],
+        *ids[place:],
+    )
 
 
 def _token_at(lm: LM, ids: Sequence[int], place: int) -> int:
     """The token that covers a character's place in the decoded text."""
-    return bisect.bisect_right(range(1, len(ids) + 1), place, key=lambda n: len(str(lm.tokenizer.decode(list(ids[:n])))))
+    return bisect.bisect_right(
+        range(1, len(ids) + 1), place, key=lambda n: len(str(lm.tokenizer.decode(list(ids[:n]))))
+    )

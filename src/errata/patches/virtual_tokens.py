@@ -1,10 +1,12 @@
-"""`VirtualTokens`: learned tokens in front of every text. The model is called as ever, and answers for the given tokens.
+"""`VirtualTokens`: learned tokens in front of every text. The model is called as ever, and answers
+for the given tokens.
 
-They stand directly before a row's first token, behind what it is padded with on the left: so distances that a family counts
-by index (ALiBi, sliding windows) are those of the text asked alone. The given tokens keep their positions. Where positions
-are computed (rotary), the virtual tokens have -n .. -1, which to a rotary model is the same as 0 .. n - 1 and all else moved
-on by n; where they are looked up in a table, all have the first, and no context is lost. Once in the key-value cache, they
-are there for the whole answer, and only the mask has to tell of them.
+They stand directly before a row's first token, behind what it is padded with on the left: so
+distances that a family counts by index (ALiBi, sliding windows) are those of the text asked alone.
+The given tokens keep their positions. Where positions are computed (rotary), the virtual tokens
+have -n .. -1, which to a rotary model is the same as 0 .. n - 1 and all else moved on by n; where
+they are looked up in a table, all have the first, and no context is lost. Once in the key-value
+cache, they are there for the whole answer, and only the mask has to tell of them.
 """
 
 from __future__ import annotations
@@ -51,14 +53,17 @@ class VirtualTokens(Patch):
 
     Args:
         embeddings: (n, hidden), what goes into the model in their place: prompt tuning.
-        memory: layer -> keys and values (n, heads, width of a head) that stand in that layer's key-value cache in the place
-            of those it makes of them: prefix tuning. Layers without an entry make their own.
+        memory: layer -> keys and values (n, heads, width of a head) that stand in that layer's
+            key-value cache in the place of those it makes of them: prefix tuning. Layers without an
+            entry make their own.
     """
 
     reads_prompts = True
     changes_cache = True
 
-    def __init__(self, embeddings: Tensor, memory: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
+    def __init__(
+        self, embeddings: Tensor, memory: Mapping[int, tuple[Tensor, Tensor]] | None = None
+    ) -> None:
         self.embeddings = embeddings
         self.memory = dict(memory or {})
         self._handles: list[RemovableHandle] = []
@@ -78,11 +83,15 @@ class VirtualTokens(Patch):
         if not self.memory:
             return {"prompt_embeddings": self.embeddings}
         named = (("keys", 0), ("values", 1))
-        return {f"{name}.{layer}": pair[i] for layer, pair in self.memory.items() for name, i in named}
+        return {
+            f"{name}.{layer}": pair[i] for layer, pair in self.memory.items() for name, i in named
+        }
 
     def state(self) -> dict[str, Tensor]:
         """The parameters by name, copied to the CPU."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+        return {
+            name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the parameters that `state` gave.
@@ -95,7 +104,9 @@ class VirtualTokens(Patch):
 
     @torch.no_grad()
     def remember(self, lm: LM) -> VirtualTokens:
-        """The same tokens with the keys and values that the model makes of them: nothing it says changes."""
+        """The same tokens with the keys and values that the model makes of them: nothing it says
+        changes.
+        """
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         cache, n = DynamicCache(config=lm.model.config), self.count
         update = cache.update
@@ -129,10 +140,14 @@ class VirtualTokens(Patch):
             handle.remove()
         self._handles = []
 
-    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
+    def _begin(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
         given = dict(self._bind(*args, **kwargs).arguments)
         given.update(given.pop("kwargs", {}))
-        tokens = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        tokens = (
+            given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        )
         mask, cache = given.get("attention_mask"), given.get("past_key_values")
         self._now.set(None)
         if tokens is None:
@@ -140,7 +155,9 @@ class VirtualTokens(Patch):
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             raise ConfigError("virtual tokens need an attention_mask of (batch, width), or none.")
         if getattr(cache, "is_compileable", False):
-            raise ConfigError("virtual tokens need a cache that grows; leave cache_implementation out.")
+            raise ConfigError(
+                "virtual tokens need a cache that grows; leave cache_implementation out."
+            )
         past = cache.get_seq_length() if cache is not None else 0
         if past and not hasattr(cache, self._kept):
             raise ConfigError(
@@ -158,12 +175,18 @@ class VirtualTokens(Patch):
 
     def _go_on(self, given: dict[str, Any], tokens: Tensor, seen: int) -> None:
         """The cache has the virtual tokens: the mask tells of them, positions do not count them."""
-        width, mask, positions = tokens.shape[1], given.get("attention_mask"), given.get("position_ids")
+        width, mask, positions = (
+            tokens.shape[1],
+            given.get("attention_mask"),
+            given.get("position_ids"),
+        )
         fits = mask is None or mask.shape[1] == seen + width
         if mask is None and positions is not None and width > 1:
             fits = int(positions.flatten()[0]) == seen
         if not fits:
-            raise ConfigError("a cache that holds virtual tokens cannot be gone on with by generate; give the whole text.")
+            raise ConfigError(
+                "a cache that holds virtual tokens cannot be gone on with by generate; give the whole text."
+            )
         if "position_ids" in self._names and positions is None:
             given["position_ids"] = _positions(mask, tokens, seen)[:, -width:]
         if mask is not None:
@@ -186,11 +209,17 @@ class VirtualTokens(Patch):
             positions = given.get("position_ids")
             positions = _positions(mask, tokens, 0) if positions is None else positions.expand(size)
             wide = positions.gather(1, source)
-            own = torch.arange(self.count, device=wide.device) + self._first if self._first else wide.new_zeros(self.count)
+            own = (
+                torch.arange(self.count, device=wide.device) + self._first
+                if self._first
+                else wide.new_zeros(self.count)
+            )
             given["position_ids"] = self._fill(wide, slots, own)
         if given.get("labels") is not None:
             labels = given["labels"].to(tokens.device).gather(1, source).masked_fill(slots, -100)
-            first = kept.gather(1, _starts(mask)[:, None])  # no given token says what the first one is
+            first = kept.gather(
+                1, _starts(mask)[:, None]
+            )  # no given token says what the first one is
             given["labels"] = labels.scatter(1, first, -100)
         if given.get("token_type_ids") is not None:
             given["token_type_ids"] = given["token_type_ids"].gather(1, source)
@@ -217,15 +246,23 @@ class VirtualTokens(Patch):
 
         cache.update = remember
         wanted = given.get("use_cache")
-        wanted = getattr(self._model.config.get_text_config(), "use_cache", True) if wanted is None else wanted
+        wanted = (
+            getattr(self._model.config.get_text_config(), "use_cache", True)
+            if wanted is None
+            else wanted
+        )
         now.cache, now.lent = cache, given.get("past_key_values") is None and not wanted
         given["past_key_values"] = cache
 
     def _fill(self, wide: Tensor, slots: Tensor, own: Tensor) -> Tensor:
-        """A copy of wide (batch, total, ...) with own (n, ...) in the slots (batch, total) of each row."""
+        """A copy of wide (batch, total, ...) with own (n, ...) in the slots (batch, total) of each
+        row.
+        """
         filled = wide.clone()
         slots = slots.to(wide.device)
-        filled[slots] = own.to(device=wide.device, dtype=wide.dtype).repeat(wide.shape[0], *[1] * (own.dim() - 1))
+        filled[slots] = own.to(device=wide.device, dtype=wide.dtype).repeat(
+            wide.shape[0], *[1] * (own.dim() - 1)
+        )
         return filled
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -242,8 +279,14 @@ class VirtualTokens(Patch):
             if hasattr(cache, "get_seq_length"):
                 setattr(cache, self._kept, True)
         if isinstance(output, tuple):
-            return _cut(tuple(part for part in output if not now.lent or part is not now.cache), now)
-        said = {name: _cut(value, now) for name, value in output.items() if not now.lent or value is not now.cache}
+            return _cut(
+                tuple(part for part in output if not now.lent or part is not now.cache), now
+            )
+        said = {
+            name: _cut(value, now)
+            for name, value in output.items()
+            if not now.lent or value is not now.cache
+        }
         if now.positions is not None:
             said["logits"] = said["logits"][:, now.positions]
         return type(output)(**said)
@@ -251,7 +294,8 @@ class VirtualTokens(Patch):
     def _places(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For rows with this mask (batch, width): (source, slots, kept).
 
-        source (batch, width + n): the column that each comes from; slots, alike: where the virtual tokens stand; kept
+        source (batch, width + n): the column that each comes from; slots, alike: where the virtual
+            tokens stand; kept
         (batch, width): where each given column goes.
         """
         n, width, start = self.count, mask.shape[1], _starts(mask)[:, None]
@@ -263,12 +307,16 @@ class VirtualTokens(Patch):
 
 
 def room_for(lm: LM, count: int) -> int:
-    """How much of the context so many virtual tokens take: nothing where positions are given and not counted."""
+    """How much of the context so many virtual tokens take: nothing where positions are given and
+    not counted.
+    """
     return 0 if "position_ids" in inspect.signature(lm.model.forward).parameters else count
 
 
 def _computes_positions(model: nn.Module) -> bool:
-    """Whether positions are turned into angles as they come (rotary), and not looked up in a table that ends somewhere."""
+    """Whether positions are turned into angles as they come (rotary), and not looked up in a table
+    that ends somewhere.
+    """
     return any(name.endswith("inv_freq") for name, _ in model.named_buffers())
 
 
@@ -278,9 +326,13 @@ def _starts(mask: Tensor) -> Tensor:
 
 
 def _positions(mask: Tensor | None, tokens: Tensor, seen: int) -> Tensor:
-    """(batch, seen + width): each token's place in its own row, padding and virtual tokens left out."""
+    """(batch, seen + width): each token's place in its own row, padding and virtual tokens left
+    out.
+    """
     if mask is None:
-        mask = torch.ones(tokens.shape[0], seen + tokens.shape[1], dtype=torch.long, device=tokens.device)
+        mask = torch.ones(
+            tokens.shape[0], seen + tokens.shape[1], dtype=torch.long, device=tokens.device
+        )
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
@@ -288,7 +340,11 @@ def _cut(value: Any, now: _Inserted) -> Any:
     """Logits and hidden states of the given tokens alone; attention weights keep the virtual ones."""
     if isinstance(value, tuple):
         return tuple(_cut(part, now) for part in value)
-    if isinstance(value, Tensor) and value.dim() == 3 and value.shape[:2] == (now.kept.shape[0], now.total):
+    if (
+        isinstance(value, Tensor)
+        and value.dim() == 3
+        and value.shape[:2] == (now.kept.shape[0], now.total)
+    ):
         kept = now.kept.to(value.device)
         return value.gather(1, kept[..., None].expand(-1, -1, value.shape[-1]))
     return value

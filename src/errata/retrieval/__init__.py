@@ -1,8 +1,10 @@
-"""Find the texts that bear on a prompt: by how a model reads them (`Dense`), or by the words they share (`BM25`).
+"""Find the texts that bear on a prompt: by how a model reads them (`Dense`), or by the words they
+share (`BM25`).
 
-Both must also know when to find nothing. What tells them is text of the model's own making (see `statistics.py`): of two
-such prompts that the model would go on from differently, neither bears on the other, and yet they are alike to some degree.
-What is found must be more alike than that. Nothing here knows what the texts are for.
+Both must also know when to find nothing. What tells them is text of the model's own making (see
+`statistics.py`): of two such prompts that the model would go on from differently, neither bears on
+the other, and yet they are alike to some degree. What is found must be more alike than that.
+Nothing here knows what the texts are for.
 """
 
 from __future__ import annotations

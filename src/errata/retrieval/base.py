@@ -27,12 +27,15 @@ class RetrievalConfig(MethodConfig):
     """Settings of methods that find texts.
 
     Attributes:
-        layer: of `dense`, the block whose output at a prompt's last token is compared; None derives it from the depth.
-        retriever: `dense`, by the model's own states, or `bm25`, by words (needs the extra `retrieval`).
-        encoder: of `dense`, a sentence encoder (a folder, or a name whose files are at hand) instead of the model itself.
+        layer: of `dense`, the block whose output at a prompt's last token is compared; None derives
+            it from the depth.
+        retriever: `dense`, by the model's own states, or `bm25`, by words (needs the extra
+            `retrieval`).
+        encoder: of `dense`, a sentence encoder (a folder, or a name whose files are at hand)
+            instead of the model itself.
         min_score: what is found scores more; None derives it, see `false_route`.
-        false_route: the share of prompts (`bm25`: of pairs of them) of the model's own making that may find what they do not
-            ask for.
+        false_route: the share of prompts (`bm25`: of pairs of them) of the model's own making that
+            may find what they do not ask for.
         background: so many texts of the model's own making tell that.
         room: tokens of the model's context that are left to the answer; None: a quarter of it.
     """
@@ -52,11 +55,14 @@ class RetrievalConfig(MethodConfig):
         if self.room is not None:
             check_range("room", self.room, 1, math.inf)
         if self.encoder is not None and self.retriever != "dense":
-            raise ConfigError(f"encoder={self.encoder} belongs to retriever=dense; with {self.retriever} leave it out.")
+            raise ConfigError(
+                f"encoder={self.encoder} belongs to retriever=dense; with {self.retriever} leave it out."
+            )
 
 
 class Retriever(ABC):
-    """Finds, among some texts, those that bear on a prompt. Whenever it measures, the model must carry no patch.
+    """Finds, among some texts, those that bear on a prompt. Whenever it measures, the model must
+    carry no patch.
 
     Args:
         lm: the base model.
@@ -95,7 +101,9 @@ class Retriever(ABC):
         """(tensors, plain values): all but the texts."""
 
     @abstractmethod
-    def load_state(self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
 
     def find(self, prompts: Sequence[str], most: int) -> list[list[int]]:
@@ -116,7 +124,9 @@ class Retriever(ABC):
 
     @torch.no_grad()
     def _background(self) -> tuple[list[str], Tensor]:
-        """Prompts of the model's own making, each once, and the token that it would go on with, (n,)."""
+        """Prompts of the model's own making, each once, and the token that it would go on with,
+        (n,).
+        """
         texts = background_texts(self.lm, self.config.background, LONGEST, self.config.seed)
         prompts = list(dict.fromkeys(open_prompt(text) for text in texts))
 
@@ -127,5 +137,7 @@ class Retriever(ABC):
 
 
 def different(onward: Tensor) -> Tensor:
-    """Which prompts are surely not one question, (n, n): the model goes on from them with different tokens (n,)."""
+    """Which prompts are surely not one question, (n, n): the model goes on from them with different
+    tokens (n,).
+    """
     return onward[:, None] != onward[None, :]

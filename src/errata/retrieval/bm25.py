@@ -18,12 +18,13 @@ from errata.words.names import words
 
 
 class BM25(Retriever):
-    """By the words that a text and a prompt share, the rarer the more (Robertson and Zaragoza, 2009; library bm25s).
+    """By the words that a text and a prompt share, the rarer the more (Robertson and Zaragoza,
+    2009; library bm25s).
 
-    Shared words tell less of what is asked than states do: a prompt may find what is about the same thing, or asks the same
-    of another. So the bound is on pairs: of the pairs of the model's own prompts that are not one question, `false_route`
-    score more. Its own prompts are indexed with the texts, so that words it uses all the time count little from the first
-    text on.
+    Shared words tell less of what is asked than states do: a prompt may find what is about the same
+    thing, or asks the same of another. So the bound is on pairs: of the pairs of the model's own
+    prompts that are not one question, `false_route` score more. Its own prompts are indexed with
+    the texts, so that words it uses all the time count little from the first text on.
     """
 
     def __init__(self, lm: LM, config: RetrievalConfig) -> None:
@@ -31,7 +32,9 @@ class BM25(Retriever):
         try:
             self._library = import_module("bm25s")
         except ImportError as error:
-            raise ConfigError("retriever=bm25 needs a library: pip install 'errata[retrieval]'.") from error
+            raise ConfigError(
+                "retriever=bm25 needs a library: pip install 'errata[retrieval]'."
+            ) from error
         self._prompts: list[str] = []
         self._onward: Tensor = torch.zeros(0, dtype=torch.long)
         self._index: Any = None
@@ -55,8 +58,12 @@ class BM25(Retriever):
         if self._index is None:
             self.calibrate()
             index = self._library.BM25()
-            index.index([words(text) or [""] for text in [*self._prompts, *self.texts]], show_progress=False)
-            pairs = self._all_scores(index, self._prompts)[:, : len(self._prompts)][different(self._onward)]
+            index.index(
+                [words(text) or [""] for text in [*self._prompts, *self.texts]], show_progress=False
+            )
+            pairs = self._all_scores(index, self._prompts)[:, : len(self._prompts)][
+                different(self._onward)
+            ]
             place = max(1, math.ceil((1 - self.config.false_route) * len(pairs)))
             bound = pairs.kthvalue(place).values.item() if len(pairs) else 0.0
             self.min_score = bound if self.config.min_score is None else self.config.min_score
@@ -67,7 +74,9 @@ class BM25(Retriever):
         """The background's next tokens; its prompts."""
         return {"onward": self._onward} if self.calibrated else {}, {"background": self._prompts}
 
-    def load_state(self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         self._prompts = state.texts(values, "background")
         if self._prompts:

@@ -19,14 +19,17 @@ from errata.retrieval.base import BATCH, RetrievalConfig, Retriever, different
 from errata.storage import state
 
 SAME = 0.999
-"""From this cosine on two texts are the same: what is asked in a stored text's own words is always found."""
+"""From this cosine on two texts are the same: what is asked in a stored text's own words is always
+found.
+"""
 
 
 class Dense(Retriever):
     """By the cosine between states of a model, after their mean over the background is taken off.
 
-    The state is the host model's, at the last token of the prompt: there, late, stands what is about to be answered, so that
-    rewordings of one question are near, and other questions about the same thing are not. Search is exact.
+    The state is the host model's, at the last token of the prompt: there, late, stands what is
+    about to be answered, so that rewordings of one question are near, and other questions about the
+    same thing are not. Search is exact.
 
     Attributes:
         keys: (texts, hidden), of length 1.
@@ -47,17 +50,23 @@ class Dense(Retriever):
         return self.mean is not None
 
     def calibrate(self) -> None:
-        """Take the mean of the background's states, and the bound from the nearest other question of each prompt there."""
+        """Take the mean of the background's states, and the bound from the nearest other question
+        of each prompt there.
+        """
         if self.calibrated:
             return
         prompts, onward = self._background()
         states = self._states(prompts)
         self.mean = states.mean(0)
         keys = F.normalize(states - self.mean, dim=-1)
-        nearest = (keys @ keys.T).masked_fill(~different(onward).to(keys.device), -math.inf).amax(-1)
+        nearest = (
+            (keys @ keys.T).masked_fill(~different(onward).to(keys.device), -math.inf).amax(-1)
+        )
         nearest = nearest[nearest.isfinite()]
         bound = nearest.quantile(1 - self.config.false_route).item() if len(nearest) else 0.0
-        self.min_score = min(SAME, bound) if self.config.min_score is None else self.config.min_score
+        self.min_score = (
+            min(SAME, bound) if self.config.min_score is None else self.config.min_score
+        )
 
     def read(self, texts: Sequence[str]) -> None:
         """Search these from now on; those that were there before are not looked at anew."""
@@ -76,11 +85,17 @@ class Dense(Retriever):
         tensors = {} if self.mean is None else {"keys": self.keys.cpu(), "mean": self.mean.cpu()}
         return tensors, {"min_score": self.min_score}
 
-    def load_state(self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         width = None if self._encoder is not None else self.lm.architecture.hidden_size
         mean = state.tensor(tensors, "mean", (width,)) if texts or "mean" in tensors else None
-        keys = state.tensor(tensors, "keys", (len(texts), len(mean))) if mean is not None and texts else torch.zeros(0)
+        keys = (
+            state.tensor(tensors, "keys", (len(texts), len(mean)))
+            if mean is not None and texts
+            else torch.zeros(0)
+        )
         self.texts, self.min_score = list(texts), state.number(values, "min_score")
         self.mean = None if mean is None else mean.to(self.lm.device)
         self.keys = keys.to(self.lm.device)
@@ -107,7 +122,8 @@ class Dense(Retriever):
 
 
 def sentence_encoder(name: str) -> Callable[[Sequence[str]], Tensor]:
-    """A function: texts -> their states (texts, hidden), the mean over tokens. Nothing is downloaded.
+    """A function: texts -> their states (texts, hidden), the mean over tokens. Nothing is
+    downloaded.
 
     Raises:
         ConfigError: there are no such files here.
@@ -115,11 +131,21 @@ def sentence_encoder(name: str) -> Callable[[Sequence[str]], Tensor]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        model = AutoModel.from_pretrained(name, local_files_only=True, trust_remote_code=False).eval()
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, local_files_only=True, trust_remote_code=False
+        )
+        model = AutoModel.from_pretrained(
+            name, local_files_only=True, trust_remote_code=False
+        ).eval()
     except (OSError, ValueError) as error:
-        kind = "cannot be read" if Path(name).exists() else "is not here, and nothing is downloaded for it"
-        raise ConfigError(f"encoder={name} {kind}; give the folder of a sentence encoder, or leave it out.") from error
+        kind = (
+            "cannot be read"
+            if Path(name).exists()
+            else "is not here, and nothing is downloaded for it"
+        )
+        raise ConfigError(
+            f"encoder={name} {kind}; give the folder of a sentence encoder, or leave it out."
+        ) from error
 
     def encode(texts: Sequence[str]) -> Tensor:
         batch = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")

@@ -1,15 +1,17 @@
-"""`KeyIndex`: vectors under numbers, and the nearest of them to a query by Euclidean distance. It knows no model.
+"""`KeyIndex`: vectors under numbers, and the nearest of them to a query by Euclidean distance. It
+knows no model.
 
-Answers are exact, whatever is stored. A lookup costs little all the same, because it reads a sketch and not the keys:
-each key's coordinates in `SKETCH` orthonormal directions (the principal ones of the keys themselves) and the length of
-what is left of it. Two sketches are never farther apart than their keys, by the triangle inequality. So the true distance
-is taken of the keys with the nearest sketches only, until no key that is left can be nearer. With a bound on the distance
-(`within`), as a memory with radii has one, few are looked at; where too many would be, as among keys that all are equally
-far from each other, all keys are read in order, as a flat index does.
+Answers are exact, whatever is stored. A lookup costs little all the same, because it reads a sketch
+and not the keys: each key's coordinates in `SKETCH` orthonormal directions (the principal ones of
+the keys themselves) and the length of what is left of it. Two sketches are never farther apart than
+their keys, by the triangle inequality. So the true distance is taken of the keys with the nearest
+sketches only, until no key that is left can be nearer. With a bound on the distance (`within`), as
+a memory with radii has one, few are looked at; where too many would be, as among keys that all are
+equally far from each other, all keys are read in order, as a flat index does.
 
-It is one product of a matrix and a vector: 100,000 sketches are 26 MB, where the keys of a large model are 1.6 GB. A
-search library was measured beside it (`benchmarks/index.py`) and reads the same sketches no faster; so there is nothing
-to install.
+It is one product of a matrix and a vector: 100,000 sketches are 26 MB, where the keys of a large
+model are 1.6 GB. A search library was measured beside it (`benchmarks/index.py`) and reads the same
+sketches no faster; so there is nothing to install.
 """
 
 from __future__ import annotations
@@ -31,16 +33,20 @@ SAMPLE = 1024
 FIRST = 32
 """Candidates whose true distance is taken first."""
 MANY = 16
-"""If more than one in so many keys cannot be told apart by their sketches, all keys are read, in one go."""
+"""If more than one in so many keys cannot be told apart by their sketches, all keys are read, in
+one go.
+"""
 SLACK = 1e-5
-"""Rounding of a squared distance that comes out of a product in fp32, as a share of the squared lengths."""
+"""Rounding of a squared distance that comes out of a product in fp32, as a share of the squared
+lengths.
+"""
 QUERIES = 64
 """Queries that are answered together."""
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """How far a key may be from itself when a model of this precision computes it again, in another batch or with other
-    padding, as a share of its length.
+    """How far a key may be from itself when a model of this precision computes it again, in another
+    batch or with other padding, as a share of its length.
     """
     return max(1e-5, 4 * torch.finfo(dtype).eps)
 
@@ -119,12 +125,20 @@ class KeyIndex:
             slot, last = self._slots.pop(name), len(self._slots)
             if slot != last:
                 self._slots[int(self._ids[last])] = slot
-                for part in (self._keys, self._ids, self._squares, *([] if self._axes is None else [self._sketches])):
+                for part in (
+                    self._keys,
+                    self._ids,
+                    self._squares,
+                    *([] if self._axes is None else [self._sketches]),
+                ):
                     part[slot] = part[last]
 
     @torch.no_grad()
-    def nearest(self, queries: Tensor, k: int = 1, within: float = math.inf) -> tuple[Tensor, Tensor]:
-        """The nearest keys of each query, nearest first; of equally near ones that with the larger number.
+    def nearest(
+        self, queries: Tensor, k: int = 1, within: float = math.inf
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest keys of each query, nearest first; of equally near ones that with the larger
+        number.
 
         Args:
             queries: (batch, width).
@@ -132,7 +146,8 @@ class KeyIndex:
             within: keys farther than that are left out.
 
         Returns:
-            Distances (batch, k) in float64 and numbers (batch, k); inf and -1 where there are not so many.
+            Distances (batch, k) in float64 and numbers (batch, k); inf and -1 where there are not
+            so many.
         """
         queries = queries.detach().to(self._keys)
         distances = torch.full((len(queries), k), math.inf, dtype=torch.float64, device=self.device)
@@ -140,7 +155,9 @@ class KeyIndex:
         if self._slots and within >= 0:
             for start in range(0, len(queries), QUERIES):
                 part = queries[start : start + QUERIES]
-                for row, (query, bounds) in enumerate(zip(part, self._bounds(part), strict=True), start):
+                for row, (query, bounds) in enumerate(
+                    zip(part, self._bounds(part), strict=True), start
+                ):
                     found, names = self._search(query, bounds, k, within)
                     distances[row, : len(found)], ids[row, : len(found)] = found, names
         return distances, ids
@@ -170,10 +187,16 @@ class KeyIndex:
         sketches, squares = self._sketched(queries)
         size = len(self)
         sums = self._squares[:size] + squares[:, None]
-        products = (self._sketches[:size] @ sketches[0])[None] if len(queries) == 1 else sketches @ self._sketches[:size].t()
+        products = (
+            (self._sketches[:size] @ sketches[0])[None]
+            if len(queries) == 1
+            else sketches @ self._sketches[:size].t()
+        )
         return sums.mul(1 - SLACK).sub_(products, alpha=2)
 
-    def _search(self, query: Tensor, bounds: Tensor, k: int, within: float) -> tuple[Tensor, Tensor]:
+    def _search(
+        self, query: Tensor, bounds: Tensor, k: int, within: float
+    ) -> tuple[Tensor, Tensor]:
         count = min(len(bounds), max(FIRST, 2 * k))
         slots = bounds.topk(count, largest=False).indices
         distances = self._distances(query, slots)
@@ -199,14 +222,18 @@ class KeyIndex:
         return distances[:k], ids[order][:k]
 
     def _close_bounds(self, query: Tensor) -> Tensor:
-        """The squared distance of each key (n,), short of it by no more than rounding; it reads all keys."""
+        """The squared distance of each key (n,), short of it by no more than rounding; it reads all
+        keys.
+        """
         size, moved = len(self), query - self._center
         products = self._keys[:size] @ moved - self._center @ moved
         lengths = self._squares[:size] + moved.square().sum()
         return lengths - 2 * products - SLACK * (lengths + self._center.square().sum())
 
     def _distances(self, query: Tensor, slots: Tensor) -> Tensor:
-        found: Tensor = torch.linalg.vector_norm(self._keys[slots] - query, dim=-1, dtype=torch.float64)
+        found: Tensor = torch.linalg.vector_norm(
+            self._keys[slots] - query, dim=-1, dtype=torch.float64
+        )
         return found
 
     @staticmethod
@@ -235,14 +262,25 @@ class KeyIndex:
 
     @torch.no_grad()
     def _fit(self) -> None:
-        """Take the principal directions of some of the keys, and sketch all anew; done when their number has doubled."""
+        """Take the principal directions of some of the keys, and sketch all anew; done when their
+        number has doubled.
+        """
         size = self._fitted = len(self)
         if self.width > 2 * SKETCH:
             sample = self._keys[torch.linspace(0, size - 1, SAMPLE, device=self.device).long()]
             self._center = sample.mean(0)
             sample = sample - self._center
-            directions = torch.linalg.eigh((sample @ sample.t()).double()).eigenvectors[:, -SKETCH:].to(sample)
-            self._axes = torch.linalg.qr((directions.t() @ sample).t().double()).Q.t().to(sample).contiguous()
+            directions = (
+                torch.linalg.eigh((sample @ sample.t()).double())
+                .eigenvectors[:, -SKETCH:]
+                .to(sample)
+            )
+            self._axes = (
+                torch.linalg.qr((directions.t() @ sample).t().double())
+                .Q.t()
+                .to(sample)
+                .contiguous()
+            )
             self._sketches = self._keys.new_zeros(len(self._keys), SKETCH + 1)
         self._sketch(0, size)
 
@@ -254,5 +292,9 @@ class KeyIndex:
             grown[: len(self)] = part[: len(self)]
             return grown
 
-        self._keys, self._ids, self._squares = wider(self._keys), wider(self._ids), wider(self._squares)
+        self._keys, self._ids, self._squares = (
+            wider(self._keys),
+            wider(self._ids),
+            wider(self._squares),
+        )
         self._sketches = self._keys if self._axes is None else wider(self._sketches)

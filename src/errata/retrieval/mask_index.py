@@ -1,6 +1,8 @@
-"""`MaskIndex`: bit masks, and which of them is nearest to another by Hamming distance. It knows no model and no edits.
+"""`MaskIndex`: bit masks, and which of them is nearest to another by Hamming distance. It knows no
+model and no edits.
 
-A mask of 14,336 bits takes 1.8 kB. FAISS compares them all, 64 bits at a time; leaving one out rebuilds nothing.
+A mask of 14,336 bits takes 1.8 kB. FAISS compares them all, 64 bits at a time; leaving one out
+rebuilds nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from errata.errors import ConfigError
 
 
 class MaskIndex:
-    """Masks in the order they were added; each is known by its place, and those behind a removed one move up.
+    """Masks in the order they were added; each is known by its place, and those behind a removed
+    one move up.
 
     Args:
         width: bits of a mask.
@@ -44,7 +47,9 @@ class MaskIndex:
             ValueError: they are of another width.
         """
         if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != self._bytes:
-            raise ValueError(f"masks {tuple(packed.shape)} of {packed.dtype} do not fit an index of {self.width} bits.")
+            raise ValueError(
+                f"masks {tuple(packed.shape)} of {packed.dtype} do not fit an index of {self.width} bits."
+            )
         self._index.add(packed.cpu().contiguous().numpy())
 
     def remove(self, places: Iterable[int]) -> None:
@@ -55,14 +60,17 @@ class MaskIndex:
         """All masks as bits: (n, ceil(width / 8)) uint8."""
         if not len(self):
             return torch.zeros(0, self._bytes, dtype=torch.uint8)
-        return torch.from_numpy(self._faiss.vector_to_array(self._index.xb)).view(len(self), self._bytes)
+        return torch.from_numpy(self._faiss.vector_to_array(self._index.xb)).view(
+            len(self), self._bytes
+        )
 
     def masks(self, places: Tensor) -> Tensor:
         """The masks at places (n,): (n, width), bool, on the CPU."""
         return unpack(self.packed()[places.cpu()], self.width)
 
     def nearest(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """(Hamming distance, place) of what is nearest to each of masks (n, width), both (n,) on the CPU.
+        """(Hamming distance, place) of what is nearest to each of masks (n, width), both (n,) on
+        the CPU.
 
         Of masks at one distance, the latest counts. There must be one at least.
         """
@@ -78,7 +86,9 @@ class MaskIndex:
 def pack(masks: Tensor) -> Tensor:
     """Masks (n, width), bool, as bits: (n, ceil(width / 8)) uint8, on the CPU."""
     bits = torch.nn.functional.pad(masks.cpu().to(torch.uint8), (0, -masks.shape[-1] % 8))
-    return (bits.view(masks.shape[0], -1, 8) << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return (bits.view(masks.shape[0], -1, 8) << torch.arange(8, dtype=torch.uint8)).sum(
+        -1, dtype=torch.uint8
+    )
 
 
 def unpack(packed: Tensor, width: int) -> Tensor:

@@ -68,8 +68,14 @@ class Head:
 
     def goes_on_from(self, other: Head) -> bool:
         """Whether this is the other with more edits: of the same model, by the same method."""
-        same = (self.identity.quick, self.method, self.settings) == (other.identity.quick, other.method, other.settings)
-        return same and [e.id for e in self.edits[: len(other.edits)]] == [e.id for e in other.edits]
+        same = (self.identity.quick, self.method, self.settings) == (
+            other.identity.quick,
+            other.method,
+            other.settings,
+        )
+        return same and [e.id for e in self.edits[: len(other.edits)]] == [
+            e.id for e in other.edits
+        ]
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,17 @@ class Artifact(Head):
 def edits_digest(edits: Sequence[Edit]) -> str:
     """SHA-256 of edits in their order: of what a state was made from."""
     said = [[edit.id, edit.prompt, edit.target, edit.subject, edit.operation] for edit in edits]
-    return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def about_digest(about: Mapping[str, Any]) -> str:
     """SHA-256 of what a config says but for its files' checksums: what binds it to its tensors."""
-    free = ("sha256", "base_model_name_or_path")  # a base model may be moved; its weights say whether it is the one
+    free = (
+        "sha256",
+        "base_model_name_or_path",
+    )  # a base model may be moved; its weights say whether it is the one
     said = {name: value for name, value in about.items() if name not in free}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

@@ -1,4 +1,6 @@
-"""Base models, by name: found and loaded. No code that comes with one runs unless its name was given for that."""
+"""Base models, by name: found and loaded. No code that comes with one runs unless its name was
+given for that.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from errata.errors import ConfigError, UnknownNameError
@@ -31,7 +38,9 @@ _UNLOADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What comes of files that are missing, damaged, or made to do harm, while transformers makes a model of them."""
+"""What comes of files that are missing, damaged, or made to do harm, while transformers makes a
+model of them.
+"""
 
 
 def name_of(base: PreTrainedModel) -> str:
@@ -44,16 +53,22 @@ def name_of(base: PreTrainedModel) -> str:
 
 
 def load_base(
-    name: str, dtype: str = "auto", device_map: str | None = None, trust_remote_code: bool | Collection[str] = False
+    name: str,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool | Collection[str] = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base model and its tokenizer, from a bundled name, a local folder or a hub name.
 
     Args:
-        dtype: a torch type's name, or `auto`: as the file says (the bundled models: float32, which is fast on a CPU).
-        trust_remote_code: whether code that comes with the model may run; or the names of the models whose code may.
+        dtype: a torch type's name, or `auto`: as the file says (the bundled models: float32, which
+            is fast on a CPU).
+        trust_remote_code: whether code that comes with the model may run; or the names of the
+            models whose code may.
 
     Raises:
-        UnknownNameError: there is no such model, or it cannot be loaded without running its code, which is not allowed.
+        UnknownNameError: there is no such model, or it cannot be loaded without running its code,
+            which is not allowed.
         ConfigError: there is no such type.
     """
     where = str(BUNDLED.get(name, name))
@@ -64,7 +79,9 @@ def load_base(
     trusted = names if isinstance(names, bool) else name in names
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trusted)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=wanted, device_map=device_map, trust_remote_code=trusted)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=wanted, device_map=device_map, trust_remote_code=trusted
+        )
     except _UNLOADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "trust_remote_code" in str(error):

@@ -1,7 +1,8 @@
-"""Which base model and which tokenizer edits were written for: digests that tell others apart. It loads neither.
+"""Which base model and which tokenizer edits were written for: digests that tell others apart. It
+loads neither.
 
-The quick fingerprint (see `cache`) samples every tensor; the full one reads all of them. It is kept on disk for models that
-are, unchanged, what their files say, under the files' sizes and times.
+The quick fingerprint (see `cache`) samples every tensor; the full one reads all of them. It is kept
+on disk for models that are, unchanged, what their files say, under the files' sizes and times.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ class Identity:
     tokenizer: str | None
 
 
-def identity_of(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: Identity | None = None) -> Identity:
-    """The identity of a base model without edits and its tokenizer; what is known of the same model is not read again."""
+def identity_of(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: Identity | None = None
+) -> Identity:
+    """The identity of a base model without edits and its tokenizer; what is known of the same model
+    is not read again.
+    """
     quick = fingerprint(base)
     if known is not None and known.quick == quick and known.weights and known.tokenizer:
         return known
@@ -57,7 +62,9 @@ def identity_of(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known
 
 @torch.no_grad()
 def weights_digest(base: PreTrainedModel) -> str:
-    """SHA-256 of all that a model's state holds: names, shapes, and values, floating ones read as bf16."""
+    """SHA-256 of all that a model's state holds: names, shapes, and values, floating ones read as
+    bf16.
+    """
     kept = _kept(base)
     if kept is not None and (found := _read(kept)) is not None:
         return found
@@ -75,12 +82,18 @@ def weights_digest(base: PreTrainedModel) -> str:
         try:
             write_whole(kept, digest.hexdigest().encode())
         except OSError as error:
-            log.warning("%s cannot be kept (%s); it will be made again next time.", kept, error.strerror or error)
+            log.warning(
+                "%s cannot be kept (%s); it will be made again next time.",
+                kept,
+                error.strerror or error,
+            )
     return digest.hexdigest()
 
 
 def loaded_from(base: PreTrainedModel, folder: Path) -> None:
-    """Say that a model is what the files in this folder hold, so that they need not be read again to know it."""
+    """Say that a model is what the files in this folder hold, so that they need not be read again
+    to know it.
+    """
     found = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
     said = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
     asked = json.dumps([str(folder.resolve()), said, type(base).__name__, str(base.dtype)])
@@ -95,7 +108,9 @@ def _kept(base: PreTrainedModel) -> Path | None:
 
 def _versions(base: PreTrainedModel) -> list[tuple[int, int]]:
     """Changes when a weight is written into, moved or replaced."""
-    return [(tensor.data_ptr(), tensor._version) for tensor in base.state_dict(keep_vars=True).values()]
+    return [
+        (tensor.data_ptr(), tensor._version) for tensor in base.state_dict(keep_vars=True).values()
+    ]
 
 
 def _read(path: Path) -> str | None:
@@ -107,7 +122,9 @@ def _read(path: Path) -> str | None:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the vocabulary, special tokens but the padding, chat template, and what some texts become."""
+    """SHA-256 of the vocabulary, special tokens but the padding, chat template, and what some texts
+    become.
+    """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda each: (each[1], each[0]))
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
     tokens = [list(tokenizer(text, verbose=False)["input_ids"]) for text in _PROBES]

@@ -1,7 +1,7 @@
 """Read files that belong together while others may write. It takes no lock and writes nothing.
 
-Where a marker says that new files are complete, those are read, wherever they are by then. A reader that finds that the
-folder has moved on under it begins again.
+Where a marker says that new files are complete, those are read, wherever they are by then. A reader
+that finds that the folder has moved on under it begins again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from errata.saving.placing import read_marker
 from errata.storage.files import digest_of, open_regular
 
 TRIES, PAUSE = 40, 0.1
-"""Times that a folder is read anew when it has moved on, and the longest pause between two, in seconds."""
+"""Times that a folder is read anew when it has moved on, and the longest pause between two, in
+seconds.
+"""
 _MOST_TEXT, _MOST_TENSORS = 2**30, 2**36
 """Bytes that a file of text, and one of tensors, can have."""
 
@@ -117,7 +119,9 @@ def look(folder: Path, read: Callable[[Look], Read]) -> Read:
             if seen is None or not seen.moved:
                 raise
         time.sleep(PAUSE * attempt / TRIES)
-    raise FolderBusyError(f"{folder}: was written anew {TRIES} times while it was read; try again when nobody writes to it.")
+    raise FolderBusyError(
+        f"{folder}: was written anew {TRIES} times while it was read; try again when nobody writes to it."
+    )
 
 
 def check_digest(path: Path, found: str, wanted: str, size: int) -> None:
@@ -127,7 +131,9 @@ def check_digest(path: Path, found: str, wanted: str, size: int) -> None:
         ArtifactError: it is not.
     """
     if found != wanted:
-        raise ArtifactError(f"{path}: damaged or changed since it was written ({size} bytes, checksum differs).")
+        raise ArtifactError(
+            f"{path}: damaged or changed since it was written ({size} bytes, checksum differs)."
+        )
 
 
 def _stamp(about: os.stat_result) -> Stamp:

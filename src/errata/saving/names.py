@@ -38,7 +38,9 @@ def is_artifact(path: str | Path) -> bool:
 
 
 def is_part(name: str) -> bool:
-    """Whether a method's part may be called so: a bare name and a number, `folio-00003.safetensors`."""
+    """Whether a method's part may be called so: a bare name and a number,
+    `folio-00003.safetensors`.
+    """
     return _PART_NAME.fullmatch(name) is not None
 
 
@@ -53,7 +55,9 @@ def beside(name: str, token: str) -> str:
 
 
 def stands_beside(name: str) -> tuple[str, str] | None:
-    """(the file whose place it is to take, the writer's token) of what `beside` named; of version 0.1, without a token."""
+    """(the file whose place it is to take, the writer's token) of what `beside` named; of version
+    0.1, without a token.
+    """
     found = _BESIDE.fullmatch(name)
     return (found["name"], found["token"] or "") if found else None
 

@@ -1,7 +1,8 @@
 """Change a folder's files all at once. It knows nothing of their contents.
 
-New files are written beside the old ones, then a marker that says that they are complete, then they move to their places. A
-writer that finds a marker finishes the move first; what a write left that was cut off before its marker, it forgets.
+New files are written beside the old ones, then a marker that says that they are complete, then they
+move to their places. A writer that finds a marker finishes the move first; what a write left that
+was cut off before its marker, it forgets.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from errata.storage.files import new_token, open_regular, sync_folder, write_new
 _MOST_MARKER = 2**26
 
 
-def place(folder: Path, contents: Iterable[tuple[str, bytes]], gone: Iterable[str], mine: Iterable[str]) -> None:
-    """Change a locked, finished folder's files, all or none; those that are there as they should be stay.
+def place(
+    folder: Path, contents: Iterable[tuple[str, bytes]], gone: Iterable[str], mine: Iterable[str]
+) -> None:
+    """Change a locked, finished folder's files, all or none; those that are there as they should be
+    stay.
 
     Args:
         contents: each file's name and what is to be in it, the config last.
@@ -28,7 +32,8 @@ def place(folder: Path, contents: Iterable[tuple[str, bytes]], gone: Iterable[st
         mine: files that may be replaced; another that stands in the way belongs to somebody else.
 
     Raises:
-        OSError, StorageError: the disk refused, or a file is in the way; what stood there before still does.
+        OSError, StorageError: the disk refused, or a file is in the way; what stood there before
+            still does.
     """
     token, known = new_token(), set(mine)
     placed: dict[str, str] = {}
@@ -64,16 +69,21 @@ def _holds(path: Path, content: bytes) -> bool:
         with open_regular(path, len(content)) as file:
             if os.fstat(file.fileno()).st_size != len(content):
                 return False
-            return all(file.read(step) == view[start : start + step] for start in range(0, len(content), step))
+            return all(
+                file.read(step) == view[start : start + step]
+                for start in range(0, len(content), step)
+            )
     except OSError:
         return False
 
 
 def finish(folder: Path) -> None:
-    """Finish a write into a locked folder that was cut off after its files were complete; forget one cut off before.
+    """Finish a write into a locked folder that was cut off after its files were complete; forget
+    one cut off before.
 
     Raises:
-        ArtifactError: its marker is damaged, or names what is no file of an artifact; nothing was touched then.
+        ArtifactError: its marker is damaged, or names what is no file of an artifact; nothing was
+            touched then.
         OSError: the disk refused; it can be finished later.
     """
     marker = read_marker(folder)
@@ -105,7 +115,8 @@ def _forget(folder: Path, token: str | None = None) -> None:
 
 
 def read_marker(folder: Path) -> tuple[dict[str, str], list[str]] | None:
-    """(name -> where its complete file waits, names of files that go) of a write that is under way, if there is one.
+    """(name -> where its complete file waits, names of files that go) of a write that is under way,
+    if there is one.
 
     Raises:
         ArtifactError: it is damaged, or names what is no file of an artifact.
@@ -117,8 +128,12 @@ def read_marker(folder: Path) -> tuple[dict[str, str], list[str]] | None:
         placed, gone = said["placed"], said["gone"]
         if isinstance(placed, list):  # as version 0.1 wrote it
             placed = {name: f"{name}.new" for name in placed}
-        good = isinstance(gone, list) and all(isinstance(name, str) and is_part(name) for name in gone)
-        good = good and all(isinstance(waiting, str) and _fits(name, waiting) for name, waiting in placed.items())
+        good = isinstance(gone, list) and all(
+            isinstance(name, str) and is_part(name) for name in gone
+        )
+        good = good and all(
+            isinstance(waiting, str) and _fits(name, waiting) for name, waiting in placed.items()
+        )
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -126,7 +141,9 @@ def read_marker(folder: Path) -> tuple[dict[str, str], list[str]] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged, {type(error).__name__}: {error}") from error
     if not good:
-        raise ArtifactError(f"{path}: damaged, it names files that are not an artifact's; nothing of them was touched.")
+        raise ArtifactError(
+            f"{path}: damaged, it names files that are not an artifact's; nothing of them was touched."
+        )
     return placed, gone
 
 

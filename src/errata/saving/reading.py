@@ -32,7 +32,9 @@ def read_artifact(path: str | Path) -> Artifact:
         FolderBusyError: others wrote again and again while it was read.
     """
     if not is_artifact(path):
-        raise ArtifactError(f"{path}: not a folder of edits ({_missing(path)}). `errata edit MODEL --out {path}` makes one.")
+        raise ArtifactError(
+            f"{path}: not a folder of edits ({_missing(path)}). `errata edit MODEL --out {path}` makes one."
+        )
     return look(Path(path), artifact_of)
 
 
@@ -40,7 +42,13 @@ def _missing(path: str | Path) -> str:
     if not str(path).strip():
         return "its name is empty"
     try:
-        return f"it has no {CONFIG}" if Path(path).is_dir() else "it is a file" if Path(path).exists() else "there is none"
+        return (
+            f"it has no {CONFIG}"
+            if Path(path).is_dir()
+            else "it is a file"
+            if Path(path).exists()
+            else "there is none"
+        )
     except (OSError, ValueError) as error:
         return str(getattr(error, "strerror", None) or error)
 
@@ -68,32 +76,51 @@ def head_of(seen: Look) -> Head:
         raise ArtifactError(f"{path}: damaged, expected a JSON object, got {type(about).__name__}.")
     version = about.get("errata_version")
     if version != VERSION or isinstance(version, bool):
-        raise ArtifactError(f"{path}: version {str(version)[:40]}; this errata reads version {VERSION}.")
+        raise ArtifactError(
+            f"{path}: version {str(version)[:40]}; this errata reads version {VERSION}."
+        )
     said = _Said(path, about)
     parts = said.get("sha256", dict)
-    if not all(isinstance(digest, str) for digest in parts.values()) or not {TENSORS, LEDGER} <= parts.keys():
+    if (
+        not all(isinstance(digest, str) for digest in parts.values())
+        or not {TENSORS, LEDGER} <= parts.keys()
+    ):
         raise ArtifactError(f"{path}: damaged, it does not say the checksums of its files.")
     if strange := next((name for name in parts if not is_own(name) or name == CONFIG), None):
-        raise ArtifactError(f"{path}: damaged, it names {strange[:80]!r}, which is no file of an artifact.")
+        raise ArtifactError(
+            f"{path}: damaged, it names {strange[:80]!r}, which is no file of an artifact."
+        )
     dtype = said.get("base_dtype", str)
     if dtype not in _DTYPES:
-        raise ArtifactError(f"{path}: damaged, its base model's dtype is {dtype[:40]!r}; expected {', '.join(_DTYPES)}.")
+        raise ArtifactError(
+            f"{path}: damaged, its base model's dtype is {dtype[:40]!r}; expected {', '.join(_DTYPES)}."
+        )
     ledger = seen.folder / LEDGER
     with damage_named(ledger):
         lines = seen.content(LEDGER)
         check_digest(ledger, hashlib.sha256(lines).hexdigest(), parts[LEDGER], len(lines))
-        edits = [_edit(ledger, number, line) for number, line in enumerate(lines.split(b"\n"), 1) if line.strip()]
+        edits = [
+            _edit(ledger, number, line)
+            for number, line in enumerate(lines.split(b"\n"), 1)
+            if line.strip()
+        ]
     if len({edit.id for edit in edits}) < len(edits):
         raise ArtifactError(f"{ledger}: damaged, two edits have the same id.")
     if said.maybe("edits") not in (None, edits_digest(edits)):
-        raise ArtifactError(f"{ledger}: its edits are not those, or not in the order, that the state was made from.")
+        raise ArtifactError(
+            f"{ledger}: its edits are not those, or not in the order, that the state was made from."
+        )
     return Head(
         path=seen.folder,
         about=about_digest(about),
         generation=hashlib.sha256(raw).hexdigest(),
         base_name=said.get("base_model_name_or_path", str),
         base_type=said.get("base_model_type", str),
-        identity=Identity(said.get("base_fingerprint", str), said.maybe("base_weights"), said.maybe("base_tokenizer")),
+        identity=Identity(
+            said.get("base_fingerprint", str),
+            said.maybe("base_weights"),
+            said.maybe("base_tokenizer"),
+        ),
         dtype=dtype,
         method=said.get("method", str),
         settings=said.get("settings", dict),
@@ -114,9 +141,15 @@ def artifact_of(seen: Look) -> Artifact:
     with damage_named(path):
         content = seen.content(TENSORS)
         check_digest(path, hashlib.sha256(content).hexdigest(), head.parts[TENSORS], len(content))
-        # copied: in a file they lie anywhere, and sums depend on where memory is aligned, in their last bits
-        tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in parse_safetensors(content).items()}
-        bound = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+        # copied: in a file they lie anywhere, and sums depend on where memory is aligned, in their
+        # last bits
+        tensors: dict[str, Tensor] = {
+            name: tensor.clone() for name, tensor in parse_safetensors(content).items()
+        }
+        bound = (
+            json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__")
+            or {}
+        )
     if bound.get("about") not in (None, head.about):
         raise ArtifactError(
             f"{seen.folder / CONFIG}: damaged or changed since it was written ({TENSORS} belongs to another)."
@@ -125,10 +158,14 @@ def artifact_of(seen: Look) -> Artifact:
         if name not in (TENSORS, LEDGER):
             with damage_named(seen.folder / name):
                 held = seen.mapped(name, digest)
-                tensors |= {f"{name.removesuffix(PART)}/{own}": tensor for own, tensor in held.items()}
+                tensors |= {
+                    f"{name.removesuffix(PART)}/{own}": tensor for own, tensor in held.items()
+                }
     for name, tensor in tensors.items():
         if not is_finite(tensor):
-            raise ArtifactError(f"{seen.folder}: damaged, {name[:80]!r} holds values that are no numbers.")
+            raise ArtifactError(
+                f"{seen.folder}: damaged, {name[:80]!r} holds values that are no numbers."
+            )
     return Artifact(**vars(head), tensors=tensors)
 
 
@@ -152,7 +189,11 @@ class _Said:
         """One that must be there."""
         value = self.about.get(name)
         if not isinstance(value, kind):
-            there = "is missing" if name not in self.about else f"is of type {type(value).__name__}, not {kind.__name__}"
+            there = (
+                "is missing"
+                if name not in self.about
+                else f"is of type {type(value).__name__}, not {kind.__name__}"
+            )
             raise ArtifactError(f"{self.path}: damaged, {name!r} {there}.")
         return value
 
@@ -167,7 +208,9 @@ def _no_number(name: str) -> NoReturn:
 
 @contextlib.contextmanager
 def damage_named(path: str | Path) -> Iterator[None]:
-    """Turn what goes wrong while an artifact's contents are understood into an `ArtifactError` that names it."""
+    """Turn what goes wrong while an artifact's contents are understood into an `ArtifactError` that
+    names it.
+    """
     try:
         yield
     except OSError as error:
@@ -176,6 +219,14 @@ def damage_named(path: str | Path) -> Iterator[None]:
         raise ArtifactError(f"{path}: cannot be opened, {error}") from error
     except ErrataError:
         raise
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError) as error:
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         said = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path}: damaged, {type(error).__name__}: {said}") from error

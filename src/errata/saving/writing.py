@@ -48,8 +48,10 @@ def write_artifact(
 
     Raises:
         UsageError: the folder has other edits than the model came from.
-        FolderBusyError: another process writes there, or has written since the model came from there.
-        StorageError: the disk refused, or a value is not finite; what stood there before still does.
+        FolderBusyError: another process writes there, or has written since the model came from
+            there.
+        StorageError: the disk refused, or a value is not finite; what stood there before still
+            does.
         ArtifactError: what is there is damaged.
     """
     folder = folder_named(path)
@@ -79,10 +81,16 @@ def write_artifact(
             mine = {*now.parts, CONFIG} if now else set()
             if overwrite:
                 mine |= {*written.parts, *FILES}
-            place(folder, written, {name for name in mine if is_part(name)} - set(written.parts), mine)
+            place(
+                folder, written, {name for name in mine if is_part(name)} - set(written.parts), mine
+            )
         except OSError as error:
             if is_artifact(folder) and (folder / COMPLETE).exists():
-                raise refused(folder, error, "What was to be saved is complete beside it; the next save goes on.") from error
+                raise refused(
+                    folder,
+                    error,
+                    "What was to be saved is complete beside it; the next save goes on.",
+                ) from error
             raise refused(folder, error) from error
         finally:  # also when it was cut off: it may be complete
             origin.attempted |= {written.generation} - {""}
@@ -90,9 +98,13 @@ def write_artifact(
 
 
 class _Contents:
-    """The files of an artifact, made one by one as they are asked for; the config names the others' checksums."""
+    """The files of an artifact, made one by one as they are asked for; the config names the others'
+    checksums.
+    """
 
-    def __init__(self, about: dict[str, Any], parts: dict[str, dict[str, Tensor]], edits: Sequence[Edit]) -> None:
+    def __init__(
+        self, about: dict[str, Any], parts: dict[str, dict[str, Tensor]], edits: Sequence[Edit]
+    ) -> None:
         self.about, self.parts, self.edits = about, parts, edits
         self.about_digest = about_digest(about)
         self.generation = ""
@@ -101,13 +113,19 @@ class _Contents:
         sums: dict[str, str] = {}
         for name, held in self.parts.items():
             bound = {"about": self.about_digest} if name == TENSORS else {"format": "pt"}
-            content = to_safetensors(held, bound)  # of one entry, since several would come in any order
+            content = to_safetensors(
+                held, bound
+            )  # of one entry, since several would come in any order
             sums[name] = hashlib.sha256(content).hexdigest()
             yield name, content
-        ledger = "".join(json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in self.edits).encode()
+        ledger = "".join(
+            json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in self.edits
+        ).encode()
         sums[LEDGER] = hashlib.sha256(ledger).hexdigest()
         yield LEDGER, ledger
-        config = (json.dumps({**self.about, "sha256": sums}, indent=1, ensure_ascii=False) + "\n").encode()
+        config = (
+            json.dumps({**self.about, "sha256": sums}, indent=1, ensure_ascii=False) + "\n"
+        ).encode()
         self.generation = hashlib.sha256(config).hexdigest()
         yield CONFIG, config
 
@@ -120,7 +138,11 @@ def _by_file(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str,
             raise _diverged(folder, repr(name))
         part, _, own = name.rpartition("/")
         memory = tensor.untyped_storage().data_ptr()
-        alone = tensor.clone(memory_format=torch.contiguous_format) if memory in seen else tensor.contiguous()
+        alone = (
+            tensor.clone(memory_format=torch.contiguous_format)
+            if memory in seen
+            else tensor.contiguous()
+        )
         seen.add(memory)
         parts.setdefault(f"{part}{PART}" if part else TENSORS, {})[own] = alone
     return parts
@@ -152,7 +174,11 @@ def _replaceable(
             f"{folder}: others have written there since this model came from it ({len(now.edits)} edits are there now); "
             "load it again and write your edits into that, or save to another folder (overwrite=True replaces it)."
         )
-    same = (now.identity.quick, now.method, now.settings) == (about["base_fingerprint"], about["method"], about["settings"])
+    same = (now.identity.quick, now.method, now.settings) == (
+        about["base_fingerprint"],
+        about["method"],
+        about["settings"],
+    )
     if not (same and list(edits[: len(now.edits)]) == now.edits):
         raise UsageError(
             f"{folder}: holds {len(now.edits)} edits ({now.method}) that this model did not come from; load it and go on "

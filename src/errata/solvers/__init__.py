@@ -1,1 +1,3 @@
-"""What several methods compute: values, changes over several layers, second moments, merges, trained adapters."""
+"""What several methods compute: values, changes over several layers, second moments, merges,
+trained adapters.
+"""

@@ -1,7 +1,9 @@
-"""Teach parameters beside a frozen model an answer, and hold what the model says of everything else.
+"""Teach parameters beside a frozen model an answer, and hold what the model says of everything
+else.
 
-The loss is that of an editor, not of a fine-tuner: NLL(target and its end | prompt) + `kl` * KL(base || edited) on texts of
-the model's own making, by Adam, until the answer is learned. What the parameters are is the affair of the patch they are in.
+The loss is that of an editor, not of a fine-tuner: NLL(target and its end | prompt) + `kl` *
+KL(base || edited) on texts of the model's own making, by Adam, until the answer is learned. What
+the parameters are is the affair of the patch they are in.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ def divergence(base: Tensor, edited: Tensor) -> Tensor:
 
 
 class AdapterTrainer:
-    """Teaches edits to the parameters of a patch, one after another. It remembers nothing of what it taught.
+    """Teaches edits to the parameters of a patch, one after another. It remembers nothing of what
+    it taught.
 
     Args:
         lm: the base model, without patches.
         steps: Adam steps per edit, at most.
         lr: Adam's learning rate.
         kl: weight of KL(base || edited) on background.
-        stop_loss: an edit is learned when its loss is below, and every token of the answer is the model's choice.
-        prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
+        stop_loss: an edit is learned when its loss is below, and every token of the answer is the
+            model's choice.
+        prefixes, prefix_length: texts of the model's own making put before the prompt while
+            learning.
         rehearse: earlier edits seen again at each step, drawn for each edit.
         background: texts of the model's own making.
         batch: so many of them are held, drawn for each edit.
@@ -65,8 +70,11 @@ class AdapterTrainer:
         self._texts: tuple[list[str], list[str]] | None = None
         self._endings: dict[tuple[str, str], str | None] = {}
 
-    def teach(self, patch: Patch, parameters: Sequence[Tensor], edit: Edit, earlier: Sequence[Edit]) -> float:
-        """Change the parameters in place until the edit is learned; the base model must carry no patch.
+    def teach(
+        self, patch: Patch, parameters: Sequence[Tensor], edit: Edit, earlier: Sequence[Edit]
+    ) -> float:
+        """Change the parameters in place until the edit is learned; the base model must carry no
+        patch.
 
         Args:
             patch: what holds the parameters; it is put on the model meanwhile.
@@ -81,7 +89,9 @@ class AdapterTrainer:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + len(earlier))
         own = self._rows(edit, prefixes)
         again = [self._rows(earlier[i], [])[0] for i in _drawn(len(earlier), self.rehearse, draw)]
-        held = [self._held(texts[i]) for i in _drawn(len(texts), self.batch if self.kl else 0, draw)]
+        held = [
+            self._held(texts[i]) for i in _drawn(len(texts), self.batch if self.kl else 0, draw)
+        ]
         lesson = self.lm.batch([*own, *again])
         where, columns, labels = lesson.label_positions(lesson.target_mask | lesson.ending_mask)
         mine = where < len(own)
@@ -97,7 +107,9 @@ class AdapterTrainer:
                     picked = self._logits(lesson)[where, columns].float()
                     nll = F.cross_entropy(picked[mine], labels[mine])
                     loss = nll.item()
-                    learned = loss < self.stop_loss and bool((picked[mine].argmax(-1) == labels[mine]).all())
+                    learned = loss < self.stop_loss and bool(
+                        (picked[mine].argmax(-1) == labels[mine]).all()
+                    )
                     if learned or step == self.steps:
                         break
                     if again:
@@ -119,16 +131,24 @@ class AdapterTrainer:
             texts = background_texts(self.lm, self.background, 2 * self.prefix_length, self.seed)
             prefixes = []
             if self.prefixes:
-                prefixes = background_texts(self.lm, self.prefixes, self.prefix_length, self.seed + 1, self.prefix_length)
+                prefixes = background_texts(
+                    self.lm, self.prefixes, self.prefix_length, self.seed + 1, self.prefix_length
+                )
             self._texts = texts, prefixes
         return self._texts
 
     @torch.no_grad()
     def embeddings(self, count: int) -> Tensor:
-        """(count, hidden) in fp32: the embeddings of the tokens of a text of the model's own making."""
+        """(count, hidden) in fp32: the embeddings of the tokens of a text of the model's own
+        making.
+        """
         (text,) = background_texts(self.lm, 1, count, self.seed + 2, count)
-        ids = self.lm.encode_prompt(text) * count  # read again, it may have fewer tokens than when it was made
-        embedded: Tensor = self.lm.model.get_input_embeddings()(torch.tensor([ids[:count]], device=self.lm.device))[0]
+        ids = (
+            self.lm.encode_prompt(text) * count
+        )  # read again, it may have fewer tokens than when it was made
+        embedded: Tensor = self.lm.model.get_input_embeddings()(
+            torch.tensor([ids[:count]], device=self.lm.device)
+        )[0]
         return embedded.float().clone()
 
     def _logits(self, batch: Batch) -> Tensor:
@@ -140,7 +160,9 @@ class AdapterTrainer:
         return F.log_softmax(self._logits(batch)[batch.attention_mask.bool()].float(), -1)
 
     def _rows(self, edit: Edit, prefixes: Sequence[str]) -> list[Row]:
-        """The edit's answer behind its prompt, and behind the prompt with each prefix that fits before it."""
+        """The edit's answer behind its prompt, and behind the prompt with each prefix that fits
+        before it.
+        """
         asked = edit.prompt, edit.target
         if asked not in self._endings:
             self._endings[asked] = self.lm.ending_of(*asked)
@@ -161,5 +183,7 @@ class AdapterTrainer:
 
 
 def _drawn(size: int, count: int, draw: torch.Generator) -> list[int]:
-    """So many different numbers below `size`, in rising order; all of them when there are not so many."""
+    """So many different numbers below `size`, in rising order; all of them when there are not so
+    many.
+    """
     return sorted(torch.randperm(size, generator=draw)[:count].tolist())

@@ -1,8 +1,8 @@
 """Many deltas to one: pure functions on tensors. It knows no model, no file and no method.
 
-A delta, or task vector, is what an edit run changed: tau_i = W'_i - W. All deltas of a call have one shape.
-Merge deltas, never weights: entries outside a shard's mask are exact zeros in its delta, so they have no
-vote, and they count in no mean of a method that elects.
+A delta, or task vector, is what an edit run changed: tau_i = W'_i - W. All deltas of a call have
+one shape. Merge deltas, never weights: entries outside a shard's mask are exact zeros in its delta,
+so they have no vote, and they count in no mean of a method that elects.
 Every method is three steps, each of which may be left out:
 
 =================  ========  =====  =========  ==================================================
@@ -14,17 +14,19 @@ magnitude          smallest  -      no         the trim of TIES, then a weighted
 ties               smallest  yes    yes        TIES, arXiv 2306.01708
 dare, dare_linear  random    -      no         DARE, arXiv 2311.03099
 dare_ties          random    yes    yes        DARE, then the election of TIES
-sign               -         yes    yes        the election alone (an ablation of WISE, arXiv 2405.14768)
-slerp              two deltas only: along the arc between them
+sign               -         yes    yes        the election alone (an ablation of WISE, arXiv
+2405.14768) slerp              two deltas only: along the arc between them
 =================  ========  =====  =========  ==================================================
 
-`density` is the part of *all* entries that stays, as in the papers. In a shard of which only a part rho was
-trained, a density of rho or more drops nothing that was trained. Random dropping (DARE) loses edits of such
+`density` is the part of *all* entries that stays, as in the papers. In a shard of which only a part
+rho was trained, a density of rho or more drops nothing that was trained. Random dropping (DARE)
+loses edits of such
 shards: they hold nothing twice.
 
-Departures: an election that ends in exactly zero goes to the positive side (the authors of TIES ask the
-majority of the tensor), so that an entry's sign depends on that entry of the deltas alone. The share of a
-negative weight in a mean of agreeing entries is its absolute value: it turns a delta round and does no more.
+Departures: an election that ends in exactly zero goes to the positive side (the authors of TIES ask
+the majority of the tensor), so that an entry's sign depends on that entry of the deltas alone. The
+share of a negative weight in a mean of agreeing entries is its absolute value: it turns a delta
+round and does no more.
 """
 
 from __future__ import annotations
@@ -51,10 +53,11 @@ class Rule:
     """What a method does to a list of deltas.
 
     Attributes:
-        drop: which entries of each delta go: none, those of smallest magnitude, or random ones (the others
-            are then divided by the density, so that the expectation stays).
+        drop: which entries of each delta go: none, those of smallest magnitude, or random ones (the
+            others are then divided by the density, so that the expectation stays).
         elect: whether the deltas elect a sign per entry, and only those that have it count.
-        normalize: whether the sum is divided by the weights that went into it, if the caller does not say.
+        normalize: whether the sum is divided by the weights that went into it, if the caller does
+            not say.
         arc: whether it is SLERP, which has none of the above.
     """
 
@@ -101,9 +104,11 @@ def merge(
         weights: one factor per delta; None gives each 1. Negative ones forget.
         density: part of all entries of a delta that stays, in (0, 1]; for the methods that drop.
         scale: lambda, a factor on the result.
-        normalize: divide by the weights that went into an entry; None does what the method's paper does.
+        normalize: divide by the weights that went into an entry; None does what the method's paper
+            does.
         majority: an election counts magnitudes (`total`) or heads (`frequency`, after PEFT).
-        t: where on the arc SLERP stops, from the first delta (0) to the second (1); None asks the weights.
+        t: where on the arc SLERP stops, from the first delta (0) to the second (1); None asks the
+            weights.
         seed: which entries DARE drops follows from it, on every device alike.
         generator: used, and moved on, in place of a new one with `seed`.
 
@@ -111,8 +116,9 @@ def merge(
         The merged delta in the shape and dtype of the first; computed in fp32 or better.
 
     Raises:
-        ConfigError: an unknown method; no deltas, differing shapes or devices, entries that are not finite; a
-            wrong number of weights, weights that sum to 0 where they divide; a setting out of range.
+        ConfigError: an unknown method; no deltas, differing shapes or devices, entries that are not
+            finite; a wrong number of weights, weights that sum to 0 where they divide; a setting
+            out of range.
     """
     if method not in MERGES:
         raise ConfigError(f"there is no way of merging named {method!r}.{suggest(method, MERGES)}")
@@ -142,12 +148,14 @@ def merge(
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much independent random masks share (WISE, arXiv 2405.14768, theorem 2.1), as parts of all entries.
+    """How much independent random masks share (WISE, arXiv 2405.14768, theorem 2.1), as parts of
+    all entries.
 
     Attributes:
         pair: entries that are in two given masks, rho^2.
         every: entries that are in all k masks, rho^k. WISE does best near .03.
-        exactly: k + 1 numbers; the j-th is the part of entries that are in exactly j of the k masks.
+        exactly: k + 1 numbers; the j-th is the part of entries that are in exactly j of the k
+            masks.
         union: entries that are in at least one mask.
     """
 
@@ -175,7 +183,8 @@ def expected_overlap(rho: float, k: int) -> Overlap:
 
 
 def keep_largest(delta: Tensor, density: float) -> Tensor | None:
-    """Mark the round(density * n) entries of largest magnitude, at least one; of equal ones the first stay.
+    """Mark the round(density * n) entries of largest magnitude, at least one; of equal ones the
+    first stay.
 
     Returns:
         Booleans in the shape of `delta`, or None when nothing but zeros would go.
@@ -212,7 +221,12 @@ def _term(delta: Tensor, keep: Tensor | None, weight: float) -> Tensor:
     return term if keep is None else term.mul_(keep)
 
 
-def _summed(deltas: Sequence[Tensor], keeps: Sequence[Tensor | None], weights: Sequence[float], normalize: bool) -> Tensor:
+def _summed(
+    deltas: Sequence[Tensor],
+    keeps: Sequence[Tensor | None],
+    weights: Sequence[float],
+    normalize: bool,
+) -> Tensor:
     """Sum of w_i tau_i, divided by the sum of w_i when normalised."""
     total = torch.zeros_like(_wide(deltas[0]))
     for delta, keep, weight in zip(deltas, keeps, weights, strict=True):
@@ -229,7 +243,9 @@ def _elected(
     by_heads: bool,
     normalize: bool,
 ) -> Tensor:
-    """Sum or mean of the w_i tau_i that have the sign gamma = sign(sum_i w_i tau_i); zeros are in no mean."""
+    """Sum or mean of the w_i tau_i that have the sign gamma = sign(sum_i w_i tau_i); zeros are in
+    no mean.
+    """
     vote = torch.zeros_like(_wide(deltas[0]))
     for delta, keep, weight in zip(deltas, keeps, weights, strict=True):
         term = _term(delta, keep, weight)
@@ -245,15 +261,23 @@ def _elected(
 
 
 def _slerp(deltas: Sequence[Tensor], weights: Sequence[float], t: float | None) -> Tensor:
-    """[sin((1 - t) w) a + sin(t w) b] / sin w, with w the angle between a and b; a line if w is none."""
+    """[sin((1 - t) w) a + sin(t w) b] / sin w, with w the angle between a and b; a line if w is
+    none.
+    """
     if len(deltas) != 2:
-        raise ConfigError(f"slerp merges two deltas, got {len(deltas)}; 'ties' and 'linear' take any number.")
+        raise ConfigError(
+            f"slerp merges two deltas, got {len(deltas)}; 'ties' and 'linear' take any number."
+        )
     if t is None:
         t = weights[1] / _divisor(weights)
     check_range("t", t, 0, 1)
     a, b = (_wide(delta) for delta in deltas)
     norm_a, norm_b = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b))
-    cosine = float(torch.dot((a / norm_a).flatten(), (b / norm_b).flatten())) if norm_a and norm_b else 1.0
+    cosine = (
+        float(torch.dot((a / norm_a).flatten(), (b / norm_b).flatten()))
+        if norm_a and norm_b
+        else 1.0
+    )
     if abs(cosine) > NEARLY_PARALLEL:
         return a * (1 - t) + b * t
     angle = math.acos(cosine)
@@ -263,7 +287,9 @@ def _slerp(deltas: Sequence[Tensor], weights: Sequence[float], t: float | None) 
 def _divisor(weights: Sequence[float]) -> float:
     total = math.fsum(weights)
     if abs(total) < 1e-8:
-        raise ConfigError(f"the weights {list(weights)} sum to 0 and cannot be normalised; use normalize=False.")
+        raise ConfigError(
+            f"the weights {list(weights)} sum to 0 and cannot be normalised; use normalize=False."
+        )
     return total
 
 
@@ -283,10 +309,14 @@ def _check_deltas(deltas: Sequence[Tensor]) -> None:
     first = deltas[0]
     for number, delta in enumerate(deltas, start=1):
         if delta.shape != first.shape:
-            raise ConfigError(f"delta {number} has shape {tuple(delta.shape)}, the first {tuple(first.shape)}.")
+            raise ConfigError(
+                f"delta {number} has shape {tuple(delta.shape)}, the first {tuple(first.shape)}."
+            )
         if delta.device != first.device:
             raise ConfigError(f"delta {number} is on {delta.device}, the first on {first.device}.")
         if not delta.is_floating_point():
             raise ConfigError(f"delta {number} is {delta.dtype}; deltas are floating-point.")
         if not bool(torch.isfinite(delta).all()):
-            raise ConfigError(f"delta {number} has entries that are not finite: its edits diverged.")
+            raise ConfigError(
+                f"delta {number} has entries that are not finite: its edits diverged."
+            )

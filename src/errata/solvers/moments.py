@@ -1,10 +1,13 @@
-"""The second moment C = E[k k^T] of a value matrix' keys: what the model uses for all that should stay.
+"""The second moment C = E[k k^T] of a value matrix' keys: what the model uses for all that should
+stay.
 
-It is taken over every token of background text: the model's own (see `statistics.py`), or a file that the user names.
+It is taken over every token of background text: the model's own (see `statistics.py`), or a file
+that the user names.
 
-C of few tokens is singular, and methods divide by it. So `SecondMoment.solve` divides by C + r I, with r = `ridge` times the
-mean of C's eigenvalues: directions that the background hardly uses count as used that little. With as many tokens as the
-original's (100,000 texts) a ridge of 1e-4 changes next to nothing; 0 is the published formula.
+C of few tokens is singular, and methods divide by it. So `SecondMoment.solve` divides by C + r I,
+with r = `ridge` times the mean of C's eigenvalues: directions that the background hardly uses count
+as used that little. With as many tokens as the original's (100,000 texts) a ridge of 1e-4 changes
+next to nothing; 0 is the published formula.
 """
 
 from __future__ import annotations
@@ -58,7 +61,9 @@ class SecondMoment:
     def _root(self) -> Tensor:
         """The Cholesky factor of C + r I."""
         added = self.ridge * self.matrix.diagonal().mean()
-        found = torch.linalg.cholesky_ex(self.matrix + added * torch.eye(len(self.matrix)).to(self.matrix))
+        found = torch.linalg.cholesky_ex(
+            self.matrix + added * torch.eye(len(self.matrix)).to(self.matrix)
+        )
         if bool(found.info):
             raise ConfigError(
                 f"ridge is {self.ridge}, and the second moment of the keys is singular; "
@@ -69,12 +74,14 @@ class SecondMoment:
 
 
 class NullSpace:
-    """The directions of key space that the background hardly uses: what is written along them alone it does not see.
+    """The directions of key space that the background hardly uses: what is written along them alone
+    it does not see.
 
     Args:
         moment: C, (d_in, d_in).
-        threshold: directions with a singular value of C below it belong to the space. It is measured in squared units of the
-            keys, so it fits one layer only. None: the directions that together hold a hundredth of C's trace.
+        threshold: directions with a singular value of C below it belong to the space. It is
+            measured in squared units of the keys, so it fits one layer only. None: the directions
+            that together hold a hundredth of C's trace.
 
     Attributes:
         basis: (d_in, rank), orthonormal, in fp64.
@@ -83,7 +90,11 @@ class NullSpace:
     def __init__(self, moment: Tensor, threshold: float | None = None) -> None:
         values, vectors = torch.linalg.eigh(moment.double())
         values = values.clamp(min=0)
-        within = values < threshold if threshold is not None else values.cumsum(0) <= SPARE * values.sum()
+        within = (
+            values < threshold
+            if threshold is not None
+            else values.cumsum(0) <= SPARE * values.sum()
+        )
         self.basis: Tensor = vectors[:, within]
 
     @property
@@ -110,8 +121,16 @@ class KeyStatistics:
         ridge: see `SecondMoment`.
     """
 
-    def __init__(self, lm: LM, corpus: str | None, background: int, seed: int, ridge: float = 0.0) -> None:
-        self.lm, self.corpus, self.background, self.seed, self.ridge = lm, corpus, background, seed, ridge
+    def __init__(
+        self, lm: LM, corpus: str | None, background: int, seed: int, ridge: float = 0.0
+    ) -> None:
+        self.lm, self.corpus, self.background, self.seed, self.ridge = (
+            lm,
+            corpus,
+            background,
+            seed,
+            ridge,
+        )
         self._moments: dict[int, SecondMoment] = {}
 
     def check(self) -> None:
@@ -126,7 +145,9 @@ class KeyStatistics:
     def __getitem__(self, layer: int) -> SecondMoment:
         """The second moment of a layer."""
         if layer not in self._moments:
-            self._moments[layer] = SecondMoment(second_moment(self.lm, layer, self.texts).to(self.lm.device), self.ridge)
+            self._moments[layer] = SecondMoment(
+                second_moment(self.lm, layer, self.texts).to(self.lm.device), self.ridge
+            )
         return self._moments[layer]
 
     @cached_property
@@ -146,12 +167,15 @@ def read_corpus(lm: LM, path: str) -> list[str]:
     """The lines of a text file that hold something.
 
     Raises:
-        ConfigError: there is no such file, it is not text, or it has fewer tokens than a key has dimensions.
+        ConfigError: there is no such file, it is not text, or it has fewer tokens than a key has
+            dimensions.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ConfigError(f"corpus {path!r} cannot be read ({error.strerror or error}); give a text file.") from error
+        raise ConfigError(
+            f"corpus {path!r} cannot be read ({error.strerror or error}); give a text file."
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"corpus {path!r} is not UTF-8 text (byte {error.start + 1}).") from error
     texts = [line.strip() for line in lines if line.strip()]
@@ -165,7 +189,8 @@ def read_corpus(lm: LM, path: str) -> list[str]:
 
 
 def second_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
-    """C = E[k k^T], (d_in, d_in) in fp32 on the CPU, over all tokens of the texts; kept on disk (see `cache.py`).
+    """C = E[k k^T], (d_in, d_in) in fp32 on the CPU, over all tokens of the texts; kept on disk
+    (see `cache.py`).
 
     Texts are read as they are, without a chat template; a longer one is cut at the model's context.
 
@@ -184,7 +209,11 @@ def _measured(lm: LM, layer: int, rows: Sequence[Row]) -> Tensor:
     """Streamed: products of a batch in fp32, their sum in fp64."""
     log.info("second moment of layer %d over %d tokens", layer, sum(len(row.ids) for row in rows))
     module = lm.architecture.value_module(lm.model, layer)
-    total, tokens, start = torch.zeros(lm.architecture.d_in, lm.architecture.d_in, dtype=torch.float64), 0, 0
+    total, tokens, start = (
+        torch.zeros(lm.architecture.d_in, lm.architecture.d_in, dtype=torch.float64),
+        0,
+        0,
+    )
     while start < len(rows):  # the longest come first
         count = max(1, TOKENS_AT_ONCE // len(rows[start].ids))
         batch = lm.batch(rows[start : start + count])

@@ -1,11 +1,13 @@
-"""Many values at once, spread over the value matrices of several blocks: what MEMIT and its kin have in common.
+"""Many values at once, spread over the value matrices of several blocks: what MEMIT and its kin
+have in common.
 
-MEMIT (Meng et al., arXiv 2210.07229, section 4): for each edit solve for the state z that the last block of a window should
-have at the last token of the subject. Then, block after block from below, write a share of what is still missing, (z - h)
-over the blocks left, into the value matrix at the keys as they are now, with the blocks below already changed.
+MEMIT (Meng et al., arXiv 2210.07229, section 4): for each edit solve for the state z that the last
+block of a window should have at the last token of the subject. Then, block after block from below,
+write a share of what is still missing, (z - h) over the blocks left, into the value matrix at the
+keys as they are now, with the blocks below already changed.
 
-That rests on a block being a sum, so that what the value matrix says arrives in the stream as it is, or times a constant. A
-model that normalises it first is told so.
+That rests on a block being a sum, so that what the value matrix says arrives in the stream as it
+is, or times a constant. A model that normalises it first is told so.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from errata.patches import WeightDelta
 from errata.solvers.values import ValueConfig, ValueProblem, solve_value
 
 Change = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, keys (d_in, n), what they should say more (d_out, n)) -> the change of the value matrix, (d_out, d_in)."""
+"""(layer, keys (d_in, n), what they should say more (d_out, n)) -> the change of the value matrix,
+(d_out, d_in).
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class MultiLayerConfig(ValueConfig):
 
     Attributes:
         layer: the last block of the window; None: a quarter of the way up (8 of 32).
-        window: blocks that are changed, up to and with the last; None: an eighth of the depth, and one (5 of 32).
+        window: blocks that are changed, up to and with the last; None: an eighth of the depth, and
+            one (5 of 32).
         turn: edits learned together; None: all there are.
         clamp: |delta| stays below this many lengths of the block's output.
     """
@@ -82,7 +87,8 @@ class MultiLayerSolver:
 
     @cached_property
     def gain(self) -> float:
-        """What a change of the last value matrix' output is multiplied by on its way into the stream.
+        """What a change of the last value matrix' output is multiplied by on its way into the
+        stream.
 
         Raises:
             ArchitectureError: it is not merely multiplied.
@@ -93,10 +99,16 @@ class MultiLayerSolver:
     def prefixes(self) -> list[str]:
         """Texts of the model's own making that prompts are put behind."""
         length = self.config.prefix_length
-        return background_texts(self.lm, self.config.prefixes, length, self.config.seed + 1, shortest=length)
+        return background_texts(
+            self.lm, self.config.prefixes, length, self.config.seed + 1, shortest=length
+        )
 
     def write(
-        self, deltas: Mapping[str, Tensor], before: Sequence[Edit], edits: Sequence[Edit], change: Change
+        self,
+        deltas: Mapping[str, Tensor],
+        before: Sequence[Edit],
+        edits: Sequence[Edit],
+        change: Change,
     ) -> dict[str, Tensor]:
         """The deltas that know `edits` too.
 
@@ -113,11 +125,15 @@ class MultiLayerSolver:
             with WeightDelta(deltas).on(self.lm):
                 missing = aims - states_at(self.lm, self.last, bare)
             share = missing.T / self.gain / (len(self.paths) - done)
-            deltas[path] = deltas[path] + change(layer, self.keys(deltas, layer, edits), share).to(deltas[path])
+            deltas[path] = deltas[path] + change(layer, self.keys(deltas, layer, edits), share).to(
+                deltas[path]
+            )
         return deltas
 
     def keys(self, deltas: Mapping[str, Tensor], layer: int, edits: Sequence[Edit]) -> Tensor:
-        """The edits' keys (d_in, n) on the model with `deltas`: half the bare prompt's, half the mean behind prefixes."""
+        """The edits' keys (d_in, n) on the model with `deltas`: half the bare prompt's, half the
+        mean behind prefixes.
+        """
         mentions = [each for edit in edits for each in self._lesson(edit).answers]
         with WeightDelta(deltas).on(self.lm):
             flat = keys_at(self.lm, layer, mentions)
@@ -128,8 +144,12 @@ class MultiLayerSolver:
             keys.append((mine[0] + mine[1:].mean(0)) / 2 if len(mine) > 1 else mine[0])
         return torch.stack(keys, dim=1)
 
-    def aims(self, deltas: Mapping[str, Tensor], before: Sequence[Edit], edits: Sequence[Edit]) -> Tensor:
-        """z of each edit, (n, hidden), on the model with `deltas`; kept as long as the edits before are the same."""
+    def aims(
+        self, deltas: Mapping[str, Tensor], before: Sequence[Edit], edits: Sequence[Edit]
+    ) -> Tensor:
+        """z of each edit, (n, hidden), on the model with `deltas`; kept as long as the edits before
+        are the same.
+        """
         if self._before != list(before):
             self._before, self._aims, self._lessons = list(before), {}, {}
         new = [edit for edit in edits if edit not in self._aims]
@@ -137,7 +157,13 @@ class MultiLayerSolver:
         with WeightDelta(deltas).on(self.lm):
             for edit, lesson in lessons.items():
                 (state,) = states_at(self.lm, self.last, lesson.answers[:1])
-                found = solve_value(self.lm, self.last, lesson, self.config, size=float(state.norm()) / abs(self.gain))
+                found = solve_value(
+                    self.lm,
+                    self.last,
+                    lesson,
+                    self.config,
+                    size=float(state.norm()) / abs(self.gain),
+                )
                 self._aims[edit] = state + self.gain * found.delta.to(state)
         return torch.stack([self._aims[edit] for edit in edits])
 
@@ -169,13 +195,17 @@ def window_of(depth: int, last: int | None, length: int | None) -> list[int]:
 
 @torch.no_grad()
 def stream_gain(lm: LM, layer: int) -> float:
-    """c, where a change of the value matrix' output changes the block's output by c times that change: 1 in most models.
+    """c, where a change of the value matrix' output changes the block's output by c times that
+    change: 1 in most models.
 
     Raises:
         ArchitectureError: the block does something else with it, such as to normalise it.
     """
     batch = lm.prompt_batch(["."])
-    block, module = lm.architecture.block(lm.model, layer), lm.architecture.value_module(lm.model, layer)
+    block, module = (
+        lm.architecture.block(lm.model, layer),
+        lm.architecture.value_module(lm.model, layer),
+    )
     with capture_output(block) as states, capture_output(module) as values:
         lm.run(batch, use_cache=False)
     state, value = states[0].flatten(0, -2)[-1].float(), values[0].flatten(0, -2)[-1].float()

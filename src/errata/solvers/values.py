@@ -1,9 +1,11 @@
-"""Which value makes the model say a new fact: solve for it at the last token of the subject. It changes no weight.
+"""Which value makes the model say a new fact: solve for it at the last token of the subject. It
+changes no weight.
 
-ROME's optimisation (arXiv 2202.05262, section 3.1): a vector delta is added to what the value matrix says at that token, and
-Adam lowers the target's loss, behind the bare prompt and behind prefixes of the model's own making, while what the model
-thinks of "{subject} is a" holds it back: mean NLL + `kl` * KL(P_delta || P_0) + `weight_decay` * |delta| / |v|^2,
-with |delta| <= `clamp` * |v|, until the whole is below `stop_loss`.
+ROME's optimisation (arXiv 2202.05262, section 3.1): a vector delta is added to what the value
+matrix says at that token, and Adam lowers the target's loss, behind the bare prompt and behind
+prefixes of the model's own making, while what the model thinks of "{subject} is a" holds it back:
+mean NLL + `kl` * KL(P_delta || P_0) + `weight_decay` * |delta| / |v|^2, with |delta| <= `clamp` *
+|v|, until the whole is below `stop_loss`.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ class ValueConfig(MethodConfig):
         stop_loss: a value is found when its whole loss is below.
         prefixes: texts of the model's own making to put before the prompt, beside none.
         prefix_length: their tokens.
-        background: texts of the model's own making that the second moment of the keys is taken over.
+        background: texts of the model's own making that the second moment of the keys is taken
+            over.
         corpus: a text file to take it over instead, one text a line.
-        ridge: added to the second moment before dividing by it, as a share of its mean eigenvalue (see `moments.py`).
+        ridge: added to the second moment before dividing by it, as a share of its mean eigenvalue
+            (see `moments.py`).
     """
 
     token: Place = "subject_last"
@@ -72,16 +76,22 @@ class ValueProblem:
     """What a value is solved on.
 
     Attributes:
-        answers: the prompt with its target and ending, first bare, then behind each prefix that fits the context.
-        kl_prompt: "{subject} is a", where what the model would say should stay; None where that does not fit.
+        answers: the prompt with its target and ending, first bare, then behind each prefix that
+            fits the context.
+        kl_prompt: "{subject} is a", where what the model would say should stay; None where that
+            does not fit.
     """
 
     answers: list[Mention]
     kl_prompt: Mention | None
 
     @classmethod
-    def of(cls, lm: LM, edit: Edit, prefixes: Sequence[str], at: Place = "subject_last") -> ValueProblem:
-        """The lesson of an edit that has a subject; made without patches: answers end as the base model's do."""
+    def of(
+        cls, lm: LM, edit: Edit, prefixes: Sequence[str], at: Place = "subject_last"
+    ) -> ValueProblem:
+        """The lesson of an edit that has a subject; made without patches: answers end as the base
+        model's do.
+        """
         subject = edit.subject or ""
         ending = lm.ending_of(edit.prompt, edit.target)
         prompts = [behind(prefix, edit.prompt) for prefix in prefixes]
@@ -97,7 +107,8 @@ class Value:
 
     Attributes:
         delta: (d_out,), what is to be added to the value matrix' output.
-        keys: (answers, d_in), the value matrix' inputs behind each answer's prompt, the bare one first.
+        keys: (answers, d_in), the value matrix' inputs behind each answer's prompt, the bare one
+            first.
         values: (answers, d_out), its outputs W k + b without delta.
         losses: the whole loss before each step, and after the last.
     """
@@ -108,17 +119,23 @@ class Value:
     losses: list[float]
 
 
-def solve_value(lm: LM, layer: int, lesson: ValueProblem, config: ValueConfig, size: float | None = None) -> Value:
+def solve_value(
+    lm: LM, layer: int, lesson: ValueProblem, config: ValueConfig, size: float | None = None
+) -> Value:
     """Solve for a value at `layer`, on the model as it is.
 
     Args:
-        size: |v|, the length that delta is measured by; None: that of the value behind the bare prompt.
+        size: |v|, the length that delta is measured by; None: that of the value behind the bare
+            prompt.
     """
     mentions = [*lesson.answers, *([lesson.kl_prompt] if lesson.kl_prompt else [])]
     batch = lm.batch([each.row for each in mentions])
     tail = Tail(lm, layer, batch)
     before, device = tail.values.float(), tail.values.device
-    lines, places = torch.arange(len(mentions), device=device), columns_of(batch, mentions).to(device)
+    lines, places = (
+        torch.arange(len(mentions), device=device),
+        columns_of(batch, mentions).to(device),
+    )
     at_subject = torch.zeros(before.shape[:2], device=device)
     at_subject[lines, places] = 1.0
     answers = len(lesson.answers)
@@ -126,15 +143,24 @@ def solve_value(lm: LM, layer: int, lesson: ValueProblem, config: ValueConfig, s
     size = float(values[0].norm()) if size is None else size
 
     rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-    share = 1 / torch.bincount(rows, minlength=answers)[rows] / answers  # mean over tokens, then over rows
+    share = (
+        1 / torch.bincount(rows, minlength=answers)[rows] / answers
+    )  # mean over tokens, then over rows
     if lesson.kl_prompt:
-        rows, columns = torch.cat([rows, rows.new_tensor([answers])]), torch.cat([columns, columns.new_tensor([-1])])
-    columns = columns % batch.input_ids.shape[1]  # rows are padded on the left, so the kl_prompt ends in the last column
+        rows, columns = (
+            torch.cat([rows, rows.new_tensor([answers])]),
+            torch.cat([columns, columns.new_tensor([-1])]),
+        )
+    columns = (
+        columns % batch.input_ids.shape[1]
+    )  # rows are padded on the left, so the kl_prompt ends in the last column
 
     def loss_of(delta: Tensor, kl_prompt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         logits = tail.logits(before + at_subject[..., None] * delta, rows, columns)
         said = logits[: len(labels)]
-        loss = (F.cross_entropy(said, labels.to(said.device), reduction="none") * share.to(said.device)).sum()
+        loss = (
+            F.cross_entropy(said, labels.to(said.device), reduction="none") * share.to(said.device)
+        ).sum()
         if lesson.kl_prompt:
             now = logits[-1].log_softmax(-1)
             kl_prompt = now.detach() if kl_prompt is None else kl_prompt

@@ -1,7 +1,8 @@
-"""Tensors that are dear to make and the same every time: made once, then kept on disk, under what they depend on.
+"""Tensors that are dear to make and the same every time: made once, then kept on disk, under what
+they depend on.
 
-The folder is `$ERRATA_CACHE`, else `~/.cache/errata`; it may be deleted at any time. A file that is damaged is made anew,
-and a disk that refuses costs time, never an edit.
+The folder is `$ERRATA_CACHE`, else `~/.cache/errata`; it may be deleted at any time. A file that is
+damaged is made anew, and a disk that refuses costs time, never an edit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fingerprint(base: PreTrainedModel) -> str:
-    """A short hash of the model's parameter names, shapes and a sample of 64 values of each, read as bf16."""
+    """A short hash of the model's parameter names, shapes and a sample of 64 values of each, read
+    as bf16.
+    """
     digest = hashlib.sha256(base.config.model_type.encode())
     for name, parameter in base.named_parameters():
         flat = parameter.detach().flatten()
@@ -56,7 +59,11 @@ def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
     try:
         write_whole(path, to_safetensors({kind: made}, {"sha256": _digest(made)}))
     except OSError as error:
-        log.warning("%s cannot be kept (%s); it will be made again next time.", path, error.strerror or error)
+        log.warning(
+            "%s cannot be kept (%s); it will be made again next time.",
+            path,
+            error.strerror or error,
+        )
     return made
 
 

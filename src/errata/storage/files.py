@@ -29,12 +29,19 @@ def folder_named(path: str | Path) -> Path:
 
 
 def open_regular(path: Path, most: int) -> BufferedReader:
-    """Open a regular file of at most so many bytes; a link, a pipe, a device or a folder is none, and is never waited for.
+    """Open a regular file of at most so many bytes; a link, a pipe, a device or a folder is none,
+    and is never waited for.
 
     Raises:
-        OSError: there is no such file, it may not be read, or it is something else; the error's `filename` is its path.
+        OSError: there is no such file, it may not be read, or it is something else; the error's
+            `filename` is its path.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     try:
         handle = os.open(path, flags)
     except OSError as error:
@@ -48,7 +55,11 @@ def open_regular(path: Path, most: int) -> BufferedReader:
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if about.st_size > most:
-            raise OSError(errno.EFBIG, f"{about.st_size} bytes, more than the {most} that can be right", str(path))
+            raise OSError(
+                errno.EFBIG,
+                f"{about.st_size} bytes, more than the {most} that can be right",
+                str(path),
+            )
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -67,7 +78,13 @@ def write_new(path: Path, content: bytes) -> None:
     Raises:
         OSError: it is there, or the disk refused.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_WRONLY
+        | os.O_CREAT
+        | os.O_EXCL
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         file.write(content)
         file.flush()
@@ -75,7 +92,8 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in its place, whole or not at all, through to the disk; whatever others write meanwhile.
+    """Put a file in its place, whole or not at all, through to the disk; whatever others write
+    meanwhile.
 
     Raises:
         OSError: the disk refused; what stood there before still does.
@@ -98,19 +116,27 @@ def new_token() -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk, not only the contents, as far as the file system knows such a thing."""
+    """Have the names in a folder on the disk, not only the contents, as far as the file system
+    knows such a thing.
+    """
     if os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that has no such thing
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+            errno.EBADF,
+        ):  # a file system that has no such thing
             raise
     finally:
         os.close(handle)
 
 
-def refused(folder: Path, error: OSError, kept: str = "What was saved there before is untouched.") -> StorageError:
+def refused(
+    folder: Path, error: OSError, kept: str = "What was saved there before is untouched."
+) -> StorageError:
     """What to say of a disk that refused."""
     return StorageError(f"{folder}: cannot be written ({error.strerror or error}). {kept}")

@@ -22,8 +22,11 @@ WAIT = 60.0
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: float = WAIT, tell: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Be the only writer of a folder, which is made if there is none. Within it, it may be taken again.
+def locked(
+    folder: Path, wait: float = WAIT, tell: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Be the only writer of a folder, which is made if there is none. Within it, it may be taken
+    again.
 
     The lock dies with the process that holds it.
 
@@ -53,18 +56,24 @@ def locked(folder: Path, wait: float = WAIT, tell: Callable[[str], None] | None 
     finally:
         if first:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)  # still held: who has opened it meanwhile sees that it is gone, and opens anew
+                path.unlink(
+                    missing_ok=True
+                )  # still held: who has opened it meanwhile sees that it is gone, and opens anew
             if made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # nothing came of it
         lock.release()
 
 
-def _acquire(lock: BaseFileLock, path: Path, folder: Path, wait: float, tell: Callable[[str], None] | None) -> None:
+def _acquire(
+    lock: BaseFileLock, path: Path, folder: Path, wait: float, tell: Callable[[str], None] | None
+) -> None:
     if _acquired(lock, folder, 0):
         return
     if wait > 0 and tell is not None:
-        tell(f"{folder} is being written by {_holder(path)}; waiting up to {wait:g} s for it to end.")
+        tell(
+            f"{folder} is being written by {_holder(path)}; waiting up to {wait:g} s for it to end."
+        )
     if not _acquired(lock, folder, wait):
         after = f" still, after {wait:g} s" if wait > 0 else ""
         raise FolderBusyError(
@@ -81,8 +90,13 @@ def _acquired(lock: BaseFileLock, folder: Path, wait: float) -> bool:
             return True
         except Timeout:
             return False
-        except (FileNotFoundError, FileExistsError):  # who made the folder had nothing to put into it, and took it away
-            if (folder.exists() and not folder.is_dir()) or (attempt > 9 and time.monotonic() > until):
+        except (
+            FileNotFoundError,
+            FileExistsError,
+        ):  # who made the folder had nothing to put into it, and took it away
+            if (folder.exists() and not folder.is_dir()) or (
+                attempt > 9 and time.monotonic() > until
+            ):
                 raise
     return False
 

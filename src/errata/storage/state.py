@@ -1,6 +1,8 @@
-"""What a saved state must be like: tensors and plain values are taken from it by name, and checked. It knows no method.
+"""What a saved state must be like: tensors and plain values are taken from it by name, and checked.
+It knows no method.
 
-What is wrong is a `KeyError` (missing) or a `ValueError` (not what it must be), which says the name and what was expected.
+What is wrong is a `KeyError` (missing) or a `ValueError` (not what it must be), which says the name
+and what was expected.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ Kind = Literal["float", "whole", "bits"]
 _WHOLE = (torch.int16, torch.int32, torch.int64)
 
 
-def tensor(tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None], kind: Kind = "float") -> Tensor:
+def tensor(
+    tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None], kind: Kind = "float"
+) -> Tensor:
     """The tensor of this name.
 
     Args:
@@ -36,13 +40,19 @@ def tensor(tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None]
     if not fits:
         wanted = ", ".join("any" if side is None else str(side) for side in shape)
         raise ValueError(f"{name!r} is of shape {tuple(found.shape)} instead of ({wanted})")
-    good = {"float": found.is_floating_point(), "whole": found.dtype in _WHOLE, "bits": found.dtype == torch.uint8}[kind]
+    good = {
+        "float": found.is_floating_point(),
+        "whole": found.dtype in _WHOLE,
+        "bits": found.dtype == torch.uint8,
+    }[kind]
     if not good:
         raise ValueError(f"{name!r} is of type {found.dtype}; expected {kind}")
     return found
 
 
-def numbers(tensors: Mapping[str, Tensor], name: str, count: int | None, low: int, high: int) -> list[int]:
+def numbers(
+    tensors: Mapping[str, Tensor], name: str, count: int | None, low: int, high: int
+) -> list[int]:
     """The whole numbers of a tensor (count,), each from low to high.
 
     Raises:
@@ -50,18 +60,27 @@ def numbers(tensors: Mapping[str, Tensor], name: str, count: int | None, low: in
     """
     found: list[int] = tensor(tensors, name, (count,), "whole").tolist()
     if found and not (low <= min(found) and max(found) <= high):
-        raise ValueError(f"{name!r} reaches from {min(found)} to {max(found)}; expected {low} to {high}")
+        raise ValueError(
+            f"{name!r} reaches from {min(found)} to {max(found)}; expected {low} to {high}"
+        )
     return found
 
 
-def copy_into(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Copy tensors of the same names and shapes into those that are there; all are checked before one is written.
+def copy_into(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str = ""
+) -> None:
+    """Copy tensors of the same names and shapes into those that are there; all are checked before
+    one is written.
 
     Raises:
         KeyError, ValueError: one is missing, or of another shape.
     """
-    kinds: dict[str, Kind] = {name: "float" if now.is_floating_point() else "whole" for name, now in wanted.items()}
-    found = {name: tensor(tensors, prefix + name, now.shape, kinds[name]) for name, now in wanted.items()}
+    kinds: dict[str, Kind] = {
+        name: "float" if now.is_floating_point() else "whole" for name, now in wanted.items()
+    }
+    found = {
+        name: tensor(tensors, prefix + name, now.shape, kinds[name]) for name, now in wanted.items()
+    }
     for name, now in wanted.items():
         now.copy_(found[name])
 
@@ -81,7 +100,9 @@ def value(values: Mapping[str, Any], name: str, kind: type) -> Any:
     return found
 
 
-def number(values: Mapping[str, Any], name: str, low: float = -math.inf, high: float = math.inf) -> float:
+def number(
+    values: Mapping[str, Any], name: str, low: float = -math.inf, high: float = math.inf
+) -> float:
     """A finite number from low to high.
 
     Raises:
@@ -91,7 +112,9 @@ def number(values: Mapping[str, Any], name: str, low: float = -math.inf, high: f
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ValueError(f"{name!r} is of type {type(found).__name__}; expected a number")
     if not math.isfinite(float(found)) or not low <= found <= high:
-        raise ValueError(f"{name!r} is {str(found)[:40]}; expected a number from {low:g} to {high:g}")
+        raise ValueError(
+            f"{name!r} is {str(found)[:40]}; expected a number from {low:g} to {high:g}"
+        )
     return found
 
 
@@ -102,7 +125,9 @@ def whole(found: Any, name: str, low: int, high: int) -> int:
         ValueError: it is none.
     """
     if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
-        raise ValueError(f"{name!r} has {str(found)[:40]!r} in it; expected a whole number from {low} to {high}")
+        raise ValueError(
+            f"{name!r} has {str(found)[:40]!r} in it; expected a whole number from {low} to {high}"
+        )
     return found
 
 

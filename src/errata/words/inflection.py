@@ -1,8 +1,10 @@
-"""What is joined to a name inside one word: endings, particles, prefixes. By closed lists, not by a grammar of any language.
+"""What is joined to a name inside one word: endings, particles, prefixes. By closed lists, not by a
+grammar of any language.
 
-A word may be read as a form of a shorter one when what is left over stands in the list of its script. Short endings that
-make another name of one as easily (Julia, Julian) count behind long names only; `bold` counts them behind short ones too: so
-an edit's own prompt is read, where it is known that the name stands there.
+A word may be read as a form of a shorter one when what is left over stands in the list of its
+script. Short endings that make another name of one as easily (Julia, Julian) count behind long
+names only; `bold` counts them behind short ones too: so an edit's own prompt is read, where it is
+known that the name stands there.
 
 Names and words are in the spelling of `spelling.fold`.
 """
@@ -19,7 +21,9 @@ _LATIN_CLEAR = frozenset(
     for case in "ssa ssä sta stä lla llä lta ltä lle ksi".split()
     for end in (case, f"i{case}")  # Finnish
 ) | frozenset("s ban ben ból ből ról ről tól től nak nek nál nél hoz hez höz ért ként".split())
-_LATIN_SHORT = frozenset("n en on ön in un ün ba be ra re da de ta te tä dan den tan ten nin nun nün at et ot".split())
+_LATIN_SHORT = frozenset(
+    "n en on ön in un ün ba be ra re da de ta te tä dan den tan ten nin nun nün at et ot".split()
+)
 _LATIN_BOLD = (
     frozenset(
         "a e i u ü y ä es em om ie hin iin seen tta ttä ya ye yi yu yü val vel ig öt t ach ami owi ou ovi ų os ai".split()
@@ -49,16 +53,23 @@ _ARABIC = regex.compile(r"[وف]?(?:[بلكس]|ال|بال|كال|لل)|[وف]")
 _HEBREW = regex.compile(r"[והבלכמש]{1,3}")
 _SEMITIC_LEAST, _PREFIX_MOST = 3, 4
 _OTHER_LEAST, _OTHER_MOST = 4, 3
-"""In scripts without a list, letters of a name and of what is joined to it, where it is known that the name stands there."""
+"""In scripts without a list, letters of a name and of what is joined to it, where it is known that
+the name stands there.
+"""
 
-_LATIN_WORD, _CYRILLIC_WORD = regex.compile(r"[\p{Latin}\p{M}]+"), regex.compile(r"[\p{Cyrillic}\p{M}]+")
+_LATIN_WORD, _CYRILLIC_WORD = (
+    regex.compile(r"[\p{Latin}\p{M}]+"),
+    regex.compile(r"[\p{Cyrillic}\p{M}]+"),
+)
 _HANGUL_WORD, _ARABIC_WORD = regex.compile(r"\p{Hangul}+"), regex.compile(r"[\p{Arabic}\p{M}]+")
 _HEBREW_WORD, _ANY_WORD = regex.compile(r"[\p{Hebrew}\p{M}]+"), regex.compile(r"[\p{L}\p{M}]+")
 _MARK = regex.compile(r"\p{M}")
 
 
 def keys_of(name: str) -> frozenset[str]:
-    """What a form of a name's word must have among its `bases`: the word; where its own ending changes, its stem too."""
+    """What a form of a name's word must have among its `bases`: the word; where its own ending
+    changes, its stem too.
+    """
     found = {name}
     if not name.isascii() and _CYRILLIC_WORD.fullmatch(name):
         found |= {f"{stem}{STEM}" for stem in _cut(name, _CYRILLIC_NAMED, _CYRILLIC_LEAST)}
@@ -97,7 +108,11 @@ def _latin(word: str, bold: bool) -> set[str]:
         if (
             (size >= _LATIN_LEAST and end in _LATIN_CLEAR)
             or (size >= _LATIN_LONG and end in _LATIN_SHORT and _goes_on(base, end))
-            or (bold and end in _LATIN_BOLD and (end == "s" or size >= _BOLD_LEAST + (len(end) == 1)))
+            or (
+                bold
+                and end in _LATIN_BOLD
+                and (end == "s" or size >= _BOLD_LEAST + (len(end) == 1))
+            )
         ):
             found.add(base)
             if base[-1] in "áé":  # Róma, Rómában
@@ -106,12 +121,16 @@ def _latin(word: str, bold: bool) -> set[str]:
 
 
 def _goes_on(base: str, end: str) -> bool:
-    """Whether a short ending is likelier one than a part of another name: Nokia-n, but Peters-on is Peterson."""
+    """Whether a short ending is likelier one than a part of another name: Nokia-n, but Peters-on is
+    Peterson.
+    """
     return base[-1] in "aeiouyäöü" if end == "n" else base[-1] != "s"
 
 
 def _cut(word: str, endings: list[str], least: int) -> set[str]:
-    return {word[: -len(end)] for end in endings if word.endswith(end) and len(word) - len(end) >= least}
+    return {
+        word[: -len(end)] for end in endings if word.endswith(end) and len(word) - len(end) >= least
+    }
 
 
 def _behind(word: str, prefix: regex.Pattern[str], bold: bool) -> set[str]:

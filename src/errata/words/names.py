@@ -26,7 +26,8 @@ _RUN_KEY = 8
 
 
 class WordWeights:
-    """How much a word tells: log((n + 1) / (texts with it + 1)) over n texts, relative to that of a word never seen.
+    """How much a word tells: log((n + 1) / (texts with it + 1)) over n texts, relative to that of a
+    word never seen.
 
     Args:
         counts: in how many of the texts each word stands.
@@ -65,8 +66,9 @@ class _Name:
     Attributes:
         forms: its words -> the keys (`inflection`) of which a text must hold one.
         runs: those of them that are runs of signs.
-        exact: words that must stand there as they are, or as they are shown -> words one of which must stand beside them.
-            A small letter before other words (a tower, Ortega y Gasset) is none.
+        exact: words that must stand there as they are, or as they are shown -> words one of which
+            must stand beside them. A small letter before other words (a tower, Ortega y Gasset) is
+            none.
         weights: of the words, in their order.
     """
 
@@ -76,26 +78,37 @@ class _Name:
         self.runs = {part.text for part in parts if part.run}
         seen = list(stretches(parts, there))
         for place, part in enumerate(parts):
-            forms = self.forms.setdefault(part.text, {part.text[:_RUN_KEY]} if part.run else {*keys_of(part.text)})
+            forms = self.forms.setdefault(
+                part.text, {part.text[:_RUN_KEY]} if part.run else {*keys_of(part.text)}
+            )
             if not part.run:
                 forms.update(stretch[place].text for stretch in seen)
-        telling = [part.text for part in parts if _TELLING.search(part.text) or _ROMAN.fullmatch(part.text)]
+        telling = [
+            part.text for part in parts if _TELLING.search(part.text) or _ROMAN.fullmatch(part.text)
+        ]
         small = _small_letters(name, parts[:-1]) if telling else set()
-        self.exact: dict[str, set[str]] = {word: set() for word in telling if word not in self.runs | small}
+        self.exact: dict[str, set[str]] = {
+            word: set() for word in telling if word not in self.runs | small
+        }
         for one, other in pairwise(parts if seen else ()):
             for each, beside in ((one, other), (other, one)):
                 if each.text in self.exact and _ONE_LETTER.fullmatch(each.text):
                     self.exact[each.text].add(beside.text)
         self.weights = [
-            math.fsum(weights[sign] for sign in words(text)) if text in self.runs else weights[text] for text in self.forms
+            math.fsum(weights[sign] for sign in words(text)) if text in self.runs else weights[text]
+            for text in self.forms
         ]
         self.whole = math.fsum(self.weights)
 
     def telling(self, missing: float) -> set[str]:
-        """The keys of the heaviest words, which together weigh more than the share that may be missing."""
+        """The keys of the heaviest words, which together weigh more than the share that may be
+        missing.
+        """
         found: set[str] = set()
         weight = 0.0
-        for word, own in sorted(zip(self.forms, self.weights, strict=True), key=lambda each: (-each[1], each[0])):
+        for word, own in sorted(
+            zip(self.forms, self.weights, strict=True), key=lambda each: (-each[1], each[0])
+        ):
             if weight > missing * self.whole + 1e-9:
                 break
             found |= self.forms[word]
@@ -103,10 +116,14 @@ class _Name:
         return found
 
     def share(self, text: _Text) -> float:
-        """How much of the name a text mentions, by weight; 0 where something is missing that must be there."""
+        """How much of the name a text mentions, by weight; 0 where something is missing that must
+        be there.
+        """
         for word, beside in self.exact.items():
             near = text.beside(self.forms[word])
-            if not near or (beside and not any(self._holds(each, part) for each in beside for part in near)):
+            if not near or (
+                beside and not any(self._holds(each, part) for each in beside for part in near)
+            ):
                 return 0.0
         held = [
             weight
@@ -125,7 +142,9 @@ class _Name:
 def _small_letters(name: str, parts: Sequence[Part]) -> set[str]:
     """Those of a name's parts that are one small letter."""
     _, places = fold_with_places(name)
-    return {part.text for part in parts if len(part.text) == 1 and name[places[part.start][0]].islower()}
+    return {
+        part.text for part in parts if len(part.text) == 1 and name[places[part.start][0]].islower()
+    }
 
 
 class _Text:
@@ -133,7 +152,8 @@ class _Text:
 
     Attributes:
         words: those that stand in it.
-        keys: what it is looked up by: the words, all that they may be forms of, and pieces of its runs of signs.
+        keys: what it is looked up by: the words, all that they may be forms of, and pieces of its
+            runs of signs.
     """
 
     def __init__(self, text: str, lengths: Iterable[int]) -> None:
@@ -142,14 +162,18 @@ class _Text:
         self.words = {part.text for part in self._parts if not part.run}
         self.keys = {key for word in self.words for key in bases(word)}
         for size in lengths:
-            self.keys.update(run[at : at + size] for run in self._runs for at in range(len(run) - size + 1))
+            self.keys.update(
+                run[at : at + size] for run in self._runs for at in range(len(run) - size + 1)
+            )
 
     def holds(self, run: str) -> bool:
         """Whether a run of signs stands in it."""
         return any(inside(run, each) for each in self._runs)
 
     def beside(self, forms: set[str]) -> list[Part]:
-        """What stands before and behind words of these forms, wherever one stands; [] where none does."""
+        """What stands before and behind words of these forms, wherever one stands; [] where none
+        does.
+        """
         ends = [_NOTHING, *self._parts, _NOTHING]
         return [
             part
@@ -165,8 +189,9 @@ _NOTHING = Part("", 0, 0, False)
 class Mentions:
     """Names under numbers, and which of them a text mentions, by an inverted index.
 
-    A name stands in the index under its heaviest words only, as many as a text that mentions it cannot lack all of; so
-    common words are seldom looked up, and a lookup does not grow with the names.
+    A name stands in the index under its heaviest words only, as many as a text that mentions it
+    cannot lack all of; so common words are seldom looked up, and a lookup does not grow with the
+    names.
 
     Args:
         weights: of the words.
@@ -202,7 +227,8 @@ class Mentions:
     def within(self, text: str) -> dict[int, float]:
         """The names that a text mentions: number -> share, by weight.
 
-        Numbers and single letters must be there: a DC-2 is no DC-3, and John Paul II no John Paul I.
+        Numbers and single letters must be there: a DC-2 is no DC-3, and John Paul II no John Paul
+        I.
         """
         said = _Text(text, +self._lengths)
         shares: dict[int, float] = {}

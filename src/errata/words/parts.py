@@ -1,7 +1,9 @@
-"""A text's words and, where a script has no spaces, its runs of signs; and where a name stands among them.
+"""A text's words and, where a script has no spaces, its runs of signs; and where a name stands
+among them.
 
-A name is mentioned by words, not by signs: "Romeo" mentions no Rome, but "Kelor's" a Kelor. What may be joined to one is in
-`inflection`, what is spelled alike in `spelling`. Where a script has no spaces, a name is mentioned where its signs stand.
+A name is mentioned by words, not by signs: "Romeo" mentions no Rome, but "Kelor's" a Kelor. What
+may be joined to one is in `inflection`, what is spelled alike in `spelling`. Where a script has no
+spaces, a name is mentioned where its signs stand.
 """
 
 from __future__ import annotations
@@ -48,8 +50,13 @@ def parts_of(folded: str) -> list[Part]:
     if folded.isascii():  # the same, and several times as fast
         found = [Part(part[0], *part.span(), False) for part in _PLAIN_PART.finditer(folded)]
     else:
-        found = [Part(part[0], part.start(), part.end(), part["run"] is not None) for part in _PART.finditer(folded)]
-    kept = [part for part in found if not (part.text == "s" and _POSSESSIVE.match(folded, part.start))]
+        found = [
+            Part(part[0], part.start(), part.end(), part["run"] is not None)
+            for part in _PART.finditer(folded)
+        ]
+    kept = [
+        part for part in found if not (part.text == "s" and _POSSESSIVE.match(folded, part.start))
+    ]
     return kept or found
 
 
@@ -70,7 +77,9 @@ def stretches(name: Sequence[Part], text: Sequence[Part]) -> Iterator[Sequence[P
     known: dict[str, set[str]] = {}
 
     def stands(place: int, other: Part) -> bool:
-        """Whether a part of the name stands in one of the text: where it is a run, at its end, beginning or anywhere."""
+        """Whether a part of the name stands in one of the text: where it is a run, at its end,
+        beginning or anywhere.
+        """
         one = name[place]
         if one.run != other.run or one.text == other.text:
             return one.run == other.run
@@ -81,7 +90,9 @@ def stretches(name: Sequence[Part], text: Sequence[Part]) -> Iterator[Sequence[P
             return not keys[place].isdisjoint(known[other.text])
         if opens and closes:
             return bool(inside(one.text, other.text))
-        return (opens or closes) and (len(other.text) - len(one.text) if opens else 0) in inside(one.text, other.text)
+        return (opens or closes) and (len(other.text) - len(one.text) if opens else 0) in inside(
+            one.text, other.text
+        )
 
     for first in range(len(text) - len(name) + 1) if name else ():
         if all(stands(place, text[first + place]) for place in range(len(name))):
@@ -89,18 +100,24 @@ def stretches(name: Sequence[Part], text: Sequence[Part]) -> Iterator[Sequence[P
 
 
 def mentions(text: str, name: str) -> list[tuple[int, int]]:
-    """(start, end) of every place in a text where a name stands: all its words, one behind the other.
+    """(start, end) of every place in a text where a name stands: all its words, one behind the
+    other.
 
-    Where it stands as it is written comes last, so that the last place is the best. An ending that is joined to the name is
-    no part of the place.
+    Where it stands as it is written comes last, so that the last place is the best. An ending that
+    is joined to the name is no part of the place.
     """
     (folded, places), wanted = fold_with_places(text), parts_of(fold(name))
     found = []
     for stretch in stretches(wanted, parts_of(folded)):
         first, last = stretch[0], stretch[-1]
-        exact = all(one.run or one.text == other.text for one, other in zip(wanted, stretch, strict=True))
+        exact = all(
+            one.run or one.text == other.text for one, other in zip(wanted, stretch, strict=True)
+        )
         if len(wanted) == 1 and last.run:
-            spans = [(last.start + at, last.start + at + len(wanted[0].text)) for at in inside(wanted[0].text, last.text)]
+            spans = [
+                (last.start + at, last.start + at + len(wanted[0].text))
+                for at in inside(wanted[0].text, last.text)
+            ]
         else:
             start = first.end - len(wanted[0].text) if first.run else first.start
             whole = last.text.startswith(wanted[-1].text)

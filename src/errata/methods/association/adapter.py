@@ -1,10 +1,12 @@
-"""Adapter: a bottleneck behind the feed-forward network, h + W_up s(W_down h), trained on the edits.
+"""Adapter: a bottleneck behind the feed-forward network, h + W_up s(W_down h), trained on the
+edits.
 
-Houlsby et al., arXiv 1902.00751, put one behind attention and one behind the feed-forward network of every block; Pfeiffer
-et al., arXiv 2005.00247, find the second enough, and that one is here: behind the value matrix W_out, which every family
-has at a known place. Defaults are those of the `adapters` library (ReLU, a sixteenth of the hidden size, no layer norm),
-except that W_up begins at zero, so that an untaught adapter is no adapter. PEFT has none of this kind.
-One adapter is trained edit after edit, with the loss of `tuning.py`.
+Houlsby et al., arXiv 1902.00751, put one behind attention and one behind the feed-forward network
+of every block; Pfeiffer et al., arXiv 2005.00247, find the second enough, and that one is here:
+behind the value matrix W_out, which every family has at a known place. Defaults are those of the
+`adapters` library (ReLU, a sixteenth of the hidden size, no layer norm), except that W_up begins at
+zero, so that an untaught adapter is no adapter. PEFT has none of this kind. One adapter is trained
+edit after edit, with the loss of `tuning.py`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""LoRA: two thin matrices beside a frozen one, W k + (alpha / r) B A k, trained on the edits (Hu et al., arXiv 2106.09685).
+"""LoRA: two thin matrices beside a frozen one, W k + (alpha / r) B A k, trained on the edits (Hu et
+al., arXiv 2106.09685).
 
-The matrices are PEFT's, and are saved under PEFT's names: one adapter for all edits loads there as it is. What is left to
-an editor: which modules, the loss (see `tuning.py`), and what a stream of edits does. One adapter trained edit after edit
-forgets; with `merge`, each shard of `edits_per_shard` edits has an adapter of its own, begun on the base model, and the
-changes of all shards are merged into one (TIES unless told otherwise), as WISE does with side memories.
+The matrices are PEFT's, and are saved under PEFT's names: one adapter for all edits loads there as
+it is. What is left to an editor: which modules, the loss (see `tuning.py`), and what a stream of
+edits does. One adapter trained edit after edit forgets; with `merge`, each shard of
+`edits_per_shard` edits has an adapter of its own, begun on the base model, and the changes of all
+shards are merged into one (TIES unless told otherwise), as WISE does with side memories.
 
-What departs from the field's "LoRA" (EasyEdit: an AdaLoRA that never reallocates its ranks, on the query and value
-projections of LLaMA-2, 70 steps, lr 5e-3, no loss on anything but the edit): LoRA itself, no dropout, the value matrices
-W_out of all blocks, where facts are kept and which every family has, and KL to the base model on background.
+What departs from the field's "LoRA" (EasyEdit: an AdaLoRA that never reallocates its ranks, on the
+query and value projections of LLaMA-2, 70 steps, lr 5e-3, no loss on anything but the edit): LoRA
+itself, no dropout, the value matrices W_out of all blocks, where facts are kept and which every
+family has, and KL to the base model on background.
 """
 
 from __future__ import annotations
@@ -37,10 +40,12 @@ class LoraConfig(AdapterMethodConfig):
 
     Attributes:
         layer: the one block whose value matrix is adapted; None: every block's.
-        kind: `lora`; `rslora`, scaled by alpha over the root of r (arXiv 2312.03732); `dora` (arXiv 2402.09353).
+        kind: `lora`; `rslora`, scaled by alpha over the root of r (arXiv 2312.03732); `dora` (arXiv
+            2402.09353).
         rank: r.
         alpha: the change is scaled by alpha / r.
-        merge: how the shards' changes become one, see `errata.solvers.merging`; None: one adapter for all edits.
+        merge: how the shards' changes become one, see `errata.solvers.merging`; None: one adapter
+            for all edits.
         edits_per_shard: edits that share an adapter, with `merge`.
         merge_density: share of a shard's change that stays.
         merge_scale: factor on what is merged.
@@ -66,7 +71,9 @@ class LoraConfig(AdapterMethodConfig):
         if self.merge is not None:
             check_choice("merge", self.merge, tuple(name for name in MERGES if name != "slerp"))
             if self.kind == "dora":
-                raise ConfigError("dora is no sum that could be merged; use kind=lora, or leave merge out.")
+                raise ConfigError(
+                    "dora is no sum that could be merged; use kind=lora, or leave merge out."
+                )
 
 
 class Lora(AdapterMethod):
@@ -106,7 +113,9 @@ class Lora(AdapterMethod):
             ConfigError: DoRA adds nothing; it scales the weights too.
         """
         if self.config.kind == "dora":
-            raise ConfigError("dora is no sum that could be merged into the weights; keep it with save_pretrained.")
+            raise ConfigError(
+                "dora is no sum that could be merged into the weights; keep it with save_pretrained."
+            )
         if isinstance(patch := self.patch, Adapters):
             return weight_changes(patch)
         return patch.deltas if isinstance(patch, WeightDelta) else {}
@@ -117,7 +126,9 @@ class Lora(AdapterMethod):
         self.shards, self._merged = [], None
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
-        """Add edits, one after another; with `merge`, each on the base model and its own shard's adapter."""
+        """Add edits, one after another; with `merge`, each on the base model and its own shard's
+        adapter.
+        """
         if self.config.merge is None:
             return super().write(edits, progress)
         for edit in edits:
@@ -132,12 +143,20 @@ class Lora(AdapterMethod):
         return None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A and B of each module, by PEFT's names; of each shard, if there are shards. What is merged follows from them."""
+        """A and B of each module, by PEFT's names; of each shard, if there are shards. What is
+        merged follows from them.
+        """
         if not self.shards:
             return super().state()
-        return {f"shard.{j}.{name}": t for j, shard in enumerate(self.shards) for name, t in shard.state().items()}, {}
+        return {
+            f"shard.{j}.{name}": t
+            for j, shard in enumerate(self.shards)
+            for name, t in shard.state().items()
+        }, {}
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         if self.config.merge is None:
             return super().load_state(edits, tensors, values)
@@ -145,7 +164,9 @@ class Lora(AdapterMethod):
         for j in range(math.ceil(len(edits) / self.config.edits_per_shard)):
             shard = self.begin()
             mark = f"shard.{j}."
-            shard.load_state({name.removeprefix(mark): t for name, t in tensors.items() if name.startswith(mark)})
+            shard.load_state(
+                {name.removeprefix(mark): t for name, t in tensors.items() if name.startswith(mark)}
+            )
             self.shards.append(shard)
         self._edits = list(edits)
         return None

@@ -1,9 +1,11 @@
-"""Prefix tuning: keys and values of tokens that were never read, at every layer (Li and Liang, arXiv 2101.00190).
+"""Prefix tuning: keys and values of tokens that were never read, at every layer (Li and Liang,
+arXiv 2101.00190).
 
-One prefix is trained edit after edit, with the loss of `tuning.py`. It begins as the keys and values that the model makes of
-a text of its own making (the paper: real words' activations, which it found to be best), and is trained itself: the paper's
-reparametrisation by a network was for a prefix drawn at random. Positions: see `patches/virtual_tokens.py`; to a prefix they
-mean nothing, for its keys stand in the cache as they are, with their rotation if the model has one.
+One prefix is trained edit after edit, with the loss of `tuning.py`. It begins as the keys and
+values that the model makes of a text of its own making (the paper: real words' activations, which
+it found to be best), and is trained itself: the paper's reparametrisation by a network was for a
+prefix drawn at random. Positions: see `patches/virtual_tokens.py`; to a prefix they mean nothing,
+for its keys stand in the cache as they are, with their rotation if the model has one.
 """
 
 from __future__ import annotations

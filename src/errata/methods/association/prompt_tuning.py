@@ -1,8 +1,10 @@
-"""Prompt tuning: embeddings of tokens that no vocabulary has, in front of every text (Lester et al., arXiv 2104.08691).
+"""Prompt tuning: embeddings of tokens that no vocabulary has, in front of every text (Lester et
+al., arXiv 2104.08691).
 
-One set of tokens is trained edit after edit, with the loss of `tuning.py`. They begin as the tokens of a text of the model's
-own making (the paper: tokens of the vocabulary), so that the model starts from something it knows. The saved tensor is what
-PEFT saves; the positions of the tokens are told in `patches/virtual_tokens.py`.
+One set of tokens is trained edit after edit, with the loss of `tuning.py`. They begin as the tokens
+of a text of the model's own making (the paper: tokens of the vocabulary), so that the model starts
+from something it knows. The saved tensor is what PEFT saves; the positions of the tokens are told
+in `patches/virtual_tokens.py`.
 """
 
 from __future__ import annotations

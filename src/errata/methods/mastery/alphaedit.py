@@ -1,14 +1,18 @@
-"""AlphaEdit: MEMIT's writing, confined to directions of key space that what is to stay does not use.
+"""AlphaEdit: MEMIT's writing, confined to directions of key space that what is to stay does not
+use.
 
-Fang et al., ICLR 2025, arXiv 2410.02355. Per block, with P the projector onto the null space of C (see `NullSpace`), K and R
-as in MEMIT, and K_p the keys of all earlier edits: (P (K K^T + K_p K_p^T) + `l2` I) X = P K R^T, W' = W + X^T. After each
-turn the keys of its edits, on the model as it is then, join K_p.
+Fang et al., ICLR 2025, arXiv 2410.02355. Per block, with P the projector onto the null space of C
+(see `NullSpace`), K and R as in MEMIT, and K_p the keys of all earlier edits: (P (K K^T + K_p
+K_p^T) + `l2` I) X = P K R^T, W' = W + X^T. After each turn the keys of its edits, on the model as
+it is then, join K_p.
 
-What departs from the published code: the null space is by default the directions that together hold a hundredth of C's
-trace, since the published threshold (2e-2 on the singular values) is measured in the keys' own units; its rank is reported,
-and none at all is an error. X lies in the null space, so it is solved for there, in a symmetric system of its rank. K_p is
-kept as at most d_in rows with the same K_p K_p^T. A turn that is not full yet is learned anew when more edits join it, so it
-does not matter in how many calls they came. C's text, the ends of answers and the default window are as in MEMIT.
+What departs from the published code: the null space is by default the directions that together hold
+a hundredth of C's trace, since the published threshold (2e-2 on the singular values) is measured in
+the keys' own units; its rank is reported, and none at all is an error. X lies in the null space, so
+it is solved for there, in a symmetric system of its rank. K_p is kept as at most d_in rows with the
+same K_p K_p^T. A turn that is not full yet is learned anew when more edits join it, so it does not
+matter in how many calls they came. C's text, the ends of answers and the default window are as in
+MEMIT.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ class AlphaEditConfig(MultiLayerConfig):
     """Settings of AlphaEdit; the defaults are those published for GPT-J.
 
     Attributes:
-        threshold: singular values of C below it are the null space; None: those that hold a hundredth of the trace.
+        threshold: singular values of C below it are the null space; None: those that hold a
+            hundredth of the trace.
         l2: weight of the change's own size.
     """
 
@@ -85,15 +90,21 @@ class AlphaEdit(WeightMethod):
         return {layer: space.rank for layer, space in self._spaces.items()}
 
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Solve for all values, change block after block within its null space, and remember the keys."""
+        """Solve for all values, change block after block within its null space, and remember the
+        keys.
+        """
         spaces = {layer: self.space(layer) for layer in self.spreader.paths}
 
         def change(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
-            return within(spaces[layer], keys, missing, self.extra_state.get(f"keys.{layer}"), self.config.l2)
+            return within(
+                spaces[layer], keys, missing, self.extra_state.get(f"keys.{layer}"), self.config.l2
+            )
 
         deltas = self.spreader.write(self.patch.deltas, self._edits, edits, change)
         self.extra_state = {
-            f"keys.{layer}": folded(self.extra_state.get(f"keys.{layer}"), self.spreader.keys(deltas, layer, edits))
+            f"keys.{layer}": folded(
+                self.extra_state.get(f"keys.{layer}"), self.spreader.keys(deltas, layer, edits)
+            )
             for layer in spaces
         }
         self.patch.deltas.update(deltas)
@@ -111,7 +122,12 @@ class AlphaEdit(WeightMethod):
         """
         if layer not in self._spaces:
             space = NullSpace(self.statistics[layer].matrix, self.config.threshold)
-            log.info("layer %d: the null space has %d of %d directions", layer, space.rank, len(space.basis))
+            log.info(
+                "layer %d: the null space has %d of %d directions",
+                layer,
+                space.rank,
+                len(space.basis),
+            )
             if not space.rank:
                 raise ConfigError(
                     f"threshold is {self.config.threshold}, and layer {layer}'s second moment has no singular value below; "
@@ -121,7 +137,9 @@ class AlphaEdit(WeightMethod):
         return self._spaces[layer]
 
 
-def within(space: NullSpace, keys: Tensor, missing: Tensor, earlier: Tensor | None, l2: float) -> Tensor:
+def within(
+    space: NullSpace, keys: Tensor, missing: Tensor, earlier: Tensor | None, l2: float
+) -> Tensor:
     """X^T of (P (K K^T + K_p K_p^T) + l2 I) X = P K R^T, (d_out, d_in) in fp64.
 
     Args:
@@ -140,7 +158,9 @@ def within(space: NullSpace, keys: Tensor, missing: Tensor, earlier: Tensor | No
 
 
 def folded(earlier: Tensor | None, keys: Tensor) -> Tensor:
-    """K_p^T with the columns of `keys` (d_in, n) as further rows, fp32; at most d_in rows that have the same K_p K_p^T."""
+    """K_p^T with the columns of `keys` (d_in, n) as further rows, fp32; at most d_in rows that have
+    the same K_p K_p^T.
+    """
     rows = keys.T.float() if earlier is None else torch.cat([earlier, keys.T.to(earlier)])
     if len(rows) > rows.shape[1]:
         rows = torch.linalg.qr(rows.double(), mode="r").R.float()

@@ -1,12 +1,15 @@
-"""FT-EWC: fine-tune one value matrix on the edit, and hold what earlier edits need by elastic weight consolidation.
+"""FT-EWC: fine-tune one value matrix on the edit, and hold what earlier edits need by elastic
+weight consolidation.
 
-Kirkpatrick et al., arXiv 1612.00796, as GRACE's comparison has it (arXiv 2211.11031), which WISE's tables reuse:
-L = NLL(y | x) + `strength` * sum_j F_j (W_j - W*_j)^2, W* the matrix before the edit, F the mean squared gradient of the NLL
-over the last `memory` edits (the empirical Fisher information), until every token of the target is the model's choice.
+Kirkpatrick et al., arXiv 1612.00796, as GRACE's comparison has it (arXiv 2211.11031), which WISE's
+tables reuse: L = NLL(y | x) + `strength` * sum_j F_j (W_j - W*_j)^2, W* the matrix before the edit,
+F the mean squared gradient of the NLL over the last `memory` edits (the empirical Fisher
+information), until every token of the target is the model's choice.
 
-What departs from the published code: F is the mean over the edits there are, and W* the matrix itself (there both are sums
-divided by ten, so W* shrinks towards nothing while the history is short); and the end of the answer is learned too.
-Nothing here knows of text that is not an edit: locality is lost, which is this method's known shape.
+What departs from the published code: F is the mean over the edits there are, and W* the matrix
+itself (there both are sums divided by ten, so W* shrinks towards nothing while the history is
+short); and the end of the answer is learned too. Nothing here knows of text that is not an edit:
+locality is lost, which is this method's known shape.
 """
 
 from __future__ import annotations
@@ -66,7 +69,9 @@ class Ewc(WeightMethod):
         super().__init__(config, lm, [self.path])
 
     def fisher(self, delta: Tensor) -> Tensor:
-        """The empirical Fisher information (d_out, d_in) of the latest edits, at W + delta; zero before the first edit."""
+        """The empirical Fisher information (d_out, d_in) of the latest edits, at W + delta; zero
+        before the first edit.
+        """
         total = torch.zeros_like(delta)
         latest = self._edits[-self.config.memory :]
         for edit in latest:
@@ -93,4 +98,10 @@ class Ewc(WeightMethod):
         self.patch.deltas[self.path] = delta.detach()
 
     def _answer(self, edit: Edit) -> AnswerTail:
-        return AnswerTail(self.lm, self.layer, edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))
+        return AnswerTail(
+            self.lm,
+            self.layer,
+            edit.prompt,
+            edit.target,
+            self.lm.ending_of(edit.prompt, edit.target),
+        )

@@ -1,9 +1,11 @@
-"""FT-L and FT-M: fine-tune one value matrix on the edit, keep it near where it was. The baseline of the field.
+"""FT-L and FT-M: fine-tune one value matrix on the edit, keep it near where it was. The baseline of
+the field.
 
-FT-L: Zhu et al., arXiv 2012.00363, as ROME's comparison has it (arXiv 2202.05262): Adam on the target's loss, then
-projection onto |W - W0| <= `norm_clamp`. Its `prompt_last` objective scores every target token at the last token of the
-prompt, which is wrong for targets of more than one token; `target_new` (FT-M) is the ordinary loss, and the fairer baseline.
-The end of the answer is learned with `target_new` only, since `prompt_last` has no place for it.
+FT-L: Zhu et al., arXiv 2012.00363, as ROME's comparison has it (arXiv 2202.05262): Adam on the
+target's loss, then projection onto |W - W0| <= `norm_clamp`. Its `prompt_last` objective scores
+every target token at the last token of the prompt, which is wrong for targets of more than one
+token; `target_new` (FT-M) is the ordinary loss, and the fairer baseline. The end of the answer is
+learned with `target_new` only, since `prompt_last` has no place for it.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class FineTuning(WeightMethod):
         (edit,), config = edits, self.config
         whole = config.objective == "target_new"
         ending = self.lm.ending_of(edit.prompt, edit.target) if whole else None
-        answer = AnswerTail(self.lm, self.layer, edit.prompt, edit.target, ending, at_prompt=not whole)
+        answer = AnswerTail(
+            self.lm, self.layer, edit.prompt, edit.target, ending, at_prompt=not whole
+        )
         delta = self.patch.deltas[self.path].clone().requires_grad_()
         adam = torch.optim.Adam([delta], lr=config.lr)
         for _ in range(config.steps):

@@ -1,13 +1,15 @@
 """MEMIT and MEMIT-MASS: many facts at once, spread over the value matrices of several blocks.
 
-Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023, arXiv 2210.07229. Per block, from below: with keys K and what
-they should say more R, D = R K^T (`background_weight` * C + K K^T)^-1: least squares, where C, the second moment of the
-keys, stands for all that is to stay. `turn=1` writes edit after edit, as WISE's tables have it; `turn=none` is MEMIT-MASS:
-all there are at once on the base model, so each call learns the whole ledger anew (values found are kept in memory).
+Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023, arXiv 2210.07229. Per block, from
+below: with keys K and what they should say more R, D = R K^T (`background_weight` * C + K K^T)^-1:
+least squares, where C, the second moment of the keys, stands for all that is to stay. `turn=1`
+writes edit after edit, as WISE's tables have it; `turn=none` is MEMIT-MASS: all there are at once
+on the base model, so each call learns the whole ledger anew (values found are kept in memory).
 
-What departs from the published code: C is taken over the model's own text unless `corpus` names a file, with a ridge; the
-end of the answer is learned too; the default window is the one published for 32 blocks (4 to 8), elsewhere the same share of
-the depth. C is factorised once and kept, so an edit costs products: with X = C^-1 K, D = R (w I + K^T X)^-1 X^T.
+What departs from the published code: C is taken over the model's own text unless `corpus` names a
+file, with a ridge; the end of the answer is learned too; the default window is the one published
+for 32 blocks (4 to 8), elsewhere the same share of the depth. C is factorised once and kept, so an
+edit costs products: with X = C^-1 K, D = R (w I + K^T X)^-1 X^T.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Memit(WeightMethod):
     def __init__(self, config: MemitConfig, lm: LM) -> None:
         self.spreader = MultiLayerSolver(lm, config)
         super().__init__(config, lm, self.spreader.paths.values(), config.turn)
-        self.statistics = KeyStatistics(lm, config.corpus, config.background, config.seed, config.ridge)
+        self.statistics = KeyStatistics(
+            lm, config.corpus, config.background, config.seed, config.ridge
+        )
 
     def check(self, edits: Sequence[Edit]) -> None:
         """As every method; and the model must be one that values can be spread in.

@@ -1,11 +1,13 @@
-"""FT with replay: fine-tune one value matrix on each edit, and go through the earlier edits again from time to time.
+"""FT with replay: fine-tune one value matrix on each edit, and go through the earlier edits again
+from time to time.
 
-FT+Retrain in GRACE's comparison (Hartvigsen et al., arXiv 2211.11031): Adam on the edit's loss until every token of the
-target is the model's choice; before each fiftieth edit, Adam on the history, that edit included, one step per edit, five
-times over.
+FT+Retrain in GRACE's comparison (Hartvigsen et al., arXiv 2211.11031): Adam on the edit's loss
+until every token of the target is the model's choice; before each fiftieth edit, Adam on the
+history, that edit included, one step per edit, five times over.
 
-What departs from the published code: `memory` is heeded (there it is a setting that nothing reads: the history is always
-whole), an unset one being the whole history; and the end of the answer is learned too.
+What departs from the published code: `memory` is heeded (there it is a setting that nothing reads:
+the history is always whole), an unset one being the whole history; and the end of the answer is
+learned too.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class Replay(WeightMethod):
         super().__init__(config, lm, [self.path])
 
     def history(self, edit: Edit) -> list[Edit]:
-        """What is gone through again before `edit` is learned: the latest edits, itself the last; mostly nothing."""
+        """What is gone through again before `edit` is learned: the latest edits, itself the last;
+        mostly nothing.
+        """
         met = [*self._edits, edit]
         return [] if len(met) % self.config.every else met[-(self.config.memory or len(met)) :]
 
@@ -90,7 +94,13 @@ class Replay(WeightMethod):
         self.patch.deltas[self.path] = delta.detach()
 
     def _answer(self, edit: Edit) -> AnswerTail:
-        return AnswerTail(self.lm, self.layer, edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))
+        return AnswerTail(
+            self.lm,
+            self.layer,
+            edit.prompt,
+            edit.target,
+            self.lm.ending_of(edit.prompt, edit.target),
+        )
 
 
 def _step(adam: torch.optim.Adam, logits: Tensor, labels: Tensor) -> None:

@@ -1,14 +1,17 @@
-"""ROME and R-ROME: one fact, one rank-one change of one value matrix, at the last token of the subject.
+"""ROME and R-ROME: one fact, one rank-one change of one value matrix, at the last token of the
+subject.
 
-ROME: Meng et al., arXiv 2202.05262. W' = W + (v* - W k) (C^-1 k*)^T / ((C^-1 k*)^T k): the change that makes W' k = v* and
-disturbs the other keys, by their second moment C, least. v* is solved for (`values.py`), k* is the mean key behind the bare
-prompt and prefixes. As published it mixes two keys: k above is the bare prompt's (`key="mixed"`), and now and then (C^-1
-k*)^T k is so small that one edit disables the model. R-ROME (Gupta et al., arXiv 2403.07175) uses one key everywhere: the
+ROME: Meng et al., arXiv 2202.05262. W' = W + (v* - W k) (C^-1 k*)^T / ((C^-1 k*)^T k): the change
+that makes W' k = v* and disturbs the other keys, by their second moment C, least. v* is solved for
+(`values.py`), k* is the mean key behind the bare prompt and prefixes. As published it mixes two
+keys: k above is the bare prompt's (`key="mixed"`), and now and then (C^-1 k*)^T k is so small that
+one edit disables the model. R-ROME (Gupta et al., arXiv 2403.07175) uses one key everywhere: the
 mean one (`key="prefixes"`) or the bare prompt's (`key="prompt"`).
 
-What departs from the published code: C is taken over the model's own text unless `corpus` names a file, and a ridge stands
-in for what text is missing; prefixes are made once per model and seed; the end of the answer is learned too. The default
-layer is the one published for 28 and 32 blocks (5), elsewhere the same share of the depth.
+What departs from the published code: C is taken over the model's own text unless `corpus` names a
+file, and a ridge stands in for what text is missing; prefixes are made once per model and seed; the
+end of the answer is learned too. The default layer is the one published for 28 and 32 blocks (5),
+elsewhere the same share of the depth.
 """
 
 from __future__ import annotations
@@ -60,10 +63,14 @@ class Rome(WeightMethod):
 
     def __init__(self, config: RomeConfig, lm: LM) -> None:
         depth = lm.architecture.n_layers
-        self.layer = max(0, min(round(depth / 6), depth - 2)) if config.layer is None else config.layer
+        self.layer = (
+            max(0, min(round(depth / 6), depth - 2)) if config.layer is None else config.layer
+        )
         self.path = lm.architecture.value_path(self.layer)
         super().__init__(config, lm, [self.path])
-        self.statistics = KeyStatistics(lm, config.corpus, config.background, config.seed, config.ridge)
+        self.statistics = KeyStatistics(
+            lm, config.corpus, config.background, config.seed, config.ridge
+        )
 
     def check(self, edits: Sequence[Edit]) -> None:
         """As every method; and there must be text to know the keys by."""

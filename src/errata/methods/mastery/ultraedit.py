@@ -1,17 +1,21 @@
-"""UltraEdit: one linear solve per turn, from what flows through a module and the gradient that comes back.
+"""UltraEdit: one linear solve per turn, from what flows through a module and the gradient that
+comes back.
 
-Gu et al., arXiv 2505.14679. At every token that predicts one of an answer, h is a module's input and g the gradient of the
-answers' NLL at its output. Both are normalised by the mean and deviation of all tokens ever met; v = -`lr` |h^|^2 g^ is
-what the module should say besides; the change that says so for the whole turn is, with h and v as the rows of H and V,
-dW^T = (H^T H + I)^-1 H^T V. It needs no training, no subjects and no memory of former edits but the normaliser.
+Gu et al., arXiv 2505.14679. At every token that predicts one of an answer, h is a module's input
+and g the gradient of the answers' NLL at its output. Both are normalised by the mean and deviation
+of all tokens ever met; v = -`lr` |h^|^2 g^ is what the module should say besides; the change that
+says so for the whole turn is, with h and v as the rows of H and V, dW^T = (H^T H + I)^-1 H^T V. It
+needs no training, no subjects and no memory of former edits but the normaliser.
 
-What departs from the published code: every module has a normaliser of its own (there modules of one shape share one), whose
-deviation is that of all tokens (there it mixes two kinds of variance); the NLL is the sum over tokens, so that a mini-batch
-is no more than what fits into memory at once (there it is the mean, and edits in a ragged last one weigh more); the end of
-the answer is learned too; and only value matrices are edited, where some published settings have other matrices.
-The published learning rate, 1e-6, is for models of 7B parameters and does nothing in small ones. |h^|^2 is about the number
-of inputs and g^ about one in every coordinate, so eta = rms(value) / d_in moves an output by as much as outputs are: that is
-the rate unless one is given. A first turn has no normaliser but its own: if it holds few tokens, it is an unstable one.
+What departs from the published code: every module has a normaliser of its own (there modules of one
+shape share one), whose deviation is that of all tokens (there it mixes two kinds of variance); the
+NLL is the sum over tokens, so that a mini-batch is no more than what fits into memory at once
+(there it is the mean, and edits in a ragged last one weigh more); the end of the answer is learned
+too; and only value matrices are edited, where some published settings have other matrices. The
+published learning rate, 1e-6, is for models of 7B parameters and does nothing in small ones. |h^|^2
+is about the number of inputs and g^ about one in every coordinate, so eta = rms(value) / d_in moves
+an output by as much as outputs are: that is the rate unless one is given. A first turn has no
+normaliser but its own: if it holds few tokens, it is an unstable one.
 """
 
 from __future__ import annotations
@@ -50,7 +54,8 @@ class UltraEditConfig(MethodConfig):
     Attributes:
         layer: the last of the edited blocks; None: the last but one.
         layers: so many blocks up to `layer` are edited; None: those of the last quarter.
-        lr: eta, how far a module's output is moved; None: the root mean square of its values over the number of its inputs.
+        lr: eta, how far a module's output is moved; None: the root mean square of its values over
+            the number of its inputs.
         turn: edits that make one change of the weights together.
         batch: edits that go through the model at once.
     """
@@ -87,12 +92,16 @@ class UltraEdit(WeightMethod):
             raise ConfigError(
                 f"layers is {count}, and up to layer {last} there are only {last + 1}; give a smaller 'layers'."
             )
-        self.layers = {architecture.value_path(layer): layer for layer in range(last - count + 1, last + 1)}
+        self.layers = {
+            architecture.value_path(layer): layer for layer in range(last - count + 1, last + 1)
+        }
         self.paths = list(self.layers)
         super().__init__(config, lm, self.paths, config.turn)
 
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Collect the turn's inputs and gradients on the model as it is edited so far, then solve for each module."""
+        """Collect the turn's inputs and gradients on the model as it is edited so far, then solve
+        for each module.
+        """
         inputs, gradients = self.flows(edits)
         for path in self.paths:
             both = torch.cat([inputs[path], gradients[path]], -1)
@@ -101,13 +110,20 @@ class UltraEdit(WeightMethod):
             change = ridge(inputs[path], -self.rate(path) * h.square().sum(-1, keepdim=True) * g)
             before = self.patch.deltas[path]
             self.patch.deltas[path] = before + change.T.to(before)
-            self.extra_state = {**self.extra_state, **{f"{path}.{name}": tensor for name, tensor in vars(seen).items()}}
+            self.extra_state = {
+                **self.extra_state,
+                **{f"{path}.{name}": tensor for name, tensor in vars(seen).items()},
+            }
 
     def carried_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
         """Of each module what is known of its tokens, and its rate where that is found."""
         shapes: dict[str, tuple[int, ...]] = {}
         for path, delta in self.patch.deltas.items():
-            shapes |= {f"{path}.count": (1,), f"{path}.mean": (sum(delta.shape),), f"{path}.scatter": (sum(delta.shape),)}
+            shapes |= {
+                f"{path}.count": (1,),
+                f"{path}.mean": (sum(delta.shape),),
+                f"{path}.scatter": (sum(delta.shape),),
+            }
             shapes |= {} if self.config.lr is not None else {f"{path}.rate": (1,)}
         return shapes
 
@@ -121,16 +137,25 @@ class UltraEdit(WeightMethod):
             scale = value_scale(self.lm, self.layers[path], texts)
             architecture = self.lm.architecture
             found = scale.value_norm / math.sqrt(architecture.d_out) / architecture.d_in
-            self.extra_state = {**self.extra_state, name: torch.tensor([found], dtype=torch.float64)}
+            self.extra_state = {
+                **self.extra_state,
+                name: torch.tensor([found], dtype=torch.float64),
+            }
         return float(self.extra_state[name])
 
     def flows(self, edits: Sequence[Edit]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """By path, at each token that predicts one of the answers: inputs h (n, d_in), gradients of the NLL g (n, d_out)."""
-        rows = [self.lm.encode(e.prompt, e.target, self.lm.ending_of(e.prompt, e.target)) for e in edits]
+        """By path, at each token that predicts one of the answers: inputs h (n, d_in), gradients of
+        the NLL g (n, d_out).
+        """
+        rows = [
+            self.lm.encode(e.prompt, e.target, self.lm.ending_of(e.prompt, e.target)) for e in edits
+        ]
         found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in self.paths}
         with self.patch.on(self.lm):
             for start in range(0, len(rows), self.config.batch):
-                for path, pair in self._flow(self.lm.batch(rows[start : start + self.config.batch])).items():
+                for path, pair in self._flow(
+                    self.lm.batch(rows[start : start + self.config.batch])
+                ).items():
                     found[path].append(pair)
         inputs = {path: torch.cat([h for h, _ in pairs]) for path, pairs in found.items()}
         return inputs, {path: torch.cat([g for _, g in pairs]) for path, pairs in found.items()}
@@ -145,7 +170,9 @@ class UltraEdit(WeightMethod):
 
         with ExitStack() as hooks:
             modules = {path: self.lm.model.get_submodule(path) for path in self.paths}
-            inputs = {path: hooks.enter_context(capture_input(module)) for path, module in modules.items()}
+            inputs = {
+                path: hooks.enter_context(capture_input(module)) for path, module in modules.items()
+            }
             for path, module in modules.items():
                 hooks.enter_context(replace_output(module, partial(watched, path)))
             logits = self.lm.run(batch, use_cache=False).logits[where, columns].float()
@@ -156,18 +183,26 @@ class UltraEdit(WeightMethod):
         def here(tensor: Tensor) -> Tensor:
             return tensor.reshape(size)[where.to(tensor.device), columns.to(tensor.device)].double()
 
-        return {path: (here(inputs[path][0]), here(g)) for path, g in zip(self.paths, gradients, strict=True)}
+        return {
+            path: (here(inputs[path][0]), here(g))
+            for path, g in zip(self.paths, gradients, strict=True)
+        }
 
     def normaliser(self, path: str) -> Normaliser:
         """What is known of the tokens of all turns so far, as they flowed through one module."""
         if f"{path}.count" not in self.extra_state:
-            return Normaliser(*torch.zeros(3, 1, dtype=torch.float64, device=self.patch.deltas[path].device))
-        return Normaliser(*(self.extra_state[f"{path}.{name}"] for name in ("count", "mean", "scatter")))
+            return Normaliser(
+                *torch.zeros(3, 1, dtype=torch.float64, device=self.patch.deltas[path].device)
+            )
+        return Normaliser(
+            *(self.extra_state[f"{path}.{name}"] for name in ("count", "mean", "scatter"))
+        )
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """Mean and deviation of every row ever met, kept without the rows (Welford; Chan's formula for many rows at once).
+    """Mean and deviation of every row ever met, kept without the rows (Welford; Chan's formula for
+    many rows at once).
 
     Attributes:
         count: (1,), the rows met.
@@ -184,7 +219,9 @@ class Normaliser:
         new = torch.full_like(self.count, len(rows))
         count, mean = self.count + new, rows.mean(0)
         apart = mean - self.mean
-        scatter = self.scatter + (rows - mean).square().sum(0) + apart.square() * self.count * new / count
+        scatter = (
+            self.scatter + (rows - mean).square().sum(0) + apart.square() * self.count * new / count
+        )
         return Normaliser(count, self.mean + apart * new / count, scatter)
 
     def normalised(self, rows: Tensor) -> Tensor:
@@ -193,8 +230,12 @@ class Normaliser:
 
 
 def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """(H^T H + I)^-1 H^T V, (d_in, d_out), of H (n, d_in) and V (n, d_out): the smaller of two equal systems is solved."""
+    """(H^T H + I)^-1 H^T V, (d_in, d_out), of H (n, d_in) and V (n, d_out): the smaller of two
+    equal systems is solved.
+    """
     many = inputs.shape[0] > inputs.shape[1]
-    matrix, right = (inputs.T @ inputs, inputs.T @ outputs) if many else (inputs @ inputs.T, outputs)
+    matrix, right = (
+        (inputs.T @ inputs, inputs.T @ outputs) if many else (inputs @ inputs.T, outputs)
+    )
     solved: Tensor = torch.linalg.solve(matrix + torch.eye(len(matrix)).to(matrix), right)
     return solved if many else inputs.T @ solved

@@ -1,14 +1,16 @@
-"""IKE and ICE: the fact is told in front of the prompt; IKE also shows by demonstrations what is to be made of it.
+"""IKE and ICE: the fact is told in front of the prompt; IKE also shows by demonstrations what is to
+be made of it.
 
-Zheng et al., arXiv 2305.12740. A demonstration is a fact, a question and its answer, of three kinds: `copy` asks the fact in
-its own words, `update` in others, `retain` asks something else, and the answer stays what it was. They stand before the fact
-in the ratio 1 : 3 : 4, those about the most similar facts, the most similar last. ICE is the fact alone
-(`demonstrations` = 0).
+Zheng et al., arXiv 2305.12740. A demonstration is a fact, a question and its answer, of three
+kinds: `copy` asks the fact in its own words, `update` in others, `retain` asks something else, and
+the answer stays what it was. They stand before the fact in the ratio 1 : 3 : 4, those about the
+most similar facts, the most similar last. ICE is the fact alone (`demonstrations` = 0).
 
-What departs from the paper: it edits one fact at a time and is told which; here the one fact of the store that bears on the
-prompt is found, or none, and then the base model answers. Demonstrations are compared by their facts' prompts, by the same
-retriever (there: a sentence encoder, on all of the text). 16 demonstrations, as in EasyEdit; the paper has 32. What a
-`retain` must answer is asked of the base model.
+What departs from the paper: it edits one fact at a time and is told which; here the one fact of the
+store that bears on the prompt is found, or none, and then the base model answers. Demonstrations
+are compared by their facts' prompts, by the same retriever (there: a sentence encoder, on all of
+the text). 16 demonstrations, as in EasyEdit; the paper has 32. What a `retain` must answer is asked
+of the base model.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class IkeConfig(RetrievalConfig):
 
     Attributes:
         demonstrations: how many stand before the fact; 0 is ICE, which needs none to be given.
-        template: how a fact is told and the prompt asked; {fact} is the edit's prompt and target, {prompt} stands last.
+        template: how a fact is told and the prompt asked; {fact} is the edit's prompt and target,
+            {prompt} stands last.
     """
 
     method: ClassVar[str] = "ike"
@@ -52,7 +55,9 @@ class IkeConfig(RetrievalConfig):
         super().__post_init__()
         check_range("demonstrations", self.demonstrations, 0, math.inf)
         if "{fact}" not in self.template or not self.template.endswith("{prompt}"):
-            raise ConfigError(f"template is {self.template!r}; it must have {{fact}} in it and end with {{prompt}}.")
+            raise ConfigError(
+                f"template is {self.template!r}; it must have {{fact}} in it and end with {{prompt}}."
+            )
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,13 @@ class Ike(FactMethod):
         return not self.config.demonstrations or bool(self.demonstrations)
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
-        """Make demonstrations of examples: nothing is trained. Those that are known already are passed over."""
+        """Make demonstrations of examples: nothing is trained. Those that are known already are
+        passed over.
+        """
         if not self.config.demonstrations:
-            raise ConfigError("without demonstrations (ICE) there is nothing to prepare; write edits with it.")
+            raise ConfigError(
+                "without demonstrations (ICE) there is nothing to prepare; write edits with it."
+            )
         for example in examples:
             if not example.rephrases or not example.others:
                 raise EditError(
@@ -130,17 +139,24 @@ class Ike(FactMethod):
         shown = [list(astuple(each)) for each in self.demonstrations]
         return tensors, {**values, "demonstrations": shown, "learned": sorted(self._learned)}
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         super().load_state(edits, tensors, values)
         shown = state.rows(values, "demonstrations")
         if not all(
-            isinstance(each, list | tuple) and len(each) == 3 and all(isinstance(t, str) for t in each) for each in shown
+            isinstance(each, list | tuple)
+            and len(each) == 3
+            and all(isinstance(t, str) for t in each)
+            for each in shown
         ):
             raise ValueError("'demonstrations' has something other than (kind, fact, text) in it")
         self.demonstrations = [Demonstration(*each) for each in shown]
         if strange := {each.kind for each in self.demonstrations} - set(RATIO):
-            raise ValueError(f"'demonstrations' has {sorted(strange)[0][:40]!r} in it; expected {', '.join(RATIO)}")
+            raise ValueError(
+                f"'demonstrations' has {sorted(strange)[0][:40]!r} in it; expected {', '.join(RATIO)}"
+            )
         self._learned = set(state.texts(values, "learned"))
         if edits and not self.prepared:
             raise ValueError("there are edits, and no demonstrations")
@@ -157,7 +173,11 @@ class Ike(FactMethod):
         asked += [("update", prompt, edit.target) for prompt in example.rephrases]
         asked += [("retain", prompt, answers[prompt]) for prompt in example.others]
         return [
-            Demonstration(kind, edit.prompt, f"{self._told(edit, prompt)} {answer.rstrip().removesuffix('.')}.\n\n")
+            Demonstration(
+                kind,
+                edit.prompt,
+                f"{self._told(edit, prompt)} {answer.rstrip().removesuffix('.')}.\n\n",
+            )
             for kind, prompt, answer in asked
         ]
 
@@ -174,7 +194,9 @@ class Ike(FactMethod):
 
 
 def shares(count: int) -> dict[str, int]:
-    """How many demonstrations of each kind make up `count`; what does not divide goes to `retain`, then to `update`."""
+    """How many demonstrations of each kind make up `count`; what does not divide goes to `retain`,
+    then to `update`.
+    """
     whole = sum(RATIO.values())
     out = {kind: count * share // whole for kind, share in RATIO.items()}
     for kind in list(reversed(RATIO))[: count - sum(out.values())]:

@@ -1,8 +1,10 @@
-"""RAG at the input: the edits are a store of passages, and those that bear on a prompt are put in front of it.
+"""RAG at the input: the edits are a store of passages, and those that bear on a prompt are put in
+front of it.
 
-Lewis et al., arXiv 2005.11401, in its plainest form: the `passages` best are joined, the best one nearest to the prompt, and
-the model reads. What departs: the model is not trained to read, there is one pass over all passages instead of a mixture of
-passes (RAG-Sequence, REPLUG), and where no passage bears on the prompt there is none, so that the base model answers.
+Lewis et al., arXiv 2005.11401, in its plainest form: the `passages` best are joined, the best one
+nearest to the prompt, and the model reads. What departs: the model is not trained to read, there is
+one pass over all passages instead of a mixture of passes (RAG-Sequence, REPLUG), and where no
+passage bears on the prompt there is none, so that the base model answers.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class RagConfig(RetrievalConfig):
         super().__post_init__()
         check_range("passages", self.passages, 1, math.inf)
         if "{fact}" not in self.passage:
-            raise ConfigError(f"passage is {self.passage!r}; it must say where the {{fact}} stands.")
+            raise ConfigError(
+                f"passage is {self.passage!r}; it must say where the {{fact}} stands."
+            )
 
 
 class Rag(FactMethod):

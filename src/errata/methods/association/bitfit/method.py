@@ -1,11 +1,12 @@
 """BitFit: biases, and nothing else, trained on the edits (Ben Zaken et al., arXiv 2106.10199).
 
-The paper trains the biases that a model has. Many families have none, so here every family is given the same ones, at the
-place that all of them have: one on the value matrix of every block, W k + b + c, which is the training of b where there is
-a b. All that is learned is n_layers * hidden numbers, one set for all edits, trained edit after edit with the loss of
-`tuning.py`.
-A bias is the same for every input: it cannot tell an edit's prompt from another. What the divergence term holds of the base
-model it takes from the edits, so this is a floor for methods to be measured by.
+The paper trains the biases that a model has. Many families have none, so here every family is given
+the same ones, at the place that all of them have: one on the value matrix of every block, W k + b +
+c, which is the training of b where there is a b. All that is learned is n_layers * hidden numbers,
+one set for all edits, trained edit after edit with the loss of `tuning.py`.
+A bias is the same for every input: it cannot tell an edit's prompt from another. What the
+divergence term holds of the base model it takes from the edits, so this is a floor for methods to
+be measured by.
 """
 
 from __future__ import annotations

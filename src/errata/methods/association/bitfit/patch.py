@@ -14,7 +14,8 @@ from errata.patches.adapter import Adapters
 
 
 class Biased(nn.Module):
-    """W k + b + c: a linear module (in whose place this stands) and a bias c (d_out,) in fp32; alone as long as c is 0.
+    """W k + b + c: a linear module (in whose place this stands) and a bias c (d_out,) in fp32;
+    alone as long as c is 0.
 
     Args:
         base: the module, with a bias b of its own or without.
@@ -24,7 +25,9 @@ class Biased(nn.Module):
         super().__init__()
         weight = read_weight(base)
         self.base = base
-        self.bias = nn.Parameter(torch.zeros(weight.shape[0], device=weight.device), requires_grad=False)
+        self.bias = nn.Parameter(
+            torch.zeros(weight.shape[0], device=weight.device), requires_grad=False
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_out), in the type that the module answers in; the sum is rounded once."""

@@ -1,14 +1,17 @@
-"""DEFER: a gate and a small linear model beside one value matrix; where the gate opens, the small model speaks.
+"""DEFER: a gate and a small linear model beside one value matrix; where the gate opens, the small
+model speaks.
 
-The comparison of that name in GRACE (Hartvigsen et al., arXiv 2211.11031) and WISE (arXiv 2405.14768). With h the value
-matrix's input at the last token of the prompt, g(h) = sigmoid(w^T h + b) and o(h) = U h + c. While an edit is learned, the
-matrix says g o(h) + (1 - g) v at every token, v being its own output, and Adam lowers the NLL of the target; in use it says
-o(h) at every token if g(h) >= `threshold`, and v if not. All edits share g and o, and each is learned for itself.
+The comparison of that name in GRACE (Hartvigsen et al., arXiv 2211.11031) and WISE (arXiv
+2405.14768). With h the value matrix's input at the last token of the prompt, g(h) = sigmoid(w^T h +
+b) and o(h) = U h + c. While an edit is learned, the matrix says g o(h) + (1 - g) v at every token,
+v being its own output, and Adam lowers the NLL of the target; in use it says o(h) at every token if
+g(h) >= `threshold`, and v if not. All edits share g and o, and each is learned for itself.
 
-What departs from the published code: the gate looks at the last token of the prompt, once, and holds to it for the whole
-answer (there, while generating, at whatever token came last); and the end of the answer is learned too.
-No text that is not an edit is ever seen, so nothing closes the gate to others: locality falls as edits come, and
-earlier edits are forgotten, which is this method's known shape.
+What departs from the published code: the gate looks at the last token of the prompt, once, and
+holds to it for the whole answer (there, while generating, at whatever token came last); and the end
+of the answer is learned too. No text that is not an edit is ever seen, so nothing closes the gate
+to others: locality falls as edits come, and earlier edits are forgotten, which is this method's
+known shape.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from errata.storage import state
 
 @dataclass(frozen=True)
 class DeferConfig(MethodConfig):
-    """Settings of DEFER; the defaults are those of GRACE's comparison (WISE's has a learning rate of 7e-5).
+    """Settings of DEFER; the defaults are those of GRACE's comparison (WISE's has a learning rate
+    of 7e-5).
 
     Attributes:
         steps: Adam steps per edit.
@@ -102,14 +106,20 @@ class Defer(Method):
     def newborn(self) -> Speaker:
         """A gate and a small model that have learned nothing: they follow from the seed."""
         where = read_weight(self.lm.architecture.value_module(self.lm.model, self.layer)).device
-        return Speaker(self.lm.architecture.d_in, self.lm.architecture.d_out, self.config.seed).to(where)
+        return Speaker(self.lm.architecture.d_in, self.lm.architecture.d_out, self.config.seed).to(
+            where
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The gate's and the small model's weights and biases; nothing before the first edit."""
         speaker = self._patch.speaker
-        return ({name: tensor.cpu() for name, tensor in speaker.state_dict().items()} if speaker else {}), {}
+        return (
+            {name: tensor.cpu() for name, tensor in speaker.state_dict().items()} if speaker else {}
+        ), {}
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         self.clear()
         if edits:
@@ -132,10 +142,14 @@ class Lesson:
         batch = lm.batch([row])
         self._tail = Tail(lm, layer, batch)
         self._query = self._tail.keys[:, row.prompt_length - 1]
-        self._rows, self._columns, self._labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+        self._rows, self._columns, self._labels = batch.label_positions(
+            batch.target_mask | batch.ending_mask
+        )
 
     def loss(self, speaker: Speaker) -> Tensor:
         """NLL of the answer, (), while the value matrix says g o(h) + (1 - g) v at every token."""
         gate, value = speaker(self._query)[:, None].split([1, self._tail.values.shape[-1]], -1)
-        logits = self._tail.logits(gate * value + (1 - gate) * self._tail.values.to(value), self._rows, self._columns)
+        logits = self._tail.logits(
+            gate * value + (1 - gate) * self._tail.values.to(value), self._rows, self._columns
+        )
         return F.cross_entropy(logits, self._labels.to(logits.device))

@@ -1,7 +1,8 @@
 """`Deferral`: a small model beside one linear module, and a gate that says which of the two speaks.
 
-Both look at the last token of the prompt and at nothing else. Where the gate opens, what the small model says of that token
-replaces the module's output at every token of the sequence, the answer's tokens included.
+Both look at the last token of the prompt and at nothing else. Where the gate opens, what the small
+model says of that token replaces the module's output at every token of the sequence, the answer's
+tokens included.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from errata.patches.routed import ForwardState, RoutedModule, last_token
 
 
 class Speaker(nn.Module):
-    """A gate g(h) = sigmoid(w^T h + b) and what to say, o(h) = U h + c; drawn from a seed, as `nn.Linear` draws.
+    """A gate g(h) = sigmoid(w^T h + b) and what to say, o(h) = U h + c; drawn from a seed, as
+    `nn.Linear` draws.
 
     Args:
         d_in: the size of h.
@@ -64,6 +66,6 @@ class Deferral(RoutedModule):
         if now.route is None or not bool((opened := now.route[:, 0] >= self.threshold).any()):
             return None
         said = now.route[:, 1:].to(output)[:, None]
-        return torch.where(opened[:, None, None].to(output.device), said, output.reshape(*now.size, -1)).reshape(
-            output.shape
-        )
+        return torch.where(
+            opened[:, None, None].to(output.device), said, output.reshape(*now.size, -1)
+        ).reshape(output.shape)

@@ -1,1 +1,3 @@
-"""Folio: what the head should read besides, one leaf an edit; this project's own method (docs/folio.md)."""
+"""Folio: what the head should read besides, one leaf an edit; this project's own method
+(docs/folio.md).
+"""

@@ -1,4 +1,6 @@
-"""`BaseHead`: the base model asked what its head reads and says, from within a pass of the edited one too."""
+"""`BaseHead`: the base model asked what its head reads and says, from within a pass of the edited
+one too.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,17 @@ class BaseHead:
 
     Attributes:
         body, head: its modules; what the one says the other reads.
-        logit_scale: the model's logits are the head's outputs times this, as far as they are a multiple of them.
+        logit_scale: the model's logits are the head's outputs times this, as far as they are a
+            multiple of them.
         asking: whether this thread asks the base model, so that patches keep still.
     """
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
-        self.body, self.head = lm.architecture.body_module(lm.model), lm.architecture.head_module(lm.model)
+        self.body, self.head = (
+            lm.architecture.body_module(lm.model),
+            lm.architecture.head_module(lm.model),
+        )
         self.logit_scale = 1.0
         self._asking = PerThread(False)
         self._names = inspect.signature(self.body.forward).parameters
@@ -60,7 +66,9 @@ class BaseHead:
         said, logits = self.head.forward(read[:, -1]).float(), logits[:, -1].float()
         times = float((said * logits).sum() / said.square().sum().clamp(min=1e-9))
         if not bool((said.argmax(-1) == logits.argmax(-1)).float().mean() > 0.9) or times <= 0:
-            raise ArchitectureError("this model does something between its body and its head; folio cannot write there.")
+            raise ArchitectureError(
+                "this model does something between its body and its head; folio cannot write there."
+            )
         self.logit_scale = times
 
     @torch.no_grad()
@@ -71,14 +79,21 @@ class BaseHead:
 
     @torch.no_grad()
     def begin(self, rows: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
-        """Read the given tokens once, so that much can be asked behind them: what `tips_behind` takes."""
-        batch, cache = self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows]), DynamicCache(config=self.lm.model.config)
+        """Read the given tokens once, so that much can be asked behind them: what `tips_behind`
+        takes.
+        """
+        batch, cache = (
+            self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows]),
+            DynamicCache(config=self.lm.model.config),
+        )
         self._states(batch.input_ids, batch.attention_mask, cache)
         return cache, batch.attention_mask
 
     @torch.no_grad()
     def tips_behind(self, begun: tuple[Cache, Tensor], ends: Tensor) -> Tensor:
-        """What the head reads at the last of the tokens ends (m, width) behind each of the rows begun, (m, rows, hidden)."""
+        """What the head reads at the last of the tokens ends (m, width) behind each of the rows
+        begun, (m, rows, hidden).
+        """
         cache, seen = copy.deepcopy(begun[0]), begun[1]
         rows, many = len(seen), len(ends)
         cache.batch_repeat_interleave(many)
@@ -87,8 +102,14 @@ class BaseHead:
         return self._states(ids, mask, cache)[:, -1].reshape(rows, many, -1).transpose(0, 1)
 
     def _states(self, ids: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """What the head reads, (rows, width, hidden), of tokens ids (rows, width) behind what the cache holds."""
-        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
+        """What the head reads, (rows, width, hidden), of tokens ids (rows, width) behind what the
+        cache holds.
+        """
+        given: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "use_cache": cache is not None,
+        }
         if cache is not None:
             given["past_key_values"] = cache
         if "position_ids" in self._names:
@@ -98,10 +119,14 @@ class BaseHead:
 
     @torch.no_grad()
     def expected(self, keys: Tensor) -> Tensor:
-        """What the base model expects next, log-probabilities (n, vocabulary) in fp32, of the head's inputs (n, hidden)."""
+        """What the base model expects next, log-probabilities (n, vocabulary) in fp32, of the
+        head's inputs (n, hidden).
+        """
         return F.log_softmax(self.logits(keys), -1)
 
     def logits(self, keys: Tensor) -> Tensor:
-        """Logits (n, vocabulary) in fp32 of inputs (n, hidden) of the head, through which gradients flow."""
+        """Logits (n, vocabulary) in fp32 of inputs (n, hidden) of the head, through which gradients
+        flow.
+        """
         said: Tensor = self.head.forward(keys.to(self.lm.model.dtype))
         return said.float() * self.logit_scale

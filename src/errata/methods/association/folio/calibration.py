@@ -1,4 +1,6 @@
-"""What Folio knows of text that no edit is about: texts of the model's own making, and where its answers begin to tell."""
+"""What Folio knows of text that no edit is about: texts of the model's own making, and where its
+answers begin to tell.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,13 @@ MEASURED = 64
 NUMBERS = 2**24
 """Probabilities that are looked at together, at most: 64 MB."""
 HIGHEST = 0.98
-"""The threshold is never above: an edit's own prompt, read in another batch or precision, must reach it."""
+"""The threshold is never above: an edit's own prompt, read in another batch or precision, must
+reach it.
+"""
 GENERIC = 0.5
-"""What the model expects next tells nothing where half of the background's prompts lead it to expect the same so far."""
+"""What the model expects next tells nothing where half of the background's prompts lead it to
+expect the same so far.
+"""
 LONGEST_LEAD = 8
 """Tokens; a model that has told nothing by then is compared by its first."""
 JUDGES = 16
@@ -67,14 +73,27 @@ class FolioBackground:
         center, scale = read.mean(0), read.std(0).clamp(min=1e-6)
         self.base.measure(texts[:MEASURED])
         reference_prompts = tuple(open_prompt(text) for text in texts[:JUDGES])
-        threshold = self._threshold(texts, reference_prompts) if config.threshold is None else config.threshold
-        return RouterCalibration(WordWeights.over(texts), center, scale, self.base.logit_scale, threshold, reference_prompts)
+        threshold = (
+            self._threshold(texts, reference_prompts)
+            if config.threshold is None
+            else config.threshold
+        )
+        return RouterCalibration(
+            WordWeights.over(texts),
+            center,
+            scale,
+            self.base.logit_scale,
+            threshold,
+            reference_prompts,
+        )
 
     @torch.no_grad()
     def leads(
         self, prompts: Sequence[Sequence[int]], keys: Tensor, reference_prompts: tuple[str, ...]
     ) -> list[tuple[tuple[int, ...], Tensor]]:
-        """(lead, the head's input behind it) of prompts, given as tokens and the head's inputs (n, hidden) behind them."""
+        """(lead, the head's input behind it) of prompts, given as tokens and the head's inputs (n,
+        hidden) behind them.
+        """
         leads: list[list[int]] = [[] for _ in prompts]
         tips = list(keys)
         found: dict[int, tuple[tuple[int, ...], Tensor]] = {}
@@ -86,14 +105,19 @@ class FolioBackground:
             for row, expected, told in zip(looking, logs, tells, strict=True):
                 if told:
                     found[row] = tuple(leads[row]), tips[row]
-                elif depth < LONGEST_LEAD and (token := int(expected.argmax())) not in self.lm.end_ids:
+                elif (
+                    depth < LONGEST_LEAD
+                    and (token := int(expected.argmax())) not in self.lm.end_ids
+                ):
                     leads[row].append(token)
                     if len(prompts[row]) + depth + 1 < (self.lm.context_length or math.inf):
                         further.append(row)
             looking = further
             if not looking:
                 break
-            for row, tip in zip(looking, self._tips([[*prompts[row], *leads[row]] for row in looking]), strict=True):
+            for row, tip in zip(
+                looking, self._tips([[*prompts[row], *leads[row]] for row in looking]), strict=True
+            ):
                 tips[row] = tip
         return [found.get(row, ((), keys[row])) for row in range(len(prompts))]
 
@@ -110,7 +134,11 @@ class FolioBackground:
         if len(self._answers) > ANSWERS:
             self._answers.clear()
             new = [one, other]
-        self._answers.update(zip(new, self.lm.generate(new, max_new_tokens=ANSWER_LENGTH) if new else [], strict=True))
+        self._answers.update(
+            zip(
+                new, self.lm.generate(new, max_new_tokens=ANSWER_LENGTH) if new else [], strict=True
+            )
+        )
         return self._answers[one] == self._answers[other] != ""
 
     def _threshold(self, texts: Sequence[str], reference_prompts: tuple[str, ...]) -> float:
@@ -125,11 +153,17 @@ class FolioBackground:
         alike = torch.cat(pairs)
         if not len(alike):
             return HIGHEST
-        bound = alike.kthvalue(max(1, math.ceil((1 - self.config.false_route) * len(alike)))).values.item()
+        bound = alike.kthvalue(
+            max(1, math.ceil((1 - self.config.false_route) * len(alike)))
+        ).values.item()
         return min(max(self.config.least, bound), HIGHEST)
 
-    def _tells(self, leads: Sequence[tuple[int, ...]], logs: Tensor, reference_prompts: tuple[str, ...]) -> list[bool]:
-        """Whether what is expected behind each lead, log-probabilities (n, vocabulary), is not so behind any prompt."""
+    def _tells(
+        self, leads: Sequence[tuple[int, ...]], logs: Tensor, reference_prompts: tuple[str, ...]
+    ) -> list[bool]:
+        """Whether what is expected behind each lead, log-probabilities (n, vocabulary), is not so
+        behind any prompt.
+        """
         at_once = max(1, min(LEADS, NUMBERS // (len(reference_prompts) * logs.shape[-1])))
         different, told = list(dict.fromkeys(leads)), [False] * len(leads)
         for start in range(0, len(different), at_once):
@@ -141,21 +175,33 @@ class FolioBackground:
                     told[row] = share < GENERIC
         return told
 
-    def _after(self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]) -> list[Tensor]:
-        """Square roots of what the base model expects behind the reference_prompts and each of the leads, (reference_prompts, vocabulary) each."""
+    def _after(
+        self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]
+    ) -> list[Tensor]:
+        """Square roots of what the base model expects behind the reference_prompts and each of the
+        leads, (reference_prompts, vocabulary) each.
+        """
         new = [lead for lead in leads if (lead, reference_prompts) not in self._expected_after]
         made = dict(self._expected_after)
         if new:
             tips = self._behind_judges(new, reference_prompts)
-            expected = (0.5 * self.base.expected(tips.flatten(0, 1))).exp().reshape(*tips.shape[:2], -1)
-            made |= {(lead, reference_prompts): after for lead, after in zip(new, expected, strict=True)}
+            expected = (
+                (0.5 * self.base.expected(tips.flatten(0, 1))).exp().reshape(*tips.shape[:2], -1)
+            )
+            made |= {
+                (lead, reference_prompts): after for lead, after in zip(new, expected, strict=True)
+            }
             if len(made) > JUDGES:  # each is as large as a few rows of the head
                 self._expected_after = {}
             self._expected_after |= dict(list(made.items())[-JUDGES:])
         return [made[lead, reference_prompts] for lead in leads]
 
-    def _behind_judges(self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]) -> Tensor:
-        """What the head reads behind the reference_prompts and leads of one length, (leads, reference_prompts, hidden)."""
+    def _behind_judges(
+        self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]
+    ) -> Tensor:
+        """What the head reads behind the reference_prompts and leads of one length, (leads,
+        reference_prompts, hidden).
+        """
         asked = [self.lm.encode_prompt(prompt) for prompt in reference_prompts]
         if not leads[0]:
             return self._tips(asked)[None]
@@ -165,7 +211,9 @@ class FolioBackground:
         return self.base.tips_behind(self._begun[1], ends).float()
 
     def _tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        return torch.stack(in_batches(rows, lambda part: list(self.base.tips(part)), BATCH, size=len)).float()
+        return torch.stack(
+            in_batches(rows, lambda part: list(self.base.tips(part)), BATCH, size=len)
+        ).float()
 
     def _read(self, texts: Sequence[str]) -> Tensor:
         """What the head reads at all tokens of texts, (n, hidden) in fp32."""

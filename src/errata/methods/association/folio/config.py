@@ -17,11 +17,13 @@ class FolioConfig(MethodConfig):
         gain: factor on the values that are solved.
         confidence: a value is solved when its token has this probability.
         steps: L-BFGS iterations per edit, at most.
-        mentioned: the share of the subject that a prompt must mention, its rare words counting most.
-        threshold: a leaf speaks when its score is not below; None: `least`, or more where `false_route` asks for it.
+        mentioned: the share of the subject that a prompt must mention, its rare words counting
+            most.
+        threshold: a leaf speaks when its score is not below; None: `least`, or more where
+            `false_route` asks for it.
         least: the lowest threshold.
-        false_route: of pairs of prompts of the model's own making that it answers differently, the share that may reach the
-            threshold.
+        false_route: of pairs of prompts of the model's own making that it answers differently, the
+            share that may reach the threshold.
         background: texts of the model's own making.
         leaves: edits of a folio, which are kept in one file.
     """

@@ -1,4 +1,5 @@
-"""`Leaves`: the edits of a Folio, and which of them a prompt asks for. See `patches.folio` for the two signs.
+"""`Leaves`: the edits of a Folio, and which of them a prompt asks for. See `patches.folio` for the
+two signs.
 
 A *folio* is so many leaves, in the order in which they came, and what is kept together on disk.
 """
@@ -21,7 +22,8 @@ from errata.words.names import Mentions, WordWeights, words
 START, PADDING = -1, -2
 """In the place of a token: the prompt's end; no value."""
 MOST = 16
-"""Leaves that are compared by what the base model expects; of more, those whose keys are nearest."""
+"""Leaves that are compared by what the base model expects; of more, those whose keys are nearest.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Leaf:
         lead: tokens that the base model says before it tells what it knows; mostly none.
         sign: (hidden,), the head's input behind prompt and lead.
         tokens: the answer's n tokens, its end included.
-        keys: (n, hidden), the head's inputs where they are predicted, the prompt's last token first.
+        keys: (n, hidden), the head's inputs where they are predicted, the prompt's last token
+            first.
         values: (n, hidden), what is to be added there, gain included.
 
-    The tensors are in the machine's own memory, or mapped into it from disk; where the model is elsewhere, what is asked for
-    is brought there.
+    The tensors are in the machine's own memory, or mapped into it from disk; where the model is
+    elsewhere, what is asked for is brought there.
     """
 
     name: str
@@ -61,7 +64,8 @@ class RouterCalibration:
     Attributes:
         weights: how much a word tells.
         center, scale: (hidden,), mean and deviation of the head's inputs.
-        logit_scale: the model's logits are the head's outputs times this, as far as they are a multiple of them.
+        logit_scale: the model's logits are the head's outputs times this, as far as they are a
+            multiple of them.
         threshold: a leaf speaks when its score is not below.
         reference_prompts: prompts that show what the model would say to any.
     """
@@ -86,7 +90,8 @@ class EncodedPrompt:
         text: its words.
         ids: its tokens.
         key: (hidden,), the head's input at its last token.
-        earlier: in a conversation, what was asked before, the last first; `text` is the last question then.
+        earlier: in a conversation, what was asked before, the last first; `text` is the last
+            question then.
     """
 
     text: str
@@ -127,7 +132,9 @@ class Leaves:
         size: leaves of a folio.
     """
 
-    def __init__(self, base: BaseHead, mentioned: float, signs: RouterCalibration, size: int) -> None:
+    def __init__(
+        self, base: BaseHead, mentioned: float, signs: RouterCalibration, size: int
+    ) -> None:
         self.signs = signs
         self._base = base
         self._size = size
@@ -135,7 +142,9 @@ class Leaves:
         self._folios: dict[int, list[int]] = {}  # folio -> its leaves
         self._folio_of: dict[int, int] = {}
         self._mentions = Mentions(signs.weights, mentioned)
-        self._later: dict[int, set[int]] = {}  # leaf -> later leaves that answer the same question otherwise
+        self._later: dict[
+            int, set[int]
+        ] = {}  # leaf -> later leaves that answer the same question otherwise
         self._open: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -156,8 +165,12 @@ class Leaves:
         """The folio that a leaf is in."""
         return self._folio_of[number]
 
-    def add(self, number: int, leaf: Leaf, instead_of: Sequence[int] = (), folio: int | None = None) -> None:
-        """Store a leaf, which answers what these earlier ones answered; in the last folio, or a new one if that is full."""
+    def add(
+        self, number: int, leaf: Leaf, instead_of: Sequence[int] = (), folio: int | None = None
+    ) -> None:
+        """Store a leaf, which answers what these earlier ones answered; in the last folio, or a new
+        one if that is full.
+        """
         if folio is None:
             folio = max(self._folios, default=0)
             folio += len(self._folios.get(folio, ())) >= self._size
@@ -191,10 +204,19 @@ class Leaves:
         return {number: sorted(later) for number, later in self._later.items() if later}
 
     def candidates(self, prompts: Sequence[EncodedPrompt]) -> list[list[Candidate]]:
-        """For each prompt the leaves whose subject it mentions, best first; of equal ones the later."""
+        """For each prompt the leaves whose subject it mentions, best first; of equal ones the
+        later.
+        """
         found = [self.mentioned(asked) for asked in prompts]
-        numbers = [self._nearest(asked, sorted(shares)) for asked, shares in zip(prompts, found, strict=True)]
-        wanted = [(row, lead) for row, some in enumerate(numbers) for lead in sorted({self._leaves[n].lead for n in some})]
+        numbers = [
+            self._nearest(asked, sorted(shares))
+            for asked, shares in zip(prompts, found, strict=True)
+        ]
+        wanted = [
+            (row, lead)
+            for row, some in enumerate(numbers)
+            for lead in sorted({self._leaves[n].lead for n in some})
+        ]
         keys = self._behind(prompts, wanted)
         told = []
         for row, (some, shares) in enumerate(zip(numbers, found, strict=True)):
@@ -208,21 +230,29 @@ class Leaves:
                 logs = self._base.expected(torch.cat([key[None], signs]))
                 alike = (0.5 * (logs[0] + logs[1:])).exp().sum(-1).clamp(max=1.0).tolist()
                 candidates += [
-                    Candidate(n, self._leaves[n].name, shares[n], like) for n, like in zip(mine, alike, strict=True)
+                    Candidate(n, self._leaves[n].name, shares[n], like)
+                    for n, like in zip(mine, alike, strict=True)
                 ]
-            told.append(sorted(candidates, key=lambda each: (each.score, each.number), reverse=True))
+            told.append(
+                sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)
+            )
         return told
 
     def mentioned(self, asked: EncodedPrompt) -> dict[int, float]:
         """The leaves whose subject a prompt mentions: number -> share, by weight.
 
-        In a conversation the last question counts. Where it mentions none, what was asked before it may, but for leaves that
-        know nothing of the names that have come up since: "and when was it built?" goes on, "and Tamis?" does not.
+        In a conversation the last question counts. Where it mentions none, what was asked before it
+        may, but for leaves that know nothing of the names that have come up since: "and when was it
+        built?" goes on, "and Tamis?" does not.
         """
         named: set[str] = set()
         for text in (asked.text, *asked.earlier):
             found = self._mentions.within(text)
-            if found := {n: share for n, share in found.items() if named <= set(words(self._leaves[n].prompt))}:
+            if found := {
+                n: share
+                for n, share in found.items()
+                if named <= set(words(self._leaves[n].prompt))
+            }:
                 return found
             named |= {word for name in names_in(text) for word in words(name)}
         return {}
@@ -241,23 +271,36 @@ class Leaves:
     def _nearest(self, asked: EncodedPrompt, numbers: list[int]) -> list[int]:
         if len(numbers) <= MOST:
             return numbers
-        keys = torch.stack([self._leaves[number].keys[0] for number in numbers]).to(asked.key.device)
+        keys = torch.stack([self._leaves[number].keys[0] for number in numbers]).to(
+            asked.key.device
+        )
         near = self.signs.whiten(keys) @ self.signs.whiten(asked.key)
         return [numbers[place] for place in near.topk(MOST).indices.tolist()]
 
     def _behind(
         self, prompts: Sequence[EncodedPrompt], wanted: Sequence[tuple[int, tuple[int, ...]]]
     ) -> dict[tuple[int, tuple[int, ...]], Tensor]:
-        """(number of a prompt, lead) -> the head's input behind both, (hidden,); without those that are too long."""
+        """(number of a prompt, lead) -> the head's input behind both, (hidden,); without those that
+        are too long.
+        """
         keys = {(row, lead): prompts[row].key for row, lead in wanted if not lead}
         longest = self._base.lm.context_length or math.inf
-        further = [(row, lead) for row, lead in wanted if lead and len(prompts[row].ids) + len(lead) <= longest]
+        further = [
+            (row, lead)
+            for row, lead in wanted
+            if lead and len(prompts[row].ids) + len(lead) <= longest
+        ]
         if further:
-            keys |= zip(further, self._base.tips([[*prompts[row].ids, *lead] for row, lead in further]), strict=True)
+            keys |= zip(
+                further,
+                self._base.tips([[*prompts[row].ids, *lead] for row, lead in further]),
+                strict=True,
+            )
         return keys
 
     def opened(self, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """(what is said before each value (leaves, rows); whitened keys; values (leaves, rows, hidden)), padded.
+        """(what is said before each value (leaves, rows); whitened keys; values (leaves, rows,
+        hidden)), padded.
 
         They are kept for the next token.
         """
@@ -270,8 +313,13 @@ class Leaves:
                 numbers,
                 (
                     pad(before, batch_first=True, padding_value=PADDING),
-                    pad([self.signs.whiten(leaf.keys.to(there)) for leaf in leaves], batch_first=True),
-                    pad([leaf.values.to(there, torch.float32) for leaf in leaves], batch_first=True),
+                    pad(
+                        [self.signs.whiten(leaf.keys.to(there)) for leaf in leaves],
+                        batch_first=True,
+                    ),
+                    pad(
+                        [leaf.values.to(there, torch.float32) for leaf in leaves], batch_first=True
+                    ),
                 ),
             )
         return opened[1]

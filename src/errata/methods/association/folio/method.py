@@ -1,16 +1,21 @@
-"""Folio: an edit is a leaf of its own; the right one is found, and then only that one speaks. errata's own method.
+"""Folio: an edit is a leaf of its own; the right one is found, and then only that one speaks.
+errata's own method.
 
-WISE (arXiv 2405.14768) put edits beside the main memory, behind a router. Its limits are that the router must tell memories
-apart by how loud they are, that learning one edit after another forgets, and that an edit costs tens of passes. Here:
+WISE (arXiv 2405.14768) put edits beside the main memory, behind a router. Its limits are that the
+router must tell memories apart by how loud they are, that learning one edit after another forgets,
+and that an edit costs tens of passes. Here:
 
-- *Place.* The head's input: nothing above it but the head, so the loss of a value is convex, one pass of the model and
-  some steps through the head alone solve it, and what it does on another wording is known: it adds so much to each logit.
-- *Write.* For each token of the answer, end included, a value is added to the head's input until the token has the
-  probability `confidence`; then times `gain`, for wordings on which the model is surer of what it said before. Every edit is
-  solved alone. Nothing is written over anything, so order does not matter and undo is dropping the leaf.
-- *Router.* A leaf speaks when the prompt mentions its subject and the base model would go on from the prompt as from the
-  edit's own; see `patches.folio`. What it takes to speak is calibrated on text of the model's own making; by the same text
-  it is found where the base model's answers begin to tell: behind a *lead* that it would say to any prompt.
+- *Place.* The head's input: nothing above it but the head, so the loss of a value is convex, one
+  pass of the model and some steps through the head alone solve it, and what it does on another
+  wording is known: it adds so much to each logit.
+- *Write.* For each token of the answer, end included, a value is added to the head's input until
+  the token has the probability `confidence`; then times `gain`, for wordings on which the model is
+  surer of what it said before. Every edit is solved alone. Nothing is written over anything, so
+  order does not matter and undo is dropping the leaf.
+- *Router.* A leaf speaks when the prompt mentions its subject and the base model would go on from
+  the prompt as from the edit's own; see `patches.folio`. What it takes to speak is calibrated on
+  text of the model's own making; by the same text it is found where the base model's answers begin
+  to tell: behind a *lead* that it would say to any prompt.
 
 An edit that answers a stored one's question otherwise takes its place; undone, the other is back.
 """
@@ -68,7 +73,9 @@ class Folio(Method):
         endings = endings_of(self.lm, [(edit.prompt, edit.target) for edit in edits])
         for edit, ending in zip(edits, endings, strict=True):
             leaf = self.leaf(edit, ending)
-            asked = EncodedPrompt(edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0].to(self.lm.device))
+            asked = EncodedPrompt(
+                edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0].to(self.lm.device)
+            )
             earlier = [each.number for each in self._rivals(self._patch.leaves, [edit], [asked])[0]]
             self._patch.leaves.add(self._next, leaf, earlier)
             self._numbers[edit.id] = self._next
@@ -114,7 +121,12 @@ class Folio(Method):
             number = leaves.speaker(found)
             name = None if number == MAIN else leaves[number].name
             reasons = [
-                Reason(c.name, c.score, {"mentioned": c.mentioned, "alike": c.alike}, f"folio {leaves.folio_of(c.number)}")
+                Reason(
+                    c.name,
+                    c.score,
+                    {"mentioned": c.mentioned, "alike": c.alike},
+                    f"folio {leaves.folio_of(c.number)}",
+                )
                 for c in found
             ]
             told.append(Explanation(prompt, name, leaves.signs.threshold, reasons))
@@ -124,23 +136,40 @@ class Folio(Method):
         """Of edits that their own prompt does not reach, and of subjects that stand in many texts."""
         return warnings_of(self._patch, [self._numbers[edit.id] for edit in edits])
 
-    def _rivals(self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[EncodedPrompt]) -> list[list[Candidate]]:
+    def _rivals(
+        self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[EncodedPrompt]
+    ) -> list[list[Candidate]]:
         """For each edit, asked so, the leaves that answer its question with another target.
 
-        They would answer its prompt, and the base model has one answer to it and to theirs. (Without that, passages of one
-        text, which the base model would go on from alike, were taken for one question.)
+        They would answer its prompt, and the base model has one answer to it and to theirs.
+        (Without that, passages of one text, which the base model would go on from alike, were taken
+        for one question.)
         """
         rivals = []
         for edit, found in zip(edits, leaves.candidates(prompts), strict=True):
-            near = [(each, leaves[each.number]) for each in found if each.score >= leaves.signs.threshold]
-            other = [(each, leaf) for each, leaf in near if not same_answer(leaf.target, edit.target)]
-            rivals.append([each for each, leaf in other if self.background.same_question(edit.prompt, leaf.prompt)])
+            near = [
+                (each, leaves[each.number])
+                for each in found
+                if each.score >= leaves.signs.threshold
+            ]
+            other = [
+                (each, leaf) for each, leaf in near if not same_answer(leaf.target, edit.target)
+            ]
+            rivals.append(
+                [
+                    each
+                    for each, leaf in other
+                    if self.background.same_question(edit.prompt, leaf.prompt)
+                ]
+            )
         return rivals
 
     # writing
 
     def leaf(self, edit: Edit, ending: str | None) -> Leaf:
-        """An edit's subject, keys and values; `ending` as `endings_of` has it. The base model must carry no patch."""
+        """An edit's subject, keys and values; `ending` as `endings_of` has it. The base model must
+        carry no patch.
+        """
         lm, base = self.lm, self._patch.base
         batch = lm.batch([lm.encode(edit.prompt, edit.target, ending)])
         _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
@@ -159,12 +188,28 @@ class Folio(Method):
             values.to(keys.dtype).cpu(),
         )
 
-    def leaves_without_values(self, edits: Sequence[Edit]) -> tuple[list[EncodedPrompt], list[Leaf]]:
-        """(what edits ask, their leaves: found as any, with nothing to say). The base model must carry no patch."""
+    def leaves_without_values(
+        self, edits: Sequence[Edit]
+    ) -> tuple[list[EncodedPrompt], list[Leaf]]:
+        """(what edits ask, their leaves: found as any, with nothing to say). The base model must
+        carry no patch.
+        """
         prompts = self.background.asked([edit.prompt for edit in edits])
-        leads = self._leads([asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts]))
+        leads = self._leads(
+            [asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts])
+        )
         return prompts, [
-            Leaf(edit.id, edit.prompt, self.subject(edit), edit.target, lead, sign, (), asked.key[None], asked.key[None])
+            Leaf(
+                edit.id,
+                edit.prompt,
+                self.subject(edit),
+                edit.target,
+                lead,
+                sign,
+                (),
+                asked.key[None],
+                asked.key[None],
+            )
             for edit, asked, (lead, sign) in zip(edits, prompts, leads, strict=True)
         ]
 
@@ -175,9 +220,10 @@ class Folio(Method):
     def solved(self, keys: Tensor, labels: Tensor) -> Tensor:
         """What to add to the head's inputs (n, hidden) so that it says labels (n,).
 
-        Each token's loss counts down to that of `confidence`, with what is found and with `gain` times that: a token from
-        far behind may overtake it between the two. Both are convex, and some tokens lie far away, so: L-BFGS. The best that
-        was seen is kept, as the line search may lose itself where nothing slopes any more.
+        Each token's loss counts down to that of `confidence`, with what is found and with `gain`
+        times that: a token from far behind may overtake it between the two. Both are convex, and
+        some tokens lie far away, so: L-BFGS. The best that was seen is kept, as the line search may
+        lose itself where nothing slopes any more.
         """
         scale = float(self._patch.signs.scale.median())
         values = torch.zeros_like(keys, requires_grad=True)
@@ -197,18 +243,26 @@ class Folio(Method):
             return missing
 
         solver = torch.optim.LBFGS(
-            [values], max_iter=self.config.steps, history_size=20, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+            [values],
+            max_iter=self.config.steps,
+            history_size=20,
+            tolerance_change=1e-7,
+            line_search_fn="strong_wolfe",
         )
         with torch.enable_grad():
             solver.step(loss)  # type: ignore[no-untyped-call]
         return scale * best
 
     def calibrate(self) -> None:
-        """Look at text of the model's own making, unless that has been done. The base model must carry no patch."""
+        """Look at text of the model's own making, unless that has been done. The base model must
+        carry no patch.
+        """
         if not self._patch.calibrated:
             self._patch.begin(self.background.signs())
 
-    def _leads(self, prompts: Sequence[Sequence[int]], keys: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+    def _leads(
+        self, prompts: Sequence[Sequence[int]], keys: Tensor
+    ) -> list[tuple[tuple[int, ...], Tensor]]:
         return self.background.leads(prompts, keys, self._patch.signs.reference_prompts)
 
     # state
@@ -233,17 +287,24 @@ class Folio(Method):
             "judges": signs.reference_prompts,
             "leads": [list(patch.leaves[number].lead) for number in places],
             "subjects": [patch.leaves[number].subject for number in places],
-            "later": [[places[number], [places[n] for n in later]] for number, later in patch.leaves.later().items()],
+            "later": [
+                [places[number], [places[n] for n in later]]
+                for number, later in patch.leaves.later().items()
+            ],
         }
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described. Leaves stay where the tensors are."""
         self.clear()
         if not values and not edits:
             return
         self._patch.begin(folio_files.signs_in(tensors, values, self.lm))
         earlier = folio_files.superseded(values, len(edits))
-        for number, (folio, leaf) in enumerate(folio_files.leaves_in(tensors, values, edits, self.lm)):
+        for number, (folio, leaf) in enumerate(
+            folio_files.leaves_in(tensors, values, edits, self.lm)
+        ):
             self._patch.leaves.add(number, leaf, earlier.get(number, ()), folio)
             self._numbers[leaf.name] = number
         self._edits, self._next = list(edits), len(edits)

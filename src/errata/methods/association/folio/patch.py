@@ -1,18 +1,20 @@
-"""`FolioMemory`: a leaf for each edit, what the head should read besides at each token of the answer. One leaf speaks.
+"""`FolioMemory`: a leaf for each edit, what the head should read besides at each token of the
+answer. One leaf speaks.
 
-The head's input is the last thing a prompt becomes, and nothing that is stored is read before it: at the prompt's last token
-it says what the base model itself would answer. So a leaf is found by two signs. The prompt mentions the edit's subject (by
-words, the rare ones counting most); and the base model would go on from it as from the edit's own prompt (the overlap of the
-two next-token distributions, sum_t sqrt(p_t q_t)). Other questions about the same subject fail by the second sign, the same
-question about others by the first. It is decided once per sequence (see `routed.py`).
+The head's input is the last thing a prompt becomes, and nothing that is stored is read before it:
+at the prompt's last token it says what the base model itself would answer. So a leaf is found by
+two signs. The prompt mentions the edit's subject (by words, the rare ones counting most); and the
+base model would go on from it as from the edit's own prompt (the overlap of the two next-token
+distributions, sum_t sqrt(p_t q_t)). Other questions about the same subject fail by the second sign,
+the same question about others by the first. It is decided once per sequence (see `routed.py`).
 
-A model that begins every answer alike ("The answer is ...") tells nothing by its first token. A leaf then has a *lead*, what
-the base model says before it tells, and the distributions behind the lead are compared: one more pass, of prompts that
-mention the subject only.
+A model that begins every answer alike ("The answer is ...") tells nothing by its first token. A
+leaf then has a *lead*, what the base model says before it tells, and the distributions behind the
+lead are compared: one more pass, of prompts that mention the subject only.
 
-The leaf that was chosen adds its first value at the prompt's last token, and behind it, where a token of the answer has been
-said, the value that follows it (of several such, that whose key is nearest). No leaf knows of another: one more or less
-changes nothing in the rest.
+The leaf that was chosen adds its first value at the prompt's last token, and behind it, where a
+token of the answer has been said, the value that follows it (of several such, that whose key is
+nearest). No leaf knows of another: one more or less changes nothing in the rest.
 """
 
 from __future__ import annotations
@@ -104,7 +106,9 @@ class FolioMemory(RoutedPatch):
             said = torch.where(columns > 0, said, torch.where(columns == 0, START, NOTHING))
         near, which = alike.masked_fill(said[..., None] != before[:, None], -torch.inf).max(-1)
         speaks = near > -torch.inf
-        added = values.gather(1, which[..., None].expand(-1, -1, values.shape[-1])) * speaks[..., None]
+        added = (
+            values.gather(1, which[..., None].expand(-1, -1, values.shape[-1])) * speaks[..., None]
+        )
         spoken = read.clone()
         spoken[chosen] = (read[chosen].float() + added).to(read.dtype)
         return with_output(output, spoken)
@@ -112,7 +116,9 @@ class FolioMemory(RoutedPatch):
     def _decide(self, read: Tensor, now: ForwardState, last: Tensor) -> Tensor:
         """The leaf's number or `MAIN` for each row, (batch,)."""
         if now.ids is None:
-            raise ConfigError("with inputs_embeds it is not known what is asked, so no edit is found; give input_ids.")
+            raise ConfigError(
+                "with inputs_embeds it is not known what is asked, so no edit is found; give input_ids."
+            )
         prompts = []
         for row, ids in enumerate(now.ids):
             asked = ids[now.prompt[row].to(ids.device)].tolist()

@@ -19,7 +19,8 @@ _NUMBERS = r"(?:[ -]\w*\d\w*)*"
 def subject_of(edit: Edit, weights: WordWeights) -> str:
     """An edit's subject, else the names in its prompt, else its rarest words.
 
-    A capital letter at the prompt's beginning makes a name of a rare word only. Numbers behind a name belong to it.
+    A capital letter at the prompt's beginning makes a name of a rare word only. Numbers behind a
+    name belong to it.
     """
     if edit.subject is not None:
         return edit.subject
@@ -27,5 +28,9 @@ def subject_of(edit: Edit, weights: WordWeights) -> str:
     if not names and opener and all(weights[word] >= RARE for word in words(opener[0])):
         names = [opener[0]]
     if not names:
-        return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
-    return " ".join(regex.findall("|".join(regex.escape(name) + _NUMBERS for name in names), edit.prompt))
+        return " ".join(
+            sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW]
+        )
+    return " ".join(
+        regex.findall("|".join(regex.escape(name) + _NUMBERS for name in names), edit.prompt)
+    )

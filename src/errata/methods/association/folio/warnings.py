@@ -1,4 +1,6 @@
-"""What to know of edits just written into a Folio: their own prompt does not reach them, or their subject is common."""
+"""What to know of edits just written into a Folio: their own prompt does not reach them, or their
+subject is common.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from errata.patches.routed import MAIN
 from errata.words.names import words
 
 COMMON = 0.1
-"""A subject all of whose words stand in so many of the background's texts tells little of what a prompt is about."""
+"""A subject all of whose words stand in so many of the background's texts tells little of what a
+prompt is about.
+"""
 
 
 def warnings_of(memory: FolioMemory, numbers: Iterable[int]) -> list[tuple[str, str]]:
@@ -19,7 +23,11 @@ def warnings_of(memory: FolioMemory, numbers: Iterable[int]) -> list[tuple[str, 
     found = []
     for number in numbers:
         leaf = memory.leaves[number]
-        found += [(leaf.name, said) for said in (_unreached(memory, number, leaf), _common(memory, leaf)) if said]
+        found += [
+            (leaf.name, said)
+            for said in (_unreached(memory, number, leaf), _common(memory, leaf))
+            if said
+        ]
     return found
 
 
@@ -40,7 +48,9 @@ def _unreached(memory: FolioMemory, number: int, leaf: Leaf) -> str | None:
     return _answered_by_another(memory, number, leaf, candidates)
 
 
-def _answered_by_another(memory: FolioMemory, number: int, leaf: Leaf, candidates: list[Candidate]) -> str | None:
+def _answered_by_another(
+    memory: FolioMemory, number: int, leaf: Leaf, candidates: list[Candidate]
+) -> str | None:
     leaves = memory.leaves
     speaker = leaves.speaker(candidates)
     if speaker in (MAIN, number, *leaves.later().get(number, ())):

@@ -1,28 +1,36 @@
-"""GRACE: a codebook beside one value matrix; a prompt whose key is near an entry's gets that entry's value.
+"""GRACE: a codebook beside one value matrix; a prompt whose key is near an entry's gets that
+entry's value.
 
-Hartvigsen et al., "Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors", NeurIPS 2023, arXiv
-2211.11031. The key is the matrix's input at the prompt's last token, the value its output; nearness is Euclidean. An edit
+Hartvigsen et al., "Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors",
+NeurIPS 2023, arXiv 2211.11031. The key is the matrix's input at the prompt's last token, the value
+its output; nearness is Euclidean. An edit
 
-- far from all entries (beyond `radius` + the nearest one's own) becomes an entry of its own, `radius` wide;
-- near an entry with the same target's tokens joins it, which is widened to reach it (`coverage`), or moved half-way and
-  widened (`moving_average`);
-- near an entry with another target becomes an entry of its own, and both get half the distance as their radius.
+- far from all entries (beyond `radius` + the nearest one's own) becomes an entry of its own,
+  `radius` wide;
+- near an entry with the same target's tokens joins it, which is widened to reach it (`coverage`),
+  or moved half-way and widened (`moving_average`);
+- near an entry with another target becomes an entry of its own, and both get half the distance as
+  their radius.
 
 Then the entry's value is trained on the edit by Adam. The layers above carry it; no weight changes.
 
 What departs from the published code, and what paper and code leave open:
 
 - Targets are compared token by token (there: by the mean token id).
-- Training stops when the loss is below `stop_loss` (there: always `steps` steps; 0 gives that), and the answer's end is
-  learned too.
-- An edit that the model answers already is placed like any other (there it is not written): its entry makes later edits
-  leave it alone. If it lies within an entry that says its target, nothing is trained.
-- Of two entries with the same key the later one counts; the radius of the earlier one would be negative, and it is dropped.
+- Training stops when the loss is below `stop_loss` (there: always `steps` steps; 0 gives that), and
+  the answer's end is learned too.
+- An edit that the model answers already is placed like any other (there it is not written): its
+  entry makes later edits leave it alone. If it lies within an entry that says its target, nothing
+  is trained.
+- Of two entries with the same key the later one counts; the radius of the earlier one would be
+  negative, and it is dropped.
 - A radius reaches at least as far as a key is from itself by rounding.
 - `replace_prompt` is the whole prompt; there the slice leaves the key's own token out.
-- Values are those of the feed-forward network's value matrix; the published GPT-2-XL run wraps the matrix before it.
+- Values are those of the feed-forward network's value matrix; the published GPT-2-XL run wraps the
+  matrix before it.
 
-Every value follows from its own entry's edits alone, so whatever else is undone, it is not trained again.
+Every value follows from its own entry's edits alone, so whatever else is undone, it is not trained
+again.
 """
 
 from __future__ import annotations
@@ -51,7 +59,8 @@ CLOSE = 1e-5
 
 @dataclass(frozen=True)
 class GraceConfig(MethodConfig):
-    """Settings of GRACE; the defaults are the paper's, with WISE's comparison for the place of the value.
+    """Settings of GRACE; the defaults are the paper's, with WISE's comparison for the place of the
+    value.
 
     Attributes:
         radius: eps_init, how wide a new entry is; it belongs to the scale of the model's keys.
@@ -60,7 +69,8 @@ class GraceConfig(MethodConfig):
         stop_loss: an edit is learned when its loss is below.
         start: a new value is drawn from [0, 1) (`cold`), or is what the matrix says (`warm`).
         expansion: how an entry takes another edit in, see the module's docstring.
-        replacement: at the prompt's last token, at the whole prompt, or at every token of prompt and answer.
+        replacement: at the prompt's last token, at the whole prompt, or at every token of prompt
+            and answer.
     """
 
     method: ClassVar[str] = "grace"
@@ -84,11 +94,15 @@ class GraceConfig(MethodConfig):
 
 
 class Grace(Method):
-    """GRACE: keys of edited prompts, each with a radius and a value that takes the layer's place near it."""
+    """GRACE: keys of edited prompts, each with a radius and a value that takes the layer's place
+    near it.
+    """
 
     config_class = GraceConfig
     phase = "association"
-    undo_is = "exact: an entry that no other edit met is dropped, else the radius rules are replayed"
+    undo_is = (
+        "exact: an entry that no other edit met is dropped, else the radius rules are replayed"
+    )
     paper = "arXiv 2211.11031"
     config: GraceConfig
 
@@ -97,7 +111,9 @@ class Grace(Method):
         self.layer = lm.architecture.default_layer() if config.layer is None else config.layer
         lm.architecture.value_module(lm.model, self.layer)  # a layer out of range is told now
         self._patch = Codebook(lm, self.layer, config.replacement)
-        self._met: dict[str, str | None] = {}  # by edit: the name of the entry near which it was placed
+        self._met: dict[
+            str, str | None
+        ] = {}  # by edit: the name of the entry near which it was placed
         self._values: dict[tuple[str, ...], Tensor] = {}  # by an entry's edits: its value
 
     @property
@@ -118,16 +134,22 @@ class Grace(Method):
             progress(1)
 
     def near(self, query: Tensor) -> tuple[Entry | None, float, int]:
-        """(entry, distance, number): the one that a key (d_in,) is too near to be placed without regard to it.
+        """(entry, distance, number): the one that a key (d_in,) is too near to be placed without
+        regard to it.
 
-        The entry is None when there is none; the number is that of the nearest entry all the same, -1 if it is far away.
+        The entry is None when there is none; the number is that of the nearest entry all the same,
+        -1 if it is far away.
         """
         book, radius = self._patch, self.config.radius
         widest = max((entry.radius for entry in book.entries.values()), default=0.0)
         distances, numbers = book.index.nearest(query[None], within=radius + max(radius, widest))
         distance, number = float(distances[0, 0]), int(numbers[0, 0])
         entry = book.entries.get(number)
-        return entry if entry is not None and distance <= radius + entry.radius else None, distance, number
+        return (
+            entry if entry is not None and distance <= radius + entry.radius else None,
+            distance,
+            number,
+        )
 
     def place(self, name: str, query: Tensor, label: tuple[int, ...], value: Tensor) -> int:
         """Find or make the entry that answers an edit: the paper's rules.
@@ -187,16 +209,22 @@ class Grace(Method):
         self._edits = kept
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Keys (n, d_in), values (n, d_out), radii (n,); which edits and which target each entry has; who met whom."""
+        """Keys (n, d_in), values (n, d_out), radii (n,); which edits and which target each entry
+        has; who met whom.
+        """
         tensors, entries = self._patch.state()
         return tensors, {"entries": entries, "met": [self._met[edit.id] for edit in self._edits]}
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         known, met = {edit.id for edit in edits}, state.rows(values, "met", len(edits))
         self._patch.load_state(tensors, state.rows(values, "entries"))
         answered = [name for entry in self._patch.entries.values() for name in entry.edits]
-        if len(set(answered)) < len(answered) or not all(entry.edits for entry in self._patch.entries.values()):
+        if len(set(answered)) < len(answered) or not all(
+            entry.edits for entry in self._patch.entries.values()
+        ):
             raise ValueError("'entries' has an edit twice, or an entry without one")
         if not {name for name in (*answered, *met) if name is not None} <= known:
             raise ValueError("'entries' or 'met' names an edit that is not in the ledger")
@@ -205,7 +233,9 @@ class Grace(Method):
         self._edits = list(edits)
 
     def _stands_alone(self, name: str) -> bool:
-        """Whether an edit's entry is its own, and no other edit was placed near it or it near another."""
+        """Whether an edit's entry is its own, and no other edit was placed near it or it near
+        another.
+        """
         number = self._patch.number_of(name)
         own = number is not None and self._patch.entries[number].edits == [name]
         return own and self._met[name] is None and name not in self._met.values()
@@ -222,12 +252,18 @@ class Grace(Method):
 
     def _train(self, edit: Edit, value: Tensor | None) -> Tensor:
         """Adam on the edit's loss, from a value (d_out,) or from the start."""
-        batch = self.lm.batch([self.lm.encode(edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))])
+        batch = self.lm.batch(
+            [self.lm.encode(edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))]
+        )
         tail = Tail(self.lm, self.layer, batch)
         said = tail.values.float()
         places = self._patch.places(batch.prompt_mask.to(said.device))[..., None]
         rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        value = (self._start(edit, said[0, columns[0]]) if value is None else value).clone().requires_grad_()
+        value = (
+            (self._start(edit, said[0, columns[0]]) if value is None else value)
+            .clone()
+            .requires_grad_()
+        )
         adam = torch.optim.Adam([value], lr=self.config.lr)
         for _ in range(self.config.steps):
             logits = tail.logits(torch.where(places, value, said), rows, columns)
@@ -244,7 +280,9 @@ class Grace(Method):
         if self.config.start == "warm":
             return said
         seed = hashlib.sha256(f"{self.config.seed}/value/{edit.id}".encode()).digest()[:7]
-        return torch.rand(said.shape, generator=torch.Generator().manual_seed(int.from_bytes(seed))).to(said)
+        return torch.rand(
+            said.shape, generator=torch.Generator().manual_seed(int.from_bytes(seed))
+        ).to(said)
 
     @torch.no_grad()
     def _read(self, edit: Edit) -> tuple[Tensor, tuple[int, ...]]:

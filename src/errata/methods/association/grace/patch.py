@@ -1,7 +1,9 @@
-"""`Codebook`: stored keys beside one linear module, each with a radius; near one, the module says what is stored with it.
+"""`Codebook`: stored keys beside one linear module, each with a radius; near one, the module says
+what is stored with it.
 
-The key is what the module reads at the prompt's last token; the nearest stored key is looked up there once per sequence (see
-`routed.py`). Which entries there are, how wide they are and what they say is a method's affair.
+The key is what the module reads at the prompt's last token; the nearest stored key is looked up
+there once per sequence (see `routed.py`). Which entries there are, how wide they are and what they
+say is a method's affair.
 
 Reference: GRACE, arXiv 2211.11031, equation 1.
 """
@@ -53,8 +55,9 @@ class Codebook(RoutedModule):
     Args:
         lm: the base model; nothing is installed on it yet.
         layer: the edited block.
-        replacement: where the value replaces the module's output: at the key's token (`replace_last`), at every token of the
-            prompt (`replace_prompt`), or at every token of prompt and answer (`replace_all`).
+        replacement: where the value replaces the module's output: at the key's token
+            (`replace_last`), at every token of the prompt (`replace_prompt`), or at every token of
+            prompt and answer (`replace_all`).
     """
 
     def __init__(self, lm: LM, layer: int, replacement: str = "replace_last") -> None:
@@ -65,7 +68,10 @@ class Codebook(RoutedModule):
         self.index = KeyIndex(lm.architecture.d_in, lm.model.get_submodule(self.path).weight.device)
         self._rounding = rounding(lm.model.dtype)
         self._reaches: Tensor | None = None
-        self._d_out, self._vocabulary = lm.architecture.d_out, int(lm.model.get_input_embeddings().weight.shape[0])
+        self._d_out, self._vocabulary = (
+            lm.architecture.d_out,
+            int(lm.model.get_input_embeddings().weight.shape[0]),
+        )
 
     @property
     def empty(self) -> bool:
@@ -74,7 +80,9 @@ class Codebook(RoutedModule):
 
     def number_of(self, edit_id: str) -> int | None:
         """The entry that answers an edit; None when its place was taken by a later one."""
-        return next((number for number, entry in self.entries.items() if edit_id in entry.edits), None)
+        return next(
+            (number for number, entry in self.entries.items() if edit_id in entry.edits), None
+        )
 
     def add(self, key: Tensor, entry: Entry) -> int:
         """A new entry; returns its number, which is larger than all before."""
@@ -102,19 +110,27 @@ class Codebook(RoutedModule):
         self._reaches = None
 
     def decide(self, keys: Tensor) -> Tensor:
-        """Keys (batch, d_in) -> (batch,): the number of the nearest entry if it reaches so far, else `MAIN`."""
+        """Keys (batch, d_in) -> (batch,): the number of the nearest entry if it reaches so far,
+        else `MAIN`.
+        """
         reaches = self._reaches
         if reaches is None:
-            reaches = torch.full((max(self.entries, default=-1) + 1,), -1.0, dtype=torch.float64, device=keys.device)
+            reaches = torch.full(
+                (max(self.entries, default=-1) + 1,), -1.0, dtype=torch.float64, device=keys.device
+            )
             for number, entry in self.entries.items():
                 reaches[number] = entry.reach
             self._reaches = reaches  # whole before another thread sees it
         widest = float(reaches.max()) if self.entries else -1.0
-        distances, numbers = (found[:, 0].to(keys.device) for found in self.index.nearest(keys, within=widest))
+        distances, numbers = (
+            found[:, 0].to(keys.device) for found in self.index.nearest(keys, within=widest)
+        )
         return torch.where(distances <= reaches[numbers.clamp(min=0)], numbers, MAIN)
 
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Keys (n, d_in), values (n, d_out), radii (n,) in the order of their making; labels and edits."""
+        """Keys (n, d_in), values (n, d_out), radii (n,) in the order of their making; labels and
+        edits.
+        """
         entries = [self.entries[number] for number in self.index.ids]
         if not entries:
             return {}, []
@@ -123,7 +139,9 @@ class Codebook(RoutedModule):
             "values": torch.stack([entry.value for entry in entries]).cpu(),
             "radii": torch.tensor([entry.radius for entry in entries], dtype=torch.float64),
         }
-        return tensors, [{"edits": list(entry.edits), "label": list(entry.label)} for entry in entries]
+        return tensors, [
+            {"edits": list(entry.edits), "label": list(entry.label)} for entry in entries
+        ]
 
     def load_state(self, tensors: Mapping[str, Tensor], entries: list[dict[str, Any]]) -> None:
         """Hold what `state` gave, and nothing else.
@@ -141,8 +159,13 @@ class Codebook(RoutedModule):
         if bool((radii < 0).any()):
             raise ValueError("'radii' has a negative one")
         self.index.add(range(count), keys)
-        for number, (key, value, radius, held) in enumerate(zip(keys, values, radii.tolist(), entries, strict=True)):
-            label = tuple(state.whole(each, "label", 0, self._vocabulary - 1) for each in state.rows(held, "label"))
+        for number, (key, value, radius, held) in enumerate(
+            zip(keys, values, radii.tolist(), entries, strict=True)
+        ):
+            label = tuple(
+                state.whole(each, "label", 0, self._vocabulary - 1)
+                for each in state.rows(held, "label")
+            )
             self.entries[number] = Entry(value, radius, label, state.texts(held, "edits"))
             self._measure(number, key)
 
@@ -165,12 +188,22 @@ class Codebook(RoutedModule):
     def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
         """The module's output, with the values in its place in the rows near an entry."""
         route = now.route
-        if route is None or (now.mask is None and self.replacement != "replace_all") or bool((route == MAIN).all()):
+        if (
+            route is None
+            or (now.mask is None and self.replacement != "replace_all")
+            or bool((route == MAIN).all())
+        ):
             return None
         rows = output.reshape(*now.size, -1)
         nothing = rows.new_zeros(rows.shape[-1])
-        values = torch.stack([nothing if n == MAIN else self.entries[n].value.to(rows) for n in route.tolist()])
-        places = self.places(now.mask.to(rows.device)) if now.mask is not None else rows.new_ones(now.size).bool()
+        values = torch.stack(
+            [nothing if n == MAIN else self.entries[n].value.to(rows) for n in route.tolist()]
+        )
+        places = (
+            self.places(now.mask.to(rows.device))
+            if now.mask is not None
+            else rows.new_ones(now.size).bool()
+        )
         places &= (route != MAIN)[:, None].to(places.device)
         return torch.where(places[..., None], values[:, None], rows).reshape(output.shape)
 

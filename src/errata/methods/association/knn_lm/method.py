@@ -1,22 +1,25 @@
-"""kNN-LM over edits: the answers of all edits are a store of (context, next token), whose vote is mixed into the output.
+"""kNN-LM over edits: the answers of all edits are a store of (context, next token), whose vote is
+mixed into the output.
 
-Khandelwal et al., "Generalization through Memorization: Nearest Neighbor Language Models", ICLR 2020, arXiv 1911.00172:
-p = lambda p_kNN + (1 - lambda) p_LM, p_kNN(w) ~ the sum of exp(-d^2 / tau) over those of the k nearest contexts that had w
-behind them.
+Khandelwal et al., "Generalization through Memorization: Nearest Neighbor Language Models", ICLR
+2020, arXiv 1911.00172: p = lambda p_kNN + (1 - lambda) p_LM, p_kNN(w) ~ the sum of exp(-d^2 / tau)
+over those of the k nearest contexts that had w behind them.
 
 What departs from the paper, where the store is not a corpus but what the model gets wrong:
 
-- The store is asked only behind prompts within `radius` of an edit's own, decided once for the whole answer: what is not
-  edited stays the base model's, bit for bit.
-- lambda is .95 (there .25): with less than a half a store cannot contradict a model that is sure of itself, which is what an
-  edit is for. k is 16 (there 1,024 of a hundred million): an edit has a handful of tokens.
-- The context is what the last feed-forward network's value matrix reads (there: what the network reads). With a setting of
-  `layer`, that of another block.
-- tau (there 1 at first, then 10) belongs to the scale of the contexts, as the radius does: both are measured on
-  background text of the model's own making.
+- The store is asked only behind prompts within `radius` of an edit's own, decided once for the
+  whole answer: what is not edited stays the base model's, bit for bit.
+- lambda is .95 (there .25): with less than a half a store cannot contradict a model that is sure of
+  itself, which is what an edit is for. k is 16 (there 1,024 of a hundred million): an edit has a
+  handful of tokens.
+- The context is what the last feed-forward network's value matrix reads (there: what the network
+  reads). With a setting of `layer`, that of another block.
+- tau (there 1 at first, then 10) belongs to the scale of the contexts, as the radius does: both are
+  measured on background text of the model's own making.
 - The answer's end is stored too.
 
-Nothing is trained, and no edit's part depends on another's: an edit is one pass of the model, its undo is a deletion.
+Nothing is trained, and no edit's part depends on another's: an edit is one pass of the model, its
+undo is a deletion.
 """
 
 from __future__ import annotations
@@ -47,8 +50,8 @@ class KnnLmConfig(MethodConfig):
     Attributes:
         share: lambda, the store's part in the mixture.
         neighbours: k, how many vote.
-        radius: how far a prompt may be from an edit's for the store to be asked; None: half of how far prompts of the
-            model's own making are from their nearest (the median).
+        radius: how far a prompt may be from an edit's for the store to be asked; None: half of how
+            far prompts of the model's own making are from their nearest (the median).
         temperature: tau; None: the square of half the radius.
         background: texts that the radius is measured on.
     """
@@ -73,7 +76,9 @@ class KnnLmConfig(MethodConfig):
 
 
 class KnnLm(Method):
-    """kNN-LM over edits: stored answers vote for the next token where a prompt is near an edited one."""
+    """kNN-LM over edits: stored answers vote for the next token where a prompt is near an edited
+    one.
+    """
 
     config_class = KnnLmConfig
     phase = "association"
@@ -98,7 +103,13 @@ class KnnLm(Method):
         if math.isnan(self._patch.radius):
             self._measure()
         for edit in edits:
-            batch = self.lm.batch([self.lm.encode(edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))])
+            batch = self.lm.batch(
+                [
+                    self.lm.encode(
+                        edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target)
+                    )
+                ]
+            )
             rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
             self._patch.add(edit.id, self._contexts(batch)[rows, columns], labels.tolist())
             self._edits.append(edit)
@@ -117,11 +128,19 @@ class KnnLm(Method):
         self._edits = [edit for edit in self._edits if edit.id not in gone]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Contexts (n, d_in) and tokens (n,) of all edits, in their order; the radius and the temperature."""
-        measured = {} if math.isnan(self._patch.radius) else {"radius": self._patch.radius, "tau": self._patch.temperature}
+        """Contexts (n, d_in) and tokens (n,) of all edits, in their order; the radius and the
+        temperature.
+        """
+        measured = (
+            {}
+            if math.isnan(self._patch.radius)
+            else {"radius": self._patch.radius, "tau": self._patch.temperature}
+        )
         return self._patch.state(), measured
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         self._patch.load_state([edit.id for edit in edits], tensors)
         measured = bool(edits or values)
@@ -140,11 +159,24 @@ class KnnLm(Method):
         """Set the radius and the temperature to this model's scale."""
         radius, temperature = self.config.radius, self.config.temperature
         if radius is None:
-            texts = background_texts(self.lm, self.config.background, 24, seed=self.config.seed, shortest=4)
+            texts = background_texts(
+                self.lm, self.config.background, 24, seed=self.config.seed, shortest=4
+            )
             prompts = sorted({open_prompt(text) for text in texts if text.strip()})
-            last = torch.cat([self._contexts(self.lm.prompt_batch([prompt]))[:, -1] for prompt in prompts or ["x"]])
-            apart = torch.cdist(last, last, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf)
+            last = torch.cat(
+                [
+                    self._contexts(self.lm.prompt_batch([prompt]))[:, -1]
+                    for prompt in prompts or ["x"]
+                ]
+            )
+            apart = torch.cdist(
+                last, last, compute_mode="donot_use_mm_for_euclid_dist"
+            ).fill_diagonal_(math.inf)
             nearest = apart.min(-1).values
-            radius = nearest[nearest.isfinite()].median().item() / 2 if len(last) > 1 else last.norm().item() / 2
+            radius = (
+                nearest[nearest.isfinite()].median().item() / 2
+                if len(last) > 1
+                else last.norm().item() / 2
+            )
         self._patch.radius = radius
         self._patch.temperature = (radius / 2) ** 2 + 1e-12 if temperature is None else temperature

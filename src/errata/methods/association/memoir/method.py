@@ -1,21 +1,28 @@
-"""MEMOIR: one residual memory beside a value matrix; each edit has columns of its own, and is found again by them.
+"""MEMOIR: one residual memory beside a value matrix; each edit has columns of its own, and is found
+again by them.
 
-Wang, Qin et al., "MEMOIR: Lifelong Model Editing with Minimal Overwrite and Informed Retention for LLMs", NeurIPS 2025,
-arXiv 2506.07899. The feature of a prompt is the mean of the value matrix's inputs over its tokens, less the mean feature of
-background text. Its k largest coordinates, scattered by a fixed permutation, are the columns of W_m that the edit may change
-(TopHash), by SGD on the target's loss alone. A prompt whose columns agree with a stored edit's by `overlap` or more is
-answered with that edit's columns, else by the base model.
+Wang, Qin et al., "MEMOIR: Lifelong Model Editing with Minimal Overwrite and Informed Retention for
+LLMs", NeurIPS 2025, arXiv 2506.07899. The feature of a prompt is the mean of the value matrix's
+inputs over its tokens, less the mean feature of background text. Its k largest coordinates,
+scattered by a fixed permutation, are the columns of W_m that the edit may change (TopHash), by SGD
+on the target's loss alone. A prompt whose columns agree with a stored edit's by `overlap` or more
+is answered with that edit's columns, else by the base model.
 
 What is decided here, where the paper is silent or fits one model:
 
-- Largest means by magnitude: after centring a feature far below its mean says as much as one far above.
-- `pool = "last"` takes the feature at the prompt's last token: where a model is small, the mean says how a question is
-  worded rather than what is asked, and rephrasings do not find their edit.
-- Of masks equally near the latest counts; of two edits of one prompt the later has overwritten the earlier.
-- The background text is of the model's own making, so that no corpus is needed; `columns` is the paper's share of d_in, and
-  the learning rate a step in the size of the values (the paper: 1.0), unless set.
-- It is decided once per sequence on the prompt, padding left out; the end of the answer is learned too.
-- The columns of edits meet, so an undone edit's share of W_m cannot be taken out by itself: the others are written anew.
+- Largest means by magnitude: after centring a feature far below its mean says as much as one far
+  above.
+- `pool = "last"` takes the feature at the prompt's last token: where a model is small, the mean
+  says how a question is worded rather than what is asked, and rephrasings do not find their edit.
+- Of masks equally near the latest counts; of two edits of one prompt the later has overwritten the
+  earlier.
+- The background text is of the model's own making, so that no corpus is needed; `columns` is the
+  paper's share of d_in, and the learning rate a step in the size of the values (the paper: 1.0),
+  unless set.
+- It is decided once per sequence on the prompt, padding left out; the end of the answer is learned
+  too.
+- The columns of edits meet, so an undone edit's share of W_m cannot be taken out by itself: the
+  others are written anew.
 """
 
 from __future__ import annotations
@@ -49,9 +56,11 @@ class MemoirConfig(MethodConfig):
     """Settings of MEMOIR, with the paper's defaults.
 
     Attributes:
-        columns: k, the columns of the memory that an edit may change; None: two sevenths (the paper: 4096 of 14336).
+        columns: k, the columns of the memory that an edit may change; None: two sevenths (the
+            paper: 4096 of 14336).
         overlap: tau, the share of its columns that a prompt must have in common with an edit's.
-        pool: what a prompt's feature is taken from: the mean over its tokens, as in the paper, or the last of them.
+        pool: what a prompt's feature is taken from: the mean over its tokens, as in the paper, or
+            the last of them.
         steps: SGD steps per edit.
         lr: the learning rate, as in the paper (there 1.0); None derives it from `step_size`.
         step_size: step in value space, relative to the size of the values; used when `lr` is None.
@@ -94,9 +103,13 @@ class Memoir(Method):
         width = lm.architecture.d_in
         self.columns = max(1, round(width * 2 / 7)) if config.columns is None else config.columns
         if not 1 <= self.columns <= width:
-            raise ConfigError(f"columns is {self.columns}; the value matrix of this model has {width}: give 1 to {width}.")
+            raise ConfigError(
+                f"columns is {self.columns}; the value matrix of this model has {width}: give 1 to {width}."
+            )
         order = torch.randperm(width, generator=torch.Generator().manual_seed(config.seed))
-        self._patch = ResidualMemory(lm, self.layer, self.columns, config.overlap, order, config.pool)
+        self._patch = ResidualMemory(
+            lm, self.layer, self.columns, config.overlap, order, config.pool
+        )
         self._lr: float | None = None
 
     @property
@@ -106,7 +119,9 @@ class Memoir(Method):
 
     @property
     def lr(self) -> float:
-        """The learning rate; with the patch's centre it is found on background text when it is first needed."""
+        """The learning rate; with the patch's centre it is found on background text when it is
+        first needed.
+        """
         if self._lr is None:
             self._lr = self._look_at_background()
         return self._lr
@@ -124,12 +139,24 @@ class Memoir(Method):
         self._edits = []
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The memory (d_out, d_in) in fp32, the masks as bits, the permutation and the centre; the learning rate."""
+        """The memory (d_out, d_in) in fp32, the masks as bits, the permutation and the centre; the
+        learning rate.
+        """
         lr, patch = self.lr, self._patch
-        tensors = {"memory": patch.memory, "masks": patch.index.packed(), "order": patch.order, "centre": patch.centre}
-        return {name: tensor.cpu() for name, tensor in tensors.items()}, {"layer": self.layer, "lr": lr}
+        tensors = {
+            "memory": patch.memory,
+            "masks": patch.index.packed(),
+            "order": patch.order,
+            "centre": patch.centre,
+        }
+        return {name: tensor.cpu() for name, tensor in tensors.items()}, {
+            "layer": self.layer,
+            "lr": lr,
+        }
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         patch = self._patch
         state.same(values, "layer", self.layer)
@@ -171,7 +198,13 @@ class Memoir(Method):
     def _look_at_background(self) -> float:
         """Set the centre, and return the learning rate."""
         config, lm = self.config, self.lm
-        texts = [t for t in background_texts(lm, config.background, BACKGROUND_LENGTH, config.seed, shortest=4) if t]
+        texts = [
+            t
+            for t in background_texts(
+                lm, config.background, BACKGROUND_LENGTH, config.seed, shortest=4
+            )
+            if t
+        ]
         features = []
         for start in range(0, len(texts), BATCH):
             batch = lm.prompt_batch(texts[start : start + BATCH])

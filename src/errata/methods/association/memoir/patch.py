@@ -1,8 +1,10 @@
-"""`ResidualMemory`: a second matrix W_m beside one value matrix, of which each edit has some columns.
+"""`ResidualMemory`: a second matrix W_m beside one value matrix, of which each edit has some
+columns.
 
-Which columns a prompt has is told by its features alone (TopHash). A prompt whose columns are much like those of an edit is
-answered with that edit's columns, by v = W k + b + W_m (M o k); every other prompt by the base model. It is decided once per
-sequence (see `routed.py`). What is learned, and how, is the methods' affair.
+Which columns a prompt has is told by its features alone (TopHash). A prompt whose columns are much
+like those of an edit is answered with that edit's columns, by v = W k + b + W_m (M o k); every
+other prompt by the base model. It is decided once per sequence (see `routed.py`). What is learned,
+and how, is the methods' affair.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class ResidualMemory(RoutedModule):
     Reference: MEMOIR, arXiv 2506.07899.
     """
 
-    def __init__(self, lm: LM, layer: int, columns: int, overlap: float, order: Tensor, pool: str = "mean") -> None:
+    def __init__(
+        self, lm: LM, layer: int, columns: int, overlap: float, order: Tensor, pool: str = "mean"
+    ) -> None:
         super().__init__(lm.architecture.value_path(layer))
         architecture = lm.architecture
         device = read_weight(architecture.value_module(lm.model, layer)).device
@@ -63,19 +67,26 @@ class ResidualMemory(RoutedModule):
     def masks(self, keys: Tensor, mask: Tensor) -> Tensor:
         """TopHash of prompts: (batch, d_in) bool with `columns` of each row True.
 
-        The coordinates in which a prompt differs most from background text, either way, are its own; `order` scatters
-        them, so that columns are not those whose keys are large. Of equals the first counts.
+        The coordinates in which a prompt differs most from background text, either way, are its
+        own; `order` scatters them, so that columns are not those whose keys are large. Of equals
+        the first counts.
 
         Args:
             keys: (batch, width, d_in).
             mask: (batch, width), the prompt's tokens.
         """
-        most = (feature(keys, mask, self.pool) - self.centre).abs().argsort(dim=-1, descending=True, stable=True)
+        most = (
+            (feature(keys, mask, self.pool) - self.centre)
+            .abs()
+            .argsort(dim=-1, descending=True, stable=True)
+        )
         found = torch.zeros(keys.shape[0], keys.shape[-1], dtype=torch.bool, device=keys.device)
         return found.scatter_(-1, self.order[most[:, : self.columns]], True)
 
     def match(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """(overlap |M and M_j| / k, place j) of the edit j nearest to each of masks (batch, d_in); both (batch,)."""
+        """(overlap |M and M_j| / k, place j) of the edit j nearest to each of masks (batch, d_in);
+        both (batch,).
+        """
         distances, places = self.index.nearest(masks)
         return 1 - distances / (2 * self.columns), places  # all masks have `columns` bits
 
@@ -96,7 +107,9 @@ class ResidualMemory(RoutedModule):
 
 
 def feature(keys: Tensor, mask: Tensor, pool: str) -> Tensor:
-    """One vector per prompt: keys (batch, width, d_in) over the tokens under mask (batch, width): (batch, d_in), fp32."""
+    """One vector per prompt: keys (batch, width, d_in) over the tokens under mask (batch, width):
+    (batch, d_in), fp32.
+    """
     if pool == "last":
         return keys[torch.arange(keys.shape[0], device=keys.device), last_token(mask)].float()
     return (keys.float() * mask[..., None]).sum(1) / mask.sum(-1, keepdim=True).clamp(min=1)

@@ -1,1 +1,3 @@
-"""WISE: a side memory beside one layer, a router, shards that are merged (Wang et al., NeurIPS 2024)."""
+"""WISE: a side memory beside one layer, a router, shards that are merged (Wang et al., NeurIPS
+2024).
+"""

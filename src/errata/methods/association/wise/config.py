@@ -1,4 +1,6 @@
-"""The settings of WISE. What they mean is told here, what they do in `wise.py` and the files beside it."""
+"""The settings of WISE. What they mean is told here, what they do in `wise.py` and the files beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +16,50 @@ from errata.solvers.merging import MERGES
 
 @dataclass(frozen=True)
 class WiseConfig(MethodConfig):
-    """Settings of WISE. None is derived from the model; how the defaults were found, and the paper's: docs/wise.md.
+    """Settings of WISE. None is derived from the model; how the defaults were found, and the
+    paper's: docs/wise.md.
 
     Attributes:
-        variant: `merge`, one side memory; `retrieve`, one per `shards_per_merge` shards, the most active is used.
-        edits_per_shard: edits written through one mask; None: one per 12 input features, 10 to 500 (the paper: 500).
+        variant: `merge`, one side memory; `retrieve`, one per `shards_per_merge` shards, the most
+            active is used.
+        edits_per_shard: edits written through one mask; None: one per 12 input features, 10 to 500
+            (the paper: 500).
         shards_per_merge: full shards merged at a time.
-        mask_ratio: rho, the share of the matrix that a shard may change. None: all of it where each shard is a memory of its
-            own, and half of it where shards are merged (the paper: .2).
-        masks: `random`, each entry by itself (shards overlap, which anchors the merge); `disjoint`, no entry in two shards,
-            as long as there is room.
+        mask_ratio: rho, the share of the matrix that a shard may change. None: all of it where each
+            shard is a memory of its own, and half of it where shards are merged (the paper: .2).
+        masks: `random`, each entry by itself (shards overlap, which anchors the merge); `disjoint`,
+            no entry in two shards, as long as there is room.
         steps: gradient steps per edit, at most; fewer when loss and margins are met.
         step_size: step in value space, relative to the size of the values; used when `lr` is None.
         lr: learning rate of the SGD, as in the paper (there 1.0); None derives it from `step_size`.
-        alpha, beta, gamma: routing margins (there 5, 20, 10); None: 1/4, 1, 1/2 of the values' median norm on background.
+        alpha, beta, gamma: routing margins (there 5, 20, 10); None: 1/4, 1, 1/2 of the values'
+            median norm on background.
         stop_loss: an edit is learned when its mean target loss is below.
-        gain: an edit must be learned with the change divided by this, for rephrasings get but a part of it. 1: the paper.
-        threshold_ratio, threshold_quantile: the threshold is this share of that quantile of the edits' activations (0: min).
-        false_route: the share of what is out of scope (background, contrasts) that a memory may still speak on.
+        gain: an edit must be learned with the change divided by this, for rephrasings get but a
+            part of it. 1: the paper.
+        threshold_ratio, threshold_quantile: the threshold is this share of that quantile of the
+            edits' activations (0: min).
+        false_route: the share of what is out of scope (background, contrasts) that a memory may
+            still speak on.
         score, pool: the activation of a memory, see `SideMemory`.
-        prefixes, prefix_length: texts of the model's own making put before the prompt while learning.
-        background: irrelevant texts of the model's own making in the routing loss (the paper: one real text per edit).
-        scope_rows: how many prompts in the shard's scope, and how many out of it, a step sees, drawn anew each time; what is
-            nearest to the edit it always sees.
-        contrast: per edit with a subject, so many prompts that ask the same of others, and other things of it, likewise.
-        rewordings: per edit with a subject, at most so many prompts of the model's own making that it answers as it answered
-            the edit's prompt; they are learned with it, and are in its scope.
+        prefixes, prefix_length: texts of the model's own making put before the prompt while
+            learning.
+        background: irrelevant texts of the model's own making in the routing loss (the paper: one
+            real text per edit).
+        scope_rows: how many prompts in the shard's scope, and how many out of it, a step sees,
+            drawn anew each time; what is nearest to the edit it always sees.
+        contrast: per edit with a subject, so many prompts that ask the same of others, and other
+            things of it, likewise.
+        rewordings: per edit with a subject, at most so many prompts of the model's own making that
+            it answers as it answered the edit's prompt; they are learned with it, and are in its
+            scope.
         rehearse: earlier edits of the shard seen again at each step.
         memo: prompts of earlier shards' edits that must stay silent (Retrieve's replay).
-        merge_method, merge_density, merge_weights: how shards become one, see `errata.solvers.merging`.
+        merge_method, merge_density, merge_weights: how shards become one, see
+            `errata.solvers.merging`.
         weight_decay: towards the main memory, on masked entries only.
-        norm_clamp: largest change of an entry; None for none (published code: 1.0, which never binds).
+        norm_clamp: largest change of an entry; None for none (published code: 1.0, which never
+            binds).
         chunk_rows: most rows that one pass of the tail holds.
     """
 
@@ -95,16 +110,30 @@ class WiseConfig(MethodConfig):
         check_range("merge_density", self.merge_density, 1e-6, 1.0)
         if self.edits_per_shard is not None:
             check_range("edits_per_shard", self.edits_per_shard, 1, math.inf)
-        for name in ("shards_per_merge", "steps", "background", "scope_rows", "chunk_rows", "prefix_length"):
+        for name in (
+            "shards_per_merge",
+            "steps",
+            "background",
+            "scope_rows",
+            "chunk_rows",
+            "prefix_length",
+        ):
             check_range(name, getattr(self, name), 1, math.inf)
         for name in ("false_route", "threshold_quantile"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("gain", self.gain, 1e-3, math.inf)
-        for name in ("norm_clamp", "lr", "alpha", "beta"):  # gamma, a difference, may be less than nothing
+        for name in (
+            "norm_clamp",
+            "lr",
+            "alpha",
+            "beta",
+        ):  # gamma, a difference, may be less than nothing
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, math.inf)
         if self.merge_method == "slerp" and (self.shards_per_merge != 2 or self.variant == "merge"):
-            raise ConfigError("slerp merges two shards, no more: it needs variant=retrieve and shards_per_merge=2.")
+            raise ConfigError(
+                "slerp merges two shards, no more: it needs variant=retrieve and shards_per_merge=2."
+            )
         for name in (
             "prefixes",
             "contrast",

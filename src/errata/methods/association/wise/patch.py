@@ -1,6 +1,8 @@
-"""`SideMemory`: second copies of one value matrix, and the router that chooses between them and the main one.
+"""`SideMemory`: second copies of one value matrix, and the router that chooses between them and the
+main one.
 
-The router decides once per sequence (see `routed.py`). What is learned, and how, is the methods' affair.
+The router decides once per sequence (see `routed.py`). What is learned, and how, is the methods'
+affair.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ POOLS = ("mean", "max", "last")
 
 @dataclass
 class Memory:
-    """One side memory: `delta` (d_out, d_in) = W' - W, used where its activation exceeds `threshold`."""
+    """One side memory: `delta` (d_out, d_in) = W' - W, used where its activation exceeds
+    `threshold`.
+    """
 
     delta: Tensor
     threshold: float
 
 
 def pool_tokens(scores: Tensor, mask: Tensor, pool: str) -> Tensor:
-    """One score per row: scores (..., batch, width) over the tokens under mask (batch, width) -> (..., batch)."""
+    """One score per row: scores (..., batch, width) over the tokens under mask (batch, width) ->
+    (..., batch).
+    """
     kept = scores * mask
     if pool == "mean":
         return kept.sum(-1) / mask.sum(-1).clamp(min=1)
@@ -44,7 +50,8 @@ class SideMemory(RoutedModule):
         lm: the base model; nothing is installed on it yet.
         layer: the edited block.
         memories: the side memories; empty means that all goes to the main memory.
-        score: `linear`, ||dW k|| as in WISE's equation 3; `activated`, ||act(v) - act(v + dW k)|| as published code has it.
+        score: `linear`, ||dW k|| as in WISE's equation 3; `activated`, ||act(v) - act(v + dW k)||
+            as published code has it.
         pool: over the prompt's tokens: `mean`, `max` or `last`.
         relative: choose among memories by activation / threshold, not by activation.
 
@@ -74,14 +81,22 @@ class SideMemory(RoutedModule):
         return not self.memories
 
     def activations(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Delta_j(x), shape (memories, batch), of keys (batch, width, d_in), values (batch, width, d_out) under mask."""
-        if self.pool == "last" and keys.shape[1] > 1:  # no more than one token of each row is looked at
+        """Delta_j(x), shape (memories, batch), of keys (batch, width, d_in), values (batch, width,
+        d_out) under mask.
+        """
+        if (
+            self.pool == "last" and keys.shape[1] > 1
+        ):  # no more than one token of each row is looked at
             at = torch.arange(keys.shape[0], device=keys.device), last_token(mask)
             keys, values, mask = keys[at][:, None], values[at][:, None], mask[at][:, None]
-        return torch.stack([self.activation(memory.delta, keys, values, mask) for memory in self.memories])
+        return torch.stack(
+            [self.activation(memory.delta, keys, values, mask) for memory in self.memories]
+        )
 
     def activation(self, delta: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Delta(x) of one memory, shape (batch,); differentiable in `delta`, also where that is zero."""
+        """Delta(x) of one memory, shape (batch,); differentiable in `delta`, also where that is
+        zero.
+        """
         change = F.linear(keys.to(delta.dtype), delta)
         if self._activation is not None:
             main = values.to(change.dtype)
@@ -106,7 +121,9 @@ class SideMemory(RoutedModule):
         for start in range(0, len(prompts), batch_size):
             batch = lm.prompt_batch(prompts[start : start + batch_size])
             seen: list[Tensor] = []
-            hook = module.register_forward_hook(lambda _, args, out, seen=seen: seen.extend((args[0].clone(), out.clone())))
+            hook = module.register_forward_hook(
+                lambda _, args, out, seen=seen: seen.extend((args[0].clone(), out.clone()))
+            )
             try:
                 lm.run(batch)
             finally:
@@ -132,7 +149,11 @@ class SideMemory(RoutedModule):
         if len(used) == 1 and bool((route != MAIN).all()):
             delta = self.memories[used.pop()].delta
             flat = keys.reshape(-1, keys.shape[-1]).to(delta.dtype)
-            return torch.addmm(output.reshape(flat.shape[0], -1).to(delta.dtype), flat, delta.t()).view_as(output).to(output)
+            return (
+                torch.addmm(output.reshape(flat.shape[0], -1).to(delta.dtype), flat, delta.t())
+                .view_as(output)
+                .to(output)
+            )
         rows_in, rows_out = keys.reshape(*now.size, -1), output.reshape(*now.size, -1).clone()
         for j in used:
             delta, mine = self.memories[j].delta, route == j
@@ -145,6 +166,8 @@ def _activation_of(lm: LM) -> nn.Module:
 
     config = lm.model.config.get_text_config()
     names = ("hidden_activation", "hidden_act", "activation_function", "activation")
-    name = next((n for n in (getattr(config, key, None) for key in names) if isinstance(n, str)), "gelu")
+    name = next(
+        (n for n in (getattr(config, key, None) for key in names) if isinstance(n, str)), "gelu"
+    )
     activation: nn.Module = ACT2FN[name]
     return activation

@@ -1,4 +1,6 @@
-"""A shard of WISE: one random subspace of the side memory, dense while it is written, folded afterwards."""
+"""A shard of WISE: one random subspace of the side memory, dense while it is written, folded
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from errata.edit import Edit
 class Shard:
     """One random subspace of the side memory and what was written through it.
 
-    While it is written it is dense; `fold` leaves its bits and the entries under them, and it unfolds where it is looked at.
+    While it is written it is dense; `fold` leaves its bits and the entries under them, and it
+    unfolds where it is looked at.
 
     Attributes:
         index: its place among the shards; with the seed it decides the mask.
@@ -23,7 +26,9 @@ class Shard:
         stamp: changes whenever something is written.
     """
 
-    def __init__(self, index: int, mask: Tensor, delta: Tensor, edits: Sequence[Edit] = (), slots: int = 0) -> None:
+    def __init__(
+        self, index: int, mask: Tensor, delta: Tensor, edits: Sequence[Edit] = (), slots: int = 0
+    ) -> None:
         self.index = index
         self.edits = list(edits)
         self.slots = slots
@@ -34,7 +39,13 @@ class Shard:
 
     @classmethod
     def from_folded(
-        cls, index: int, bits: Tensor, values: Tensor, shape: Sequence[int], edits: Sequence[Edit], slots: int
+        cls,
+        index: int,
+        bits: Tensor,
+        values: Tensor,
+        shape: Sequence[int],
+        edits: Sequence[Edit],
+        slots: int,
     ) -> Shard:
         """The shard that `folded` described.
 
@@ -44,7 +55,9 @@ class Shard:
         """
         mask = unpack_mask(bits, shape).to(values.device)
         if int(mask.sum()) != len(values):
-            raise ValueError(f"a mask of {int(mask.sum())} entries does not fit {len(values)} values.")
+            raise ValueError(
+                f"a mask of {int(mask.sum())} entries does not fit {len(values)} values."
+            )
         delta = torch.zeros(*shape, device=values.device)
         delta[mask] = values.float()
         return cls(index, mask, delta, edits, slots)
@@ -100,6 +113,8 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """
     entries = shape[0] * shape[1]
     if packed.dtype != torch.uint8 or packed.numel() != -(-entries // 8):
-        raise ValueError(f"a mask of {packed.numel()} bytes does not fit a matrix of {shape[0]} x {shape[1]}.")
+        raise ValueError(
+            f"a mask of {packed.numel()} bytes does not fit a matrix of {shape[0]} x {shape[1]}."
+        )
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
     return bits.flatten()[:entries].bool().view(*shape)

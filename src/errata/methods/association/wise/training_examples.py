@@ -1,6 +1,8 @@
-"""What WISE is shown when it learns an edit: the edit's rows, earlier edits, and the prompts around it, in scope and out.
+"""What WISE is shown when it learns an edit: the edit's rows, earlier edits, and the prompts around
+it, in scope and out.
 
-A lesson is a function of the edit, of what its shard learned before, and of the base model. Nothing is learned here.
+A lesson is a function of the edit, of what its shard learned before, and of the base model. Nothing
+is learned here.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from errata.lm.encoding import Row
 from errata.methods.association.wise.config import WiseConfig
 
 ASKED, AT_ONCE = 128, 32
-"""Texts of the background that are asked about an edit's subject, at most: so many together, until enough is found."""
+"""Texts of the background that are asked about an edit's subject, at most: so many together, until
+enough is found.
+"""
 
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Prompts around an edit's own: the same question in other words, and others that it must not answer."""
+    """Prompts around an edit's own: the same question in other words, and others that it must not
+    answer.
+    """
 
     rewordings: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -31,7 +37,9 @@ class ContrastSet:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """An edit, rows in scope (prompt, target, ending), and prompts of earlier shards that must stay out of scope."""
+    """An edit, rows in scope (prompt, target, ending), and prompts of earlier shards that must stay
+    out of scope.
+    """
 
     edit: Edit
     inside: list[Row]
@@ -54,7 +62,9 @@ class TrainingExamples:
         self._endings: dict[str, str | None] = {}
         self._around: dict[str, ContrastSet] = {}
 
-    def lesson(self, edit: Edit, earlier: Sequence[Edit], silent: Sequence[Edit]) -> TrainingExample:
+    def lesson(
+        self, edit: Edit, earlier: Sequence[Edit], silent: Sequence[Edit]
+    ) -> TrainingExample:
         """Plan one edit's lesson.
 
         Args:
@@ -64,22 +74,39 @@ class TrainingExamples:
         """
         draw = random.Random(f"{self.config.seed}/{edit.id}")
         rows = [self.row(edit)]
-        prompts = [*(f"{prefix} {edit.prompt}" for prefix in self.prefixes), *self.around(edit).rewordings]
+        prompts = [
+            *(f"{prefix} {edit.prompt}" for prefix in self.prefixes),
+            *self.around(edit).rewordings,
+        ]
         rows += self._fitting(self.row_asking(prompt, edit) for prompt in prompts)
-        agreeing = [other for other in earlier if other.prompt != edit.prompt]  # the later of two answers is to win
-        rows += [self.row(other) for other in draw.sample(agreeing, min(self.config.rehearse, len(agreeing)))]
-        quiet = (self.prompt_row(other.prompt) for other in draw.sample(silent, min(self.config.memo, len(silent))))
+        agreeing = [
+            other for other in earlier if other.prompt != edit.prompt
+        ]  # the later of two answers is to win
+        rows += [
+            self.row(other)
+            for other in draw.sample(agreeing, min(self.config.rehearse, len(agreeing)))
+        ]
+        quiet = (
+            self.prompt_row(other.prompt)
+            for other in draw.sample(silent, min(self.config.memo, len(silent)))
+        )
         return TrainingExample(edit, rows, self._fitting(quiet))
 
     def around(self, edit: Edit) -> ContrastSet:
-        """What the model itself would ask near the edit: of its subject, and the same of other subjects.
+        """What the model itself would ask near the edit: of its subject, and the same of other
+        subjects.
 
-        Of the background's prompts, put to the edit's subject, those that the base model answers as it answers the edit's
-        own prompt are rewordings; the rest are other questions. An edit that names no subject has nothing around it.
+        Of the background's prompts, put to the edit's subject, those that the base model answers as
+        it answers the edit's own prompt are rewordings; the rest are other questions. An edit that
+        names no subject has nothing around it.
         """
         if edit.id not in self._around:
             draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
-            self._around[edit.id] = self._look_around(edit.prompt, edit.subject, draw) if edit.subject else ContrastSet()
+            self._around[edit.id] = (
+                self._look_around(edit.prompt, edit.subject, draw)
+                if edit.subject
+                else ContrastSet()
+            )
         return self._around[edit.id]
 
     def row(self, edit: Edit) -> Row:
@@ -106,10 +133,16 @@ class TrainingExamples:
         if not (most or wanted):
             return ContrastSet()
         names = [name for name in self.names if name not in prompt]
-        others = [swapped(prompt, subject, name) for name in draw.sample(names, min(most, len(names)))]
-        told = (about(text, subject) for text in draw.sample(self.texts, min(ASKED, len(self.texts))))
+        others = [
+            swapped(prompt, subject, name) for name in draw.sample(names, min(most, len(names)))
+        ]
+        told = (
+            about(text, subject) for text in draw.sample(self.texts, min(ASKED, len(self.texts)))
+        )
         asked = [
-            other for other in dict.fromkeys(told) if other not in (None, prompt) and self.prompt_row(other) is not None
+            other
+            for other in dict.fromkeys(told)
+            if other not in (None, prompt) and self.prompt_row(other) is not None
         ]
         (own,) = self.lm.generate([prompt], max_new_tokens=8)
         alike: list[str] = []

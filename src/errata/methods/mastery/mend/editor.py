@@ -1,8 +1,10 @@
-"""MEND's editor: the network that turns what backpropagation left at a value matrix into a better change of it.
+"""MEND's editor: the network that turns what backpropagation left at a value matrix into a better
+change of it.
 
-The gradient of a matrix is a sum over tokens, sum_i d_i u_i^T, of its inputs u and of the gradients d of its outputs. The
-editor reads each pair (u_i, d_i), normalised, and answers with another: DeltaW = -alpha_m sum_i d~_i u~_i^T. It knows
-nothing of models, prompts or losses. Mitchell et al., arXiv 2110.11309, section 3.
+The gradient of a matrix is a sum over tokens, sum_i d_i u_i^T, of its inputs u and of the gradients
+d of its outputs. The editor reads each pair (u_i, d_i), normalised, and answers with another:
+DeltaW = -alpha_m sum_i d~_i u~_i^T. It knows nothing of models, prompts or losses. Mitchell et al.,
+arXiv 2110.11309, section 3.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from torch import Tensor, nn
 from errata.storage import state
 
 Flow = tuple[Tensor, Tensor]
-"""What flowed through one matrix: inputs u (tokens, d_in) and gradients d of the outputs (tokens, d_out)."""
+"""What flowed through one matrix: inputs u (tokens, d_in) and gradients d of the outputs (tokens,
+d_out).
+"""
 
 
 class LowRank(nn.Module):
@@ -38,8 +42,12 @@ class LowRank(nn.Module):
 
     def forward(self, z: Tensor, matrix: int) -> Tensor:
         """(tokens, width) -> (tokens, width)."""
-        moved = self.scale[matrix] * (z @ self.right.T @ self.left.T + self.bias) + self.shift[matrix]
-        return z + moved.clamp(min=0)  # all is 0 at first, where torch.relu lets no gradient through and this does
+        moved = (
+            self.scale[matrix] * (z @ self.right.T @ self.left.T + self.bias) + self.shift[matrix]
+        )
+        return z + moved.clamp(
+            min=0
+        )  # all is 0 at first, where torch.relu lets no gradient through and this does
 
 
 class Editor(nn.Module):
@@ -57,11 +65,15 @@ class Editor(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, d_in: int, d_out: int, matrices: int, rank: int, step_size: float, seed: int) -> None:
+    def __init__(
+        self, d_in: int, d_out: int, matrices: int, rank: int, step_size: float, seed: int
+    ) -> None:
         super().__init__()
         width, generator = d_in + d_out, torch.Generator().manual_seed(seed)
         self.d_in = d_in
-        self.layers = nn.ModuleList(LowRank(width, min(rank, width), matrices, generator) for _ in range(2))
+        self.layers = nn.ModuleList(
+            LowRank(width, min(rank, width), matrices, generator) for _ in range(2)
+        )
         self.step_sizes = nn.Parameter(torch.full((matrices,), step_size))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
@@ -69,18 +81,24 @@ class Editor(nn.Module):
 
     @torch.no_grad()
     def observe(self, flows: Sequence[Flow]) -> None:
-        """Take tokens into the running mean and spread (the sum of squared deviations) that `forward` normalises by."""
+        """Take tokens into the running mean and spread (the sum of squared deviations) that
+        `forward` normalises by.
+        """
         rows = torch.cat([_rows(flow) for flow in flows]).double()
         if not len(rows):
             return
         mean, total = rows.mean(0), self.count + len(rows)
         away = mean - self.mean
-        self.spread += (rows - mean).square().sum(0) + away.square() * self.count * len(rows) / total
+        self.spread += (rows - mean).square().sum(0) + away.square() * self.count * len(
+            rows
+        ) / total
         self.mean += away * len(rows) / total
         self.count.copy_(total)
 
     def normalised(self, flow: Flow) -> Tensor:
-        """[u; d] of the tokens where both are something, (tokens, d_in + d_out), of mean 0 and deviation 1."""
+        """[u; d] of the tokens where both are something, (tokens, d_in + d_out), of mean 0 and
+        deviation 1.
+        """
         deviation = (self.spread / (self.count - 1).clamp(min=1)).sqrt()
         moved = _rows(flow).double() - self.mean
         return (moved / torch.where(deviation > 0, deviation, 1.0)).float()
@@ -98,7 +116,10 @@ class Editor(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """All parameters and running figures."""
-        return {f"editor.{name}": tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
+        return {
+            f"editor.{name}": tensor.detach().cpu().clone()
+            for name, tensor in self.state_dict().items()
+        }
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:

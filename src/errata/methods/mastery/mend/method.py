@@ -1,14 +1,18 @@
-"""MEND: a small network, trained once, turns the gradient of one edit into a change that generalizes and stays local.
+"""MEND: a small network, trained once, turns the gradient of one edit into a change that
+generalizes and stays local.
 
-Mitchell et al., Fast Model Editing at Scale, arXiv 2110.11309. One backward pass of the edit's loss leaves inputs u and
-output gradients d at each edited matrix; the editor (see `mend_editor.py`) maps them, and the change is added. It is trained
-so that the edited model answers a rephrase with the target (c_edit) and other prompts as before (c_loc).
+Mitchell et al., Fast Model Editing at Scale, arXiv 2110.11309. One backward pass of the edit's loss
+leaves inputs u and output gradients d at each edited matrix; the editor (see `mend_editor.py`) maps
+them, and the change is added. It is trained so that the edited model answers a rephrase with the
+target (c_edit) and other prompts as before (c_loc).
 
-What departs from the paper: only the value matrices of the last blocks are edited, not what leads into the feed-forward
-network; other prompts come without answers, so what must stay is the base model's own answer to each; the end of the answer
-is learned too; training ends after `training_steps`, without early stopping; a feature that never varied in training is not
-divided by its deviation. The sign of a step is the paper's (W - alpha ...); the published code adds, and learns the sign.
-In a stream each edit meets the model that earlier ones changed, for which the editor was not trained.
+What departs from the paper: only the value matrices of the last blocks are edited, not what leads
+into the feed-forward network; other prompts come without answers, so what must stay is the base
+model's own answer to each; the end of the answer is learned too; training ends after
+`training_steps`, without early stopping; a feature that never varied in training is not divided by
+its deviation. The sign of a step is the paper's (W - alpha ...); the published code adds, and
+learns the sign. In a stream each edit meets the model that earlier ones changed, for which the
+editor was not trained.
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ class MendConfig(MethodConfig):
         layer: the topmost edited block; None is the last.
         blocks: so many blocks are edited, up to `layer`.
         rank: of the editor's layers.
-        training_steps: Adam steps that train the editor (the paper: up to 10,000, stopped after 2,000 to 3,000).
+        training_steps: Adam steps that train the editor (the paper: up to 10,000, stopped after
+            2,000 to 3,000).
         batch: examples per step.
         lr: Adam's learning rate for the editor.
         step_size: alpha, what a change is multiplied by, at first.
@@ -56,7 +61,8 @@ class MendConfig(MethodConfig):
         edit_weight: c_edit, of the edit's loss.
         locality_weight: c_loc, of the divergence on other prompts.
         clip: largest norm of the gradients of a step.
-        learn_from: `rephrases` of the edit, or its own `prompt` (as some published settings have it).
+        learn_from: `rephrases` of the edit, or its own `prompt` (as some published settings have
+            it).
     """
 
     method: ClassVar[str] = "mend"
@@ -100,15 +106,21 @@ class Mend(WeightMethod):
     def editor(self) -> Editor:
         """The network; as it is before training until `prepare` or `load_state`."""
         places, config = self.lm.architecture, self.config
-        editor = Editor(places.d_in, places.d_out, len(self.layers), config.rank, config.step_size, config.seed)
+        editor = Editor(
+            places.d_in, places.d_out, len(self.layers), config.rank, config.step_size, config.seed
+        )
         return editor.to(self.lm.device)
 
     @cached_property
     def training(self) -> EditorTraining:
         """How far the editor's training has come."""
         config, parameters = self.config, dict(self.editor.named_parameters())
-        rates = {name: config.step_size_lr if name == "step_sizes" else config.lr for name in parameters}
-        return EditorTraining(parameters, rates, config.training_steps, config.batch, config.clip, config.seed)
+        rates = {
+            name: config.step_size_lr if name == "step_sizes" else config.lr for name in parameters
+        }
+        return EditorTraining(
+            parameters, rates, config.training_steps, config.batch, config.clip, config.seed
+        )
 
     @property
     def steps_left(self) -> int:
@@ -125,15 +137,23 @@ class Mend(WeightMethod):
         self._kept = {}
 
     def loss(self, example: Example, rng: random.Random) -> Tensor:
-        """c_edit NLL(rephrase) + c_loc KL(base || edited) of one example, on the model edited with it.
+        """c_edit NLL(rephrase) + c_loc KL(base || edited) of one example, on the model edited with
+        it.
 
         The editor's normaliser takes the example in.
         """
         config = self.config
-        prompt = rng.choice(example.rephrases) if config.learn_from == "rephrases" else example.edit.prompt
+        prompt = (
+            rng.choice(example.rephrases)
+            if config.learn_from == "rephrases"
+            else example.edit.prompt
+        )
         flows = self.flows(self._answer(example.edit.prompt, example.edit.target))
         self.editor.observe(flows)
-        asked, other = self._answer(prompt, example.edit.target), self._answer(rng.choice(example.others))
+        asked, other = (
+            self._answer(prompt, example.edit.target),
+            self._answer(rng.choice(example.others)),
+        )
         with torch.no_grad():
             before = other.logits().log_softmax(-1)
         with self._changed(self.editor(flows)):
@@ -143,33 +163,49 @@ class Mend(WeightMethod):
         return config.edit_weight * loss + config.locality_weight * away
 
     def flows(self, answer: _Answer) -> list[Flow]:
-        """Inputs u and output gradients d of each edited matrix, by backpropagation of the answer's NLL."""
+        """Inputs u and output gradients d of each edited matrix, by backpropagation of the answer's
+        NLL.
+        """
         inputs: list[Tensor] = []
         probes: list[Tensor] = []
 
         def watch(keys: Tensor) -> Tensor:
             inputs.append(keys.detach().clone())
-            probes.append(torch.zeros(*keys.shape[:-1], self.lm.architecture.d_out).to(keys).requires_grad_())
+            probes.append(
+                torch.zeros(*keys.shape[:-1], self.lm.architecture.d_out).to(keys).requires_grad_()
+            )
             return probes[-1]
 
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
-                stack.enter_context(add_to_output(self.lm.architecture.value_module(self.lm.model, layer), watch))
+                stack.enter_context(
+                    add_to_output(self.lm.architecture.value_module(self.lm.model, layer), watch)
+                )
             loss = F.cross_entropy(answer.logits(), answer.labels)
         gradients = torch.autograd.grad(loss, probes)
         pairs = zip(inputs, gradients, strict=True)
-        return [(u.flatten(0, -2).to(self.lm.device).float(), d.flatten(0, -2).to(self.lm.device).float()) for u, d in pairs]
+        return [
+            (
+                u.flatten(0, -2).to(self.lm.device).float(),
+                d.flatten(0, -2).to(self.lm.device).float(),
+            )
+            for u, d in pairs
+        ]
 
     def learn(self, edits: Sequence[Edit]) -> None:
         """One change of each matrix, on the model as it is by now."""
         (edit,) = edits
         ending = self.lm.ending_of(edit.prompt, edit.target)
         with self.patch.on(self.lm):
-            flows = self.flows(_Answer(self.lm, self.layers[0], self.lm.encode(edit.prompt, edit.target, ending)))
+            flows = self.flows(
+                _Answer(self.lm, self.layers[0], self.lm.encode(edit.prompt, edit.target, ending))
+            )
         with torch.no_grad():
             changes = self.editor(flows)
         for path, change in zip(list(self.patch.deltas), changes, strict=True):
-            self.patch.deltas[path] = self.patch.deltas[path] + change.to(self.patch.deltas[path].device)
+            self.patch.deltas[path] = self.patch.deltas[path] + change.to(
+                self.patch.deltas[path].device
+            )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The deltas, the editor, and how far its training has come."""
@@ -177,7 +213,9 @@ class Mend(WeightMethod):
         moments, told = self.training.state()
         return {**tensors, **self.editor.state(), **moments}, {**values, **told}
 
-    def load_state(self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         """Be what `state` described."""
         self.editor.load_state(tensors)
         self.training.load_state(tensors, values)
@@ -195,7 +233,9 @@ class Mend(WeightMethod):
             yield
 
     def _answer(self, prompt: str, target: str | None = None) -> _Answer:
-        """The target as this model would end it, or the model's own answer; while training, each is looked up once."""
+        """The target as this model would end it, or the model's own answer; while training, each is
+        looked up once.
+        """
         if (prompt, target) not in self._kept:
             if target is None:
                 (said,) = self.lm.generate([prompt], max_new_tokens=ANSWER_LENGTH)
@@ -211,7 +251,8 @@ def _moved(change: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Answer:
-    """One answer on the model as it is now, from the value matrix of `layer` upward; all below runs once.
+    """One answer on the model as it is now, from the value matrix of `layer` upward; all below runs
+    once.
 
     Attributes:
         labels: (n,), the tokens of the answer.
@@ -220,8 +261,12 @@ class _Answer:
     def __init__(self, lm: LM, layer: int, row: Row) -> None:
         batch = lm.batch([row])
         self._tail = Tail(lm, layer, batch)
-        self._rows, self._columns, self.labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+        self._rows, self._columns, self.labels = batch.label_positions(
+            batch.target_mask | batch.ending_mask
+        )
 
     def logits(self) -> Tensor:
         """(n, vocabulary), where the answer's tokens are predicted."""
-        return self._tail.logits(self._tail.values, self._rows, self._columns).to(self.labels.device)
+        return self._tail.logits(self._tail.values, self._rows, self._columns).to(
+            self.labels.device
+        )

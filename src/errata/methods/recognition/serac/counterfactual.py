@@ -1,7 +1,8 @@
-"""`CounterfactualPatch`: prompts in scope are answered by a counterfactual model that reads an edit before the prompt.
+"""`CounterfactualPatch`: prompts in scope are answered by a counterfactual model that reads an edit
+before the prompt.
 
-The counterfactual model is the host itself behind low-rank adapters, which only the rows in scope pass through; all others
-are answered by the host as it is, bit for bit.
+The counterfactual model is the host itself behind low-rank adapters, which only the rows in scope
+pass through; all others are answered by the host as it is, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from errata.lm import LM
 from errata.patches.context import ContextFor, ContextPatch
 
 Adapters = Mapping[str, tuple[Tensor, Tensor]]
-"""By a linear module's path: A (rank, d_in) and B (d_out, rank); the module says W k + b + B A k."""
+"""By a linear module's path: A (rank, d_in) and B (d_out, rank); the module says W k + b + B A k.
+"""
 
 
 class CounterfactualPatch(ContextPatch):
@@ -28,13 +30,17 @@ class CounterfactualPatch(ContextPatch):
         room: tokens of the model's context that are left to the answer.
     """
 
-    def __init__(self, adapters: Adapters, context_for: ContextFor | None = None, room: int | None = None) -> None:
+    def __init__(
+        self, adapters: Adapters, context_for: ContextFor | None = None, room: int | None = None
+    ) -> None:
         super().__init__(context_for, room)
         self.adapters = adapters
 
     def _listen(self, lm: LM) -> list[RemovableHandle]:
         modules = {path: lm.model.get_submodule(path) for path in self.adapters}
-        adapted = [module.register_forward_hook(self._adapter(path)) for path, module in modules.items()]
+        adapted = [
+            module.register_forward_hook(self._adapter(path)) for path, module in modules.items()
+        ]
         return [*super()._listen(lm), *adapted]
 
     def _adapter(self, path: str) -> Callable[..., Tensor | None]:

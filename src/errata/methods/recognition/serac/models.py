@@ -1,5 +1,6 @@
-"""SERAC's two models: what tells whether a prompt is in an edit's scope, and what answers it then. Each is built from the
-host, or stands on a small model that is named. They are trained by `serac.py`, and know no edit.
+"""SERAC's two models: what tells whether a prompt is in an edit's scope, and what answers it then.
+Each is built from the host, or stands on a small model that is named. They are trained by
+`serac.py`, and know no edit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ BATCH = 32
 
 
 class HostReader:
-    """What the host's own states say of prompts: those of one block, at the last token and on average, each of length 1.
+    """What the host's own states say of prompts: those of one block, at the last token and on
+    average, each of length 1.
 
     Args:
         lm: the base model, without patches whenever it is asked.
@@ -55,7 +57,8 @@ class HostReader:
 
 
 class EncoderReader:
-    """What a named encoder says of prompts: its last states, at the last token and on average, each of length 1.
+    """What a named encoder says of prompts: its last states, at the last token and on average, each
+    of length 1.
 
     Args:
         name: a folder or a hub name.
@@ -70,7 +73,11 @@ class EncoderReader:
 
         with _named("classifier", name):
             self.model = (
-                AutoModel.from_pretrained(name, trust_remote_code=False).float().eval().requires_grad_(False).to(device)
+                AutoModel.from_pretrained(name, trust_remote_code=False)
+                .float()
+                .eval()
+                .requires_grad_(False)
+                .to(device)
             )
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self.device = device
@@ -84,7 +91,9 @@ class EncoderReader:
             rows = [self.tokenizer(prompt, truncation=True)["input_ids"] or [0] for prompt in part]
             wide = max(map(len, rows))
             ids = torch.tensor([row + [0] * (wide - len(row)) for row in rows], device=self.device)
-            mask = torch.tensor([[1] * len(row) + [0] * (wide - len(row)) for row in rows], device=self.device)
+            mask = torch.tensor(
+                [[1] * len(row) + [0] * (wide - len(row)) for row in rows], device=self.device
+            )
             found = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             return list(_pooled(found, mask.bool()))
 
@@ -92,7 +101,8 @@ class EncoderReader:
 
 
 class Scope(nn.Module):
-    """The classifier's trained part: what is read of a prompt -> its embedding, and how sharp the edge of a scope is.
+    """The classifier's trained part: what is read of a prompt -> its embedding, and how sharp the
+    edge of a scope is.
 
     Args:
         features: numbers that are read of a prompt.
@@ -115,8 +125,13 @@ class Scope(nn.Module):
         return -self.log_sharpness.exp() * distances.square()
 
     def loss(self, edit: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
-        """Binary cross-entropy of similarities with an edit (features,), of prompts (n, features) in its scope or not."""
-        near, far = (self.log_similarity((self(rows) - self(edit)).norm(dim=-1)) for rows in (inside, outside))
+        """Binary cross-entropy of similarities with an edit (features,), of prompts (n, features)
+        in its scope or not.
+        """
+        near, far = (
+            self.log_similarity((self(rows) - self(edit)).norm(dim=-1))
+            for rows in (inside, outside)
+        )
         return -near.mean() - torch.log(-torch.expm1(far.clamp(max=-1e-6))).mean()
 
 
@@ -135,7 +150,8 @@ class Counterfactual(ABC):
 
 
 class AdaptedHost(Counterfactual):
-    """The host behind low-rank adapters on every block's value matrix; B is zero at first, so that it begins as the host.
+    """The host behind low-rank adapters on every block's value matrix; B is zero at first, so that
+    it begins as the host.
 
     Args:
         lm: the host.
@@ -151,9 +167,16 @@ class AdaptedHost(Counterfactual):
             down = torch.randn(rank, places.d_in, generator=draw) / math.sqrt(places.d_in)
             up = torch.zeros(places.d_out, rank)
             device = next(places.value_module(lm.model, layer).parameters()).device
-            self.adapters[places.value_path(layer)] = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
+            self.adapters[places.value_path(layer)] = (
+                nn.Parameter(down.to(device)),
+                nn.Parameter(up.to(device)),
+            )
         sides = {"down": 0, "up": 1}
-        self.parameters = {f"{path}.{side}": pair[i] for path, pair in self.adapters.items() for side, i in sides.items()}
+        self.parameters = {
+            f"{path}.{side}": pair[i]
+            for path, pair in self.adapters.items()
+            for side, i in sides.items()
+        }
 
     def logits(self, batch: Batch) -> Tensor:
         """The adapted host's."""
@@ -163,7 +186,9 @@ class AdaptedHost(Counterfactual):
 
         with contextlib.ExitStack() as stack:
             for path, adapter in self.adapters.items():
-                stack.enter_context(add_to_output(self.lm.model.get_submodule(path), adapted(adapter)))
+                stack.enter_context(
+                    add_to_output(self.lm.model.get_submodule(path), adapted(adapter))
+                )
             logits: Tensor = self.lm.run(batch, use_cache=False).logits
             return logits
 
@@ -187,7 +212,12 @@ class SmallModel(Counterfactual):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with _named("counterfactual", name):
-            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False).float().eval().to(lm.device)
+            model = (
+                AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+                .float()
+                .eval()
+                .to(lm.device)
+            )
             vocabulary = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
         if vocabulary != lm.tokenizer.get_vocab():
             raise ConfigError(
@@ -199,7 +229,9 @@ class SmallModel(Counterfactual):
 
     def logits(self, batch: Batch) -> Tensor:
         """The small model's."""
-        logits: Tensor = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        logits: Tensor = self.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
         return logits
 
     def patch(self, context_for: ContextFor | None) -> ContextPatch:
@@ -220,4 +252,6 @@ def _named(setting: str, name: str) -> Any:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{setting} is {name!r}, and no such model is at hand: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{setting} is {name!r}, and no such model is at hand: {str(error).splitlines()[0]}"
+        ) from error
