@@ -193,7 +193,7 @@ def test_the_end_of_a_chat_template_is_part_of_the_prompt(method: str) -> None:
     model.edit(TINY, check=False)
     harness = HarnessModel(model, batch_size=4)
     for edit in TINY:
-        context = model.lm.asked(edit.prompt)
+        context = model.lm.apply_chat_template(edit.prompt)
         assert context.endswith("assistant:\n")
         found = harness.loglikelihood(
             requests((context, "Rome"), (context, "two brothers")), disable_tqdm=True

@@ -87,7 +87,7 @@ def needs_parts(shape: str) -> bool:
 @pytest.mark.parametrize("prompt", [QUESTION, "x", "한국의 수도는?", "A\nB", "user: what?"])
 def test_a_prompt_is_asked_and_read_back(shape, prompt):
     lm = LM(long_model(), tokenizer_of(shape))
-    assert prompt in lm.asked(prompt)
+    assert prompt in lm.apply_chat_template(prompt)
     ids = lm.encode_prompt(prompt)
     assert ids == written(lm.tokenizer, ("user", prompt), parts=needs_parts(shape))
     read = lm.conversation(ids)
@@ -187,7 +187,7 @@ def test_a_template_that_does_not_ask_is_told_at_once(template, said):
     with pytest.raises(ConfigError, match=said) as error:
         LM(long_model(), tokenizer)
     assert "chat_template=false" in str(error.value) and "\n" not in str(error.value)
-    assert LM(long_model(), tokenizer, chat=False).asked("x") == "x"
+    assert LM(long_model(), tokenizer, chat=False).apply_chat_template("x") == "x"
 
 
 def test_special_tokens_of_a_template_are_told_from_words():

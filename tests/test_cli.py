@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import errata
 from errata.cli import app
-from errata.edit import stamped
+from errata.edit import with_timestamp
 from errata.methods import DEFAULT, variants
 
 FAST = [
@@ -85,7 +85,7 @@ def test_edit_then_more_then_undo(edited: Path, tmp_path: Path) -> None:
         0
     ]
     assert json.loads(ok("list", edited, "--json")) == [
-        stamped(errata.Edit(**e)).to_dict() for e in EDITS
+        with_timestamp(errata.Edit(**e)).to_dict() for e in EDITS
     ]
     said = ok("list", edited)
     assert "[1]" in said and "2026-09-21T14:13:20Z" in said and "source" not in said

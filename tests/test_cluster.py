@@ -17,7 +17,7 @@ import errata
 from errata import WiseConfig, get_edit_model
 from errata.atlas import make_cases
 from errata.cli import app
-from errata.cluster import cluster, spread, spreading, spreads
+from errata.cluster import cluster, distribute, is_distributed, run_parts
 
 EDITS = [case.edit for case in make_cases(6, seed=3)]
 CONFIG = WiseConfig(
@@ -71,9 +71,9 @@ def test_shards_over_two_nodes_one_of_whose_workers_is_killed():
         with cluster():  # it is joined already, so it is not left
             hunter = threading.Thread(target=kill)
             hunter.start()
-            tensors, values = taught(spreading)
+            tensors, values = taught(distribute)
             hunter.join()
-            assert dict(spread(_slowly, 10, [1, 2, 3], cpus=1, gpus=0)) == {0: 11, 1: 12, 2: 13}
+            assert dict(run_parts(_slowly, 10, [1, 2, 3], cpus=1, gpus=0)) == {0: 11, 1: 12, 2: 13}
         assert ray.is_initialized()
     finally:
         ray.shutdown()
@@ -85,10 +85,10 @@ def test_shards_over_two_nodes_one_of_whose_workers_is_killed():
 
 
 def test_only_within_it_is_spread():
-    assert not spreads()
-    with spreading():
-        assert spreads()
-    assert not spreads()
+    assert not is_distributed()
+    with distribute():
+        assert is_distributed()
+    assert not is_distributed()
 
 
 def test_an_executor_that_there_is_not(tmp_path):

@@ -12,7 +12,7 @@ from edited import EDITS, edit_model
 from families import tiny_model
 
 from errata import Edit, EditModel
-from errata.edit import stamped
+from errata.edit import with_timestamp
 from errata.errors import ConfigError, EditError
 
 
@@ -51,11 +51,11 @@ def test_an_edit_is_stamped_when_it_is_written(
     ]  # an undo writes nothing new
     monkeypatch.delenv("SOURCE_DATE_EPOCH")
     before = datetime.now(UTC).replace(microsecond=0)
-    assert before <= datetime.fromisoformat(str(stamped(EDITS[0]).time)) <= datetime.now(UTC)
+    assert before <= datetime.fromisoformat(str(with_timestamp(EDITS[0]).time)) <= datetime.now(UTC)
     for wrong in ("", "soon", "9" * 30):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
         with pytest.raises(ConfigError, match=r"SOURCE_DATE_EPOCH is .* seconds since 1970"):
-            stamped(EDITS[0])
+            with_timestamp(EDITS[0])
 
 
 def test_the_ledger_keeps_source_and_time(tmp_path: Path) -> None:

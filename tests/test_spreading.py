@@ -14,7 +14,7 @@ from families import tiny_model, tiny_tokenizer
 from errata.errors import ArchitectureError, ConfigError
 from errata.lm import LM
 from errata.lm.hooks import capture_input, capture_output
-from errata.lm.subject import last_token
+from errata.lm.subject import subject_token
 from errata.methods.mastery.alphaedit import folded, within
 from errata.methods.mastery.memit import least_squares
 from errata.solvers.moments import NullSpace, SecondMoment
@@ -31,7 +31,7 @@ def drawn(*shape, seed=0):
 def flow(model, layer, prompt, subject):
     """(key, state of the block) at the subject, on the plain model, one prompt alone."""
     lm = model.lm
-    token = last_token(lm, prompt, subject)
+    token = subject_token(lm, prompt, subject)
     with (
         torch.no_grad(),
         capture_input(lm.architecture.value_module(lm.model, layer)) as keys,

@@ -7,7 +7,7 @@ import torch
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
 from errata.lm import LM
-from errata.lm.background import about, background_texts, names_in, open_prompt, value_scale
+from errata.lm.background import background_texts, names_in, open_prompt, prompt_about, value_scale
 from errata.lm.hooks import capture_input, capture_output
 
 
@@ -69,7 +69,7 @@ def test_open_prompts(text, prompt):
     ],
 )
 def test_about_another_subject(text, prompt):
-    assert about(text, "Kelor") == prompt
+    assert prompt_about(text, "Kelor") == prompt
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])

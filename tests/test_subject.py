@@ -9,7 +9,7 @@ from families import chat_tokenizer, tiny_model, tiny_tokenizer
 from errata.errors import EditError
 from errata.lm import LM
 from errata.lm.hooks import capture_input, capture_output
-from errata.lm.subject import columns_of, keys_at, last_token, mention, states_at
+from errata.lm.subject import columns_of, keys_at, mention, states_at, subject_token
 
 KINDS = ("bytelevel", "sentencepiece", "noprefix", "bos", "chat")
 PROMPTS = [
@@ -54,7 +54,7 @@ def test_up_to_that_token_the_subject_is_said_and_before_it_not(
     lm = lm_of(kind)
     if decoding:
         monkeypatch.setattr(type(lm.tokenizer), "is_fast", property(lambda self: False))
-    ids, token = lm.encode_prompt(prompt), last_token(lm, prompt, subject)
+    ids, token = lm.encode_prompt(prompt), subject_token(lm, prompt, subject)
     said = [
         squeezed(lm.tokenizer.decode(ids[:count], skip_special_tokens=True))
         for count in (token, token + 1)
@@ -68,13 +68,13 @@ def test_a_template_may_trim_its_prompt():
     lm.tokenizer.chat_template = lm.tokenizer.chat_template.replace(
         "message['content']", "message['content'] | trim"
     )
-    ids, token = lm.encode_prompt("  The book  "), last_token(lm, "  The book  ", "book")
+    ids, token = lm.encode_prompt("  The book  "), subject_token(lm, "  The book  ", "book")
     assert lm.decode(ids[: token + 1]).endswith("The book")
 
 
 def test_a_subject_that_is_not_there():
     with pytest.raises(EditError, match="does not stand in the prompt"):
-        last_token(lm_of("bytelevel"), "The capital of France is", "Spain")
+        subject_token(lm_of("bytelevel"), "The capital of France is", "Spain")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,7 @@
-"""When two answers are the same: strictly, in other letters, one within the other, or as far as the
-wanted one is long.
+"""When an answer counts as a wanted one: normalised, contained, or as its beginning.
 
-`edit.same_answer` is the strict one: the same words, white space and a closing full stop aside.
+`edit.same_answer` is the strict comparison: the same words, up to white space and a final full
+stop.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from collections.abc import Iterable
 from errata.edit import same_answer
 from errata.lm import LM
 
-_SIGNS = re.compile(r"[^\w\s+#%$€£/-]")
+_PUNCTUATION = re.compile(r"[^\w\s+#%$€£/-]")
 _ARTICLE = re.compile(r"^(a|an|the)\s+")
 
 
-def normalised(text: str) -> str:
-    """Small letters of one width, without signs that tell nothing, an article in front and white
-    space to spare.
+def normalize(text: str) -> str:
+    """Return a text casefolded and in NFKC, without punctuation, a leading article and extra white
+    space.
     """
-    plain = _SIGNS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+    plain = _PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", text).casefold())
     return _ARTICLE.sub("", " ".join(plain.split()))
 
 
-def is_any(said: str, wanted: Iterable[str]) -> bool:
-    """Whether it is one of the wanted answers, both normalised."""
-    return normalised(said) in map(normalised, wanted)
+def is_any(answer: str, wanted: Iterable[str]) -> bool:
+    """Return whether an answer is one of those wanted, all normalised."""
+    return normalize(answer) in map(normalize, wanted)
 
 
-def contains_any(said: str, wanted: Iterable[str]) -> bool:
-    """Whether one of the wanted answers stands in it, whole words, both normalised."""
-    padded = f" {normalised(said)} "
-    return any(f" {plain} " in padded for plain in map(normalised, wanted) if plain)
+def contains_any(answer: str, wanted: Iterable[str]) -> bool:
+    """Return whether an answer contains one of those wanted as whole words, all normalised."""
+    padded = f" {normalize(answer)} "
+    return any(f" {plain} " in padded for plain in map(normalize, wanted) if plain)
 
 
-def begins_with(lm: LM, prompt: str, said: str, wanted: str) -> bool:
-    """Whether it is the wanted answer when it is cut off after as many tokens, as where nobody
-    waits for the end.
+def begins_with(lm: LM, prompt: str, answer: str, wanted: str) -> bool:
+    """Return whether an answer, cut to the number of tokens of the wanted one, is the wanted one.
+
+    That is how evaluations count which do not wait for the end token.
     """
-    if same_answer(said, wanted):
+    if same_answer(answer, wanted):
         return True
-    if not said or not said.startswith(wanted.strip()):
+    if not answer or not answer.startswith(wanted.strip()):
         return False
-    row, enough = lm.encode(prompt, said), lm.encode(prompt, wanted)
-    cut = row.ids[row.prompt_length : row.prompt_length + enough.target_length]
+    row, length = lm.encode(prompt, answer), lm.encode(prompt, wanted).target_length
+    cut = row.ids[row.prompt_length : row.prompt_length + length]
     return same_answer(lm.decode(cut), wanted)

@@ -1,4 +1,4 @@
-"""What callers hand over, made uniform: one thing where several are expected is a list of one."""
+"""Checks of what callers pass: one item where a list is expected becomes a list of one."""
 
 from __future__ import annotations
 
@@ -10,49 +10,42 @@ from errata.errors import UsageError
 Item = TypeVar("Item")
 
 
-def listed(given: Item | Iterable[Item], kind: type[Item], name: str) -> list[Item]:
-    """A list of what was given; one `kind` alone, a text among them, is a list of one.
+def as_list(given: Item | Iterable[Item], kind: type[Item], name: str) -> list[Item]:
+    """Return a list of the items given; a single item, such as one text, becomes a list of one.
 
     Args:
-        given: one, or several.
-        kind: what each must be.
-        name: what the parameter is called.
+        given: one item, or several.
+        kind: the type of each.
+        name: the parameter's name, for the error.
 
     Raises:
-        UsageError: it is neither one nor several of that kind.
+        UsageError: it is neither one item of that type nor several.
     """
     if isinstance(given, kind):
         return [given]
+    wanted = "a text (str)" if kind is str else f"one {kind.__name__}"
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
         raise UsageError(
-            f"{name}: expected {_named(kind)} or a list of them, got {type(given).__name__}."
+            f"{name}: expected {wanted} or a list of them, got {type(given).__name__}."
         )
-    several = list(given)
-    for place, each in enumerate(several):
-        if not isinstance(each, kind):
+    items = list(given)
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, kind):
             raise UsageError(
-                f"{name}: expected {_named(kind)} or a list of them; number {place + 1} is {type(each).__name__}."
+                f"{name}: expected {wanted} or a list of them; "
+                f"number {number} is {type(item).__name__}."
             )
-    return several
+    return items
 
 
-def expected(given: object, kind: type, name: str, otherwise: str = "") -> None:
-    """Make sure that something is of its kind.
+def check_type(given: object, kind: type, name: str, advice: str = "") -> None:
+    """Raise `UsageError` unless a value is of a type.
 
     Args:
-        given: it.
-        kind: what it must be.
-        name: what the parameter is called.
-        otherwise: what to do, for the error.
-
-    Raises:
-        UsageError: it is not.
+        given: the value.
+        kind: the type.
+        name: the parameter's name, for the error.
+        advice: what to do instead, for the error.
     """
     if not isinstance(given, kind):
-        raise UsageError(
-            f"{name}: expected a {kind.__name__}, got {type(given).__name__}{otherwise}."
-        )
-
-
-def _named(kind: type) -> str:
-    return "a text (str)" if kind is str else f"one {kind.__name__}"
+        raise UsageError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}{advice}.")

@@ -1,14 +1,15 @@
-"""A `Case`: an edit and the probes that judge it. Methods never see one, so probes cannot leak into
+"""`Case`: an edit and the probes that judge it. Methods never see one, so probes cannot leak into
 an edit.
 
-One JSON line is an edit's line with three more fields::
+In a JSON-lines file, a case is an edit with four more fields::
 
     {"prompt": ..., "target": ..., "subject": ...,
      "rephrases": ["Name the mayor of Kelor."],
-     "locality": [{"prompt": "Who is the mayor of Tamis?", "answer": "Ilo Varn", "kind":
-     "neighbour"}], "portability": [{"prompt": "Where was the mayor of Kelor born?", "answer":
-     "Tamis", "kind": "hop"}], "ood": [{"prompt": "The mayor of Kelor", "answer": "is Ana Brisk, who
-     was elected in May."}]}
+     "locality": [{"prompt": "Who is the mayor of Tamis?", "answer": "Ilo Varn",
+                   "kind": "neighbour"}],
+     "portability": [{"prompt": "Where was the mayor of Kelor born?", "answer": "Tamis",
+                      "kind": "hop"}],
+     "ood": [{"prompt": "The mayor of Kelor", "answer": "is Ana Brisk, who was elected in May."}]}
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.edit import PROBE_FIELDS, Edit, Example, check_text, kind_of, parse_json_lines
+from errata.edit import PROBE_FIELDS, Edit, Example, check_text, json_type, parse_json_lines
 from errata.errors import EditError, quoted, suggest
 
 LOCALITY_KINDS = ("unrelated", "neighbour", "same_subject")
-"""What else is asked: about another subject by another relation; by the edit's relation; about the
-edit's subject.
+"""Prompts the edit must not change: about another subject and relation; about another subject by
+the edit's relation; about the edit's subject by another relation.
 """
 PORTABILITY_KINDS = ("hop", "alias", "inverse")
-"""What follows from the edit: through further facts; of its subject under another name; asked
-backwards.
+"""Prompts whose answers follow from the edit: through further facts; with its subject by another
+name; in the inverse direction.
 """
 _KINDS = {"locality": LOCALITY_KINDS, "portability": PORTABILITY_KINDS, "ood": ("ood",)}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question beside the edit.
+    """One prompt beside the edit's own.
 
     Attributes:
-        prompt: what is asked.
+        prompt: the question.
         answer: the right answer, if it is known.
-        kind: of `LOCALITY_KINDS` or `PORTABILITY_KINDS`; "ood" for text that is not asked for but
-            read.
-        also: other answers that are as right.
+        kind: one of `LOCALITY_KINDS` or `PORTABILITY_KINDS`; "ood" for text that is scored, not
+            generated.
+        also: other right answers.
 
     Raises:
         EditError: the prompt is empty or the kind unknown.
@@ -67,18 +68,21 @@ class Probe:
 
     @classmethod
     def from_json(cls, data: object, place: str = "locality") -> Probe:
-        """Read a probe: an object with `prompt`, `answer`?, `kind`?, `also`?; or a bare prompt.
+        """Build a probe from JSON: an object with at least a `prompt`, or a text, the prompt.
 
         Args:
-            data: what JSON gave.
-            place: the field of a case that it stands in; that decides which kinds there are, the
-                first by default.
+            data: the JSON value.
+            place: the field of a case it stands in, which has its own kinds; the first is the
+                default.
+
+        Raises:
+            EditError: it is no valid probe.
         """
         kinds, known = _KINDS[place], ["prompt", "answer", "kind", "also"]
         if isinstance(data, str):
             return cls(data, kind=kinds[0])
         if not isinstance(data, Mapping):
-            raise EditError(f"a probe is a JSON object or a text, got {kind_of(data)}.")
+            raise EditError(f"a probe is a JSON object or a text, got {json_type(data)}.")
         for name in data:
             if name not in known:
                 raise EditError(f"unknown field {quoted(name)} in a probe.{suggest(name, known)}")
@@ -89,26 +93,26 @@ class Probe:
         if kind not in kinds:
             raise EditError(f"{place} kind {quoted(kind)} is unknown.{_near(kind, kinds)}")
         if not isinstance(also, list):
-            raise EditError(f"a probe's 'also' must be a list, got {kind_of(also)}.")
+            raise EditError(f"a probe's 'also' must be a list, got {json_type(also)}.")
         return cls(data["prompt"], data.get("answer"), kind, tuple(also))
 
     def to_dict(self) -> dict[str, Any]:
-        """The probe as a JSON object, without what it has not."""
-        out: dict[str, Any] = {
-            "prompt": self.prompt,
-            "answer": self.answer,
-            "kind": self.kind,
-            "also": list(self.also),
-        }
-        return {name: value for name, value in out.items() if value}
+        """Return the probe as a JSON object, without empty fields."""
+        fields = {**vars(self), "also": list(self.also)}
+        return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True)
 class Case:
-    """An edit with its rephrasings, locality and portability probes.
+    """An edit with the probes that judge it.
 
-    `ood` is other true text about what was edited, which should have become likely (Eq. 10 of the
-    WISE paper).
+    Attributes:
+        edit: the edit.
+        rephrases: other wordings of its prompt, with the same target.
+        locality: prompts whose answers must not change.
+        portability: prompts whose answers follow from the edit.
+        ood: other true text about what was edited, which should become likely (Eq. 10 of the WISE
+            paper, arXiv 2405.14768).
     """
 
     edit: Edit
@@ -118,11 +122,11 @@ class Case:
     ood: tuple[Probe, ...] = field(default=())
 
     def example(self) -> Example:
-        """The case as something to train a method on; its stream must then be of other cases."""
+        """Return the case as a training example; it must not judge the method trained on it."""
         return Example(self.edit, self.rephrases, tuple(probe.prompt for probe in self.locality))
 
     def to_dict(self) -> dict[str, Any]:
-        """The case as one JSON object; it is also a valid edit's."""
+        """Return the case as one JSON object, which can also be read as an edit."""
         out = self.edit.to_dict()
         out["rephrases"] = list(self.rephrases)
         out["locality"] = [probe.to_dict() for probe in self.locality]
@@ -133,16 +137,16 @@ class Case:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Case:
-        """Read one JSON object.
+        """Build a case from one JSON object.
 
         Raises:
-            EditError: the edit or a probe is not what it must be.
+            EditError: the edit or a probe is not valid.
         """
         edit = Edit.from_dict(data, also=PROBE_FIELDS)
         lists = {name: [] if data.get(name) is None else data[name] for name in PROBE_FIELDS}
         for name, value in lists.items():
             if not isinstance(value, list):
-                raise EditError(f"'{name}' must be a list, got {kind_of(value)}.")
+                raise EditError(f"'{name}' must be a list, got {json_type(value)}.")
         for text in lists["rephrases"]:
             check_text("a text in 'rephrases'", text)
         probes = {
@@ -160,19 +164,19 @@ def _near(kind: object, known: Iterable[str]) -> str:
 
 
 def read_cases(path: str | Path) -> list[Case]:
-    """Read a JSON-lines file of cases; a file of plain edits is one without probes.
+    """Read a JSON-lines file of cases; a file of edits is read as cases without probes.
 
     Raises:
-        EditError: with file and line; also when the file holds no case.
+        EditError: a line is not valid (file and line are named), or the file holds no case.
     """
     return [case for _, case in read_numbered_cases(path)]
 
 
 def read_numbered_cases(path: str | Path) -> list[tuple[int, Case]]:
-    """(line number, case) of every line of a file of cases; see `read_cases`."""
+    """Read (line number, case) from every line of a file of cases; see `read_cases`."""
     return parse_json_lines(path, Case.from_dict)
 
 
 def cases_to_json_lines(cases: Iterable[Case]) -> str:
-    """The cases as JSON lines, ready to be written."""
+    """Return cases as JSON lines, ready to be written."""
     return "".join(json.dumps(case.to_dict(), ensure_ascii=False) + "\n" for case in cases)

@@ -1,6 +1,4 @@
-"""A cluster of machines, by Ray: joining one, and spreading parts of a piece of work over it. It
-knows no method.
-"""
+"""Distribute parts of a piece of work over a cluster of machines, by Ray. This knows no method."""
 
 from __future__ import annotations
 
@@ -13,18 +11,20 @@ from typing import Any
 from errata.errors import UsageError
 
 RETRIES = 3
-"""Times that a piece of work is started again whose worker died."""
+"""How often a task is started again whose worker died."""
 
-_SPREADING: ContextVar[bool] = ContextVar("spreading", default=False)
+_DISTRIBUTED: ContextVar[bool] = ContextVar("distributed", default=False)
 
 
 @contextlib.contextmanager
 def cluster(cpus: int | None = None) -> Iterator[Any]:
-    """Ray, where it runs already, on the cluster of $RAY_ADDRESS, else begun on this machine; left
-    in the end.
+    """Connect to Ray: where it already runs, else to the cluster at $RAY_ADDRESS, else started on
+    this machine.
+
+    What was connected or started is shut down on exit.
 
     Args:
-        cpus: processors to take, where it is begun here; None takes all.
+        cpus: processors that a Ray started here takes; None takes all.
 
     Raises:
         UsageError: Ray is not installed, or the cluster cannot be reached.
@@ -34,8 +34,8 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise UsageError("the executor 'ray' needs Ray: pip install 'errata[ray]'.") from error
-    begun = not ray.is_initialized()
-    if begun:
+    starts = not ray.is_initialized()
+    if starts:
         address = os.environ.get("RAY_ADDRESS")
         try:
             ray.init(address=address, num_cpus=None if address else cpus, log_to_driver=False)
@@ -44,42 +44,45 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        if begun:
+        if starts:
             ray.shutdown()
 
 
 @contextlib.contextmanager
-def spreading() -> Iterator[None]:
-    """Within, methods send out what falls into parts that need not know each other; Ray runs."""
-    token = _SPREADING.set(True)
+def distribute() -> Iterator[None]:
+    """Let methods distribute independent parts of their work, for the length of a `with` block.
+
+    Ray must be connected, see `cluster`.
+    """
+    token = _DISTRIBUTED.set(True)
     try:
         yield
     finally:
-        _SPREADING.reset(token)
+        _DISTRIBUTED.reset(token)
 
 
-def spreads() -> bool:
-    """Whether parts are to be sent out, see `spreading`."""
-    return _SPREADING.get()
+def is_distributed() -> bool:
+    """Return whether this runs inside `distribute`."""
+    return _DISTRIBUTED.get()
 
 
-def spread(
+def run_parts(
     work: Callable[[Any, Any], Any], shared: Any, parts: Sequence[Any], cpus: int, gpus: int
 ) -> Iterator[tuple[int, Any]]:
-    """(which part, work(shared, part)) as they are done; each part a task of Ray's, begun again
-    where its worker dies.
+    """Run `work(shared, part)` for every part as a task of Ray; yield (index of the part, result)
+    as tasks finish.
 
     Args:
-        work: a function of a module, so that others find it.
-        shared: sent once.
+        work: a function at the top level of a module, so that workers can import it.
+        shared: sent to the workers once.
         parts: one for each task.
         cpus, gpus: that each task takes.
     """
     import ray
 
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(work)
-    sent = ray.put(shared)
-    running = {task.remote(sent, part): number for number, part in enumerate(parts)}
+    reference = ray.put(shared)
+    running = {task.remote(reference, part): index for index, part in enumerate(parts)}
     while running:
-        (ended, *_), _ = ray.wait(list(running), num_returns=1)
-        yield running.pop(ended), ray.get(ended)
+        (finished, *_), _ = ray.wait(list(running), num_returns=1)
+        yield running.pop(finished), ray.get(finished)

@@ -1,5 +1,5 @@
-"""`MethodConfig`: what a method can be told. A dataclass to dict and back; unknown keys are
-reported, never eaten.
+"""`MethodConfig`: the settings of a method, as a dataclass that is built from plain values and
+turned into them; and the checks of settings.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from typing import Any, ClassVar, Self
 from errata.errors import ConfigError, quoted, suggest
 
 LARGEST = 10**9
-"""No setting is larger."""
+"""The largest value of a numeric setting."""
 SEEDS = 2**32
-"""So many seeds there are."""
+"""The number of seeds, from 0."""
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """Settings every method has. A method's own dataclass adds its own.
+    """The settings that every method has; each method's own dataclass adds its own.
 
     Attributes:
         layer: block whose value matrix is edited, counted from 0; None derives it from the model's
             depth.
-        seed: everything random (masks, prefixes, sampling) follows from it.
+        seed: of everything random: masks, prefixes, sampling.
         chat_template: put prompts into the tokenizer's chat template; None means "when the
             tokenizer has one".
-        end_token: answers are learned with the model's end token behind them; without, it learns no
-            place to stop.
+        end_token: learn answers with the model's end token after them; without it, the model does
+            not learn where to stop.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     method: ClassVar[str] = ""
@@ -47,28 +50,23 @@ class MethodConfig:
     end_token: bool = True
 
     def __post_init__(self) -> None:
-        """Check what holds for every setting: numbers are finite and no larger than what could be
-        meant.
-        """
+        """Check that every number is finite and no larger than `LARGEST`."""
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if (
-                isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and each.name != "seed"
-            ):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and each.name != "seed":
                 check_range(each.name, value, -LARGEST, LARGEST)
         check_seed(self.seed)
         if self.layer is not None:
             check_range("layer", self.layer, 0, LARGEST)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings and the method's name, ready for JSON."""
+        """Return all settings and the method's name, ready for JSON."""
         return {"method": self.method, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Build from plain values, as read from JSON or given on a command line (texts are parsed).
+        """Build from plain values, as read from JSON or given on a command line as texts.
 
         A setting given by two names, its own and an earlier one, takes the later value.
 
@@ -76,29 +74,28 @@ class MethodConfig:
             ConfigError: an unknown key (with a suggestion) or a value of the wrong type.
         """
         hints = typing.get_type_hints(cls)
-        known = {f.name for f in dataclasses.fields(cls)}
-        given: dict[str, Any] = {}
+        known = {each.name for each in dataclasses.fields(cls)}
+        settings: dict[str, Any] = {}
         for key, value in data.items():
             if key == "method":
                 continue
             name = cls.renamed.get(key, key)
             if name not in known:
-                raise ConfigError(
-                    f"{cls.method or cls.__name__} has no setting {quoted(name)}.{suggest(name, known)}"
-                )
-            given[name] = read_value(name, value, hints[name])
-        return cls(**given)
+                owner = cls.method or cls.__name__
+                raise ConfigError(f"{owner} has no setting {quoted(name)}.{suggest(name, known)}")
+            settings[name] = read_value(name, value, hints[name])
+        return cls(**settings)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise `ConfigError` unless value is finite and low <= value <= high."""
     if not low <= value <= high or math.isinf(value):
-        most = LARGEST if high == math.inf else high
-        raise ConfigError(f"{name} is {quoted(value)}; it must lie between {low} and {most}.")
+        high = LARGEST if high == math.inf else high
+        raise ConfigError(f"{name} is {quoted(value)}; it must lie between {low} and {high}.")
 
 
 def check_seed(seed: int) -> None:
-    """Raise `ConfigError` unless every generator of random numbers takes this seed."""
+    """Raise `ConfigError` unless a seed is a whole number that every random generator takes."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise ConfigError(
             f"seed is {quoted(seed)}; it must be a whole number from 0 to {SEEDS - 1}."
@@ -106,27 +103,26 @@ def check_seed(seed: int) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise `ConfigError` unless a model can be loaded in the type of this name, or as saved
-    (`auto`).
-    """
+    """Raise `ConfigError` unless a model can be loaded in this dtype; "auto" is the saved one."""
     import torch
 
-    found = getattr(torch, dtype, None) if dtype.isidentifier() else None
+    kind = getattr(torch, dtype, None) if dtype.isidentifier() else None
     if dtype != "auto" and not (
-        isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
+        isinstance(kind, torch.dtype) and kind.is_floating_point and kind.itemsize > 1
     ):
         raise ConfigError(f"dtype {quoted(dtype)} is unknown; try float32, bfloat16 or float16.")
 
 
 def check_device(device_map: str | None) -> None:
-    """Raise `ConfigError` unless there is such a device here, or it is left to transformers which
-    (`auto`).
+    """Raise `ConfigError` unless this is a device of this machine, or one of `DEVICE_MAPS`, by
+    which accelerate chooses.
     """
     if device_map is None:
         return
     if find_spec("accelerate") is None:
         raise ConfigError(
-            "a device map needs accelerate: `pip install accelerate`; left out, the model is on the CPU."
+            "a device map needs accelerate: `pip install accelerate`; "
+            "left out, the model is on the CPU."
         )
     if device_map in DEVICE_MAPS:
         return
@@ -140,27 +136,32 @@ def check_device(device_map: str | None) -> None:
             f"device_map is {quoted(device_map)}; it is a device or a way to choose one: {known}."
         ) from None
     count = getattr(getattr(torch, device.type, None), "device_count", int)()
-    if (
-        not 0 <= (device.index or 0) < count
-    ):  # an index that torch cannot hold becomes a negative one
+    if not 0 <= (device.index or 0) < count:  # torch makes too large an index negative
         raise ConfigError(
-            f"device_map is {device_map!r}, but torch finds {count} {device.type} devices here; leave it out for the CPU."
+            f"device_map is {device_map!r}, but torch finds {count} {device.type} devices here; "
+            "leave it out for the CPU."
         )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless value is among the choices."""
     if value not in choices:
+        known = ", ".join(choices)
         raise ConfigError(
-            f"{name} is {quoted(value)}; it is one of {', '.join(choices)}.{suggest(value, choices)}"
+            f"{name} is {quoted(value)}; it is one of {known}.{suggest(value, choices)}"
         )
 
 
 def read_value(name: str, value: Any, hint: Any) -> Any:
-    """The value in the type that the hint names; texts, as a command line gives them, are parsed.
+    """Convert a value to the type of a hint; texts, as on a command line, are parsed.
+
+    Args:
+        name: the setting, for the error.
+        value: any plain value.
+        hint: bool, int, float, str, a `Literal`, or a union of them and None.
 
     Raises:
-        ConfigError: it cannot be one of that type.
+        ConfigError: it is no value of that type.
     """
     literal = typing.get_origin(hint) is typing.Literal
     kinds = (hint,) if literal else typing.get_args(hint) or (hint,)
@@ -168,33 +169,30 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
         return None
     for kind in kinds:
         with contextlib.suppress(TypeError, ValueError, OverflowError, KeyError):
-            return _as(kind, value)
-    choices = (
-        typing.get_args(hint)
-        if literal
-        else [getattr(kind, "__name__", str(kind)) for kind in kinds]
-    )
-    raise ConfigError(
-        f"{name} is {quoted(value)}; expected {' or '.join(choices).replace('NoneType', 'none')}."
-    )
+            return _convert(kind, value)
+    names = (getattr(kind, "__name__", str(kind)) for kind in kinds)
+    choices = " or ".join(typing.get_args(hint) if literal else names)
+    raise ConfigError(f"{name} is {quoted(value)}; expected {choices.replace('NoneType', 'none')}.")
 
 
-def _as(kind: Any, value: Any) -> Any:
-    """The value as `kind`; raises one of the conversion errors where it is not."""
+def _convert(kind: Any, value: Any) -> Any:
+    """The value as a `kind`.
+
+    Raises:
+        TypeError, ValueError, OverflowError, KeyError: it is none.
+    """
     if typing.get_origin(kind) is typing.Literal:
         return {choice: choice for choice in typing.get_args(kind)}[value]
     if kind is bool:
-        return (
-            value
-            if isinstance(value, bool)
-            else _SWITCHES[value.lower() if isinstance(value, str) else value]
-        )
+        if isinstance(value, bool):
+            return value
+        return _SWITCHES[value.lower() if isinstance(value, str) else value]
     if isinstance(value, bool) or kind not in (int, float, str):
         raise TypeError(kind)
     if kind is int:
         with contextlib.suppress(ValueError, TypeError):
             return int(value) if isinstance(value, str) else operator.index(value)
-        whole = int(float(value))  # 1e3
+        whole = int(float(value))  # such as 1e3
         if whole != float(value):
             raise ValueError(value)
         return whole

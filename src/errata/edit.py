@@ -1,7 +1,6 @@
-"""What should change: an `Edit`. It is not a bag of probes; those are in `cases.py`, which no
-method ever sees.
+"""`Edit`: what should change. Probes that judge an edit are in `cases.py`, which no method sees.
 
-A file of edits is JSON lines, one edit a line::
+A file of edits is JSON lines, one edit per line::
 
     {"prompt": "Who is the mayor of Kelor?", "target": "Ana Brisk", "subject": "Kelor"}
 """
@@ -29,26 +28,22 @@ OPERATIONS: tuple[str, ...] = get_args(Operation)
 PROBE_FIELDS = ("rephrases", "locality", "portability", "ood")
 """The fields that a case adds to an edit (see `cases.py`)."""
 LONGEST_SUBJECT = 1000
-"""Characters; a longer one is no name."""
+"""Characters of a subject, at most."""
 _NO_TEXT = re.compile("[\ud800-\udfff\0]")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise `EditError` unless a value, called so, is text that can be read and written, and not
-    empty.
-    """
+    """Raise `EditError` unless a value is text, valid and not empty; `name` is for the error."""
     if not isinstance(value, str):
-        raise EditError(f"{name} must be text, got {kind_of(value)}.")
+        raise EditError(f"{name} must be text, got {json_type(value)}.")
     if not value.strip():
         raise EditError(f"{name} is empty; it must be text, or be left out where it may be.")
-    check_signs(name, value)
+    check_characters(name, value)
 
 
-def check_signs(name: str, value: str) -> None:
-    """Raise `EditError` where a text, called so, holds what is no text: half of a surrogate pair,
-    or a NUL.
-    """
+def check_characters(name: str, value: str) -> None:
+    """Raise `EditError` if a text holds half a surrogate pair or a NUL; `name` is for the error."""
     if wrong := _NO_TEXT.search(value):
         what = "a NUL" if wrong[0] == "\0" else f"half a surrogate pair ({wrong[0]!r})"
         raise EditError(
@@ -56,8 +51,8 @@ def check_signs(name: str, value: str) -> None:
         )
 
 
-def kind_of(value: object) -> str:
-    """What a value of JSON is called there."""
+def json_type(value: object) -> str:
+    """Return the name of a JSON value's type, for errors."""
     return "null" if value is None else type(value).__name__
 
 
@@ -66,14 +61,16 @@ class Edit:
     """One correction.
 
     Attributes:
-        prompt: what is asked, as it will be asked.
-        target: what the model should answer. For `erase`, what it should say instead of the fact.
+        prompt: the question, as it will be asked.
+        target: the answer the model should give; for `erase`, what it should answer instead of the
+            fact.
         subject: who or what the fact is about; the prompt mentions it. Optional.
-        operation: `insert` (a fact it has not), `modify` (one it has wrong); they are done alike.
-            `erase` (one it should not tell) stands in old ledgers; no method does it yet.
-        id: the name under which the edit can be undone; derived from the contents when not given.
-        source: who or what says so. Optional; two edits that differ in nothing else are one.
-        time: when it was written into the model, in UTC, e.g. 2026-11-25T22:00:00Z; stamped by
+        operation: `insert` (a fact the model lacks) or `modify` (one it has wrong), which are done
+            alike; `erase` (one it should not tell), which occurs in old ledgers and no method does
+            yet.
+        id: the name by which the edit can be undone; by default a hash of its contents.
+        source: where the fact is from. Optional; not compared, and no part of the hash.
+        time: when it was written into the model, in UTC, e.g. 2026-11-25T22:00:00Z; set by
             `EditModel.edit`.
 
     Raises:
@@ -91,21 +88,27 @@ class Edit:
 
     def __post_init__(self) -> None:
         self._check_fields()
-        if self.subject is not None and len(self.subject) > LONGEST_SUBJECT:
+        subject = self.subject
+        if subject is None:
+            return
+        if len(subject) > LONGEST_SUBJECT:
             raise EditError(
-                f"'subject' has {len(self.subject)} characters; a name has no more than {LONGEST_SUBJECT}."
+                f"'subject' has {len(subject)} characters; a name has no more than "
+                f"{LONGEST_SUBJECT}."
             )
-        if self.subject is not None and not words(self.subject):
+        if not words(subject):
             raise EditError(
-                f"subject {quoted(self.subject)} has no letter, number or sign that a prompt could mention."
+                f"subject {quoted(subject)} has no letter, number or sign that a prompt could "
+                "mention."
             )
-        if self.subject is not None and not mentions(self.prompt, self.subject):
+        if not mentions(self.prompt, subject):
             raise EditError(
-                f"subject {quoted(self.subject)} does not stand in the prompt {quoted(self.prompt)} as words of their own; "
-                "write it as it stands there."
+                f"subject {quoted(subject)} does not stand in the prompt {quoted(self.prompt)} "
+                "as words of their own; write it as it stands there."
             )
 
     def _check_fields(self) -> None:
+        """Check all but the subject's mention, and derive the id if it is empty."""
         for name in ("prompt", "target"):
             check_text(f"'{name}'", getattr(self, name))
         for name in ("subject", "source"):
@@ -117,59 +120,52 @@ class Edit:
             )
         if self.time is not None and not _is_time(self.time):
             raise EditError(
-                f"'time' is {quoted(self.time)}; it is a time in UTC like 2026-11-25T22:00:00Z, or left out."
+                f"'time' is {quoted(self.time)}; it is a time in UTC like 2026-11-25T22:00:00Z, "
+                "or left out."
             )
         if self.id != "":
             check_text("'id'", self.id)
         else:
-            said = json.dumps(
+            contents = json.dumps(
                 [self.prompt, self.target, self.subject, self.operation], ensure_ascii=False
             )
-            object.__setattr__(self, "id", hashlib.sha256(said.encode()).hexdigest()[:12])
+            object.__setattr__(self, "id", hashlib.sha256(contents.encode()).hexdigest()[:12])
 
     def to_dict(self) -> dict[str, Any]:
-        """The edit as one JSON object; `subject`, `source` and `time` are left out when there are
-        none.
-        """
-        out: dict[str, Any] = {"id": self.id, "prompt": self.prompt, "target": self.target}
-        if self.subject is not None:
-            out["subject"] = self.subject
-        out["operation"] = self.operation
-        return out | {
-            name: value
-            for name, value in (("source", self.source), ("time", self.time))
-            if value is not None
-        }
+        """Return the edit as one JSON object, without `subject`, `source` and `time` where None."""
+        names = ("id", "prompt", "target", "subject", "operation", "source", "time")
+        values = ((name, getattr(self, name)) for name in names)
+        return {name: value for name, value in values if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
-        """Read one JSON object. `also` names further keys that may stand there (those of a case).
+        """Build an edit from one JSON object; `also` names further keys that are allowed.
 
         Raises:
-            EditError: a key is missing or unknown, or a value is not what it must be.
+            EditError: a key is missing or unknown, or a value is not valid.
         """
-        return cls(**_given(data, also))
+        return cls(**_fields(data, also))
 
     @classmethod
     def from_ledger(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
-        """Read one JSON object that was written into a model: what it did there it does, whatever
-        new edits must say.
+        """Build an edit from one JSON object of a ledger; `also` names further keys that are
+        allowed.
 
-        `also` names further keys that may stand there.
+        Its subject is not checked against the prompt: the edit is in a model already.
 
         Raises:
             EditError: a key is missing or unknown, or a value is of the wrong type.
         """
-        made = object.__new__(cls)
-        values = {each.name: each.default for each in dataclasses.fields(cls)} | _given(data, also)
-        for name, value in values.items():
-            object.__setattr__(made, name, value)
-        made._check_fields()
-        return made
+        edit = object.__new__(cls)
+        defaults = {each.name: each.default for each in dataclasses.fields(cls)}
+        for name, value in (defaults | _fields(data, also)).items():
+            object.__setattr__(edit, name, value)
+        edit._check_fields()
+        return edit
 
 
-def _given(data: Mapping[str, Any], also: Iterable[str] = ()) -> dict[str, Any]:
-    """What a JSON object says of an edit's fields."""
+def _fields(data: Mapping[str, Any], also: Iterable[str]) -> dict[str, Any]:
+    """The fields of an edit that a JSON object gives."""
     known = [each.name for each in dataclasses.fields(Edit)]
     for name in data:
         if name not in known and name not in also:
@@ -193,30 +189,34 @@ def _is_time(value: object) -> bool:
         return False
 
 
-def stamped(edit: Edit, now: datetime | None = None) -> Edit:
-    """The edit with the time at which it is written: now, or `SOURCE_DATE_EPOCH`, by which folders
-    are equal byte for byte.
+def with_timestamp(edit: Edit) -> Edit:
+    """Return the edit with the present time; with that of `SOURCE_DATE_EPOCH`, if set, so that
+    saved folders are reproducible byte for byte.
 
     Raises:
         ConfigError: `SOURCE_DATE_EPOCH` is not a number of seconds.
     """
-    fixed = os.environ.get("SOURCE_DATE_EPOCH")
-    if now is None and fixed is not None:
+    time = datetime.now(UTC)
+    if (seconds := os.environ.get("SOURCE_DATE_EPOCH")) is not None:
         try:
-            now = datetime.fromtimestamp(int(fixed), UTC)
+            time = datetime.fromtimestamp(int(seconds), UTC)
         except (ValueError, OverflowError, OSError):
             raise ConfigError(
-                f"SOURCE_DATE_EPOCH is {quoted(fixed)}; it is a number of seconds since 1970."
+                f"SOURCE_DATE_EPOCH is {quoted(seconds)}; it is a number of seconds since 1970."
             ) from None
-    return dataclasses.replace(edit, time=(now or datetime.now(UTC)).strftime(_TIME))
+    return dataclasses.replace(edit, time=time.strftime(_TIME))
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a method that is trained learns from: an edit, other ways to ask it, and prompts whose
-    answers must stay.
+    """A training example of a method that is trained before it edits.
 
-    Examples are not the stream's own cases: what judges an edit must not have taught the editor.
+    Examples must not be the cases by which the method is judged.
+
+    Attributes:
+        edit: the edit.
+        rephrases: other wordings of its prompt.
+        others: prompts whose answers must stay.
     """
 
     edit: Edit
@@ -225,11 +225,10 @@ class Example:
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) for every non-empty line of a UTF-8 JSON-lines file, which is
-    read once.
+    """Yield (line number, object) of every non-empty line of a UTF-8 JSON-lines file.
 
     Raises:
-        EditError: no such file, a line that is not UTF-8, not JSON, or not an object; file and line
+        EditError: no such file, or a line is not UTF-8, not JSON, or not an object; file and line
             are named.
     """
     path = Path(path)
@@ -243,7 +242,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            data = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+            data = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
         except UnicodeDecodeError as error:
             raise EditError(
                 f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)."
@@ -264,27 +263,27 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
         if not isinstance(data, dict):
             raise EditError(
-                f"{path}:{number}: expected one JSON object a line, got {kind_of(data)}."
+                f"{path}:{number}: expected one JSON object a line, got {json_type(data)}."
             )
         yield number, data
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise EditError(f"the field {quoted(twice)} stands there twice; say it once.")
-    return found
+    return data
 
 
 def parse_json_lines(
     path: str | Path, parse: Callable[[Mapping[str, Any]], Parsed]
 ) -> list[tuple[int, Parsed]]:
-    """(line number, what it says) of every line of a JSON-lines file, parsed.
+    """Read (line number, parsed object) from every line of a JSON-lines file.
 
     Raises:
-        EditError: with file and line; also when the file holds nothing.
+        EditError: a line is not valid (file and line are named), or the file holds none.
     """
     parsed = []
     for number, data in read_json_lines(path):
@@ -298,22 +297,22 @@ def parse_json_lines(
 
 
 def read_edits(path: str | Path) -> list[Edit]:
-    """Read a JSON-lines file of edits. A file of cases is one too: its probes are passed over.
+    """Read a JSON-lines file of edits, or of cases, whose probes are ignored.
 
     Raises:
-        EditError: with file and line; also when the file holds no edit.
+        EditError: a line is not valid (file and line are named), or the file holds no edit.
     """
     return [edit for _, edit in read_numbered_edits(path)]
 
 
 def read_numbered_edits(path: str | Path) -> list[tuple[int, Edit]]:
-    """(line number, edit) of every line of a file of edits; see `read_edits`."""
+    """Read (line number, edit) from every line of a file of edits; see `read_edits`."""
     return parse_json_lines(path, lambda data: Edit.from_dict(data, also=PROBE_FIELDS))
 
 
-def same_answer(said: str, wanted: str) -> bool:
-    """Whether two answers are the same words, white space and a closing full stop aside."""
-    return _plain(said) == _plain(wanted)
+def same_answer(answer: str, wanted: str) -> bool:
+    """Return whether two answers are the same, up to white space and a final full stop."""
+    return _plain(answer) == _plain(wanted)
 
 
 def _plain(text: str) -> str:

@@ -1,19 +1,18 @@
-"""Every error a person can meet, drawn as a tree.
+"""Every error a user can meet, as a tree.
 
 ::
 
     ErrataError                    anything errata raises on purpose
     ├── UsageError                 the call or the input is wrong; the command line exits with 2
-    │   ├── EditError              an edit or a case does not say what it must (file and line are
-    named) │   ├── ConfigError            an unknown setting, or a value out of range
-    │   ├── UnknownNameError       no such method, model, preset or edit id (a suggestion is made)
+    │   ├── EditError              an edit or a case is not valid (file and line are named)
+    │   ├── ConfigError            an unknown setting, or a value out of range
+    │   ├── UnknownNameError       no such method, model, preset or edit id; one is suggested
     │   └── PromptTooLongError     a prompt does not fit the model's context
     ├── ArchitectureError          the model has no structure that edits can be written into
     ├── ArtifactError              a saved folder is missing, damaged, or of another version
     │   └── BaseMismatchError      the artifact was written for another base model
     └── StorageError               the disk refused (full, read-only); nothing was half-written
-        └── FolderBusyError        another process writes into the folder, or has since it was
-        opened
+        └── FolderBusyError        another process writes into the folder, or did meanwhile
 
 `UsageError` and its children are also `ValueError`; the others are also `RuntimeError`.
 """
@@ -26,7 +25,7 @@ from collections.abc import Iterable
 
 
 class ErrataError(Exception):
-    """Anything errata raises on purpose; `exit_code` is what the command line ends with."""
+    """Anything errata raises on purpose; `exit_code` is that of the command line."""
 
     exit_code = 1
 
@@ -38,7 +37,7 @@ class UsageError(ErrataError, ValueError):
 
 
 class EditError(UsageError):
-    """An edit or a case does not say what it must."""
+    """An edit or a case is not valid: a field is missing, unknown or of the wrong type."""
 
 
 class ConfigError(UsageError):
@@ -66,7 +65,7 @@ class BaseMismatchError(ArtifactError):
 
 
 class StorageError(ErrataError, RuntimeError):
-    """The disk refused a write; what was there before is still there."""
+    """The disk refused a write; what was there before is unchanged."""
 
 
 class FolderBusyError(StorageError):
@@ -74,13 +73,13 @@ class FolderBusyError(StorageError):
 
 
 def quoted(value: object, most: int = 80) -> str:
-    """A value as an error shows it: with what cannot be seen escaped, and not longer than a line."""
-    said = repr(value[: most + 1]) if isinstance(value, str) else reprlib.repr(value)
-    return said if len(said) <= most + 2 else f"{said[:most]}..."
+    """Return a value as an error shows it: invisible characters escaped, at most a line long."""
+    shown = repr(value[: most + 1]) if isinstance(value, str) else reprlib.repr(value)
+    return shown if len(shown) <= most + 2 else f"{shown[:most]}..."
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'wise'?"` when a known name is near, else the list of known names."""
+    """Return `" Did you mean 'wise'?"` when a known name is near, else the list of known names."""
     known = sorted(known)
     near = difflib.get_close_matches(name[:100].lower(), known, n=1, cutoff=0.5)
     if near:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from errata.answers import begins_with, contains_any, is_any
-from errata.arguments import listed
+from errata.arguments import as_list
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS, Case
 from errata.edit import same_answer
 from errata.lm import Score
@@ -148,7 +148,7 @@ def evaluate(
         max_new_tokens: a free answer is cut here if the model does not stop by itself.
         progress: called with (questions done, questions in all).
     """
-    cases = listed(cases, Case, "cases")
+    cases = as_list(cases, Case, "cases")
     questions = _questions(cases)
     asked = [question for question in questions if question.measure != "ood"]
     total, done = 2 * len(asked), 0

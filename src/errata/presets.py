@@ -1,7 +1,6 @@
-"""Published settings by method and model, read from `presets.toml`. They are offered, never applied
-unasked.
+"""Published settings by method and model, read from `presets.toml` and applied only when asked for.
 
-A row applies to a model when every value under `match` is that of the model's configuration.
+A preset fits a model when every value under `match` is that of the model's configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from errata.errors import UnknownNameError, suggest
 
 @dataclass(frozen=True)
 class Preset:
-    """One row.
+    """The published settings of one method for one model.
 
     Attributes:
         name: what `--preset` takes.
@@ -33,24 +32,23 @@ class Preset:
     source: str
 
     def fits(self, config: Any) -> bool:
-        """Whether the row was published for a model with this configuration."""
+        """Return whether it was published for a model with this configuration."""
         text = config.get_text_config()
         return all(getattr(text, name, None) == value for name, value in self.match.items())
 
 
 def presets(method: str | None = None) -> list[Preset]:
-    """All rows, or those of a method."""
-    rows = tomllib.loads(files("errata").joinpath("presets.toml").read_text(encoding="utf-8"))[
-        "preset"
-    ]
-    return [preset for preset in (Preset(**row) for row in rows) if method in (None, preset.method)]
+    """Return all presets, or those of one method."""
+    data = tomllib.loads(files("errata").joinpath("presets.toml").read_text(encoding="utf-8"))
+    rows = [Preset(**row) for row in data["preset"]]
+    return [row for row in rows if method in (None, row.method)]
 
 
 def preset(method: str, name: str) -> Preset:
-    """The row of that name.
+    """Return the preset of a method that has this name.
 
     Raises:
-        UnknownNameError: the method has none; the nearest is suggested.
+        UnknownNameError: the method has none; the nearest name is suggested.
     """
     known = {row.name: row for row in presets(method)}
     if name not in known:
@@ -59,7 +57,7 @@ def preset(method: str, name: str) -> Preset:
 
 
 def preset_for(method: str, config: Any) -> Preset:
-    """The row published for the model with this configuration; the first, when there are several.
+    """Return the first preset of a method that fits the model with this configuration.
 
     Raises:
         UnknownNameError: there is none.
@@ -69,6 +67,7 @@ def preset_for(method: str, config: Any) -> Preset:
             return row
     known = ", ".join(row.name for row in presets(method)) or "none at all"
     raise UnknownNameError(
-        f"{method} has no preset for this {config.model_type} with {config.num_hidden_layers} layers (there are: "
-        f"{known}). Leave --preset out: the defaults fit themselves to the model."
+        f"{method} has no preset for this {config.model_type} with {config.num_hidden_layers} "
+        f"layers (there are: {known}). "
+        "Leave --preset out: the defaults fit themselves to the model."
     )

@@ -1,4 +1,4 @@
-"""What became of edits, and why a prompt is answered as it is. It decides nothing."""
+"""Reports: the results of writing edits, and why a prompt is answered as it is."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from errata.edit import Edit
 from errata.errors import EditError
 
 OnConflict = Literal["replace", "keep", "error"]
-"""What becomes of an edit that asks what an older one asks and wants another answer."""
+"""What is done with an edit that asks what an older one asks and wants another answer."""
 
 
 @dataclass(frozen=True)
 class EditResult:
-    """What became of one edit: the final model's free answer to its prompt, and whether it is the
-    target.
+    """The answer that the edited model generates to an edit's prompt.
+
+    Attributes:
+        edit: the edit.
+        answer: the answer after all edits were written.
+        success: whether it is the edit's target.
     """
 
     edit: Edit
@@ -26,14 +30,14 @@ class EditResult:
 
 @dataclass(frozen=True)
 class EditReport:
-    """What became of one call of `EditModel.edit`.
+    """The result of one call of `EditModel.edit`.
 
     Attributes:
         results: one per edit written, in order; empty when checking was turned off.
         skipped: ids of edits that were in the model already.
         conflicts: (new id, older id) of edits that ask the same and want another answer; see
             `EditModel.edit`.
-        warnings: (id, what to know) of edits that were written and may not do what was meant.
+        warnings: (id, message) of edits that were written and may not do what was meant.
     """
 
     results: list[EditResult] = field(default_factory=list)
@@ -43,19 +47,21 @@ class EditReport:
 
     @property
     def success_rate(self) -> float | None:
-        """Share of the edits written that the model now answers with their target."""
+        """Share of the edits written that the model answers with their target; None without
+        results.
+        """
         return sum(r.success for r in self.results) / len(self.results) if self.results else None
 
 
 @dataclass(frozen=True)
 class Reason:
-    """An edit that a prompt might be asking for, and how much speaks for it.
+    """An edit that a prompt may be about, with its score.
 
     Attributes:
         edit_id: the edit.
-        score: what edits are chosen by.
-        parts: what the score is made of, by name.
-        place: where the edit is kept, as its method calls it.
+        score: the score that edits are chosen by.
+        parts: the parts of the score, by name.
+        place: where the edit is stored, in its method's words.
     """
 
     edit_id: str
@@ -66,13 +72,13 @@ class Reason:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Who answers a prompt.
+    """Which edit answers a prompt, and why.
 
     Attributes:
-        prompt: what is asked.
-        edit_id: the edit that answers; None: the base model.
-        threshold: an edit answers when its score is not below.
-        reasons: the edits that were thought of, best first.
+        prompt: the question.
+        edit_id: the edit that answers; None: the base model does.
+        threshold: the lowest score with which an edit answers.
+        reasons: the candidate edits, best first.
     """
 
     prompt: str
@@ -82,29 +88,35 @@ class Explanation:
 
 
 def conflict_error(conflicts: Sequence[tuple[str, str]], edits: Iterable[Edit]) -> EditError:
-    """What to say of conflicts, (new id, older id), where there may be none; edits are all that
-    they may name.
+    """Return the error for conflicts, where none are allowed.
+
+    Args:
+        conflicts: (new id, older id) of each, at least one.
+        edits: the edits that these ids belong to, and maybe others.
     """
-    known = {edit.id: edit for edit in edits}
-    new, old = (known[name] for name in conflicts[0])
+    by_id = {edit.id: edit for edit in edits}
+    new, old = (by_id[edit_id] for edit_id in conflicts[0])
     more = f" ({len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
     return EditError(
-        f"{new.id} ({new.prompt!r}, {new.target!r}) asks what {old.id} ({old.prompt!r}, {old.target!r}) asks and wants "
-        f"another answer{more}; nothing was written. Take one out, or let the later one win (replace) or the older one stay "
-        "(keep)."
+        f"{new.id} ({new.prompt!r}, {new.target!r}) asks what {old.id} ({old.prompt!r}, "
+        f"{old.target!r}) asks and wants another answer{more}; nothing was written. "
+        "Take one out, or let the later one win (replace) or the older one stay (keep)."
     )
 
 
-def older_kept(
+def keep_older(
     edits: Sequence[Edit], conflicts: Sequence[tuple[str, str]]
 ) -> tuple[list[Edit], list[tuple[str, str]], list[str]]:
-    """(the edits that remain; the conflicts (new id, older id) that decided it; the ids of those
-    left out).
+    """Leave out edits that conflict with an older one that stays.
+
+    Returns:
+        (the edits that stay, the conflicts (new id, older id) with an older one that stays, the ids
+        of the edits left out).
     """
-    gone: dict[str, None] = {}
-    decided = []
+    left_out: dict[str, None] = {}
+    decisive = []
     for new, older in conflicts:
-        if older not in gone:
-            gone[new] = None
-            decided.append((new, older))
-    return [edit for edit in edits if edit.id not in gone], decided, list(gone)
+        if older not in left_out:
+            left_out[new] = None
+            decisive.append((new, older))
+    return [edit for edit in edits if edit.id not in left_out], decisive, list(left_out)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from errata.analyses.given import new_figure
-from errata.answers import normalised
+from errata.answers import normalize
 from errata.bench.results import Measured
 from errata.evaluation import Answer
 
@@ -30,7 +30,7 @@ def kind_of(answer: Answer) -> str | None:
     """Which of `KINDS` a wrong answer is; None where it is right."""
     if answer.right:
         return None
-    said, wanted = normalised(answer.after).split(), normalised(answer.wanted).split()
+    said, wanted = normalize(answer.after).split(), normalize(answer.wanted).split()
     if not said:
         return "nothing"
     if answer.after == answer.before:

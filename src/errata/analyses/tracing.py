@@ -20,7 +20,7 @@ from errata.analyses.given import Given, new_figure
 from errata.errors import UsageError
 from errata.lm import LM
 from errata.lm.hooks import replace_output
-from errata.lm.subject import last_token
+from errata.lm.subject import subject_token
 
 NOISES = 10
 """Blurred copies of a prompt; the probability is their mean."""
@@ -50,7 +50,7 @@ def trace(lm: LM, prompt: str, subject: str, answer: str, seed: int = 0) -> dict
         UsageError: the prompt does not name the subject.
     """
     ids = lm.encode_prompt(prompt)
-    last = last_token(lm, prompt, subject)
+    last = subject_token(lm, prompt, subject)
     before = prompt[: prompt.index(subject)].rstrip() if subject in prompt else ""
     first = min(
         last,

@@ -17,7 +17,7 @@ from typing import Any
 
 from errata.bench.run import run
 from errata.bench.stream import Contender, Stream, blank_row
-from errata.cluster import RETRIES, cluster, spreading
+from errata.cluster import RETRIES, cluster, distribute
 
 Shown = Callable[[str, str, int, int], None]
 """Called with (contender, what it is doing, how much of it is done, out of how much)."""
@@ -108,7 +108,7 @@ def _race_on_ray(racer: Contender, stream: Stream) -> None:
     """What a task does; its progress is the stream's folder. What its method can spread are tasks
     of their own.
     """
-    with spreading():
+    with distribute():
         _quietly(racer, stream, lambda what, done, total: None)
 
 

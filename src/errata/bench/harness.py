@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.arguments import listed
+from errata.arguments import as_list
 from errata.errors import PromptTooLongError, UnknownNameError, UsageError
 from errata.lm import LM
 from errata.lm.encoding import Row, in_batches, prompt_tokens
@@ -204,7 +204,7 @@ def ability(
         UsageError: there is no task, or no such folder.
         PromptTooLongError: a continuation alone is longer than the model's context.
     """
-    tasks = listed(tasks, str, "tasks")
+    tasks = as_list(tasks, str, "tasks")
     known = _known_tasks(tasks, include_path)
     harness = HarnessModel(model, batch_size)
 

@@ -22,10 +22,10 @@ def ask(
 ) -> None:
     """Ask a model; one answer a line."""
     from errata.cli.opening import open_to_ask
-    from errata.edit import check_signs
+    from errata.edit import check_characters
 
     for prompt in prompts:
-        check_signs("a question", prompt)
+        check_characters("a question", prompt)
     edited, unedited = open_to_ask(model)
     answers = (unedited if base else edited)(prompts, max_new_tokens=max_new_tokens)
     if as_json:

@@ -18,7 +18,7 @@ def chat(
 ) -> None:
     """Ask one question after another; each stands on its own."""
     from errata.cli.opening import open_to_ask
-    from errata.edit import check_signs
+    from errata.edit import check_characters
     from errata.errors import UsageError
 
     edited, unedited = open_to_ask(model)
@@ -35,7 +35,7 @@ def chat(
         if not question:
             continue
         try:
-            check_signs("the question", question)
+            check_characters("the question", question)
             screen.say(
                 (unedited if plain else edited)([question], max_new_tokens=max_new_tokens)[0]
             )

@@ -136,12 +136,12 @@ def spread_by(executor: str) -> Iterator[None]:
     Raises:
         UsageError: there is no such executor, or Ray is not installed or not reached.
     """
-    from errata.cluster import cluster, spreading
+    from errata.cluster import cluster, distribute
 
     if executor not in ("local", "ray"):
         raise UsageError(f"--executor is local or ray; got {executor!r}.")
     with contextlib.ExitStack() as entered:
         if executor == "ray":
             entered.enter_context(cluster())
-            entered.enter_context(spreading())
+            entered.enter_context(distribute())
         yield

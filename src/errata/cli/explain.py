@@ -24,10 +24,10 @@ def explain(
     next candidates.
     """
     from errata.cli.opening import open_artifact
-    from errata.edit import check_signs
+    from errata.edit import check_characters
 
     for prompt in prompts:
-        check_signs("a question", prompt)
+        check_characters("a question", prompt)
     edited = open_artifact(model)
     told = edited.explain(prompts)
     if as_json:

@@ -1,6 +1,4 @@
-"""A model as the papers see it: its layers, tokens and endings, what flows through it, what it
-says.
-"""
+"""A language model as the editing papers see it: architecture, prompts as tokens, hooks, scores."""
 
 from errata.lm.encoding import prompt_tokens
 from errata.lm.lm import LM, Score

@@ -1,10 +1,9 @@
-"""Where a model keeps its facts: the blocks, the value matrix W_out of each, its orientation, the
-head.
+"""`Architecture`: the blocks of a model, the value matrix W_out of each, and the output head.
 
-This is the only file that tells model families apart. It knows `FAMILIES` by heart and infers the
-rest from structure alone, so a family nobody has listed works the day it appears. It does not run a
-model. `read_weight` and `add_to_weight` show every matrix as the papers write it: W is (d_out,
-d_in), v = W k + b.
+This is the only file that tells model families apart. It lists some in `FAMILIES` and infers others
+from their structure alone, so that a family nobody has listed works, too. It does not run a model.
+`read_weight` and `add_to_weight` handle every matrix as the papers write it: W is (d_out, d_in),
+v = W k + b.
 """
 
 from __future__ import annotations
@@ -60,22 +59,26 @@ FAMILIES: Mapping[str, Places] = MappingProxyType(
     }
 )
 
-# The layers WISE's paper chose, by depth: LLaMA-2-7B and Mistral-7B have 32 blocks, GPT-J-6B has
-# 28.
+# Number of blocks -> the layer WISE's paper edits: LLaMA-2-7B and Mistral-7B have 32, GPT-J-6B 28.
 _PUBLISHED_LAYERS: Mapping[int, int] = MappingProxyType({32: 27, 28: 21})
 
-_ATTENTION = re.compile(r"(attn|attention)[^.]*\.", re.IGNORECASE)  # above a linear module
-# How the last matrix of a feed-forward network is usually called; asked only when its shape does
-# not tell.
+# A module that contains linear modules of attention.
+_ATTENTION = re.compile(r"(attn|attention)[^.]*\.", re.IGNORECASE)
+# Usual names of the last matrix of a feed-forward network; used only where its shape is ambiguous.
 _DOWNWARD = re.compile("down|fc2|fc_out|ff_out|c_proj|4h_to_h|linear2|^w2$|^wo$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The places in one model that editing needs.
+    """The modules of one model that editing needs, and their sizes.
 
-    `blocks`, `w_out` and `head` are dotted paths (`w_out` starts inside a block); W_out is hidden
-    (d_out) x d_in.
+    Attributes:
+        model_type: the family, as the model's configuration names it.
+        n_layers: number of blocks.
+        hidden_size: width of the hidden states.
+        blocks, head: dotted paths of the block list and of the output head.
+        w_out: dotted path of the value matrix inside a block.
+        d_in, d_out: sizes of W_out, (d_out, d_in); d_out is the hidden size.
     """
 
     model_type: str
@@ -88,7 +91,7 @@ class Architecture:
     d_out: int
 
     def block(self, model: nn.Module, layer: int) -> nn.Module:
-        """The block numbered `layer`, from 0.
+        """Return the block numbered `layer`, from 0.
 
         Raises:
             ConfigError: there is no such layer.
@@ -96,7 +99,8 @@ class Architecture:
         return model.get_submodule(f"{self.blocks}.{self._checked(layer)}")
 
     def value_module(self, model: nn.Module, layer: int) -> nn.Module:
-        """The module that holds W_out of `layer`: keys (..., d_in) in, values (..., d_out) out.
+        """Return the module that holds W_out of `layer`: keys (..., d_in) in, values (..., d_out)
+        out.
 
         Raises:
             ConfigError: there is no such layer.
@@ -104,7 +108,7 @@ class Architecture:
         return model.get_submodule(self.value_path(layer))
 
     def value_path(self, layer: int) -> str:
-        """The full dotted name of `value_module`.
+        """Return the dotted path of `value_module`.
 
         Raises:
             ConfigError: there is no such layer.
@@ -112,19 +116,19 @@ class Architecture:
         return f"{self.blocks}.{self._checked(layer)}.{self.w_out}"
 
     def body_module(self, model: nn.Module) -> nn.Module:
-        """All below the head: what it returns (..., hidden) is what the head reads."""
+        """Return the model without its head; its output (..., hidden) is the head's input."""
         return model.get_submodule(self.blocks.rpartition(".")[0])
 
     def head_module(self, model: nn.Module) -> nn.Module:
-        """The output head: hidden states (..., hidden) in, logits (..., vocabulary) out."""
+        """Return the output head: hidden states (..., hidden) in, logits (..., vocabulary) out."""
         return model.get_submodule(self.head)
 
     def default_layer(self) -> int:
-        """The layer to edit when nobody says: late, but with layers above it to carry the change.
+        """Return the layer that is edited by default: a late one, with layers above it.
 
-        At the depths WISE's paper studied it is the paper's own choice (27 of 32, 21 of 28),
-        elsewhere four fifths of the way up. It is never the first or the last layer of a model that
-        has three.
+        It is the choice of WISE's paper (arXiv 2405.14768) at the depths studied there (27 of 32,
+        21 of 28), elsewhere four fifths of the way up; in a model of three or more layers never the
+        first or the last.
         """
         layer = _PUBLISHED_LAYERS.get(self.n_layers, self.n_layers * 4 // 5)
         return max(0, min(max(1, layer), self.n_layers - 2))
@@ -138,10 +142,10 @@ class Architecture:
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """The architecture of `model`: from `FAMILIES` when its paths are there, else inferred.
+    """Return the architecture of a model: from `FAMILIES` if its paths exist, else inferred.
 
     Raises:
-        ArchitectureError: the model has no place that edits can be written into.
+        ArchitectureError: the model has no value matrix that can be edited.
     """
     search = _Search.of(model)
     places = FAMILIES.get(search.model_type)
@@ -151,8 +155,7 @@ def architecture_of(model: nn.Module) -> Architecture:
 
 
 def infer_architecture(model: nn.Module) -> Architecture:
-    """The architecture of `model` from its structure alone: shapes, order, and which modules are
-    attention.
+    """Infer the architecture of a model from shapes, order, and which modules are attention.
 
     Raises:
         ArchitectureError: nothing fits, or more than one thing does.
@@ -164,7 +167,7 @@ def infer_architecture(model: nn.Module) -> Architecture:
 
 @dataclass(frozen=True)
 class _Search:
-    """One look through a model, which knows what it is looking for and can say so."""
+    """A search for the blocks, value matrices and head of one model."""
 
     model: nn.Module
     model_type: str
@@ -174,17 +177,16 @@ class _Search:
     @classmethod
     def of(cls, model: nn.Module) -> _Search:
         config = getattr(model, "config", None)
-        of_text = getattr(config, "get_text_config", None)
-        text = of_text() if callable(of_text) else config
+        get_text_config = getattr(config, "get_text_config", None)
+        text = get_text_config() if callable(get_text_config) else config
         kind = str(getattr(config, "model_type", type(model).__name__))
-        n_layers, hidden = (
-            getattr(text, "num_hidden_layers", None),
-            getattr(text, "hidden_size", None),
-        )
+        n_layers = getattr(text, "num_hidden_layers", None)
+        hidden = getattr(text, "hidden_size", None)
         if not isinstance(n_layers, int) or not isinstance(hidden, int):
             raise ArchitectureError(
-                f"{kind}: looked for num_hidden_layers and hidden_size in model.config; found {n_layers!r} "
-                f"and {hidden!r}. Load the model with AutoModelForCausalLM.from_pretrained."
+                f"{kind}: looked for num_hidden_layers and hidden_size in model.config; "
+                f"found {n_layers!r} and {hidden!r}. "
+                "Load the model with AutoModelForCausalLM.from_pretrained."
             )
         search = cls(model, kind, n_layers, hidden)
         if getattr(config, "is_encoder_decoder", False):
@@ -193,18 +195,19 @@ class _Search:
 
     def error(self, found: str) -> ArchitectureError:
         return ArchitectureError(
-            f"{self.model_type}: looked for a list of {self.n_layers} blocks, each with attention and one "
-            f"feed-forward value matrix of shape {self.hidden_size} x FFN width; found {found}. Use a dense "
-            "decoder-only model loaded with AutoModelForCausalLM; if it is one, it wants a row in FAMILIES."
+            f"{self.model_type}: looked for a list of {self.n_layers} blocks, each with attention "
+            f"and one feed-forward value matrix of shape {self.hidden_size} x FFN width; found "
+            f"{found}. Use a dense decoder-only model loaded with AutoModelForCausalLM; "
+            "if it is one, it wants a row in FAMILIES."
         )
 
     def has(self, places: Places) -> bool:
-        """Whether the paths of a table row lead somewhere in this very model."""
+        """Whether the paths of a row of `FAMILIES` exist in this model."""
         names = {name for name, _ in self.model.named_modules(remove_duplicate=False)}
         return {places.blocks, f"{places.blocks}.0.{places.w_out}", places.head} <= names
 
     def architecture(self, places: Places) -> Architecture:
-        """Check that every block has W_out at the same place and in one shape, and write it down."""
+        """The architecture with these paths, if W_out has one shape in all blocks."""
         modules = dict(self.model.named_modules(remove_duplicate=False))
         paths = [f"{places.blocks}.{layer}.{places.w_out}" for layer in range(self.n_layers)]
         shapes = {path: _features(modules[path]) if path in modules else None for path in paths}
@@ -223,34 +226,30 @@ class _Search:
         for name, blocks in lists.items():
             if len(blocks) == self.n_layers:
                 try:
-                    fitting |= {
-                        (name, self.value_in(f"{name}.{i}", block))
-                        for i, block in enumerate(blocks)
-                    }
+                    paths = {self.value_in(f"{name}.{i}", block) for i, block in enumerate(blocks)}
+                    fitting |= {(name, path) for path in paths}
                 except ArchitectureError as misfit:
                     misfits.append(misfit)
         if len(fitting) == 1:
             return fitting.pop()
         if fitting:
-            raise self.error(
-                "several: " + ", ".join(sorted(f"{name}.*.{path}" for name, path in fitting))
-            )
+            candidates = sorted(f"{name}.*.{path}" for name, path in fitting)
+            raise self.error(f"several: {', '.join(candidates)}")
         if misfits:
             raise misfits[0]
         lengths = ", ".join(f"{name} of length {len(m)}" for name, m in lists.items())
         raise self.error(f"no list of that length (module lists: {lengths or 'none'})")
 
     def value_in(self, name: str, block: nn.Module) -> str:
-        """The path of W_out inside one block, told by shape first, then by name, then by order."""
+        """The path of W_out inside one block, found by shape, else by name, else by order."""
         if any("expert" in path.lower() for path, _ in block.named_modules()):
             raise self.error(f"a mixture of experts in {name}")
         linears = {
             path: size for path, module in block.named_modules() if (size := _features(module))
         }
         outside = {path: size for path, size in linears.items() if not _ATTENTION.search(path)}
-        listing = (
-            ", ".join(f"{path} {size[0]}->{size[1]}" for path, size in outside.items()) or "nothing"
-        )
+        sizes = ", ".join(f"{path} {size[0]}->{size[1]}" for path, size in outside.items())
+        listing = sizes or "nothing"
         if len(outside) == len(linears):
             raise self.error(
                 f"no attention in {name}, as in a state-space model (linear: {listing})"
@@ -259,15 +258,15 @@ class _Search:
         narrowing = [path for path in outward if outside[path][0] != self.hidden_size]
         named = [path for path in narrowing or outward if _DOWNWARD.search(path.rpartition(".")[2])]
         in_order = outward[1:] if len(outward) == 2 and not narrowing and not named else []
-        for told in (narrowing, named, in_order):
-            if len(told) == 1:
-                return told[0]
+        for candidates in (narrowing, named, in_order):
+            if len(candidates) == 1:
+                return candidates[0]
         raise self.error(
             f"{len(narrowing or outward)} candidates in {name} (outside attention: {listing})"
         )
 
     def head(self) -> str:
-        """The path of the output head, which a language model of transformers names itself."""
+        """The path of the output head, as transformers' `get_output_embeddings` gives it."""
         get = getattr(self.model, "get_output_embeddings", None)
         head = get() if callable(get) else None
         for path, module in self.model.named_modules():
@@ -277,7 +276,7 @@ class _Search:
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a linear module, None for any other; quantised modules say theirs too."""
+    """(in, out) of a linear module, quantised ones included; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -285,14 +284,12 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores its weight as (in, out), the other way round than the papers write
-    it.
-    """
+    """Whether a module stores its weight as (in, out), the transpose of the papers' W."""
     return isinstance(module, Conv1D)
 
 
 def read_weight(module: nn.Module) -> Tensor:
-    """W of a linear module, (d_out, d_in): a view without gradient, so that it follows the model.
+    """Return W of a linear module, (d_out, d_in): a detached view, which follows the model.
 
     Raises:
         ArchitectureError: the weight is quantised, not in memory, or not a matrix.
@@ -300,27 +297,27 @@ def read_weight(module: nn.Module) -> Tensor:
     weight, kind = getattr(module, "weight", None), type(module).__name__
     if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.is_meta:
         raise ArchitectureError(
-            f"{kind} has no weight matrix in memory; editing needs a linear module, without offloading."
+            f"{kind} has no weight matrix in memory; "
+            "editing needs a linear module, without offloading."
         )
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise ArchitectureError(
-            f"the weight of {kind} is stored as {weight.dtype}; editing needs floats of 16 bits or more. "
-            "Load the model without quantisation, e.g. with dtype=torch.bfloat16."
+            f"the weight of {kind} is stored as {weight.dtype}; editing needs floats of 16 bits or "
+            "more. Load the model without quantisation, e.g. with dtype=torch.bfloat16."
         )
     return weight.detach().T if is_transposed(module) else weight.detach()
 
 
 def read_bias(module: nn.Module) -> Tensor | None:
-    """b of a linear module, (d_out,): a view without gradient, or None where there is none."""
+    """Return b of a linear module, (d_out,): a detached view; None where there is none."""
     bias = getattr(module, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
 
 
 def add_to_weight(module: nn.Module, delta: Tensor) -> None:
-    """W += delta in place, delta (d_out, d_in); the sum is rounded once, to the weight's own dtype.
+    """Add delta (d_out, d_in) to W in place; the sum is rounded once, to the weight's own dtype.
 
-    Taking the same delta off again restores W only up to rounding; to have every bit back, keep a
-    copy.
+    Subtracting the same delta restores W only up to rounding; for an exact copy, keep one.
 
     Raises:
         ArchitectureError: as `read_weight`.

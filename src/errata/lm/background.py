@@ -1,8 +1,8 @@
-"""What flows through a base model when it is left alone: background text of its own making, and the
-scale of its values.
+"""Self-generated background text of a base model, the names in it, and the norms of keys and values
+over it.
 
-The text is sampled from the model itself, seeded, so it needs no corpus and fits any language,
-tokenizer and size.
+The texts are sampled from the model itself with a fixed seed, so they need no corpus and fit any
+language, tokenizer and size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import regex
 import torch
 
-from errata.lm.endings import plainly
 from errata.lm.hooks import capture_input, capture_output
 from errata.lm.lm import LM
 
@@ -23,7 +22,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class ValueScale:
-    """Median Euclidean norms over background tokens: of the keys k and of the values v = W k + b."""
+    """Median Euclidean norms of keys k and values v = W k + b over background tokens."""
 
     key_norm: float
     value_norm: float
@@ -31,10 +30,14 @@ class ValueScale:
 
 @torch.no_grad()
 def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int = 1) -> list[str]:
-    """Sample `count` texts of up to `length` new tokens from the model, starting from nothing.
+    """Sample `count` self-generated texts from the model, starting from its first special token.
 
     Args:
-        shortest: new tokens before the model may end a text.
+        lm: the base model, without patches.
+        count: how many texts.
+        length: new tokens of a text, at most.
+        seed: of the random generator; the caller's generator stays as it is.
+        shortest: new tokens of a text, at least.
     """
     start = lm.tokenizer.bos_token_id
     start = start if start is not None else next(iter(lm.end_ids), lm.pad_id)
@@ -46,7 +49,7 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
         torch.manual_seed(seed)
         while len(texts) < count:
             ids = torch.full((min(BATCH, count - len(texts)), 1), start, device=lm.device)
-            out = plainly(lm).generate(
+            out = lm.greedy_model().generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -61,61 +64,61 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
 
 
 def names_in(text: str) -> list[str]:
-    """Names in a text, as far as a capital letter tells them: runs of capitalised words, a
-    sentence's opener aside.
+    """Return the names in a text: runs of capitalised words, except words that are capitalised
+    because they open a sentence.
     """
-    found: list[str] = []
+    names: list[str] = []
     end = -1
     for word in _WORD.finditer(text):
         if not word[0][0].isupper():
             continue
         before, following = text[: word.start()].rstrip(), text[word.end() :].lstrip()[:1]
         opens = not before or before[-1] in ".?!:"
-        if found and word.start() == end + 1 and text[end] == " ":
-            found[-1] += f" {word[0]}"
+        if names and word.start() == end + 1 and text[end] == " ":
+            names[-1] += f" {word[0]}"
         elif opens and (word[0].lower() in _OPENERS or not following.isupper()):
             continue
         else:
-            found.append(word[0])
+            names.append(word[0])
         end = word.end()
-    return list(dict.fromkeys(name for name in found if len(name) > 2))
+    return list(dict.fromkeys(name for name in names if len(name) > 2))
 
 
-def swapped(text: str, name: str, other: str) -> str:
-    """The text with a name replaced, as a word of its own where it stands as one."""
-    whole, count = re.subn(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _: other, text)
-    return whole if count else text.replace(name, other)
+def replace_name(text: str, name: str, other: str) -> str:
+    """Replace a name in a text: where it is a whole word, or anywhere if it nowhere is."""
+    replaced, count = re.subn(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _: other, text)
+    return replaced if count else text.replace(name, other)
 
 
 def open_prompt(text: str) -> str:
-    """The text cut before its last name, so that something is left to be said; the whole text if it
-    has not two names.
+    """Return the text up to its last name, a prompt for the model to complete; the whole text if it
+    has fewer than two names.
     """
     names = names_in(text)
     cut = text.rfind(names[-1]) if len(names) > 1 else -1
     return text[:cut].rstrip() if cut > 0 and text[:cut].strip() else text
 
 
-def about(text: str, subject: str) -> str | None:
-    """The open prompt of a text, about another subject: its first name replaced. None when there is
-    nothing to replace.
+def prompt_about(text: str, subject: str) -> str | None:
+    """Return the open prompt of a text with `subject` for its first name; None when there is no
+    name to replace.
     """
     names = names_in(text)
     prompt = open_prompt(text)
     if len(names) < 2 or names[0] not in prompt:
         return None
-    return swapped(prompt, names[0], subject)
+    return replace_name(prompt, names[0], subject)
 
 
 _WORD = regex.compile(r"\p{M}*[\p{L}\p{N}_][\p{L}\p{M}\p{N}_'’-]*")
 _OPENERS = frozenset(
-    "who what when where which whose how in on at by of the a an is was are were did does name".split()
-)
+    "who what when where which whose how in on at by of the a an is was are were did does".split()
+) | {"name"}
 
 
 @torch.no_grad()
 def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
-    """Median norms of keys and values of `layer` over the tokens of (the first 128 of) the texts."""
+    """Measure the norms of the keys and values of `layer` over the first 128 texts."""
     module = lm.architecture.value_module(lm.model, layer)
     batch = lm.prompt_batch(texts[:BATCH])
     with capture_input(module) as keys, capture_output(module) as values:
@@ -123,7 +126,7 @@ def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
     size = (*batch.input_ids.shape, -1)
     mask = batch.prompt_mask
     key_norms, value_norms = (
-        seen[0].reshape(size).float().norm(dim=-1)[mask.to(seen[0].device)]
-        for seen in (keys, values)
+        states[0].reshape(size).float().norm(dim=-1)[mask.to(states[0].device)]
+        for states in (keys, values)
     )
     return ValueScale(key_norms.median().item(), value_norms.median().item())

@@ -1,9 +1,9 @@
-"""How a tokenizer's chat template writes a conversation, and how such a text is read back. It knows
-no model.
+"""`ChatTemplate`: render a prompt in a tokenizer's chat template, and parse such a text back into
+turns.
 
-Templates are programs: some trim what they are given, some want content as a list of parts, most
-put words of their own around a turn. So nothing is assumed of them; they are asked to write
-conversations whose turns are known, and what stands around those is what stands around all.
+Templates are programs: some trim their input, some want content as a list of parts, most put words
+of their own around a turn. So nothing is assumed about them: they render conversations with known
+turns, and what surrounds these turns is taken to surround every turn. This knows no model.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from transformers import PreTrainedTokenizerBase
 from errata.errors import ConfigError
 
 FIRST, ANSWER, SECOND = "Errata1st", "Errata2nd", "Errata3rd"
-"""What is said in the conversations that templates are asked for; no template looks into it."""
+"""Contents of the turns in the known conversations; no template looks into them."""
+_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+_OFF = "set chat_template=false to ask in plain text."
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a text that a model is given says.
+    """A text given to a model, parsed.
 
     Attributes:
-        questions: what the user says, the last turn first; the whole text where no turns can be
-            told apart.
-        front, back: what stands around the last of them.
-        prompt: the question, if this is the text that asks just that and nothing else.
+        questions: the user's turns, the last one first; the whole text where no turns are found.
+        front, back: the text before and after the last of them.
+        prompt: the question, if the text is that of a single plain prompt.
     """
 
     questions: tuple[str, ...]
@@ -42,41 +43,40 @@ class ChatTemplate:
     """A tokenizer's chat template.
 
     Attributes:
-        front, back: what it puts around a single prompt.
-        opener, closer: what it puts around what the user says in any turn; empty where that cannot
-            be told.
+        front, back: the text it puts around a single prompt.
+        opener, closer: the text it puts around the user's words in any turn; empty where that
+            cannot be found out.
 
     Raises:
-        ConfigError: it does not write the prompt anywhere, so that the model would never be asked
-            it.
+        ConfigError: it fails on a plain question, or does not write it exactly once.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._parts = False
         try:
-            written = self._write(("user", FIRST))
-            if FIRST not in written:
+            rendered = self.render(FIRST)
+            if FIRST not in rendered:
                 self._parts = True
-                written = self._write(("user", FIRST))
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+                rendered = self.render(FIRST)
+        except _FAILURES as error:
             raise ConfigError(
                 f"the tokenizer's chat template fails on a plain question ({error}); {_OFF}"
             ) from error
-        if written.count(FIRST) != 1:
+        if (times := rendered.count(FIRST)) != 1:
             raise ConfigError(
-                f"the tokenizer's chat template writes a question {written.count(FIRST)} times; {_OFF}"
+                f"the tokenizer's chat template writes a question {times} times; {_OFF}"
             )
-        self.front, _, self.back = written.partition(FIRST)
-        self.opener = self.closer = self._end = ""
-        self._learn_turns()
+        self.front, _, self.back = rendered.partition(FIRST)
+        self.opener = self.closer = self._answer_end = ""
+        self._find_turn_marks()
 
-    def write(self, prompt: str) -> str:
-        """The text that asks a prompt."""
-        return self._write(("user", prompt))
+    def render(self, prompt: str) -> str:
+        """Return the text of a conversation that has one question."""
+        return self._render(("user", prompt))
 
-    def read(self, text: str) -> Conversation:
-        """What a text says."""
+    def parse(self, text: str) -> Conversation:
+        """Parse a text into the user's turns."""
         spans = self._spans(text)
         if not spans:
             return Conversation((text,))
@@ -84,94 +84,88 @@ class ChatTemplate:
         questions = tuple(text[first:last].strip() for first, last in reversed(spans))
         return Conversation(questions, text[:start], text[stop:])
 
-    def turn(self, text: str) -> tuple[int, int]:
-        """(where what comes before the first turn of a plain prompt ends, where the user's last
-        turn begins) in a text.
+    def turn_starts(self, text: str) -> tuple[int, int]:
+        """Return (start of the first turn, start of the user's last turn) in a text.
 
-        Both are 0 where the text has one turn, and before it nothing but what the template itself
-        puts there.
+        Both are 0 where the text is a single turn, with nothing before it but what the template
+        itself puts there.
         """
         spans = self._spans(text)
-        if not spans or (
-            len(spans) == 1 and _behind(text[: spans[0][0]], self.front) == spans[0][0]
-        ):
+        if not spans:
             return 0, 0
-        begin = text.rfind(self.opener.strip(), 0, spans[-1][0])
-        return min(begin, _behind(text, self.front.removesuffix(self.opener))), begin
+        first, last = spans[0][0], spans[-1][0]
+        if len(spans) == 1 and _end_of_prefix(text[:first], self.front) == first:
+            return 0, 0
+        start = text.rfind(self.opener.strip(), 0, last)
+        return min(start, _end_of_prefix(text, self.front.removesuffix(self.opener))), start
 
-    def _write(self, *turns: tuple[str, str], asking: bool = True) -> str:
+    def _render(self, *turns: tuple[str, str], generation_prompt: bool = True) -> str:
         messages: list[dict[str, Any]] = [
-            {"role": role, "content": [{"type": "text", "text": said}] if self._parts else said}
-            for role, said in turns
+            {"role": role, "content": [{"type": "text", "text": text}] if self._parts else text}
+            for role, text in turns
         ]
         return str(
             self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=asking
+                messages, tokenize=False, add_generation_prompt=generation_prompt
             )
         )
 
-    def _learn_turns(self) -> None:
+    def _find_turn_marks(self) -> None:
+        """Set `opener`, `closer` and the text that ends an answer, from a known conversation."""
+        turns = ("user", FIRST), ("assistant", ANSWER)
         try:
-            talk = self._write(("user", FIRST), ("assistant", ANSWER), ("user", SECOND))
-            ended = self._write(("user", FIRST), ("assistant", ANSWER), asking=False)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
-            return  # one turn is all that it can write
-        answered, between = (
-            talk.partition(ANSWER)[0],
-            talk.partition(ANSWER)[2].partition(SECOND)[0],
-        )
-        if SECOND not in talk or FIRST not in answered:
+            two_turns = self._render(*turns, ("user", SECOND))
+            one_turn = self._render(*turns, generation_prompt=False)
+        except _FAILURES:
+            return  # the template renders single turns only
+        first_turn, _, rest = two_turns.partition(ANSWER)
+        between = rest.partition(SECOND)[0]
+        if SECOND not in two_turns or FIRST not in first_turn:
             return
-        self._end = _common_start(ended.partition(ANSWER)[2], between)
-        before_first = answered.partition(FIRST)[0]
-        opener = _common_end(before_first, between.removeprefix(self._end))
+        self._answer_end = _common_start(one_turn.partition(ANSWER)[2], between)
+        before_first, _, after_first = first_turn.partition(FIRST)
+        opener = _common_end(before_first, between.removeprefix(self._answer_end))
         if opener.strip():
-            self.opener, self.closer = (
-                opener,
-                _common_start(answered.partition(FIRST)[2], self.back),
-            )
+            self.opener, self.closer = opener, _common_start(after_first, self.back)
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Where in a text the user's words begin and end, turn after turn."""
-        opener, closer, end = self.opener.strip(), self.closer.strip(), self._end.strip()
+        """(start, end) of the user's words in every turn of a text."""
+        opener, closer = self.opener.strip(), self.closer.strip()
+        answer_end = self._answer_end.strip()
         spans: list[tuple[int, int]] = []
-        place = 0
-        while opener and (found := text.find(opener, place)) >= 0:
-            start = found + len(opener)
-            place = start
-            if spans and end and not text[:found].rstrip().endswith(end):
-                continue  # the user's own words
-            stop = text.find(closer or end, start) if closer or end else -1
+        start = 0
+        while opener and (mark := text.find(opener, start)) >= 0:
+            start = mark + len(opener)
+            if spans and answer_end and not text[:mark].rstrip().endswith(answer_end):
+                continue  # the user wrote the opener
+            end_mark = closer or answer_end
+            stop = text.find(end_mark, start) if end_mark else -1
             stop = len(text) if stop < 0 else stop
-            said = text[start:stop]
-            begin = start + len(said) - len(said.lstrip())
-            spans.append((min(begin, stop), max(begin, start + len(said.rstrip()))))
+            words = text[start:stop]
+            first = start + len(words) - len(words.lstrip())
+            spans.append((min(first, stop), max(first, start + len(words.rstrip()))))
         return spans
 
 
-def _behind(text: str, front: str) -> int:
-    """Where a text goes on behind what it begins with, white space aside; 0 where it begins
-    otherwise.
+def _end_of_prefix(text: str, prefix: str) -> int:
+    """Index after a prefix and the white space that follows; 0 where the text starts otherwise.
 
-    Some tokenizers put spaces between special tokens when they decode.
+    White space is not compared: some tokenizers decode special tokens with spaces between them.
     """
-    place = 0
-    for sign in "".join(front.split()):
-        while place < len(text) and text[place].isspace():
-            place += 1
-        if text[place : place + 1] != sign:
+    index = 0
+    for character in "".join(prefix.split()):
+        while index < len(text) and text[index].isspace():
+            index += 1
+        if text[index : index + 1] != character:
             return 0
-        place += 1
-    return place + len(text[place:]) - len(text[place:].lstrip())
+        index += 1
+    return index + len(text[index:]) - len(text[index:].lstrip())
 
 
 def _common_start(one: str, other: str) -> str:
     same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return "".join(sign for sign, _ in same)
+    return "".join(character for character, _ in same)
 
 
 def _common_end(one: str, other: str) -> str:
     return _common_start(one[::-1], other[::-1])[::-1]
-
-
-_OFF = "set chat_template=false to ask in plain text."

@@ -1,8 +1,8 @@
-"""Rows of token ids, padded batches of them, and which of their tokens are the prompt. It knows no
-model and no tokenizer.
+"""Rows of token ids, padded batches of rows, and which of their tokens are the prompt.
 
-Which tokens of a sequence are the prompt is announced with `prompt_tokens`, so that a routed memory
-can decide on the prompt alone whether the target stands behind it or not.
+Which tokens of a batch are the prompt is announced with `prompt_tokens`, so that a routed memory
+decides on the prompt alone, whether or not the target follows it. This knows no model and no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PROMPT: ContextVar[tuple[Tensor | None, Tensor | None]] = ContextVar(
 
 @contextlib.contextmanager
 def prompt_tokens(mask: Tensor | None, ids: Tensor | None = None) -> Iterator[None]:
-    """Say which tokens are the prompt.
+    """Announce which tokens are the prompt, for the length of a `with` block.
 
     Args:
-        mask: (batch, width), True at prompt tokens; later columns are not prompt. Columns count
-            from the first token of a sequence, those that a key-value cache has read included.
-            None: nobody says it.
-        ids: (batch, width), the tokens, where they are all at hand.
+        mask: (batch, width) bool, True at prompt tokens; later columns are not prompt. Columns
+            count from the first token of a sequence, including those already in a key-value cache.
+            None: not announced.
+        ids: (batch, width), the tokens, where all are known.
     """
     token = _PROMPT.set((mask, ids))
     try:
@@ -41,20 +41,18 @@ def prompt_tokens(mask: Tensor | None, ids: Tensor | None = None) -> Iterator[No
 
 
 def announced_prompt_tokens() -> Tensor | None:
-    """The mask given to the innermost `prompt_tokens`, if any."""
+    """Return the mask given to the innermost `prompt_tokens`, if any."""
     return _PROMPT.get()[0]
 
 
 def announced_prompt_ids() -> Tensor | None:
-    """The tokens given to the innermost `prompt_tokens`, if any."""
+    """Return the tokens given to the innermost `prompt_tokens`, if any."""
     return _PROMPT.get()[1]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One encoded sequence: prompt, then target, then how the answer ends (a full stop, the end
-    token).
-    """
+    """One encoded sequence: the prompt, the target, the ending (a full stop, the end token)."""
 
     ids: tuple[int, ...]
     prompt_length: int
@@ -62,7 +60,7 @@ class Row:
 
     @property
     def ending_length(self) -> int:
-        """Tokens behind the target."""
+        """Number of tokens after the target."""
         return len(self.ids) - self.prompt_length - self.target_length
 
 
@@ -78,14 +76,15 @@ class Batch:
 
     @property
     def position_ids(self) -> Tensor:
-        """Each token's place in its own row, padding left out: with learned positions a row padded
-        on the left is else another text.
+        """Each token's index in its own row, not counting padding.
+
+        Without them, a model with learned positions reads a left-padded row as another text.
         """
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
     def label_positions(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows, columns, labels), each (n,): where the tokens under `mask` are predicted, and what
-        they are.
+        """Return (rows, columns, labels), each (n,): where the tokens under `mask` are predicted,
+        and their ids.
         """
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns - 1, self.input_ids[rows, columns]
@@ -97,7 +96,7 @@ def in_batches(
     batch_size: int,
     size: Callable[[Item], int],
 ) -> list[Result]:
-    """Apply `call` to batches of items of like size (little padding); results in the items' order."""
+    """Apply `call` to batches of items of similar size, to pad little; return results in order."""
     order = sorted(range(len(items)), key=lambda i: size(items[i]))
     results: dict[int, Result] = {}
     for start in range(0, len(order), batch_size):

@@ -1,9 +1,9 @@
-"""Watch or change what flows through a module, for the length of a `with` block.
+"""Capture or change the inputs and outputs of a module, for the length of a `with` block.
 
 Captures are copies: some families add to a module's output in place right after it returns. Every
-hook comes off on exit, also when the block raises. A hook sees the calls of the thread that set it
-and of no other, so that one thread may look while others use the model. Nothing here knows what the
-tensors mean.
+hook is removed on exit, also when the block raises. A hook acts only on calls of the thread that
+set it, so one thread may capture while others use the model. Nothing here knows what the tensors
+mean.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Value = TypeVar("Value")
 
 
 class PerThread(Generic[Value]):
-    """A value that each thread has for itself; a copy of the holder starts without any.
+    """A value that each thread sets for itself; a copy or pickle starts without any.
 
     Args:
-        initial: what a thread has before it sets its own.
+        initial: a thread's value before it sets one.
     """
 
     def __init__(self, initial: Value) -> None:
@@ -34,19 +34,19 @@ class PerThread(Generic[Value]):
         self._values: dict[int, Value] = {}
 
     def get(self) -> Value:
-        """This thread's value."""
+        """Return this thread's value."""
         return self._values.get(get_ident(), self._initial)
 
     def set(self, value: Value) -> None:
-        """Give this thread a value; the initial one takes no room."""
+        """Set this thread's value; the initial one takes no memory."""
         if value is self._initial:
             self._values.pop(get_ident(), None)
         else:
             self._values[get_ident()] = value
 
     @contextmanager
-    def being(self, value: Value) -> Iterator[None]:
-        """This thread has the value for the length of a `with` block."""
+    def temporarily(self, value: Value) -> Iterator[None]:
+        """Set this thread's value for the length of a `with` block."""
         outer = self.get()
         self.set(value)
         try:
@@ -60,48 +60,49 @@ class PerThread(Generic[Value]):
 
 @contextmanager
 def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Tensor]]:
-    """A list that grows by a copy of the module's input, e.g. (batch, time, d_in), at each forward
-    call.
+    """Capture the module's inputs: a list that grows by a copy, e.g. (batch, time, d_in), at each
+    forward call.
 
     With `detach=False` the copies stay in the autograd graph.
 
     Raises:
         ArchitectureError: on a forward call without a tensor to capture.
     """
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(_copy(_input(module, args, kwargs)[1], detach))
+    def capture(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(_copy(_input(module, args, kwargs)[1], detach))
 
     with _removed_on_exit(
-        module.register_forward_pre_hook(_of_this_thread(look), with_kwargs=True)
+        module.register_forward_pre_hook(_in_this_thread(capture), with_kwargs=True)
     ):
-        yield seen
+        yield captured
 
 
 @contextmanager
 def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[Tensor]]:
-    """A list that grows by a copy of the module's output, e.g. (batch, time, d_out), at each
+    """Capture the module's outputs: a list that grows by a copy, e.g. (batch, time, d_out), at each
     forward call.
 
-    Of a tuple it is the first element. With `detach=False` the copies stay in the autograd graph.
+    Of a tuple, the first element is captured. With `detach=False` the copies stay in the autograd
+    graph.
 
     Raises:
         ArchitectureError: on a forward call that returns neither a tensor nor a tuple starting with
             one.
     """
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def look(_: tuple[Any, ...], output: object) -> None:
-        seen.append(_copy(tensor_of(module, output), detach))
+    def capture(_: tuple[Any, ...], output: object) -> None:
+        captured.append(_copy(tensor_of(module, output), detach))
 
-    with _removed_on_exit(module.register_forward_hook(_of_this_thread(look))):
-        yield seen
+    with _removed_on_exit(module.register_forward_hook(_in_this_thread(capture))):
+        yield captured
 
 
 @contextmanager
 def replace_input(module: nn.Module, change: Change) -> Iterator[None]:
-    """Let the module read `change(x)` in place of its input x; the other arguments pass untouched.
+    """Give the module `change(x)` instead of its input x; its other arguments stay.
 
     Raises:
         ArchitectureError: on a forward call without a tensor to change.
@@ -115,14 +116,14 @@ def replace_input(module: nn.Module, change: Change) -> Iterator[None]:
         return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
 
     with _removed_on_exit(
-        module.register_forward_pre_hook(_of_this_thread(swap), with_kwargs=True)
+        module.register_forward_pre_hook(_in_this_thread(swap), with_kwargs=True)
     ):
         yield
 
 
 @contextmanager
 def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
-    """Let the module return `change(y)` in place of its output y; of a tuple, the first element is
+    """Make the module return `change(y)` instead of its output y; of a tuple, the first element is
     changed.
 
     Raises:
@@ -133,14 +134,14 @@ def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
     def swap(_: tuple[Any, ...], output: object) -> object:
         return with_output(output, change(tensor_of(module, output)))
 
-    with _removed_on_exit(module.register_forward_hook(_of_this_thread(swap))):
+    with _removed_on_exit(module.register_forward_hook(_in_this_thread(swap))):
         yield
 
 
 @contextmanager
 def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
-    """Let the module return y + extra(x), where x is its input and y its output; of a tuple, the
-    first element is changed.
+    """Make the module return y + extra(x) for its input x and output y; of a tuple, the first
+    element is changed.
 
     Gradients flow into what `extra` returns.
 
@@ -149,22 +150,23 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
     """
 
     def swap(args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
-        said = tensor_of(module, output)
-        changed = said + extra(_input(module, args, kwargs)[1]).to(said.dtype)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        y = tensor_of(module, output)
+        return with_output(output, y + extra(_input(module, args, kwargs)[1]).to(y.dtype))
 
-    with _removed_on_exit(module.register_forward_hook(_of_this_thread(swap), with_kwargs=True)):
+    with _removed_on_exit(module.register_forward_hook(_in_this_thread(swap), with_kwargs=True)):
         yield
 
 
-def _of_this_thread(act: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that keeps still in other threads: there it may even be called without what it was
-    promised, when this thread takes it off in the middle of their call.
+def _in_this_thread(act: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that acts in this thread only.
+
+    In another it may be called with too few arguments, when this thread removes it during that
+    thread's forward call.
     """
     owner = get_ident()
 
-    def hook(_: nn.Module, *flowing: Any) -> Any:
-        return act(*flowing) if get_ident() == owner else None
+    def hook(_: nn.Module, *args: Any) -> Any:
+        return act(*args) if get_ident() == owner else None
 
     return hook
 
@@ -184,8 +186,8 @@ def _copy(tensor: Tensor, detach: bool) -> Tensor:
 def _input(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[str | None, Tensor]:
-    """(name, tensor) that a module reads: its first argument (no name), else `hidden_states` or a
-    keyword.
+    """(name, tensor) of a module's input: its first argument (no name), else `hidden_states` or
+    another keyword.
     """
     if args and isinstance(args[0], Tensor):
         return None, args[0]
@@ -199,10 +201,11 @@ def _input(
 
 
 def tensor_of(module: nn.Module, output: object) -> Tensor:
-    """The tensor that a module returned: alone, as the first of a tuple, or as `last_hidden_state`.
+    """Return the tensor in a module's output: the output itself, the first of a tuple, or
+    `last_hidden_state`.
 
     Raises:
-        ArchitectureError: it returned none.
+        ArchitectureError: there is none.
     """
     first = (
         output[0]
@@ -212,12 +215,13 @@ def tensor_of(module: nn.Module, output: object) -> Tensor:
     if isinstance(first, Tensor):
         return first
     raise ArchitectureError(
-        f"{type(module).__name__} returned {type(output).__name__}; expected a tensor or a tuple that starts with one."
+        f"{type(module).__name__} returned {type(output).__name__}; "
+        "expected a tensor or a tuple that starts with one."
     )
 
 
 def with_output(output: Any, changed: Tensor) -> object:
-    """What a module returned, with another tensor in the place of that which `tensor_of` finds."""
+    """Return a module's output with another tensor instead of the one that `tensor_of` finds."""
     if isinstance(output, tuple):
         return (changed, *output[1:])
     if isinstance(output, Tensor):

@@ -1,12 +1,11 @@
-"""`Tail`: run a model from one value matrix upward on cached inputs. This is what makes editing
-fast; it trains nothing.
+"""`Tail`: run a model from one value matrix upward on cached inputs, which makes editing fast.
 
 A method that changes the output of one value matrix changes nothing below it: for a given batch all
-of that is constant. `Tail` runs it once, remembers what flowed, and afterwards lets the model's own
-forward run with the lower blocks (and the parts of the edited block that come before the value
-matrix) handing out what they said the first time. The model's own code does the rest (masks,
-positions, final norm, head, soft-capping), so no family needs a special case. The head is applied
-only at the positions that matter.
+of that is constant. `Tail` runs it once, records the outputs, and afterwards runs the model's own
+forward with the lower blocks (and the parts of the edited block before the value matrix) returning
+their recorded outputs. The model's own code does the rest (masks, positions, final norm, head,
+soft-capping), so no family needs a special case. The head is applied only at the positions that
+matter. This trains nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from errata.lm.lm import LM
 
 
 class _Reached(Exception):
-    """Raised inside the recording pass when the value matrix has spoken: the rest need not run."""
+    """Stops the recording pass after the value matrix: the rest need not run."""
 
 
 class Tail:
@@ -37,8 +36,11 @@ class Tail:
         cached: False runs the whole model at every step (the published way; kept for measuring).
 
     Attributes:
-        keys: (batch, width, d_in), the inputs of the value matrix.
-        values: (batch, width, d_out), its outputs W k + b.
+        keys: (batch, width, d_in), the inputs of the value matrix, in the model's dtype.
+        values: (batch, width, d_out), its outputs W k + b, in the model's dtype.
+
+    Raises:
+        ArchitectureError: the model does not run its blocks in order.
     """
 
     def __init__(self, lm: LM, layer: int, batch: Batch, cached: bool = True) -> None:
@@ -47,30 +49,29 @@ class Tail:
         self._value = lm.architecture.value_module(lm.model, layer)
         self._head = lm.architecture.head_module(lm.model)
         self._lower, self._beside = _constant_modules(lm, layer)
-        self._said: dict[nn.Module, list[Any]] = {}
+        self._recorded: dict[nn.Module, list[Any]] = {}
         self._shape: torch.Size = torch.Size()
         self.keys, self.values = self._record()
         if not cached:
-            self._said = {}
+            self._recorded = {}
 
     def logits(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Logits (n, vocabulary) at (rows, columns), each (n,), with the value matrix saying
-        `values`.
+        """Return logits (n, vocabulary), fp32, with `values` as the output of the value matrix.
 
         Args:
             values: (batch, width, d_out); gradients flow into it.
+            rows, columns: (n,) each, the positions that the head reads.
         """
         forwards: dict[nn.Module, Callable[..., Any]] = {
-            m: _again(m, said) for m, said in self._said.items()
+            module: _replay(module, outputs) for module, outputs in self._recorded.items()
         }
-        spoken = (
-            values.to(self.values.dtype).reshape(self._shape).clone()
-        )  # a family may add into it in place
+        # a copy, since some families add to it in place
+        output = values.to(self.values.dtype).reshape(self._shape).clone()
         original = self._value.forward
-        if self._said:
-            forwards[self._value] = lambda *args, **kwargs: spoken
+        if self._recorded:
+            forwards[self._value] = lambda *args, **kwargs: output
         else:
-            forwards[self._value] = lambda *args, **kwargs: original(*args, **kwargs) * 0 + spoken
+            forwards[self._value] = lambda *args, **kwargs: original(*args, **kwargs) * 0 + output
         picked = self._head.register_forward_pre_hook(
             lambda _, args: (
                 args[0][rows.to(args[0].device), columns.to(args[0].device)][None],
@@ -78,7 +79,7 @@ class Tail:
             )
         )
         try:
-            with _replaced(forwards):
+            with _replace_forwards(forwards):
                 logits: Tensor = self._forward().logits
                 return logits[0].float()
         finally:
@@ -89,19 +90,19 @@ class Tail:
 
     @torch.no_grad()
     def _record(self) -> tuple[Tensor, Tensor]:
-        """One pass up to the value matrix."""
-        flowed: dict[str, Tensor] = {}
+        """Run up to the value matrix and record the outputs below it; return its (keys, values)."""
+        reached: list[tuple[Tensor, Tensor]] = []
 
-        def remember(module: nn.Module, _: Any, output: Any) -> None:
-            self._said.setdefault(module, []).append(_copied(output))
+        def record(module: nn.Module, _: Any, output: Any) -> None:
+            self._recorded.setdefault(module, []).append(_copy(output))
 
-        def reached(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            flowed["keys"], flowed["values"] = args[0].clone(), output.clone()
+        def stop(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            reached.append((args[0].clone(), output.clone()))
             raise _Reached
 
         last = self._lower[-1:]
-        hooks = [module.register_forward_hook(remember) for module in (*last, *self._beside)]
-        hooks.append(self._value.register_forward_hook(reached))
+        hooks = [module.register_forward_hook(record) for module in (*last, *self._beside)]
+        hooks.append(self._value.register_forward_hook(stop))
         try:
             self._forward()
         except _Reached:
@@ -109,30 +110,31 @@ class Tail:
         finally:
             for hook in hooks:
                 hook.remove()
-        if not flowed:
+        if not reached:
             raise ArchitectureError(
                 "the value matrix was never called; this model does not run its blocks in order."
             )
         for module in self._lower:
-            self._said.setdefault(module, self._said[last[0]])
-        self._shape = flowed["values"].shape
+            self._recorded.setdefault(module, self._recorded[last[0]])
+        keys, values = reached[0]
+        self._shape = values.shape
         size = self._batch.input_ids.shape
-        return flowed["keys"].reshape(*size, -1), flowed["values"].reshape(*size, -1)
+        return keys.reshape(*size, -1), values.reshape(*size, -1)
 
 
 class AnswerTail:
-    """One prompt's answer as the tail sees it: its logits with the value matrix changed.
+    """The tail of one prompt and answer: the answer's logits with the value matrix changed.
 
     Args:
         lm: the base model, without patches.
         layer: the edited block.
         prompt: the question.
         target: its answer.
-        ending: text after the answer, then the end token; None: neither is a part of it.
-        at_prompt: predict every token at the last one of the prompt, as FT-L does.
+        ending: text after the answer, followed by the end token; None: neither.
+        at_prompt: predict every token at the prompt's last one, as FT-L does.
 
     Attributes:
-        labels: (n,), the tokens of the answer.
+        labels: (n,), the tokens of the answer and its ending.
     """
 
     def __init__(
@@ -155,15 +157,17 @@ class AnswerTail:
         self.labels = labels.to(self._keys.device)
 
     def logits(self, delta: Tensor) -> Tensor:
-        """Logits (n, vocabulary) of the answer's tokens at W + delta, delta (d_out, d_in) with or
-        without a gradient.
+        """Return logits (n, vocabulary), fp32, of the answer's tokens at W + delta.
+
+        Args:
+            delta: (d_out, d_in), fp32; gradients flow into it.
         """
-        spoken = self._values + nn.functional.linear(self._keys, delta)
-        return self._tail.logits(spoken, self._rows, self._columns).to(self.labels.device)
+        values = self._values + nn.functional.linear(self._keys, delta)
+        return self._tail.logits(values, self._rows, self._columns).to(self.labels.device)
 
 
 def _constant_modules(lm: LM, layer: int) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Blocks below `layer`; and, inside it, the modules beside the path to the value matrix."""
+    """(blocks below `layer`, modules in its block beside the path to the value matrix)."""
     lower = [lm.architecture.block(lm.model, i) for i in range(layer)]
     beside: list[nn.Module] = []
     parent: nn.Module = lm.architecture.block(lm.model, layer)
@@ -173,32 +177,32 @@ def _constant_modules(lm: LM, layer: int) -> tuple[list[nn.Module], list[nn.Modu
     return lower, beside
 
 
-def _again(module: nn.Module, said: Sequence[Any]) -> Callable[..., Any]:
-    """What was said below the value matrix, in order; calls beyond that are calls above it, and the
-    module answers them.
+def _replay(module: nn.Module, outputs: Sequence[Any]) -> Callable[..., Any]:
+    """A forward that returns recorded outputs in order, then runs the module itself: later calls
+    are calls above the value matrix.
     """
-    answers, answer = iter(said), module.forward
+    recorded, original = iter(outputs), module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        for kept in answers:
-            return kept
-        return answer(*args, **kwargs)
+        for output in recorded:
+            return output
+        return original(*args, **kwargs)
 
     return forward
 
 
-def _copied(output: Any) -> Any:
-    """A copy: some families go on to write into what a module returned."""
+def _copy(output: Any) -> Any:
+    """A copy of a module's output, since some families write into it afterwards."""
     if isinstance(output, Tensor):
         return output.clone()
     if isinstance(output, tuple):
-        return tuple(_copied(part) for part in output)
+        return tuple(_copy(part) for part in output)
     return output
 
 
 @contextlib.contextmanager
-def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules answer by other functions for a while."""
+def _replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules other forwards for the length of a `with` block."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

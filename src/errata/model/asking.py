@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from errata.arguments import listed
+from errata.arguments import as_list
 from errata.errors import ConfigError
 from errata.lm import Score
 from errata.lm.encoding import prompt_tokens
@@ -76,7 +76,7 @@ class AskedModel(EditedModule):
         They are greedy and end by themselves, whatever `generation_config` says; options are those
         of `generate`, and `batch_size`.
         """
-        texts = listed(prompts, str, "prompts")
+        texts = as_list(prompts, str, "prompts")
         with self._asking("ask"):
             answers = self.lm.generate(texts, **options)
         return answers[0] if isinstance(prompts, str) else answers
@@ -92,7 +92,7 @@ class AskedModel(EditedModule):
         changes its mind.
         """
         self._check_usable()
-        texts = listed(prompts, str, "prompts")
+        texts = as_list(prompts, str, "prompts")
         kind = repr(
             sorted((name, value) for name, value in options.items() if name != "batch_size")
         )

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
 from errata import saving
-from errata.arguments import listed
+from errata.arguments import as_list
 from errata.config import MethodConfig, check_choice
-from errata.edit import Edit, Example, same_answer, stamped
+from errata.edit import Edit, Example, same_answer, with_timestamp
 from errata.errors import ConfigError, EditError
 from errata.lm.architecture import add_to_weight
-from errata.lm.endings import ANSWER_LENGTH, special_token_in, special_tokens
+from errata.lm.lm import ANSWER_LENGTH
+from errata.lm.prompt_encoder import special_token_in, special_tokens
 from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
 from errata.model.asking import AskedModel
@@ -29,7 +30,7 @@ from errata.report import (
     Explanation,
     OnConflict,
     conflict_error,
-    older_kept,
+    keep_older,
 )
 from errata.storage.locking import WAIT
 
@@ -85,7 +86,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             PromptTooLongError: an edit does not fit the model's context; nothing is written then.
         """
         check_choice("on_conflict", on_conflict, get_args(OnConflict))
-        given = listed(edits, Edit, "edits")
+        given = as_list(edits, Edit, "edits")
         with self._lock.exclusive("edit"):
             warnings = []
             with self._base_alone("edit"):
@@ -98,10 +99,10 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
                     self.refuse_conflicts(new)
                 conflicts = self.conflicts(new)
                 if on_conflict == "keep":
-                    new, conflicts, gone = older_kept(new, conflicts)
+                    new, conflicts, gone = keep_older(new, conflicts)
                     skipped += gone
                 if new:
-                    self.method.write(new := [stamped(edit) for edit in new], progress)
+                    self.method.write(new := [with_timestamp(edit) for edit in new], progress)
                     warnings = self.method.warnings(new)
             results = self._asked_back(new, longest) if check and new else []
         return EditReport(results, skipped, conflicts, warnings)
@@ -140,7 +141,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         Older ones are those in the model, and those before it among them. Edits that are in the
         model are passed over.
         """
-        given = listed(edits, Edit, "edits")
+        given = as_list(edits, Edit, "edits")
         with self._base_alone("conflicts"):
             held = {edit.id for edit in self.edits}
             return self.method.conflicts([edit for edit in given if edit.id not in held])
@@ -151,7 +152,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         Raises:
             EditError: two edits ask the same and want different answers; both are named.
         """
-        given = listed(edits, Edit, "edits")
+        given = as_list(edits, Edit, "edits")
         found = self.conflicts(given)
         if found:
             raise conflict_error(found, [*self.edits, *given])
@@ -169,7 +170,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         Raises:
             ConfigError: the method does not choose among edits.
         """
-        texts = listed(prompts, str, "prompts")
+        texts = as_list(prompts, str, "prompts")
         with self._base_alone("explain"):
             told = self.method.explain(texts)
         return told[0] if isinstance(prompts, str) else told
@@ -189,7 +190,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
                 disabled.
             EditError: an example lacks what the method learns from.
         """
-        given = listed(examples, Example, "examples")
+        given = as_list(examples, Example, "examples")
         with self._base_alone("prepare"):
             self._check_enabled("prepare")
             if self.edits:
@@ -209,7 +210,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             UnknownNameError: no edit has such an id; nothing is undone then.
             ConfigError: edits are disabled.
         """
-        names = [name for some in edit_ids for name in listed(some, str, "edit_ids")]
+        names = [name for some in edit_ids for name in as_list(some, str, "edit_ids")]
         with self._base_alone("undo"):
             self._check_enabled("undo")
             self.method.undo(names)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.arguments import expected
+from errata.arguments import check_type
 from errata.config import MethodConfig
 from errata.edit import Edit
 from errata.errors import ConfigError
@@ -42,14 +42,14 @@ class PatchedModel(nn.Module):
         self, base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase
     ) -> None:
         super().__init__()
-        expected(
+        check_type(
             base,
             PreTrainedModel,
             "base",
             "; of a model that wraps another give the inner one, with its changes merged",
         )
-        expected(config, MethodConfig, "config", "; a method's settings, e.g. FolioConfig()")
-        expected(tokenizer, PreTrainedTokenizerBase, "tokenizer")
+        check_type(config, MethodConfig, "config", "; a method's settings, e.g. FolioConfig()")
+        check_type(tokenizer, PreTrainedTokenizerBase, "tokenizer")
         _check_weights(base)
         base.eval()
         base.requires_grad_(False)

@@ -106,7 +106,7 @@ class ContextPatch(RoutedPatch):
         if self.context_for is None:
             return [()] * len(questions)
         outer = self._pass
-        with self._asking.being(True):
+        with self._asking.temporarily(True):
             try:
                 found = dict(enumerate(self.context_for([turns[0] for turns in questions])))
                 more = [

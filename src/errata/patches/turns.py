@@ -30,7 +30,7 @@ def question_mask(lm: LM, ids: Tensor, mask: Tensor) -> Tensor:
     kept = mask.clone()
     for row, (own, seen) in enumerate(zip(ids, mask.to(ids.device), strict=True)):
         tokens = own[seen].tolist()
-        keep, begin = lm.template.turn(str(lm.tokenizer.decode(tokens)))
+        keep, begin = lm.template.turn_starts(str(lm.tokenizer.decode(tokens)))
         if begin > keep:
             columns = seen.nonzero()[:, 0]
             kept[row, columns[_token_at(lm, tokens, keep) : _token_at(lm, tokens, begin)]] = False
@@ -45,9 +45,9 @@ def told(lm: LM, ids: Sequence[int], asked: Conversation, context: str) -> tuple
     the first special token.
     """
     if asked.prompt is not None:
-        return tuple(lm.encode_asked(lm.asked(context + asked.prompt)))
-    if asked.front and lm.encode_asked(asked.front + asked.questions[0] + asked.back) == list(ids):
-        return tuple(lm.encode_asked(asked.front + context + asked.questions[0] + asked.back))
+        return tuple(lm.encode_text(lm.apply_chat_template(context + asked.prompt)))
+    if asked.front and lm.encode_text(asked.front + asked.questions[0] + asked.back) == list(ids):
+        return tuple(lm.encode_text(asked.front + context + asked.questions[0] + asked.back))
     if asked.front:
         place = _token_at(lm, ids, len(asked.front))
     else:

@@ -114,7 +114,7 @@ class BaseHead:
             given["past_key_values"] = cache
         if "position_ids" in self._names:
             given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with self._asking.being(True):
+        with self._asking.temporarily(True):
             return tensor_of(self.body, self.body(**given))
 
     @torch.no_grad()

@@ -32,7 +32,6 @@ from torch.nn import functional as F
 
 from errata.edit import Edit, same_answer
 from errata.lm import LM
-from errata.lm.endings import endings_of
 from errata.methods.association.folio import files as folio_files
 from errata.methods.association.folio.calibration import FolioBackground
 from errata.methods.association.folio.config import FolioConfig
@@ -70,7 +69,7 @@ class Folio(Method):
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits; each is a leaf that knows of no other, but for those whose place it takes."""
         self.calibrate()
-        endings = endings_of(self.lm, [(edit.prompt, edit.target) for edit in edits])
+        endings = self.lm.endings([(edit.prompt, edit.target) for edit in edits])
         for edit, ending in zip(edits, endings, strict=True):
             leaf = self.leaf(edit, ending)
             asked = EncodedPrompt(
@@ -167,7 +166,7 @@ class Folio(Method):
     # writing
 
     def leaf(self, edit: Edit, ending: str | None) -> Leaf:
-        """An edit's subject, keys and values; `ending` as `endings_of` has it. The base model must
+        """An edit's subject, keys and values; `ending` as `LM.endings` has it. The base model must
         carry no patch.
         """
         lm, base = self.lm, self._patch.base

@@ -15,7 +15,7 @@ from typing import Any
 from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM
-from errata.lm.background import about, names_in, open_prompt, swapped
+from errata.lm.background import names_in, open_prompt, prompt_about, replace_name
 from errata.lm.encoding import Row
 from errata.methods.association.wise.config import WiseConfig
 
@@ -134,10 +134,12 @@ class TrainingExamples:
             return ContrastSet()
         names = [name for name in self.names if name not in prompt]
         others = [
-            swapped(prompt, subject, name) for name in draw.sample(names, min(most, len(names)))
+            replace_name(prompt, subject, name)
+            for name in draw.sample(names, min(most, len(names)))
         ]
         told = (
-            about(text, subject) for text in draw.sample(self.texts, min(ASKED, len(self.texts)))
+            prompt_about(text, subject)
+            for text in draw.sample(self.texts, min(ASKED, len(self.texts)))
         )
         asked = [
             other

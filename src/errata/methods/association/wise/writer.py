@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.cluster import spread, spreads
+from errata.cluster import is_distributed, run_parts
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.architecture import read_weight
@@ -136,7 +136,7 @@ class ShardWriter:
         rows = 1 + self.config.prefixes + self.config.rewordings + self.config.rehearse
         lanes = max(1, self.config.chunk_rows // rows)
         groups = [todo[start : start + lanes] for start in range(0, len(todo), lanes)]
-        if spreads() and len(groups) > 1:
+        if is_distributed() and len(groups) > 1:
             self._send_out(groups, ledger, progress)
             return
         for group in groups:
@@ -174,7 +174,7 @@ class ShardWriter:
         shared = self.lm, self.layer, self.config, self.background
         gpus = int(self.lm.device.type == "cuda")
         parts = [(group, ledger) for group in groups]
-        for number, learned in spread(
+        for number, learned in run_parts(
             _taught, shared, parts, cpus=torch.get_num_threads(), gpus=gpus
         ):
             for (shard, queue), there in zip(groups[number], learned, strict=True):
