@@ -18,7 +18,7 @@ from errata.lm.encoding import in_batches
 from errata.lm.hooks import capture_input
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.subject import FEW
-from errata.words.names import words
+from errata.words.parts import words
 
 if TYPE_CHECKING:
     from folio import Bench

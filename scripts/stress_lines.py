@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 from errata import Edit, read_cases, read_edits
 from errata.cli import app
 from errata.errors import EditError
-from errata.words.names import Mentions, WordWeights
+from errata.words.names import NameIndex, WordWeights
 from errata.words.parts import mentions
 
 GOOD: list[dict[str, Any]] = [
@@ -207,9 +207,9 @@ def accepted(path: Path, line: bytes, failures: list[str]) -> list[Edit]:
     for edit in found:
         if edit.subject is None:
             continue
-        index = Mentions(WordWeights({}, 0), 0.7)
+        index = NameIndex(WordWeights({}, 0), 0.7)
         index.add(0, edit.subject, edit.prompt)
-        if not mentions(edit.prompt, edit.subject) or index.within(edit.prompt) != {0: 1.0}:
+        if not mentions(edit.prompt, edit.subject) or index.find(edit.prompt) != {0: 1.0}:
             failures.append(f"accepted, and not reached by its own prompt: {edit}")
     return found
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from errata import Edit
 from errata.errors import EditError
-from errata.words.names import Mentions, WordWeights
+from errata.words.names import NameIndex, WordWeights
 from errata.words.parts import mentions, parts_of, words
 
 SHY, ZWJ, ZWNJ, BOM, RLM, RLE = "\u00ad", "\u200d", "\u200c", "\ufeff", "\u200f", "\u202b"
@@ -144,9 +144,10 @@ OTHERS = [
 ]
 
 
-def index(name: str, least: float = 0.7, shown: str = "") -> Mentions:
-    found = Mentions(
-        WordWeights.over(["the king of the north", "I am a king", "the river of a king"]), least
+def index(name: str, least: float = 0.7, shown: str = "") -> NameIndex:
+    found = NameIndex(
+        WordWeights.from_texts(["the king of the north", "I am a king", "the river of a king"]),
+        least,
     )
     found.add(0, name, shown)
     return found
@@ -158,7 +159,7 @@ def test_a_text_mentions_a_name(name: str, text: str) -> None:
     place.
     """
     Edit(text, "x", name)
-    assert 0 in index(name, shown=text).within(text)
+    assert 0 in index(name, shown=text).find(text)
     start, end = mentions(text, name)[-1]
     assert start < end <= len(text)
 
@@ -173,13 +174,13 @@ prompt.
     ("name", "text"), [each for each in MENTIONED if each[0] not in SHOWN_ONLY]
 )
 def test_a_text_mentions_a_name_that_was_never_seen_so(name: str, text: str) -> None:
-    assert 0 in index(name).within(text)
+    assert 0 in index(name).find(text)
 
 
 @pytest.mark.parametrize(("name", "text"), OTHERS)
 @pytest.mark.parametrize("least", [0.3, 0.7])
 def test_another_name_is_no_mention(name: str, text: str, least: float) -> None:
-    assert index(name, least).within(text) == {}
+    assert index(name, least).find(text) == {}
     with pytest.raises(EditError, match="does not stand in the prompt"):
         Edit(text, "x", name)
 
@@ -205,30 +206,30 @@ def test_the_last_place_is_the_names_own(name: str, text: str, place: str) -> No
 
 def test_a_small_letter_before_other_words_is_none_that_must_be_there() -> None:
     texts = ["a king", "a river", "I saw a king"]
-    found = Mentions(WordWeights.over(texts), 0.7)
+    found = NameIndex(WordWeights.from_texts(texts), 0.7)
     found.add(0, "a tower")
-    assert found.within("Where is the tower?").keys() == {0}
+    assert found.find("Where is the tower?").keys() == {0}
 
 
 def test_three_hindi_names_are_three() -> None:
     names = ["कमल", "कमला", "कोमल"]
     assert len({tuple(words(name)) for name in names}) == 3
-    found = Mentions(WordWeights.over(["है"]), 0.7)
+    found = NameIndex(WordWeights.from_texts(["है"]), 0.7)
     for number, name in enumerate(names):
         found.add(number, name)
     for number, name in enumerate(names):
-        assert found.within(f"{name} कौन है?").keys() == {number}
+        assert found.find(f"{name} कौन है?").keys() == {number}
 
 
 def test_a_form_that_the_edits_own_prompt_shows_is_known_elsewhere() -> None:
-    assert index("Nokia").within("Missä on Nokian tehdas?") == {}
-    assert index("Nokia", shown="Kuka on Nokian johtaja?").within(
+    assert index("Nokia").find("Missä on Nokian tehdas?") == {}
+    assert index("Nokia", shown="Kuka on Nokian johtaja?").find(
         "Missä on Nokian tehdas?"
     ).keys() == {0}
 
 
 def test_what_has_no_word_mentions_nothing_and_is_not_mentioned() -> None:
-    assert mentions("???", "?") == [] and index("?!").within("?!") == {}
+    assert mentions("???", "?") == [] and index("?!").find("?!") == {}
     with pytest.raises(EditError, match="no letter, number or sign"):
         Edit("Who are !!!?", "a band", "!!!")
 
@@ -245,7 +246,7 @@ def test_whatever_stands_in_a_text_is_found_by_the_router(front: str, name: str,
     text = front + name + back
     for start, end in mentions(text, name):
         assert 0 <= start < end <= len(text)
-        assert index(name, 1.0, text).within(text).keys() == {0}
+        assert index(name, 1.0, text).find(text).keys() == {0}
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
@@ -253,9 +254,9 @@ def test_whatever_stands_in_a_text_is_found_by_the_router(front: str, name: str,
 def test_any_text_may_be_asked_about_any_name(text: str, name: str) -> None:
     found = index(name, 1.0, text)
     if mentions(text, name):
-        assert found.within(text).keys() == {0}
+        assert found.find(text).keys() == {0}
     found.remove(0)
-    assert found.within(text) == {}
+    assert found.find(text) == {}
 
 
 @given(st.text(st.sampled_from("ab1+#-'_. \n\x00~"), max_size=20))

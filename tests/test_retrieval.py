@@ -17,7 +17,7 @@ from errata.atlas import make_cases
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.retrieval import BM25, Dense, RetrievalConfig, retriever
-from errata.words.names import words
+from errata.words.parts import words
 
 TEXTS = [
     "The capital of France is",

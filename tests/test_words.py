@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from errata.words.names import Mentions, WordWeights, words
+from errata.words.names import NameIndex, WordWeights
+from errata.words.parts import words
 
 TEXTS = ["the king of the north", "the king of Spain", "the river", "the river of the south"]
 
@@ -17,7 +18,7 @@ def test_words():
 
 
 def test_rare_words_tell_more():
-    weights = WordWeights.over(TEXTS)
+    weights = WordWeights.from_texts(TEXTS)
     assert (
         weights["kelor"] == 1.0
         and weights["the"] == 0.01 < weights["of"] < weights["king"] < weights["spain"] < 1.0
@@ -29,14 +30,14 @@ def test_rare_words_tell_more():
 
 
 def test_names_are_found_by_their_words_and_forgotten():
-    found = Mentions(WordWeights.over(TEXTS), 0.5)
+    found = NameIndex(WordWeights.from_texts(TEXTS), 0.5)
     found.add(3, "the King of Kelor")
     found.add(7, "Spain")
-    assert found.within("Is Kelor's KING in Spain?").keys() == {3, 7}
-    assert found.within("Spain") == {7: pytest.approx(1.0)}
-    assert found.within("the king") == {} and found.within("nothing") == {}
+    assert found.find("Is Kelor's KING in Spain?").keys() == {3, 7}
+    assert found.find("Spain") == {7: pytest.approx(1.0)}
+    assert found.find("the king") == {} and found.find("nothing") == {}
     found.remove(7)
-    assert found.within("Spain") == {}
+    assert found.find("Spain") == {}
     with pytest.raises(KeyError):
         found.remove(7)
 
@@ -48,19 +49,19 @@ def test_the_index_finds_what_reading_every_name_finds(least):
     names = {
         number: " ".join(rng.choices(vocabulary, k=rng.randint(1, 5))) for number in range(200)
     }
-    weights = WordWeights.over(TEXTS)
-    found = Mentions(weights, least)
+    weights = WordWeights.from_texts(TEXTS)
+    found = NameIndex(weights, least)
     for number, name in names.items():
         found.add(number, name)
     for _ in range(50):
         text = " ".join(rng.choices(vocabulary, k=6))
         shares = {number: weights.share(words(name), words(text)) for number, name in names.items()}
-        assert found.within(text) == {
+        assert found.find(text) == {
             number: share for number, share in shares.items() if share >= least
         }
 
 
 def test_what_has_a_digit_in_it_must_be_there():
-    found = Mentions(WordWeights.over(TEXTS), 0.1)
+    found = NameIndex(WordWeights.from_texts(TEXTS), 0.1)
     found.add(0, "Douglas DC-2")
-    assert found.within("the Douglas DC-3") == {} and found.within("the Douglas DC-2").keys() == {0}
+    assert found.find("the Douglas DC-3") == {} and found.find("the Douglas DC-2").keys() == {0}

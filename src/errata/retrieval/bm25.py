@@ -14,7 +14,7 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.retrieval.base import RetrievalConfig, Retriever, different
 from errata.storage import state
-from errata.words.names import words
+from errata.words.parts import words
 
 
 class BM25(Retriever):

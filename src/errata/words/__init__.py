@@ -1,1 +1,3 @@
-"""Words of a text and names in it, by the rules of Unicode. Nothing here knows a model."""
+"""The words of a text, and the names it mentions, by the rules of Unicode. Nothing here knows a
+model.
+"""

@@ -1,12 +1,11 @@
-"""What is joined to a name inside one word: endings, particles, prefixes. By closed lists, not by a
-grammar of any language.
+"""Inflected forms of names: endings, particles and prefixes, from closed lists and no grammar.
 
-A word may be read as a form of a shorter one when what is left over stands in the list of its
-script. Short endings that make another name of one as easily (Julia, Julian) count behind long
-names only; `bold` counts them behind short ones too: so an edit's own prompt is read, where it is
-known that the name stands there.
+A word may be a form of a shorter one when the rest is in the list of its script. Short endings that
+may also make another name (Julia, Julian) count after long names only. With `lenient`, more endings
+count, after short names, too; that is for an edit's own prompt, which is known to mention the name.
 
-Names and words are in the spelling of `spelling.fold`.
+Names and words are in the spelling of `spelling.fold`. `parts.py` and `names.py` use this to find
+names in texts.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import regex
 
 STEM = "~"
-"""Ends a key that is no word but what endings leave of one (Москв~)."""
+"""Marks a key that is the stem of a word, not a word (Москв~)."""
 
 _LATIN_CLEAR = frozenset(
     end
@@ -24,15 +23,15 @@ _LATIN_CLEAR = frozenset(
 _LATIN_SHORT = frozenset(
     "n en on ön in un ün ba be ra re da de ta te tä dan den tan ten nin nun nün at et ot".split()
 )
-_LATIN_BOLD = (
-    frozenset(
-        "a e i u ü y ä es em om ie hin iin seen tta ttä ya ye yi yu yü val vel ig öt t ach ami owi ou ovi ų os ai".split()
-    )
-    | _LATIN_SHORT
-    | _LATIN_CLEAR
+_LATIN_MORE = frozenset(
+    "a e i u ü y ä es em om ie hin iin seen tta ttä ya ye yi yu yü val vel ig öt t "
+    "ach ami owi ou ovi ų os ai".split()
 )
-_LATIN_MOST, _LATIN_LAST = max(map(len, _LATIN_BOLD)), frozenset(end[-1] for end in _LATIN_BOLD)
-_LATIN_LEAST, _LATIN_LONG, _BOLD_LEAST = 4, 6, 3
+_LATIN_LENIENT = _LATIN_MORE | _LATIN_SHORT | _LATIN_CLEAR
+_LATIN_LONGEST = max(map(len, _LATIN_LENIENT))
+_LATIN_LAST = frozenset(end[-1] for end in _LATIN_LENIENT)
+_LATIN_LEAST, _LATIN_LONG, _LENIENT_LEAST = 4, 6, 3
+"""Letters of a name, at least: before a clear ending, before a short one, and if lenient."""
 
 _CYRILLIC = (
     "а я у ю ы и і ї е є о ой ей ою ею єю ом ем ём єм ью ам ям ами ями ах ях ові еві "
@@ -53,9 +52,7 @@ _ARABIC = regex.compile(r"[وف]?(?:[بلكس]|ال|بال|كال|لل)|[وف]")
 _HEBREW = regex.compile(r"[והבלכמש]{1,3}")
 _SEMITIC_LEAST, _PREFIX_MOST = 3, 4
 _OTHER_LEAST, _OTHER_MOST = 4, 3
-"""In scripts without a list, letters of a name and of what is joined to it, where it is known that
-the name stands there.
-"""
+"""In scripts without a list, if lenient: letters of a name, at least, of its ending, at most."""
 
 _LATIN_WORD, _CYRILLIC_WORD = (
     regex.compile(r"[\p{Latin}\p{M}]+"),
@@ -67,72 +64,73 @@ _MARK = regex.compile(r"\p{M}")
 
 
 def keys_of(name: str) -> frozenset[str]:
-    """What a form of a name's word must have among its `bases`: the word; where its own ending
-    changes, its stem too.
+    """Return the keys of a name's word, one of which must be among the `bases` of a form of it.
+
+    These are the word and, in Cyrillic, where its own ending changes, its stems.
     """
-    found = {name}
+    keys = {name}
     if not name.isascii() and _CYRILLIC_WORD.fullmatch(name):
-        found |= {f"{stem}{STEM}" for stem in _cut(name, _CYRILLIC_NAMED, _CYRILLIC_LEAST)}
-    return frozenset(found)
+        stems = _without_endings(name, _CYRILLIC_NAMED, _CYRILLIC_LEAST)
+        keys |= {f"{stem}{STEM}" for stem in stems}
+    return frozenset(keys)
 
 
-def bases(word: str, bold: bool = False) -> set[str]:
-    """The keys of all that a word may be a form of, itself the first."""
+def bases(word: str, lenient: bool = False) -> set[str]:
+    """Return the keys of all words that this word may be a form of, itself included."""
     found = {word}
     if (word.isascii() and word.isalpha()) or _LATIN_WORD.fullmatch(word):
         if word[-1] in _LATIN_LAST:
-            found |= _latin(word, bold)
+            found |= _latin(word, lenient)
     elif _CYRILLIC_WORD.fullmatch(word):
-        stems = _cut(word, _CYRILLIC, _CYRILLIC_LEAST)
+        stems = _without_endings(word, _CYRILLIC, _CYRILLIC_LEAST)
         found |= stems | {f"{stem}{STEM}" for stem in stems}
     elif _HANGUL_WORD.fullmatch(word):
-        least = 1 if bold else _HANGUL_LEAST
+        least = 1 if lenient else _HANGUL_LEAST
         ends = range(max(least, len(word) - _PARTICLES_MOST), len(word))
         found |= {word[:end] for end in ends if _HANGUL.fullmatch(word, end)}
     elif _ARABIC_WORD.fullmatch(word):
-        found |= _behind(word, _ARABIC, bold)
+        found |= _without_prefixes(word, _ARABIC, lenient)
         if regex.match("[وف]?لل", word):  # li- swallows the alif of al-
             found.add("ال" + word[word.index("لل") + 2 :])
     elif _HEBREW_WORD.fullmatch(word):
-        found |= _behind(word, _HEBREW, bold)
-    elif bold and _ANY_WORD.fullmatch(word):
+        found |= _without_prefixes(word, _HEBREW, lenient)
+    elif lenient and _ANY_WORD.fullmatch(word):
         ends = range(max(_OTHER_LEAST, len(word) - _OTHER_MOST), len(word))
         found |= {word[:end] for end in ends if not _MARK.match(word, end)}
     return found
 
 
-def _latin(word: str, bold: bool) -> set[str]:
+def _latin(word: str, lenient: bool) -> set[str]:
     found = set()
-    for size in range(max(_BOLD_LEAST, len(word) - _LATIN_MOST), len(word)):
+    for size in range(max(_LENIENT_LEAST, len(word) - _LATIN_LONGEST), len(word)):
         base, end = word[:size], word[size:]
-        if (
-            (size >= _LATIN_LEAST and end in _LATIN_CLEAR)
-            or (size >= _LATIN_LONG and end in _LATIN_SHORT and _goes_on(base, end))
-            or (
-                bold
-                and end in _LATIN_BOLD
-                and (end == "s" or size >= _BOLD_LEAST + (len(end) == 1))
-            )
-        ):
+        if _is_latin_form(base, end) or (lenient and _is_lenient_latin_form(base, end)):
             found.add(base)
             if base[-1] in "áé":  # Róma, Rómában
                 found.add(base[:-1] + "ae"["áé".index(base[-1])])
     return found
 
 
-def _goes_on(base: str, end: str) -> bool:
-    """Whether a short ending is likelier one than a part of another name: Nokia-n, but Peters-on is
-    Peterson.
-    """
+def _is_latin_form(base: str, end: str) -> bool:
+    if end in _LATIN_CLEAR and len(base) >= _LATIN_LEAST:
+        return True
+    if end not in _LATIN_SHORT or len(base) < _LATIN_LONG:
+        return False
+    # Nokia-n is a form of Nokia, but Peters-on is Peterson
     return base[-1] in "aeiouyäöü" if end == "n" else base[-1] != "s"
 
 
-def _cut(word: str, endings: list[str], least: int) -> set[str]:
+def _is_lenient_latin_form(base: str, end: str) -> bool:
+    least = _LENIENT_LEAST + (len(end) == 1 and end != "s")
+    return end in _LATIN_LENIENT and len(base) >= least
+
+
+def _without_endings(word: str, endings: list[str], least: int) -> set[str]:
     return {
         word[: -len(end)] for end in endings if word.endswith(end) and len(word) - len(end) >= least
     }
 
 
-def _behind(word: str, prefix: regex.Pattern[str], bold: bool) -> set[str]:
-    most = min(_PREFIX_MOST, len(word) - _SEMITIC_LEAST + bold)
+def _without_prefixes(word: str, prefix: regex.Pattern[str], lenient: bool) -> set[str]:
+    most = min(_PREFIX_MOST, len(word) - _SEMITIC_LEAST + lenient)
     return {word[start:] for start in range(1, most + 1) if prefix.fullmatch(word, 0, start)}

@@ -1,6 +1,7 @@
-"""Which words tell something: rare ones. And which stored names a text mentions. It knows no model.
+"""`WordWeights`: inverse document frequencies of words; and `NameIndex`: find the stored names that
+a text mentions.
 
-What a word is, and where a name stands, is in `parts`.
+What a word is, and what mentions a name, is decided in `parts.py`. Nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ from errata.words.inflection import bases, keys_of
 from errata.words.parts import Part, inside, parts_of, stretches, words
 from errata.words.spelling import fold, fold_with_places
 
-__all__ = ["Mentions", "WordWeights", "words"]
-
-_ONE_LETTER, _TELLING = regex.compile(r"\p{L}\p{M}*"), regex.compile(r"^\p{L}\p{M}*$|\p{N}|[+#]$")
-"""One letter; and what must be there as it is: one letter, a number, a C++."""
+_ONE_LETTER = regex.compile(r"\p{L}\p{M}*")
+_DISTINCTIVE = regex.compile(r"^\p{L}\p{M}*$|\p{N}|[+#]$")
+"""Words that a mention must contain: one letter, a number, a C++."""
 _ROMAN = regex.compile(r"(?=[mdclxvi])m{0,3}(?:c[md]|d?c{0,3})(?:x[cl]|l?x{0,3})(?:i[xv]|v?i{0,3})")
 _RUN_KEY = 8
-"""A name in a script without spaces is looked up by so many of its signs, the first."""
+"""Leading characters by which a name in a script without spaces is looked up."""
 
 
 class WordWeights:
-    """How much a word tells: log((n + 1) / (texts with it + 1)) over n texts, relative to that of a
-    word never seen.
+    """Inverse document frequencies of words: log((n + 1) / (texts with the word + 1)) over n texts,
+    divided by that of a word in none of them.
 
     Args:
-        counts: in how many of the texts each word stands.
-        texts: how many they are.
+        counts: word -> number of texts that contain it.
+        texts: number of texts.
     """
 
     def __init__(self, counts: Mapping[str, int], texts: int) -> None:
@@ -39,108 +39,107 @@ class WordWeights:
         self._most = math.log(texts + 1) or 1.0
 
     @classmethod
-    def over(cls, texts: Iterable[str]) -> WordWeights:
-        """Counted over texts."""
-        counts: dict[str, int] = defaultdict(int)
-        n = 0
-        for text in texts:
-            n += 1
-            for word in set(words(text)):
-                counts[word] += 1
-        return cls(counts, n)
+    def from_texts(cls, texts: Sequence[str]) -> WordWeights:
+        """Count the words of texts."""
+        return cls(Counter(word for text in texts for word in set(words(text))), len(texts))
 
     def __getitem__(self, word: str) -> float:
-        """The word's weight: 1 where it was never seen, never quite 0."""
+        """Return the word's weight, from 0.01 to 1; 1 if no text contains it."""
         return max(0.01, math.log((self.texts + 1) / (self.counts.get(word, 0) + 1)) / self._most)
 
-    def share(self, wanted: Iterable[str], there: Iterable[str]) -> float:
-        """How much of the wanted words is there, by weight: 0 to 1."""
-        wanted, there = set(wanted), set(there)
-        whole = math.fsum(self[word] for word in wanted)
-        return math.fsum(self[word] for word in wanted & there) / whole if whole else 0.0
+    def share(self, wanted: Iterable[str], present: Iterable[str]) -> float:
+        """Return the share of the wanted words that are present, by weight: 0 to 1."""
+        wanted = set(wanted)
+        total = math.fsum(self[word] for word in wanted)
+        shared = math.fsum(self[word] for word in wanted.intersection(present))
+        return shared / total if total else 0.0
 
 
 class _Name:
-    """A stored name, ready to be looked for.
+    """A stored name, prepared for lookup.
 
     Attributes:
-        forms: its words -> the keys (`inflection`) of which a text must hold one.
-        runs: those of them that are runs of signs.
-        exact: words that must stand there as they are, or as they are shown -> words one of which
-            must stand beside them. A small letter before other words (a tower, Ortega y Gasset) is
-            none.
-        weights: of the words, in their order.
+        forms: each word -> its keys (see `inflection.py`), one of which a mention must have.
+        runs: the words that are runs of characters in a script without spaces.
+        required: words without which a text does not mention the name (letters, numbers, a C++) ->
+            words one of which must stand next to them. A lower-case letter before other words (a
+            tower, Ortega y Gasset) is not required.
+        weights: of the words, in the order of `forms`.
+        total: their sum.
     """
 
-    def __init__(self, name: str, shown: str, weights: WordWeights) -> None:
-        parts, there = parts_of(fold(name)), parts_of(fold(shown))
-        self.forms: dict[str, set[str]] = {}
+    def __init__(self, name: str, example: str, weights: WordWeights) -> None:
+        parts = parts_of(fold(name))
+        mentions = list(stretches(parts, parts_of(fold(example))))
         self.runs = {part.text for part in parts if part.run}
-        seen = list(stretches(parts, there))
-        for place, part in enumerate(parts):
-            forms = self.forms.setdefault(
-                part.text, {part.text[:_RUN_KEY]} if part.run else {*keys_of(part.text)}
-            )
+        self.forms: dict[str, set[str]] = {}
+        for index, part in enumerate(parts):
+            keys = {part.text[:_RUN_KEY]} if part.run else {*keys_of(part.text)}
+            forms = self.forms.setdefault(part.text, keys)
             if not part.run:
-                forms.update(stretch[place].text for stretch in seen)
-        telling = [
-            part.text for part in parts if _TELLING.search(part.text) or _ROMAN.fullmatch(part.text)
-        ]
-        small = _small_letters(name, parts[:-1]) if telling else set()
-        self.exact: dict[str, set[str]] = {
-            word: set() for word in telling if word not in self.runs | small
-        }
-        for one, other in pairwise(parts if seen else ()):
-            for each, beside in ((one, other), (other, one)):
-                if each.text in self.exact and _ONE_LETTER.fullmatch(each.text):
-                    self.exact[each.text].add(beside.text)
+                forms.update(mention[index].text for mention in mentions)
+        self.required = self._required(name, parts, bool(mentions))
         self.weights = [
-            math.fsum(weights[sign] for sign in words(text)) if text in self.runs else weights[text]
+            math.fsum(weights[c] for c in words(text)) if text in self.runs else weights[text]
             for text in self.forms
         ]
-        self.whole = math.fsum(self.weights)
+        self.total = math.fsum(self.weights)
 
-    def telling(self, missing: float) -> set[str]:
-        """The keys of the heaviest words, which together weigh more than the share that may be
+    def _required(self, name: str, parts: Sequence[Part], mentioned: bool) -> dict[str, set[str]]:
+        distinctive = [
+            part.text
+            for part in parts
+            if _DISTINCTIVE.search(part.text) or _ROMAN.fullmatch(part.text)
+        ]
+        optional = self.runs | (_lower_case_letters(name, parts[:-1]) if distinctive else set())
+        required: dict[str, set[str]] = {
+            word: set() for word in distinctive if word not in optional
+        }
+        for first, second in pairwise(parts if mentioned else ()):
+            for part, neighbour in ((first, second), (second, first)):
+                if part.text in required and _ONE_LETTER.fullmatch(part.text):
+                    required[part.text].add(neighbour.text)
+        return required
+
+    def index_keys(self, missing: float) -> set[str]:
+        """The keys of the heaviest words, whose share of the weight exceeds that which may be
         missing.
         """
-        found: set[str] = set()
+        keys: set[str] = set()
         weight = 0.0
-        for word, own in sorted(
-            zip(self.forms, self.weights, strict=True), key=lambda each: (-each[1], each[0])
-        ):
-            if weight > missing * self.whole + 1e-9:
+        weighted = zip(self.forms, self.weights, strict=True)
+        for word, own in sorted(weighted, key=lambda pair: (-pair[1], pair[0])):
+            if weight > missing * self.total + 1e-9:
                 break
-            found |= self.forms[word]
+            keys |= self.forms[word]
             weight += own
-        return found
+        return keys
 
     def share(self, text: _Text) -> float:
-        """How much of the name a text mentions, by weight; 0 where something is missing that must
-        be there.
-        """
-        for word, beside in self.exact.items():
-            near = text.beside(self.forms[word])
-            if not near or (
-                beside and not any(self._holds(each, part) for each in beside for part in near)
+        """The share of the name in a text, by weight; 0 if a required word is missing."""
+        for word, neighbours in self.required.items():
+            beside = text.beside(self.forms[word])
+            if not beside or (
+                neighbours
+                and not any(self._is_form(part, each) for each in neighbours for part in beside)
             ):
                 return 0.0
-        held = [
+        mentioned = [
             weight
             for (word, forms), weight in zip(self.forms.items(), self.weights, strict=True)
-            if (text.holds(word) if word in self.runs else not forms.isdisjoint(text.keys))
+            if (text.has_run(word) if word in self.runs else not forms.isdisjoint(text.keys))
         ]
-        return math.fsum(held) / self.whole if self.whole else 0.0
+        return math.fsum(mentioned) / self.total if self.total else 0.0
 
-    def _holds(self, word: str, part: Part) -> bool:
-        """Whether a part of a text is a form of a word."""
+    def _is_form(self, part: Part, word: str) -> bool:
+        """Whether a part of a text is a form of one of the name's words."""
         if word in self.runs:
             return part.run and bool(inside(word, part.text))
         return not part.run and not self.forms[word].isdisjoint(bases(part.text))
 
 
-def _small_letters(name: str, parts: Sequence[Part]) -> set[str]:
-    """Those of a name's parts that are one small letter."""
+def _lower_case_letters(name: str, parts: Sequence[Part]) -> set[str]:
+    """The parts of a name that are one lower-case letter."""
     _, places = fold_with_places(name)
     return {
         part.text for part in parts if len(part.text) == 1 and name[places[part.start][0]].islower()
@@ -148,92 +147,94 @@ def _small_letters(name: str, parts: Sequence[Part]) -> set[str]:
 
 
 class _Text:
-    """A text in which names are looked for.
+    """A text in which names are looked up.
+
+    Args:
+        text: the text.
+        lengths: the lengths of the keys of runs.
 
     Attributes:
-        words: those that stand in it.
-        keys: what it is looked up by: the words, all that they may be forms of, and pieces of its
-            runs of signs.
+        keys: of all its words and of the words they may be forms of, and the pieces of its runs of
+            these lengths.
     """
 
     def __init__(self, text: str, lengths: Iterable[int]) -> None:
         self._parts = parts_of(fold(text))
         self._runs = [part.text for part in self._parts if part.run]
-        self.words = {part.text for part in self._parts if not part.run}
-        self.keys = {key for word in self.words for key in bases(word)}
+        words = {part.text for part in self._parts if not part.run}
+        self.keys = {key for word in words for key in bases(word)}
         for size in lengths:
             self.keys.update(
                 run[at : at + size] for run in self._runs for at in range(len(run) - size + 1)
             )
 
-    def holds(self, run: str) -> bool:
-        """Whether a run of signs stands in it."""
+    def has_run(self, run: str) -> bool:
+        """Whether a run of characters stands in it."""
         return any(inside(run, each) for each in self._runs)
 
     def beside(self, forms: set[str]) -> list[Part]:
-        """What stands before and behind words of these forms, wherever one stands; [] where none
-        does.
-        """
-        ends = [_NOTHING, *self._parts, _NOTHING]
+        """The parts before and after every word of these forms; [] if there is no such word."""
+        padded = [_NOTHING, *self._parts, _NOTHING]
         return [
             part
-            for before, each, behind in zip(ends, ends[1:], ends[2:], strict=False)
-            if each.text in forms and not each.run
-            for part in (before, behind)
+            for before, word, after in zip(padded, padded[1:], padded[2:], strict=False)
+            if word.text in forms and not word.run
+            for part in (before, after)
         ]
 
 
 _NOTHING = Part("", 0, 0, False)
 
 
-class Mentions:
-    """Names under numbers, and which of them a text mentions, by an inverted index.
+class NameIndex:
+    """An inverted index of numbered names, which finds those that a text mentions.
 
-    A name stands in the index under its heaviest words only, as many as a text that mentions it
-    cannot lack all of; so common words are seldom looked up, and a lookup does not grow with the
-    names.
+    A name is indexed by its heaviest words only, as many as are needed for every text that mentions
+    it to contain one of them. So common words are seldom looked up, and a lookup does not slow down
+    with the number of names.
 
     Args:
         weights: of the words.
-        least: the share of a name, by weight, that a text must hold to mention it.
+        min_share: the share of a name, by weight, that a text must contain to mention it.
     """
 
-    def __init__(self, weights: WordWeights, least: float) -> None:
-        self.weights, self.least = weights, least
+    def __init__(self, weights: WordWeights, min_share: float) -> None:
+        self.weights, self.min_share = weights, min_share
         self._names: dict[int, _Name] = {}
         self._by_key: dict[str, set[int]] = defaultdict(set)
         self._lengths: Counter[int] = Counter()
 
-    def add(self, number: int, name: str, shown: str = "") -> None:
-        """Store a name; `shown` is a text that mentions it, and shows the forms that it takes."""
-        made = self._names[number] = _Name(name, shown or name, self.weights)
-        self._lengths.update(min(len(run), _RUN_KEY) for run in made.runs)
-        for key in made.telling(1 - self.least):
+    def add(self, number: int, name: str, example: str = "") -> None:
+        """Store a name; `example` is a text that mentions it, maybe in inflected forms."""
+        stored = self._names[number] = _Name(name, example or name, self.weights)
+        self._lengths.update(min(len(run), _RUN_KEY) for run in stored.runs)
+        for key in stored.index_keys(1 - self.min_share):
             self._by_key[key].add(number)
 
     def remove(self, number: int) -> None:
-        """Forget a name.
+        """Remove a name.
 
         Raises:
-            KeyError: there is none under this number.
+            KeyError: there is none with this number.
         """
-        gone = self._names.pop(number)
-        self._lengths.subtract(min(len(run), _RUN_KEY) for run in gone.runs)
-        for key in gone.telling(1 - self.least):
+        removed = self._names.pop(number)
+        self._lengths.subtract(min(len(run), _RUN_KEY) for run in removed.runs)
+        for key in removed.index_keys(1 - self.min_share):
             self._by_key[key].discard(number)
             if not self._by_key[key]:
                 del self._by_key[key]
 
-    def within(self, text: str) -> dict[int, float]:
-        """The names that a text mentions: number -> share, by weight.
+    def find(self, text: str) -> dict[int, float]:
+        """Return the names that a text mentions: number -> share, by weight.
 
-        Numbers and single letters must be there: a DC-2 is no DC-3, and John Paul II no John Paul
-        I.
+        Numbers and single letters of a name must occur: a DC-2 is not a DC-3, and John Paul II is
+        not John Paul I.
         """
-        said = _Text(text, +self._lengths)
+        parsed = _Text(text, +self._lengths)
+        keys = parsed.keys & self._by_key.keys()
         shares: dict[int, float] = {}
-        for number in set().union(*(self._by_key[key] for key in said.keys & self._by_key.keys())):
-            share = self._names[number].share(said)
-            if share and share >= self.least:
+        for number in set().union(*(self._by_key[key] for key in keys)):
+            share = self._names[number].share(parsed)
+            if share and share >= self.min_share:
                 shares[number] = share
         return shares

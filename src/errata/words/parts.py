@@ -1,9 +1,10 @@
-"""A text's words and, where a script has no spaces, its runs of signs; and where a name stands
-among them.
+"""The words of a text, or its runs of characters where a script has no spaces; and where a name is
+mentioned.
 
-A name is mentioned by words, not by signs: "Romeo" mentions no Rome, but "Kelor's" a Kelor. What
-may be joined to one is in `inflection`, what is spelled alike in `spelling`. Where a script has no
-spaces, a name is mentioned where its signs stand.
+A name is mentioned by whole words: "Romeo" does not mention Rome, but "Kelor's" mentions Kelor. In
+a script without spaces it is mentioned wherever its characters stand. `spelling.py` says which
+texts read the same, `inflection.py` which words are forms of a name; `names.py` looks for many
+names at once.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ _PART = regex.compile(rf"(?V1)(?P<run>{_UNSPACED}[{_UNSPACED}\p{{M}}ー]*)|{_SPA
 _PLAIN_PART = re.compile(r"[a-z0-9]+(?:\+\+|[+#](?![a-z0-9]))?")
 _POSSESSIVE = regex.compile(r"(?<=[\p{L}\p{M}\p{N}]')s")
 _LEADING, _CLOSING = frozenset("เแโใไເແໂໃໄ"), regex.compile(r"[\p{M}ะาำๅະາຳ]")
-"""Signs that belong to the syllable of the sign behind them, and of that before."""
+"""Characters that belong to the syllable of the next character, and of the one before."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in one spelling; where a script has no spaces, each sign is one."""
+    """Return the words of a text, folded; in a script without spaces each character is a word."""
     return [str(word) for word in _WORD.findall(fold(text))]
 
 
 class Part(NamedTuple):
-    """A word, or a run of signs of a script without spaces, and where it stands in a folded text."""
+    """A word of a folded text, or a run of characters in a script without spaces (`run`).
+
+    It stands at folded[start:end].
+    """
 
     text: str
     start: int
@@ -46,8 +50,8 @@ class Part(NamedTuple):
 
 
 def parts_of(folded: str) -> list[Part]:
-    """The parts of a folded text, a possessive 's left out where there is something else."""
-    if folded.isascii():  # the same, and several times as fast
+    """Split a folded text into parts; a possessive 's is left out, unless it is the only part."""
+    if folded.isascii():  # the same parts, several times as fast
         found = [Part(part[0], *part.span(), False) for part in _PLAIN_PART.finditer(folded)]
     else:
         found = [
@@ -61,7 +65,7 @@ def parts_of(folded: str) -> list[Part]:
 
 
 def inside(run: str, text: str) -> list[int]:
-    """Where a run of signs stands in a longer one without cutting a syllable."""
+    """Return the indices where a run of characters stands in a text without cutting a syllable."""
     places, start = [], text.find(run)
     while start >= 0:
         end = start + len(run)
@@ -72,39 +76,41 @@ def inside(run: str, text: str) -> list[int]:
 
 
 def stretches(name: Sequence[Part], text: Sequence[Part]) -> Iterator[Sequence[Part]]:
-    """The parts of a text in which those of a name stand, one behind the other."""
+    """Yield every stretch of a text's parts that mentions a name, part by part."""
     keys = [keys_of(part.text) for part in name]
     known: dict[str, set[str]] = {}
+    last = len(name) - 1
 
-    def stands(place: int, other: Part) -> bool:
-        """Whether a part of the name stands in one of the text: where it is a run, at its end,
-        beginning or anywhere.
+    def matches(index: int, part: Part) -> bool:
+        """Whether a part of the text mentions the part of the name with this index.
+
+        A run must stand at the end of the text's run if it opens the name, at the start if it
+        closes the name; anywhere if it is the whole name.
         """
-        one = name[place]
-        if one.run != other.run or one.text == other.text:
-            return one.run == other.run
-        opens, closes = place == 0, place == len(name) - 1
-        if not one.run:
-            if other.text not in known:
-                known[other.text] = bases(other.text, bold=True)
-            return not keys[place].isdisjoint(known[other.text])
-        if opens and closes:
-            return bool(inside(one.text, other.text))
-        return (opens or closes) and (len(other.text) - len(one.text) if opens else 0) in inside(
-            one.text, other.text
-        )
+        own = name[index]
+        if own.run != part.run or own.text == part.text:
+            return own.run == part.run
+        if not own.run:
+            if part.text not in known:
+                known[part.text] = bases(part.text, lenient=True)
+            return not keys[index].isdisjoint(known[part.text])
+        places = inside(own.text, part.text)
+        if last == 0:
+            return bool(places)
+        if index == 0:
+            return len(part.text) - len(own.text) in places
+        return index == last and 0 in places
 
-    for first in range(len(text) - len(name) + 1) if name else ():
-        if all(stands(place, text[first + place]) for place in range(len(name))):
+    for first in range(len(text) - last) if name else ():
+        if all(matches(index, text[first + index]) for index in range(len(name))):
             yield text[first : first + len(name)]
 
 
 def mentions(text: str, name: str) -> list[tuple[int, int]]:
-    """(start, end) of every place in a text where a name stands: all its words, one behind the
-    other.
+    """Return (start, end) of every mention of a name in a text: all its words in sequence.
 
-    Where it stands as it is written comes last, so that the last place is the best. An ending that
-    is joined to the name is no part of the place.
+    Exact mentions come last, so that the last one is the best. An inflected ending is not part of
+    the mention.
     """
     (folded, places), wanted = fold_with_places(text), parts_of(fold(name))
     found = []

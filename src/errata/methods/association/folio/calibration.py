@@ -79,7 +79,7 @@ class FolioBackground:
             else config.threshold
         )
         return RouterCalibration(
-            WordWeights.over(texts),
+            WordWeights.from_texts(texts),
             center,
             scale,
             self.base.logit_scale,

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from errata.lm.background import names_in
 from errata.methods.association.folio.base_head import BaseHead
 from errata.patches.routed import MAIN
-from errata.words.names import Mentions, WordWeights, words
+from errata.words.names import NameIndex, WordWeights
+from errata.words.parts import words
 
 START, PADDING = -1, -2
 """In the place of a token: the prompt's end; no value."""
@@ -141,7 +142,7 @@ class Leaves:
         self._leaves: dict[int, Leaf] = {}
         self._folios: dict[int, list[int]] = {}  # folio -> its leaves
         self._folio_of: dict[int, int] = {}
-        self._mentions = Mentions(signs.weights, mentioned)
+        self._mentions = NameIndex(signs.weights, mentioned)
         self._later: dict[
             int, set[int]
         ] = {}  # leaf -> later leaves that answer the same question otherwise
@@ -247,7 +248,7 @@ class Leaves:
         """
         named: set[str] = set()
         for text in (asked.text, *asked.earlier):
-            found = self._mentions.within(text)
+            found = self._mentions.find(text)
             if found := {
                 n: share
                 for n, share in found.items()

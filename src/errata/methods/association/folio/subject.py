@@ -6,7 +6,8 @@ import regex
 
 from errata.edit import Edit
 from errata.lm.background import names_in
-from errata.words.names import WordWeights, words
+from errata.words.names import WordWeights
+from errata.words.parts import words
 
 RARE = 0.6
 """The weight from which a word that opens a prompt with a capital letter is taken for a name."""

@@ -10,7 +10,7 @@ from errata.edit import same_answer
 from errata.methods.association.folio.leaves import Candidate, EncodedPrompt, Leaf
 from errata.methods.association.folio.patch import FolioMemory
 from errata.patches.routed import MAIN
-from errata.words.names import words
+from errata.words.parts import words
 
 COMMON = 0.1
 """A subject all of whose words stand in so many of the background's texts tells little of what a
