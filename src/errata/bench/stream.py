@@ -21,7 +21,7 @@ from errata.bench.readings import Reading
 from errata.cases import Case
 from errata.evaluation import Answer
 from errata.storage import files
-from errata.storage.files import refused
+from errata.storage.files import storage_error
 
 UNEDITED = "unedited"
 """The name of the base model among the contenders."""
@@ -249,4 +249,4 @@ def write_whole(path: Path, text: str) -> None:
     try:
         files.write_whole(path, text.encode())
     except OSError as error:
-        raise refused(path, error) from error
+        raise storage_error(path, error) from error

@@ -23,7 +23,7 @@ from errata.saving.looking import look
 from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, PART, TENSORS, is_artifact, is_part
 from errata.saving.placing import abandon, finish, place
 from errata.saving.reading import head_of
-from errata.storage.files import folder_named, refused
+from errata.storage.files import folder_named, storage_error
 from errata.storage.locking import WAIT, locked
 
 
@@ -86,12 +86,12 @@ def write_artifact(
             )
         except OSError as error:
             if is_artifact(folder) and (folder / COMPLETE).exists():
-                raise refused(
+                raise storage_error(
                     folder,
                     error,
                     "What was to be saved is complete beside it; the next save goes on.",
                 ) from error
-            raise refused(folder, error) from error
+            raise storage_error(folder, error) from error
         finally:  # also when it was cut off: it may be complete
             origin.attempted |= {written.generation} - {""}
     origin.generations[here], origin.attempted = written.generation, set()

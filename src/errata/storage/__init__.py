@@ -1,1 +1,1 @@
-"""Files: opened safely, written whole, locked, cached; and saved state, checked when it is read."""
+"""Files on disk (opened safely, written whole, locked, cached), and checks of saved state."""

@@ -1,8 +1,7 @@
-"""Tensors that are dear to make and the same every time: made once, then kept on disk, under what
-they depend on.
+"""A disk cache for expensive tensors, keyed by what they depend on.
 
-The folder is `$ERRATA_CACHE`, else `~/.cache/errata`; it may be deleted at any time. A file that is
-damaged is made anew, and a disk that refuses costs time, never an edit.
+The folder is `$ERRATA_CACHE`, else `~/.cache/errata`; it may be deleted at any time. A damaged file
+is computed again, and a disk that refuses costs time, never an edit.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fingerprint(base: PreTrainedModel) -> str:
-    """A short hash of the model's parameter names, shapes and a sample of 64 values of each, read
-    as bf16.
+    """Return a hash (16 hex digits) of a model's type, and its parameters' names, shapes and about
+    64 values each, as bf16.
     """
     digest = hashlib.sha256(base.config.model_type.encode())
     for name, parameter in base.named_parameters():
@@ -38,37 +37,36 @@ def fingerprint(base: PreTrainedModel) -> str:
 
 
 def cache_folder() -> Path:
-    """Where things are kept."""
-    given = os.environ.get("ERRATA_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "errata"
+    """Return the folder of the cache."""
+    folder = os.environ.get("ERRATA_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "errata"
 
 
 def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives, from disk if it was made before.
+    """Return a tensor, on the CPU: from disk if it was computed before, else from `make`.
 
     Args:
         kind: a word for the file's name.
-        key: all that the tensor depends on.
-        make: gives the tensor; called when nothing sound is on disk.
+        key: everything the tensor depends on.
+        make: computes the tensor; called when there is no intact file.
     """
     path = cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-    kept = _read(path)
-    if kept is not None:
-        return kept
-    made = make().cpu().contiguous()
+    if (stored := _read(path)) is not None:
+        return stored
+    tensor = make().cpu().contiguous()
     try:
-        write_whole(path, to_safetensors({kind: made}, {"sha256": _digest(made)}))
+        write_whole(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor)}))
     except OSError as error:
         log.warning(
             "%s cannot be kept (%s); it will be made again next time.",
             path,
             error.strerror or error,
         )
-    return made
+    return tensor
 
 
 def _read(path: Path) -> Tensor | None:
-    """The one tensor of a file; None if there is no file or it is not as it was written."""
+    """The one tensor of a file; None if there is no file, or it is damaged."""
     if not path.is_file():
         return None
     try:

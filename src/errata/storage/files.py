@@ -1,4 +1,4 @@
-"""Files: regular ones are opened, whole ones are written. It knows nothing of what is in them."""
+"""Open regular files and write whole ones, safely. This knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from errata.errors import StorageError, UsageError
 
 
 def folder_named(path: str | Path) -> Path:
-    """The path of a folder that is to be written into.
+    """Return the path of a folder to write into.
 
     Raises:
-        UsageError: it is empty, or the path of a file.
+        UsageError: the path is empty, or that of a file.
     """
     if not str(path).strip():
         raise UsageError("the folder's name is empty; name one ('.' is the current one).")
@@ -29,12 +29,11 @@ def folder_named(path: str | Path) -> Path:
 
 
 def open_regular(path: Path, most: int) -> BufferedReader:
-    """Open a regular file of at most so many bytes; a link, a pipe, a device or a folder is none,
-    and is never waited for.
+    """Open a regular file of at most `most` bytes for reading, without ever blocking.
 
     Raises:
-        OSError: there is no such file, it may not be read, or it is something else; the error's
-            `filename` is its path.
+        OSError: there is no such file, it may not be read, it is larger, or it is something else (a
+            link, a pipe, a device, a folder); the error's `filename` is its path.
     """
     flags = (
         os.O_RDONLY
@@ -51,15 +50,12 @@ def open_regular(path: Path, most: int) -> BufferedReader:
             raise OSError(errno.EINVAL, "not a regular file", str(path)) from error
         raise
     try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if about.st_size > most:
-            raise OSError(
-                errno.EFBIG,
-                f"{about.st_size} bytes, more than the {most} that can be right",
-                str(path),
-            )
+        if status.st_size > most:
+            message = f"{status.st_size} bytes, more than the {most} that can be right"
+            raise OSError(errno.EFBIG, message, str(path))
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -67,16 +63,16 @@ def open_regular(path: Path, most: int) -> BufferedReader:
 
 
 def digest_of(file: BufferedReader) -> str:
-    """SHA-256 of an open file, from its beginning."""
+    """Return the SHA-256 of an open file, from its start, in hexadecimal."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that is not there yet, through to the disk.
+    """Write a file that does not exist yet, and flush it to the disk.
 
     Raises:
-        OSError: it is there, or the disk refused.
+        OSError: it exists, or the disk refused.
     """
     flags = (
         os.O_WRONLY
@@ -92,32 +88,33 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in its place, whole or not at all, through to the disk; whatever others write
-    meanwhile.
+    """Write or replace a file atomically, whatever other processes write, and flush it to the disk.
 
     Raises:
-        OSError: the disk refused; what stood there before still does.
+        OSError: the disk refused; what was there before is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{new_token()}.new")
+    temporary = path.with_name(f"{path.name}.{new_token()}.new")
     try:
-        write_new(beside, content)
-        os.replace(beside, path)
+        write_new(temporary, content)
+        os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
 def new_token() -> str:
-    """Eight digits (hexadecimal) that no other writer uses."""
+    """Return eight random hexadecimal digits, for file names that no other writer uses."""
     return secrets.token_hex(4)
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk, not only the contents, as far as the file system
-    knows such a thing.
+    """Flush the names of a folder's files to the disk, where the file system can.
+
+    Raises:
+        OSError: the disk refused.
     """
     if os.name != "posix":
         return
@@ -125,18 +122,15 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-            errno.EBADF,
-        ):  # a file system that has no such thing
+        # these mean that the file system cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
         os.close(handle)
 
 
-def refused(
+def storage_error(
     folder: Path, error: OSError, kept: str = "What was saved there before is untouched."
 ) -> StorageError:
-    """What to say of a disk that refused."""
+    """Return the error for a disk that refused to write; `kept` says what is still there."""
     return StorageError(f"{folder}: cannot be written ({error.strerror or error}). {kept}")

@@ -1,4 +1,4 @@
-"""One writer at a time in a folder. Readers need no lock."""
+"""`locked`: one writer at a time in a folder. Readers need no lock."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from errata.errors import FolderBusyError
-from errata.storage.files import open_regular, refused
+from errata.storage.files import open_regular, storage_error
 
 LOCK = ".edit_lock"
 WAIT = 60.0
-"""Seconds that a writer waits for another to end, unless told otherwise."""
+"""Seconds that a writer waits for another by default."""
 
 
 @contextlib.contextmanager
 def locked(
     folder: Path, wait: float = WAIT, tell: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Be the only writer of a folder, which is made if there is none. Within it, it may be taken
-    again.
+    """Lock a folder for writing, for the length of a `with` block; make it if it does not exist.
 
-    The lock dies with the process that holds it.
+    The lock is reentrant, and is released when the process that holds it dies.
 
     Args:
+        folder: the folder.
         wait: seconds to wait for another writer; 0 does not wait.
-        tell: called with one line when there is something to wait for.
+        tell: called with one line before waiting.
 
     Raises:
-        FolderBusyError: another process writes into it, and still does after that time.
+        FolderBusyError: another process still writes into it after that time.
         StorageError: it cannot be written.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     try:
         path = folder.resolve() / LOCK
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
@@ -46,42 +46,42 @@ def locked(
         lock = FileLock(path, is_singleton=True)
         _acquire(lock, path, folder, wait, tell)
     except OSError as error:
-        raise refused(folder, error) from error
+        raise storage_error(folder, error) from error
     first = lock.lock_counter == 1
     if first:
-        with contextlib.suppress(OSError):  # who holds it only tells others whom they wait for
+        with contextlib.suppress(OSError):  # the holder is only for messages
             path.write_text(f"{os.getpid()} {socket.gethostname()}", encoding="utf-8")
     try:
         yield
     finally:
         if first:
+            # while still locked: a process that has opened the file sees it gone, and opens it anew
             with contextlib.suppress(OSError):
-                path.unlink(
-                    missing_ok=True
-                )  # still held: who has opened it meanwhile sees that it is gone, and opens anew
-            if made:
+                path.unlink(missing_ok=True)
+            if is_new:
                 with contextlib.suppress(OSError):
-                    folder.rmdir()  # nothing came of it
+                    folder.rmdir()  # succeeds if nothing was written
         lock.release()
 
 
 def _acquire(
     lock: BaseFileLock, path: Path, folder: Path, wait: float, tell: Callable[[str], None] | None
 ) -> None:
-    if _acquired(lock, folder, 0):
+    if _try_to_acquire(lock, folder, 0):
         return
     if wait > 0 and tell is not None:
         tell(
             f"{folder} is being written by {_holder(path)}; waiting up to {wait:g} s for it to end."
         )
-    if not _acquired(lock, folder, wait):
+    if not _try_to_acquire(lock, folder, wait):
         after = f" still, after {wait:g} s" if wait > 0 else ""
         raise FolderBusyError(
-            f"{folder} is being written by {_holder(path)}{after}; let it end, or write to another folder."
+            f"{folder} is being written by {_holder(path)}{after}; "
+            "let it end, or write to another folder."
         )
 
 
-def _acquired(lock: BaseFileLock, folder: Path, wait: float) -> bool:
+def _try_to_acquire(lock: BaseFileLock, folder: Path, wait: float) -> bool:
     until = time.monotonic() + max(0.0, wait)
     for attempt in itertools.count():
         try:
@@ -90,18 +90,16 @@ def _acquired(lock: BaseFileLock, folder: Path, wait: float) -> bool:
             return True
         except Timeout:
             return False
-        except (
-            FileNotFoundError,
-            FileExistsError,
-        ):  # who made the folder had nothing to put into it, and took it away
-            if (folder.exists() and not folder.is_dir()) or (
-                attempt > 9 and time.monotonic() > until
-            ):
+        except (FileNotFoundError, FileExistsError):
+            # another process made the folder, wrote nothing and removed it: try again
+            is_file = folder.exists() and not folder.is_dir()
+            if is_file or (attempt > 9 and time.monotonic() > until):
                 raise
     return False
 
 
 def _holder(path: Path) -> str:
+    """The process that holds a lock, for messages."""
     try:
         with open_regular(path, 1000) as file:
             pid, _, host = file.read().decode("utf-8").partition(" ")

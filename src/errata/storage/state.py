@@ -1,8 +1,7 @@
-"""What a saved state must be like: tensors and plain values are taken from it by name, and checked.
-It knows no method.
+"""Read tensors and plain values from a saved state by name, with checks. This knows no method.
 
-What is wrong is a `KeyError` (missing) or a `ValueError` (not what it must be), which says the name
-and what was expected.
+All functions raise a `KeyError` (missing) or a `ValueError` (not valid) with the name and what was
+expected.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ _WHOLE = (torch.int16, torch.int32, torch.int64)
 def tensor(
     tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None], kind: Kind = "float"
 ) -> Tensor:
-    """The tensor of this name.
+    """Return the tensor of this name.
 
     Args:
-        shape: of it; None where a side may have any length.
-        kind: `float`, of any precision; `whole` numbers; or `bits`, which are bytes.
+        tensors: the state's tensors.
+        name: the name.
+        shape: the expected shape; None where a dimension may have any size.
+        kind: `float` of any precision, `whole` (int16 to int64) or `bits` (uint8).
 
     Raises:
         KeyError: there is none.
@@ -33,60 +34,65 @@ def tensor(
     """
     if name not in tensors:
         raise KeyError(f"the tensor {name!r} is missing")
-    found = tensors[name]
-    fits = len(found.shape) == len(shape) and all(
-        want in (None, side) for side, want in zip(found.shape, shape, strict=True)
+    stored = tensors[name]
+    fits = len(stored.shape) == len(shape) and all(
+        size in (None, actual) for actual, size in zip(stored.shape, shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join("any" if side is None else str(side) for side in shape)
-        raise ValueError(f"{name!r} is of shape {tuple(found.shape)} instead of ({wanted})")
-    good = {
-        "float": found.is_floating_point(),
-        "whole": found.dtype in _WHOLE,
-        "bits": found.dtype == torch.uint8,
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name!r} is of shape {tuple(stored.shape)} instead of ({wanted})")
+    is_kind = {
+        "float": stored.is_floating_point(),
+        "whole": stored.dtype in _WHOLE,
+        "bits": stored.dtype == torch.uint8,
     }[kind]
-    if not good:
-        raise ValueError(f"{name!r} is of type {found.dtype}; expected {kind}")
-    return found
+    if not is_kind:
+        raise ValueError(f"{name!r} is of type {stored.dtype}; expected {kind}")
+    return stored
 
 
 def numbers(
     tensors: Mapping[str, Tensor], name: str, count: int | None, low: int, high: int
 ) -> list[int]:
-    """The whole numbers of a tensor (count,), each from low to high.
+    """Return the whole numbers of a tensor (count,), each from low to high.
 
     Raises:
         KeyError, ValueError: there is no such tensor, or a number is out of range.
     """
-    found: list[int] = tensor(tensors, name, (count,), "whole").tolist()
-    if found and not (low <= min(found) and max(found) <= high):
+    stored: list[int] = tensor(tensors, name, (count,), "whole").tolist()
+    if stored and not (low <= min(stored) and max(stored) <= high):
         raise ValueError(
-            f"{name!r} reaches from {min(found)} to {max(found)}; expected {low} to {high}"
+            f"{name!r} reaches from {min(stored)} to {max(stored)}; expected {low} to {high}"
         )
-    return found
+    return stored
 
 
 def copy_into(
-    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str = ""
+    targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str = ""
 ) -> None:
-    """Copy tensors of the same names and shapes into those that are there; all are checked before
-    one is written.
+    """Copy stored tensors into targets of the same names and shapes; check all before writing any.
+
+    Args:
+        targets: name -> the tensor to write into.
+        tensors: the state's tensors.
+        prefix: of the stored names.
 
     Raises:
         KeyError, ValueError: one is missing, or of another shape.
     """
     kinds: dict[str, Kind] = {
-        name: "float" if now.is_floating_point() else "whole" for name, now in wanted.items()
+        name: "float" if target.is_floating_point() else "whole" for name, target in targets.items()
     }
-    found = {
-        name: tensor(tensors, prefix + name, now.shape, kinds[name]) for name, now in wanted.items()
+    stored = {
+        name: tensor(tensors, prefix + name, target.shape, kinds[name])
+        for name, target in targets.items()
     }
-    for name, now in wanted.items():
-        now.copy_(found[name])
+    for name, target in targets.items():
+        target.copy_(stored[name])
 
 
 def value(values: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The plain value of this name.
+    """Return the plain value of this name.
 
     Raises:
         KeyError: there is none.
@@ -94,73 +100,78 @@ def value(values: Mapping[str, Any], name: str, kind: type) -> Any:
     """
     if name not in values:
         raise KeyError(f"{name!r} is missing")
-    found = values[name]
-    if not isinstance(found, kind):
-        raise ValueError(f"{name!r} is of type {type(found).__name__}; expected {kind.__name__}")
-    return found
+    stored = values[name]
+    if not isinstance(stored, kind):
+        raise ValueError(f"{name!r} is of type {type(stored).__name__}; expected {kind.__name__}")
+    return stored
 
 
 def number(
     values: Mapping[str, Any], name: str, low: float = -math.inf, high: float = math.inf
 ) -> float:
-    """A finite number from low to high.
+    """Return a finite number from low to high.
 
     Raises:
-        KeyError, ValueError: there is no such value, or it is none.
+        KeyError, ValueError: there is no such value, or it is no such number.
     """
-    found = value(values, name, object)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"{name!r} is of type {type(found).__name__}; expected a number")
-    if not math.isfinite(float(found)) or not low <= found <= high:
+    stored = value(values, name, object)
+    if isinstance(stored, bool) or not isinstance(stored, int | float):
+        raise ValueError(f"{name!r} is of type {type(stored).__name__}; expected a number")
+    if not math.isfinite(float(stored)) or not low <= stored <= high:
         raise ValueError(
-            f"{name!r} is {str(found)[:40]}; expected a number from {low:g} to {high:g}"
+            f"{name!r} is {str(stored)[:40]}; expected a number from {low:g} to {high:g}"
         )
-    return found
+    return stored
 
 
-def whole(found: Any, name: str, low: int, high: int) -> int:
-    """A whole number from low to high.
+def whole(stored: Any, name: str, low: int, high: int) -> int:
+    """Return a value, after a check that it is a whole number from low to high.
+
+    Args:
+        stored: the value.
+        name: of the list or mapping it is from, for the error.
+        low, high: the bounds.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such number.
     """
-    if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
+    if isinstance(stored, bool) or not isinstance(stored, int) or not low <= stored <= high:
         raise ValueError(
-            f"{name!r} has {str(found)[:40]!r} in it; expected a whole number from {low} to {high}"
+            f"{name!r} has {str(stored)[:40]!r} in it; expected a whole number from {low} to {high}"
         )
-    return found
+    return stored
 
 
 def same(values: Mapping[str, Any], name: str, wanted: Any) -> None:
-    """Make sure that a value is what it must be here.
+    """Check that a value is the one wanted.
 
     Raises:
         KeyError, ValueError: there is no such value, or it is another.
     """
-    found = value(values, name, type(wanted))
-    if found != wanted:
-        raise ValueError(f"{name!r} is {str(found)[:40]}; here it is {wanted}")
+    stored = value(values, name, type(wanted))
+    if stored != wanted:
+        raise ValueError(f"{name!r} is {str(stored)[:40]}; here it is {wanted}")
 
 
 def texts(values: Mapping[str, Any], name: str, count: int | None = None) -> list[str]:
-    """A list of so many texts.
+    """Return a list of texts; of `count` texts, unless None.
 
     Raises:
-        KeyError, ValueError: there is no such value, or it is none.
+        KeyError, ValueError: there is no such value, or it is no such list.
     """
-    found = rows(values, name, count)
-    if not all(isinstance(each, str) for each in found):
+    stored = rows(values, name, count)
+    if not all(isinstance(each, str) for each in stored):
         raise ValueError(f"{name!r} has something other than text in it")
-    return found
+    return stored
 
 
 def rows(values: Mapping[str, Any], name: str, count: int | None = None) -> list[Any]:
-    """A list of so many values.
+    """Return a list of values; of `count` values, unless None.
 
     Raises:
-        KeyError, ValueError: there is no such value, or it is none.
+        KeyError, ValueError: there is no such value, or it is no such list.
     """
-    found = value(values, name, list | tuple)  # type: ignore[arg-type]
-    if count is not None and len(found) != count:
-        raise ValueError(f"{name!r} has {len(found)} entries; expected {count}")
-    return list(found)
+    stored = value(values, name, list | tuple)  # type: ignore[arg-type]
+    if count is not None and len(stored) != count:
+        raise ValueError(f"{name!r} has {len(stored)} entries; expected {count}")
+    return list(stored)
