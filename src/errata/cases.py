@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.edit import PROBE_FIELDS, Edit, Example, check_text, json_type, parse_json_lines
+from errata.edit import PROBE_FIELDS, Edit, Example, check_text
 from errata.errors import EditError, quoted, suggest
+from errata.storage.json_lines import json_type, parse_json_lines
 
 LOCALITY_KINDS = ("unrelated", "neighbour", "same_subject")
 """Prompts the edit must not change: about another subject and relation; about another subject by

@@ -7,23 +7,22 @@ A file of edits is JSON lines, one edit per line::
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, get_args
 
 from errata.errors import ConfigError, EditError, quoted, suggest
+from errata.storage.json_lines import json_type, parse_json_lines
 from errata.words.parts import mentions, words
 
 Operation = Literal["insert", "modify", "erase"]
-Parsed = TypeVar("Parsed")
 OPERATIONS: tuple[str, ...] = get_args(Operation)
 PROBE_FIELDS = ("rephrases", "locality", "portability", "ood")
 """The fields that a case adds to an edit (see `cases.py`)."""
@@ -49,11 +48,6 @@ def check_characters(name: str, value: str) -> None:
         raise EditError(
             f"{name} holds {what} at character {wrong.start() + 1}, which is no text; take it out."
         )
-
-
-def json_type(value: object) -> str:
-    """Return the name of a JSON value's type, for errors."""
-    return "null" if value is None else type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -222,78 +216,6 @@ class Example:
     edit: Edit
     rephrases: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-
-
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of every non-empty line of a UTF-8 JSON-lines file.
-
-    Raises:
-        EditError: no such file, or a line is not UTF-8, not JSON, or not an object; file and line
-            are named.
-    """
-    path = Path(path)
-    try:
-        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    except (OSError, ValueError) as error:
-        raise EditError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
-        ) from error
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
-        except UnicodeDecodeError as error:
-            raise EditError(
-                f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)."
-            ) from error
-        except json.JSONDecodeError as error:
-            raise EditError(
-                f"{path}:{number}: not JSON: {error.msg} at column {error.colno}."
-            ) from error
-        except RecursionError:
-            raise EditError(
-                f"{path}:{number}: lists or objects lie too deep in each other."
-            ) from None
-        except EditError as error:
-            raise EditError(f"{path}:{number}: {error}") from error
-        except ValueError as error:  # a number of thousands of digits
-            raise EditError(
-                f"{path}:{number}: a number is too long ({str(error).partition(';')[0]})."
-            ) from error
-        if not isinstance(data, dict):
-            raise EditError(
-                f"{path}:{number}: expected one JSON object a line, got {json_type(data)}."
-            )
-        yield number, data
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise EditError(f"the field {quoted(twice)} stands there twice; say it once.")
-    return data
-
-
-def parse_json_lines(
-    path: str | Path, parse: Callable[[Mapping[str, Any]], Parsed]
-) -> list[tuple[int, Parsed]]:
-    """Read (line number, parsed object) from every line of a JSON-lines file.
-
-    Raises:
-        EditError: a line is not valid (file and line are named), or the file holds none.
-    """
-    parsed = []
-    for number, data in read_json_lines(path):
-        try:
-            parsed.append((number, parse(data)))
-        except EditError as error:
-            raise EditError(f"{path}:{number}: {error}") from error
-    if not parsed:
-        raise EditError(f"{path}: no edit in it; expected one JSON object a line.")
-    return parsed
 
 
 def read_edits(path: str | Path) -> list[Edit]:

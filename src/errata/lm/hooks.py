@@ -71,7 +71,7 @@ def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Te
     captured: list[Tensor] = []
 
     def capture(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.append(_copy(_input(module, args, kwargs)[1], detach))
+        captured.append(_copy(_input(module, args, kwargs), detach))
 
     with _removed_on_exit(
         module.register_forward_pre_hook(_in_this_thread(capture), with_kwargs=True)
@@ -98,27 +98,6 @@ def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[T
 
     with _removed_on_exit(module.register_forward_hook(_in_this_thread(capture))):
         yield captured
-
-
-@contextmanager
-def replace_input(module: nn.Module, change: Change) -> Iterator[None]:
-    """Give the module `change(x)` instead of its input x; its other arguments stay.
-
-    Raises:
-        ArchitectureError: on a forward call without a tensor to change.
-    """
-
-    def swap(
-        args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        name, tensor = _input(module, args, kwargs)
-        changed = change(tensor)
-        return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
-
-    with _removed_on_exit(
-        module.register_forward_pre_hook(_in_this_thread(swap), with_kwargs=True)
-    ):
-        yield
 
 
 @contextmanager
@@ -151,7 +130,7 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
 
     def swap(args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         y = tensor_of(module, output)
-        return with_output(output, y + extra(_input(module, args, kwargs)[1]).to(y.dtype))
+        return with_output(output, y + extra(_input(module, args, kwargs)).to(y.dtype))
 
     with _removed_on_exit(module.register_forward_hook(_in_this_thread(swap), with_kwargs=True)):
         yield
@@ -183,18 +162,14 @@ def _copy(tensor: Tensor, detach: bool) -> Tensor:
     return tensor.detach().clone() if detach else tensor.clone()
 
 
-def _input(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str | None, Tensor]:
-    """(name, tensor) of a module's input: its first argument (no name), else `hidden_states` or
-    another keyword.
+def _input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The tensor a module is called with: its first argument, else `hidden_states`, else the first
+    keyword that is one.
     """
-    if args and isinstance(args[0], Tensor):
-        return None, args[0]
-    names = sorted((name for name in kwargs if not args), key=lambda name: name != "hidden_states")
-    for name in names:
-        if isinstance(kwargs[name], Tensor):
-            return name, kwargs[name]
+    candidates = args[:1] if args else (kwargs.get("hidden_states"), *kwargs.values())
+    for tensor in candidates:
+        if isinstance(tensor, Tensor):
+            return tensor
     raise ArchitectureError(
         f"{type(module).__name__} was called without a tensor as its first argument."
     )
