@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from errata import EditModel, WiseConfig
 from errata.lm import LM
-from errata.lm.architecture import add_to_weight
 from errata.lm.hooks import capture_input, capture_output
+from errata.lm.weights import add_to_weight
 from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.patches.routed import MAIN, ForwardState
 

@@ -13,16 +13,9 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from errata.errors import ArchitectureError, ConfigError, UsageError
-from errata.lm.architecture import (
-    FAMILIES,
-    add_to_weight,
-    architecture_of,
-    infer_architecture,
-    is_transposed,
-    read_bias,
-    read_weight,
-)
+from errata.lm.architecture import FAMILIES, architecture_of, infer_architecture
 from errata.lm.hooks import capture_input, capture_output
+from errata.lm.weights import add_to_weight, is_transposed, read_bias, read_weight
 
 TOKENS = torch.arange(20, 34).reshape(2, 7)
 every_family = pytest.mark.parametrize("family", FAMILIES_TINY)

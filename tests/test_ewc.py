@@ -9,7 +9,7 @@ import torch
 from edited import EDITS, edit_model
 from torch.nn import functional as F
 
-from errata.lm.architecture import read_weight
+from errata.lm.weights import read_weight
 
 LAYER = 2
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.architecture import add_to_weight, read_weight
 from errata.lm.background import background_texts
+from errata.lm.weights import add_to_weight, read_weight
 from errata.methods.association.lora import LoraConfig
 from errata.solvers.adapters import divergence
 from errata.solvers.merging import merge

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from errata import Edit
 from errata.errors import ConfigError
-from errata.lm.architecture import read_bias, read_weight
 from errata.lm.background import background_texts
+from errata.lm.weights import read_bias, read_weight
 
 LAYER = 2
 BOTH = pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -8,7 +8,7 @@ from edited import EDITS, edit_model
 
 import errata
 from errata.errors import ConfigError, EditError
-from errata.lm.architecture import read_bias, read_weight
+from errata.lm.weights import read_bias, read_weight
 from errata.methods.mastery.rome import RomeConfig, rank_one
 from errata.solvers.moments import SecondMoment
 from errata.solvers.values import Value, ValueProblem, solve_value

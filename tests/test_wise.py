@@ -13,7 +13,7 @@ from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
 from errata import Edit, EditModel, WiseConfig
 from errata.lm import LM
-from errata.lm.architecture import read_weight
+from errata.lm.weights import read_weight
 from errata.methods.association.wise import method as wise
 from errata.methods.association.wise.training_examples import ContrastSet, TrainingExamples
 

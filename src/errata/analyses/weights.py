@@ -12,7 +12,7 @@ from typing import Any
 import errata
 from errata.analyses.given import Given, new_figure, streamed
 from errata.errors import UsageError
-from errata.lm.architecture import read_weight
+from errata.lm.weights import read_weight
 from errata.patches.delta import WeightDelta
 
 POINTS = 20

@@ -18,7 +18,7 @@ def inspect(
     """Show where a model keeps its facts, and which methods can edit it."""
     import errata
     from errata.cli.opening import load_base
-    from errata.lm.architecture import is_transposed, read_bias
+    from errata.lm.weights import is_transposed, read_bias
 
     base, tokenizer = load_base(model)
     lm = errata.LM(base, tokenizer)

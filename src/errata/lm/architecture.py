@@ -1,9 +1,8 @@
 """`Architecture`: the blocks of a model, the value matrix W_out of each, and the output head.
 
 This is the only file that tells model families apart. It lists some in `FAMILIES` and infers others
-from their structure alone, so that a family nobody has listed works, too. It does not run a model.
-`read_weight` and `add_to_weight` handle every matrix as the papers write it: W is (d_out, d_in),
-v = W k + b.
+from their structure alone, so that a family nobody has listed works, too. It does not run a model;
+`weights.py` reads and changes the matrices.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from errata.errors import ArchitectureError, ConfigError, UsageError
+from errata.errors import ArchitectureError, ConfigError
 
 
 class Places(NamedTuple):
@@ -281,51 +280,3 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
         return int(module.weight.shape[0]), int(module.weight.shape[1])
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
     return (d_in, d_out) if isinstance(d_in, int) and isinstance(d_out, int) else None
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a module stores its weight as (in, out), the transpose of the papers' W."""
-    return isinstance(module, Conv1D)
-
-
-def read_weight(module: nn.Module) -> Tensor:
-    """Return W of a linear module, (d_out, d_in): a detached view, which follows the model.
-
-    Raises:
-        ArchitectureError: the weight is quantised, not in memory, or not a matrix.
-    """
-    weight, kind = getattr(module, "weight", None), type(module).__name__
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.is_meta:
-        raise ArchitectureError(
-            f"{kind} has no weight matrix in memory; "
-            "editing needs a linear module, without offloading."
-        )
-    if not weight.is_floating_point() or weight.element_size() < 2:
-        raise ArchitectureError(
-            f"the weight of {kind} is stored as {weight.dtype}; editing needs floats of 16 bits or "
-            "more. Load the model without quantisation, e.g. with dtype=torch.bfloat16."
-        )
-    return weight.detach().T if is_transposed(module) else weight.detach()
-
-
-def read_bias(module: nn.Module) -> Tensor | None:
-    """Return b of a linear module, (d_out,): a detached view; None where there is none."""
-    bias = getattr(module, "bias", None)
-    return bias.detach() if isinstance(bias, Tensor) else None
-
-
-def add_to_weight(module: nn.Module, delta: Tensor) -> None:
-    """Add delta (d_out, d_in) to W in place; the sum is rounded once, to the weight's own dtype.
-
-    Subtracting the same delta restores W only up to rounding; for an exact copy, keep one.
-
-    Raises:
-        ArchitectureError: as `read_weight`.
-        UsageError: delta has another shape.
-    """
-    weight = read_weight(module)
-    if delta.shape != weight.shape:
-        raise UsageError(
-            f"a change of shape {tuple(delta.shape)} does not fit W, {tuple(weight.shape)}."
-        )
-    weight.add_(delta.detach().to(weight.device))

@@ -17,9 +17,9 @@ from errata.arguments import as_list
 from errata.config import MethodConfig, check_choice
 from errata.edit import Edit, Example, same_answer, with_timestamp
 from errata.errors import ConfigError, EditError
-from errata.lm.architecture import add_to_weight
 from errata.lm.lm import ANSWER_LENGTH
 from errata.lm.prompt_encoder import special_token_in, special_tokens
+from errata.lm.weights import add_to_weight
 from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
 from errata.model.asking import AskedModel

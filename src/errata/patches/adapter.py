@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.architecture import is_transposed, read_weight
+from errata.lm.weights import is_transposed, read_weight
 from errata.patches.base import Patch
 from errata.storage import state
 

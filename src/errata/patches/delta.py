@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.lm import LM
-from errata.lm.architecture import add_to_weight, read_weight
+from errata.lm.weights import add_to_weight, read_weight
 from errata.patches.base import Patch
 from errata.storage import state
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.lm import LM
-from errata.lm.architecture import read_weight
+from errata.lm.weights import read_weight
 from errata.patches.adapter import Adapters
 
 

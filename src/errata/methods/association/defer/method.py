@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from errata.config import MethodConfig, check_range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.lm.architecture import read_weight
 from errata.lm.tail import Tail
+from errata.lm.weights import read_weight
 from errata.methods.association.defer.patch import Deferral, Speaker
 from errata.methods.base import Method, Progress, no_progress
 from errata.storage import state

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from errata.lm import LM
-from errata.lm.architecture import read_weight
+from errata.lm.weights import read_weight
 from errata.patches.routed import ForwardState, RoutedModule, last_token
 from errata.retrieval.mask_index import MaskIndex
 

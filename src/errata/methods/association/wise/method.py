@@ -39,8 +39,8 @@ from torch import Tensor
 
 from errata.edit import Edit
 from errata.lm import LM
-from errata.lm.architecture import read_weight
 from errata.lm.background import background_texts, value_scale
+from errata.lm.weights import read_weight
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.methods.association.wise.shards import Shard

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from errata.cluster import is_distributed, run_parts
 from errata.edit import Edit
 from errata.lm import LM
-from errata.lm.architecture import read_weight
 from errata.lm.encoding import Row
 from errata.lm.tail import Tail
+from errata.lm.weights import read_weight
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
 from errata.methods.association.wise.shards import Shard
