@@ -62,7 +62,6 @@ class Codebook(RoutedModule):
 
     def __init__(self, lm: LM, layer: int, replacement: Replacement = "replace_last") -> None:
         super().__init__(lm.architecture.value_path(layer))
-        self.layer = layer
         self.replacement = replacement
         self.entries: dict[int, Entry] = {}
         self.index = KeyIndex(lm.architecture.d_in, lm.model.get_submodule(self.path).weight.device)
@@ -85,14 +84,18 @@ class Codebook(RoutedModule):
     def add(self, key: Tensor, entry: Entry) -> int:
         """Add an entry with a key (d_in,); return its number, larger than all before."""
         number = max(self.entries, default=-1) + 1
+        self.index.add([number], key[None])
+        entry.rounding = self._rounding_of(key)
         self.entries[number] = entry
-        self._set_key(number, key)
+        self._reaches = None
         return number
 
     def move(self, number: int, key: Tensor) -> None:
         """Give an entry another key (d_in,)."""
         self.index.remove([number])
-        self._set_key(number, key)
+        self.index.add([number], key[None])
+        self.entries[number].rounding = self._rounding_of(key)
+        self._reaches = None
 
     def drop(self, number: int) -> None:
         """Remove one entry; the index is not built anew."""
@@ -128,7 +131,7 @@ class Codebook(RoutedModule):
         return torch.where(distances <= reaches[numbers.clamp(min=0)], numbers, MAIN)
 
     def replaced_tokens(self, mask: Tensor) -> Tensor:
-        """Return the tokens that get a value, (batch, width), from the prompt mask (batch, width)."""
+        """Return the tokens that get a value, given the prompt's mask; both (batch, width)."""
         if self.replacement == "replace_all":
             return torch.ones_like(mask)
         if self.replacement == "replace_prompt":
@@ -176,11 +179,6 @@ class Codebook(RoutedModule):
             )
             edits = state.texts(entry, "edits")
             self.entries[number] = Entry(value, radius, label, edits, self._rounding_of(key))
-
-    def _set_key(self, number: int, key: Tensor) -> None:
-        self.index.add([number], key[None])
-        self.entries[number].rounding = self._rounding_of(key)
-        self._reaches = None
 
     def _rounding_of(self, key: Tensor) -> float:
         """Return how far a key may be from itself when it is computed again."""

@@ -26,8 +26,8 @@ What is decided here, where paper and published code differ or are silent:
 - A shard depends on its own edits only (with `memo`, on earlier shards' prompts too), so undo
   writes one shard anew.
 
-The parts: `config.py`, `patch.py` (the router), `shards.py`, `writer.py` (the training),
-`training_examples.py`.
+The parts: `config.py`, `patch.py` (the router), `shards.py`, `writer.py` (the training, on what is
+in `training_examples.py` and `prompt_states.py`).
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Wise(Method):
         self._update_memories()
 
     def undo(self, edit_ids: Iterable[str]) -> None:
-        """Remove edits; their shards (with `memo`, later ones too) are written anew without them."""
+        """Remove edits; their shards (with `memo`, later ones as well) are written anew."""
         removed = self.check_ids(edit_ids)
         affected = {
             i

@@ -85,15 +85,12 @@ class TrainingExamples:
             *self.contrast_set(edit).rewordings,
         ]
         rows = [self.row(edit), *_fitting(self.rephrased_row(prompt, edit) for prompt in prompts)]
-        others = [
-            other for other in earlier if other.prompt != edit.prompt
-        ]  # the later answer wins
+        # of two answers to one prompt the later wins, so the earlier is not rehearsed
+        others = [other for other in earlier if other.prompt != edit.prompt]
         rehearsed = draw.sample(others, min(self.config.rehearse, len(others)))
         rows += [self.row(other) for other in rehearsed]
         memo = draw.sample(memo, min(self.config.memo, len(memo)))
-        return TrainingExample(
-            edit, rows, _fitting(self.prompt_row(other.prompt) for other in memo)
-        )
+        return TrainingExample(edit, rows, self.prompt_rows(other.prompt for other in memo))
 
     def contrast_set(self, edit: Edit) -> ContrastSet:
         """Return self-generated prompts about the edit's subject, and its prompt about others.
@@ -126,6 +123,10 @@ class TrainingExamples:
         except PromptTooLongError:
             return None
         return Row(tuple(ids), len(ids))
+
+    def prompt_rows(self, prompts: Iterable[str]) -> list[Row]:
+        """Encode those prompts alone that are not too long."""
+        return _fitting(map(self.prompt_row, prompts))
 
     def _generate(self, edit: Edit, subject: str) -> ContrastSet:
         most, wanted = self.config.contrast, self.config.rewordings

@@ -6,8 +6,7 @@ Which edits go into which shard, and how shards become memories, is decided in `
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from errata.lm.encoding import Row
 from errata.lm.tail import Tail
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
+from errata.methods.association.wise.prompt_states import PromptStates
 from errata.methods.association.wise.shards import Shard
 from errata.methods.association.wise.training_examples import TrainingExample, TrainingExamples
 from errata.methods.base import Progress, no_progress
@@ -30,49 +30,6 @@ Work = Sequence[tuple[Shard, list[Edit]]]
 """Shards, and the edits that each is to learn."""
 Ledger = Sequence[tuple[int, Edit]]
 """Edits, each with the index of its shard."""
-
-
-@dataclass(frozen=True)
-class PromptStates:
-    """What the router sees of n prompts.
-
-    Attributes:
-        keys: (n, width, d_in).
-        values: (n, width, d_out).
-        mask: (n, width), the prompts' tokens.
-    """
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
-
-    @classmethod
-    def cat(cls, parts: Sequence[PromptStates]) -> PromptStates:
-        """Concatenate several, padded on the left to one width."""
-        width = max(part.mask.shape[1] for part in parts)
-
-        def padded(tensor: Tensor) -> Tensor:
-            missing = width - tensor.shape[1]
-            padding = (0,) * (2 * (tensor.dim() - 2)) + (missing, 0)
-            return F.pad(tensor, padding) if missing else tensor
-
-        return cls(
-            torch.cat([padded(part.keys) for part in parts]),
-            torch.cat([padded(part.values) for part in parts]),
-            torch.cat([padded(part.mask) for part in parts]),
-        )
-
-    def sample(self, count: int, draw: random.Random) -> PromptStates:
-        """Draw at most `count` of them."""
-        n = self.mask.shape[0]
-        if n <= count:
-            return self
-        rows = torch.tensor(sorted(draw.sample(range(n), count)), device=self.mask.device)
-        return PromptStates(self.keys[rows], self.values[rows], self.mask[rows])
-
-    def activation(self, memory: SideMemory, delta: Tensor) -> Tensor:
-        """Return Delta(x) of each prompt, (n,)."""
-        return memory.activation(delta, self.keys, self.values, self.mask)
 
 
 class ShardWriter:
@@ -96,7 +53,7 @@ class ShardWriter:
         self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
         self.background = background
         self.examples = TrainingExamples(lm, config, background)
-        self.background_states = self._states(self._rows(self.examples.prompts))
+        self.background_states = self._states(self.examples.prompt_rows(self.examples.prompts))
         self._in_scope: dict[str, PromptStates] = {}
         self._contrasts: dict[str, PromptStates | None] = {}
         norm = background["value_norm"]
@@ -185,8 +142,9 @@ class ShardWriter:
         for edit in edits:
             if edit.id not in self._in_scope:
                 near = self.examples.contrast_set(edit)
-                contrasts = self._rows(near.contrasts)
-                self._in_scope[edit.id] = self._states(self._rows([edit.prompt, *near.rewordings]))
+                inside = self.examples.prompt_rows([edit.prompt, *near.rewordings])
+                contrasts = self.examples.prompt_rows(near.contrasts)
+                self._in_scope[edit.id] = self._states(inside)
                 self._contrasts[edit.id] = self._states(contrasts) if contrasts else None
         contrasts_of = (self._contrasts[edit.id] for edit in edits)
         outside = [states for states in contrasts_of if states is not None]
@@ -207,19 +165,11 @@ class ShardWriter:
         nearest = [] if contrasts is None else [contrasts]
         if example.memo:
             nearest.append(self._states(example.memo))
-        rows, draw = (
-            self.config.scope_rows,
-            random.Random(f"{self.config.seed}/glimpse/{example.edit.id}"),
-        )
+        draw = random.Random(f"{self.config.seed}/glimpse/{example.edit.id}")
+        count = self.config.scope_rows
         while True:
-            yield (
-                inside.sample(rows, draw),
-                PromptStates.cat([outside.sample(rows, draw), *nearest]),
-            )
-
-    def _rows(self, prompts: Iterable[str]) -> list[Row]:
-        """Encode the prompts that fit the model's context."""
-        return [row for row in map(self.examples.prompt_row, prompts) if row is not None]
+            own, other = inside.sample(count, draw), outside.sample(count, draw)
+            yield own, PromptStates.cat([other, *nearest])
 
     @torch.no_grad()
     def _states(self, rows: Sequence[Row]) -> PromptStates:
@@ -236,22 +186,29 @@ class ShardWriter:
     def _learn(self, work: Sequence[tuple[Shard, TrainingExample]]) -> None:
         """Train each shard on its example, all in one batch; each has a lane of rows in it."""
         config = self.config
-        lanes = _Lanes(self.lm, self.layer, [example.in_scope for _, example in work])
-        scope_batches = [self._scope_batches(shard, example) for shard, example in work]
-        batch = lanes.batch
+        batch = self.lm.batch([row for _, example in work for row in example.in_scope])
         rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        labels, lane_of = labels.to(lanes.keys.device), lanes.lane_of_row[rows.cpu()]
+        tail = Tail(self.lm, self.layer, batch)
+        keys, values = tail.keys.float(), tail.values.float()
+        labels, mask = labels.to(keys.device), batch.prompt_mask.to(keys.device)
+        sizes = [len(example.in_scope) for _, example in work]
+        lanes = PromptStates(keys, values, mask).split(sizes)
+        lane_of = torch.arange(len(work)).repeat_interleave(torch.tensor(sizes))[rows.cpu()]
+        scope_batches = [self._scope_batches(shard, example) for shard, example in work]
         deltas = [shard.delta.clone().requires_grad_() for shard, _ in work]
         masks = [shard.mask for shard, _ in work]
         active = [True] * len(work)
         for _ in range(config.steps):
-            values = [lanes.output(lane, delta / config.gain) for lane, delta in enumerate(deltas)]
-            logits = lanes.tail.logits(torch.cat(values), rows, columns)
+            outputs = [
+                states.output(delta / config.gain)
+                for states, delta in zip(lanes, deltas, strict=True)
+            ]
+            logits = tail.logits(torch.cat(outputs), rows, columns)
             losses = F.cross_entropy(logits, labels, reduction="none")
             totals = []
             for lane, delta in enumerate(deltas):
                 loss = losses[lane_of == lane].mean()
-                activation = lanes.activation(self.memory, lane, delta)
+                activation = lanes[lane].activation(self.memory, delta)
                 routing = self._routing_loss(activation, *next(scope_batches[lane]), delta)
                 active[lane] &= bool(loss > config.stop_loss) or bool(routing > 1e-3 * self.unit)
                 totals.append(loss + routing / self.unit)
@@ -292,29 +249,6 @@ class ShardWriter:
         )
         if self.config.norm_clamp is not None:
             delta.clamp_(-self.config.norm_clamp, self.config.norm_clamp)
-
-
-class _Lanes:
-    """The rows of several examples in one batch, a lane each, with their cached keys and values."""
-
-    def __init__(self, lm: LM, layer: int, lanes: Sequence[Sequence[Row]]) -> None:
-        self.batch = lm.batch([row for rows in lanes for row in rows])
-        self.tail = Tail(lm, layer, self.batch)
-        self.keys, self.values = self.tail.keys.float(), self.tail.values.float()
-        self.mask = self.batch.prompt_mask.to(self.keys.device)
-        self.lane_of_row = torch.tensor([lane for lane, rows in enumerate(lanes) for _ in rows])
-        ends = torch.tensor([len(rows) for rows in lanes]).cumsum(0).tolist()
-        self._slices = [slice(end - len(rows), end) for end, rows in zip(ends, lanes, strict=True)]
-
-    def output(self, lane: int, delta: Tensor) -> Tensor:
-        """Return the side memory's values (rows of the lane, width, d_out)."""
-        rows = self._slices[lane]
-        return self.values[rows] + F.linear(self.keys[rows], delta)
-
-    def activation(self, memory: SideMemory, lane: int, delta: Tensor) -> Tensor:
-        """Return Delta(x) of the lane's rows, (rows,)."""
-        rows = self._slices[lane]
-        return memory.activation(delta, self.keys[rows], self.values[rows], self.mask[rows])
 
 
 def _train_remotely(
