@@ -97,7 +97,7 @@ def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequen
     keys, values = rows(edit.prompt)
     prefixed = [rows(behind(text, edit.prompt))[1] for text in texts[:PREFIXES]]
     reworded = [
-        rows(prompt) for prompt in (planner.around(edit).rewordings if edit.subject else ())
+        rows(prompt) for prompt in (planner.contrast_set(edit).rewordings if edit.subject else ())
     ]
     return Written(
         keys, values, [each for each in prefixed if each.shape == values.shape], reworded

@@ -81,7 +81,7 @@ def test_steps_are_adam_on_loss_and_divergence(family):
     lr, kl, steps = 1e-2, 50.0, 4
     model = edit_model(family, "bitfit", EDITS[:1], layer=None, lr=lr, kl=kl, steps=steps, **PLAIN)
     draw = torch.Generator().manual_seed(0)
-    texts = model.method.tutor.texts()[0]
+    texts = model.method.trainer.texts()[0]
     drawn = [texts[i] for i in sorted(torch.randperm(len(texts), generator=draw)[:4].tolist())]
     plain = Plain(model)
     biases = [torch.zeros_like(c) for c in trained(model)]
@@ -104,7 +104,7 @@ def test_it_learns_and_the_divergence_holds_the_rest(family):
     for kl in (0.0, 1.0):
         model = edit_model(family, "bitfit", layer=None, steps=40, lr=0.03, kl=kl, **PLAIN)
         before = model.lm.score(pair)[0].loss
-        texts = model.lm.prompt_batch([text for text in model.method.tutor.texts()[0] if text])
+        texts = model.lm.prompt_batch([text for text in model.method.trainer.texts()[0] if text])
         base = said(model, texts)
         model.edit(EDITS[:1], check=False)
         assert model.lm.score(pair)[0].loss < before * (0.8 if kl else 0.5)

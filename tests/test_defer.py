@@ -19,8 +19,7 @@ from errata.errors import ConfigError
 from errata.evaluation import evaluate
 from errata.lm import LM
 from errata.lm.hooks import capture_input, replace_output
-from errata.methods.association.defer.method import Lesson
-from errata.methods.association.defer.patch import Speaker
+from errata.methods.association.defer import EditLoss, GatedModel
 
 LAYER = 2
 
@@ -46,12 +45,12 @@ def blended(model, edit, speaker):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "falcon"])
 def test_the_loss_is_the_published_one(family):
     model = edit_model(family, "defer")
-    speaker = model.method.newborn()
+    speaker = model.method.new_model()
     for edit in EDITS[:3]:
         expected, there = blended(model, edit, speaker)
         expected.backward()
         speaker.zero_grad()
-        loss = Lesson(model.lm, LAYER, edit).loss(speaker)
+        loss = EditLoss(model.lm, LAYER, model.method.encode(edit))(speaker)
         loss.backward()
         assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
         for mine, theirs in zip(speaker.parameters(), there.parameters(), strict=True):
@@ -61,16 +60,16 @@ def test_the_loss_is_the_published_one(family):
 def test_training_lowers_that_loss():
     model = edit_model("llama", "defer", steps=40, lr=1e-2)
     model.method.patch.remove()
-    lessons = [Lesson(model.lm, LAYER, edit) for edit in EDITS]
+    edit_losses = [EditLoss(model.lm, LAYER, model.method.encode(edit)) for edit in EDITS]
 
     def losses(speaker):
         with torch.no_grad():
-            return [lesson.loss(speaker).item() for lesson in lessons]
+            return [loss(speaker).item() for loss in edit_losses]
 
-    told = [losses(model.method.newborn())]
+    told = [losses(model.method.new_model())]
     for index, edit in enumerate(EDITS):
         model.method.write([edit])
-        told.append(losses(model.method.patch.speaker))
+        told.append(losses(model.method.patch.gated_model))
         assert told[-1][index] < 0.8 * told[-2][index]
 
 
@@ -81,7 +80,9 @@ def installed(family, gates):
     model = edit_model(family, "defer", EDITS[:1])
     lm, speaker = (
         model.lm,
-        Speaker(model.lm.architecture.d_in, model.lm.architecture.d_out, 1).requires_grad_(False),
+        GatedModel(model.lm.architecture.d_in, model.lm.architecture.d_out, 1).requires_grad_(
+            False
+        ),
     )
     with (
         model.disable_edits(),
@@ -94,7 +95,7 @@ def installed(family, gates):
     wanted = torch.tensor([[5.0 if gate else -5.0] for gate in gates])
     speaker.gate.weight.copy_((torch.linalg.pinv(keys) @ wanted).T)
     speaker.gate.bias.zero_()
-    model.method.patch.speaker = speaker
+    model.method.patch.gated_model = speaker
     return model, keys, speaker
 
 
@@ -150,7 +151,8 @@ def test_a_trained_editor_beats_an_untrained_one_on_other_phrasings():
 
 def test_who_speaks_first_follows_from_the_seed():
     drawn = [
-        edit_model("llama", "defer", seed=seed).method.newborn().state_dict() for seed in (0, 0, 1)
+        edit_model("llama", "defer", seed=seed).method.new_model().state_dict()
+        for seed in (0, 0, 1)
     ]
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
     assert not torch.equal(drawn[0]["value.weight"], drawn[2]["value.weight"])

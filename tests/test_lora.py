@@ -153,7 +153,7 @@ def test_steps_are_adam_on_answer_and_background():
         batch=2,
     )
     lm, (path,), edit = model.lm, model.method.paths, EDITS[0]
-    texts = model.method.tutor.texts()[0]
+    texts = model.method.trainer.texts()[0]
     taken = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:2]
     texts = [lm.encode_prompt(texts[i]) for i in taken]
     a, b = thin(model.method.begin().state(), path)

@@ -68,10 +68,7 @@ def test_decide_takes_the_most_active_that_is_active_enough():
             memory.threshold = threshold
         acts = torch.tensor([[0.9, 2.0, 2.0], [0.5, 4.0, 1.0], [0.1, 1.0, 2.5]])
         assert patch.decide(acts).tolist() == [MAIN, MAIN, 2]
-        patch.relative = True
-        assert patch.decide(acts).tolist() == [MAIN, 0, 0]
     finally:
-        patch.relative = False
         for memory, threshold in zip(patch.memories, thresholds, strict=True):
             memory.threshold = threshold
 

@@ -31,7 +31,7 @@ def near_and_far(model: EditModel) -> tuple[torch.Tensor, torch.Tensor]:
     patch = model.method.patch
     prompts = [edit.prompt for edit in model.edits]
     return patch.probe(model.lm, prompts)[0], patch.probe(
-        model.lm, model.method.writer.planner.prompts
+        model.lm, model.method.writer.examples.prompts
     )[0]
 
 
@@ -136,7 +136,7 @@ def test_the_same_model_in_other_units_learns_the_same():
     )
 
 
-# lessons
+# training examples
 
 
 def planner(
@@ -159,7 +159,7 @@ def text_of(lm: LM, row: Any, part: slice = slice(None)) -> str:
 
 def test_rows_of_an_edit(lm):
     plan = planner(lm, prefixes=["So it is.", "Yes"])
-    rows = plan.lesson(EDITS[0], [], []).inside
+    rows = plan.build(EDITS[0], [], []).in_scope
     assert [text_of(lm, row, slice(row.prompt_length)) for row in rows] == [
         EDITS[0].prompt,
         "So it is. " + EDITS[0].prompt,
@@ -184,18 +184,18 @@ def test_rehearsal_leaves_out_edits_with_the_same_prompt(lm):
     plan = planner(lm, prefixes=[])
     for seed in range(5):
         edit = Edit(EDITS[0].prompt, "Rome", id=f"e{seed}")
-        rows = plan.lesson(edit, [rival, *others], []).inside
+        rows = plan.build(edit, [rival, *others], []).in_scope
         assert rows[0] == plan.row(edit) and len(rows) == 3 and len(set(rows)) == 3
         assert all(row in [plan.row(other) for other in others] for row in rows[1:])
-    assert plan.lesson(EDITS[0], [rival], []).inside == [plan.row(EDITS[0])]
-    assert planner(lm, prefixes=[], rehearse=0).lesson(EDITS[0], others, []).inside == [
+    assert plan.build(EDITS[0], [rival], []).in_scope == [plan.row(EDITS[0])]
+    assert planner(lm, prefixes=[], rehearse=0).build(EDITS[0], others, []).in_scope == [
         plan.row(EDITS[0])
     ]
 
 
 def test_around_an_edit_are_other_subjects_and_other_questions(lm):
     edit = EDITS[0]
-    asked = planner(lm).around(edit).others
+    asked = planner(lm).contrast_set(edit).contrasts
     assert asked and edit.prompt not in asked
     of_others = [prompt for prompt in asked if "France" not in prompt]
     names = ["Rome", "Anna Bell", "Red River", "Carl Dent", "Ella Ford", "New Haven", "London"]
@@ -207,11 +207,11 @@ def test_around_an_edit_are_other_subjects_and_other_questions(lm):
         "The author of France is",
         "We know that France lives in New Haven, not in",
     }
-    assert planner(lm, contrast=0).around(edit) == ContrastSet()
+    assert planner(lm, contrast=0).contrast_set(edit) == ContrastSet()
     assert (
-        planner(lm).around(Edit(EDITS[3].prompt, EDITS[3].target)) == ContrastSet()
+        planner(lm).contrast_set(Edit(EDITS[3].prompt, EDITS[3].target)) == ContrastSet()
     )  # an edit without a subject
-    assert planner(lm, texts=["no names at all"]).around(edit) == ContrastSet()
+    assert planner(lm, texts=["no names at all"]).contrast_set(edit) == ContrastSet()
 
 
 def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
@@ -225,16 +225,16 @@ def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
         return ["other" if prompt == asked[0] else "own" for prompt in prompts]
 
     monkeypatch.setattr(lm, "generate", said)
-    found = planner(lm, rewordings=4).around(EDITS[0])
+    found = planner(lm, rewordings=4).contrast_set(EDITS[0])
     assert (
         set(found.rewordings) == set(asked[1:])
-        and [p for p in found.others if "France" in p] == asked[:1]
+        and [p for p in found.contrasts if "France" in p] == asked[:1]
     )
-    assert len(planner(lm, rewordings=1).around(EDITS[0]).rewordings) == 1
-    none = planner(lm).around(EDITS[0])
-    assert none.rewordings == () and not set(asked[1:]) & set(none.others)
+    assert len(planner(lm, rewordings=1).contrast_set(EDITS[0]).rewordings) == 1
+    none = planner(lm).contrast_set(EDITS[0])
+    assert none.rewordings == () and not set(asked[1:]) & set(none.contrasts)
 
-    rows = planner(lm, rewordings=4).lesson(EDITS[0], [], []).inside
+    rows = planner(lm, rewordings=4).build(EDITS[0], [], []).in_scope
     assert {text_of(lm, row, slice(row.prompt_length)) for row in rows} == {
         EDITS[0].prompt, f"So {EDITS[0].prompt}", *asked[1:],
     }  # fmt: skip
@@ -247,7 +247,7 @@ def test_rewordings_are_in_scope(monkeypatch):
     reworded = "The main city of France is called"
     monkeypatch.setattr(
         TrainingExamples,
-        "around",
+        "contrast_set",
         lambda self, edit: ContrastSet((reworded,) if self.config.rewordings else ()),
     )
     active = {}
@@ -264,18 +264,18 @@ def test_rewordings_are_in_scope(monkeypatch):
 
 def test_prompts_of_earlier_shards_are_silent(lm):
     plan = planner(lm, contrast=0, memo=2)
-    silent = [text_of(lm, row) for row in plan.lesson(EDITS[0], [], EDITS[1:5]).silent]
+    silent = [text_of(lm, row) for row in plan.build(EDITS[0], [], EDITS[1:5]).memo]
     assert len(set(silent)) == 2 and set(silent) <= {edit.prompt for edit in EDITS[1:5]}
-    assert len(planner(lm, contrast=0, memo=9).lesson(EDITS[0], [], EDITS[1:5]).silent) == 4
-    assert planner(lm, contrast=0, memo=0).lesson(EDITS[0], [], EDITS[1:5]).silent == []
+    assert len(planner(lm, contrast=0, memo=9).build(EDITS[0], [], EDITS[1:5]).memo) == 4
+    assert planner(lm, contrast=0, memo=0).build(EDITS[0], [], EDITS[1:5]).memo == []
 
 
 def test_a_lesson_follows_from_seed_and_edit(lm):
     state = random.getstate(), torch.get_rng_state()
-    first = planner(lm).lesson(EDITS[0], EDITS[1:], EDITS[1:])
-    assert planner(lm).lesson(EDITS[0], EDITS[1:], EDITS[1:]) == first
+    first = planner(lm).build(EDITS[0], EDITS[1:], EDITS[1:])
+    assert planner(lm).build(EDITS[0], EDITS[1:], EDITS[1:]) == first
     assert any(
-        planner(lm, seed=s).lesson(EDITS[0], EDITS[1:], EDITS[1:]) != first for s in (1, 2, 3)
+        planner(lm, seed=s).build(EDITS[0], EDITS[1:], EDITS[1:]) != first for s in (1, 2, 3)
     )
     assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
 
@@ -285,12 +285,15 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
     near = Edit("France " + "zq" * 55, "x", "France")
     assert len(lm.encode_prompt(near.prompt)) < 128 <= len(lm.tokenizer(f"{long} is")["input_ids"])
     plan = planner(lm, texts=[*WRITTEN, long], prefixes=["zq" * 20])
-    assert plan.prompt_row("zq" * 90) is None and plan.row_asking("zq" * 90, near) is None
-    lesson = plan.lesson(near, [], [Edit("zq" * 90, "x"), EDITS[1]])
-    assert lesson.inside == [plan.row(near)]
+    assert plan.prompt_row("zq" * 90) is None and plan.rephrased_row("zq" * 90, near) is None
+    example = plan.build(near, [], [Edit("zq" * 90, "x"), EDITS[1]])
+    assert example.in_scope == [plan.row(near)]
     assert all(
         len(row.ids) < 128
-        for row in [*lesson.silent, *filter(None, map(plan.prompt_row, plan.around(near).others))]
+        for row in [
+            *example.memo,
+            *filter(None, map(plan.prompt_row, plan.contrast_set(near).contrasts)),
+        ]
     )
 
     texts = [*WRITTEN, "zq" * 90]
@@ -303,7 +306,7 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
     fresh = wise.ShardWriter(
         model.lm, 2, model.method.config, model.method.patch, model.method.background
     )
-    assert len(fresh.planner.prompts) == 5 and fresh.bank.mask.shape[0] == 4
+    assert len(fresh.examples.prompts) == 5 and fresh.background_states.mask.shape[0] == 4
 
 
 # other models and tokenizers
@@ -338,13 +341,13 @@ def test_a_model_that_chats(family, tmp_path):
     model = EditModel(tiny_model(family), config, chat_tokenizer())
     report = model.edit(EDITS[:1])
     assert report.success_rate == 1 and model.ask(PROMPTS[:1]) == ["Rome"]
-    row = model.method.writer.planner.row(EDITS[0])
+    row = model.method.writer.examples.row(EDITS[0])
     asked = "<s>user: The capital of France is\nassistant:"
     assert (
         text_of(model.lm, row, slice(row.prompt_length)) == asked
         and row.ids[-1] in model.lm.end_ids
     )
-    behind = model.method.writer.planner.row_asking(f"So {EDITS[0].prompt}", EDITS[0])
+    behind = model.method.writer.examples.rephrased_row(f"So {EDITS[0].prompt}", EDITS[0])
     assert text_of(model.lm, behind).startswith("<s>user: So The capital of France is\nassistant:")
     model.save_pretrained(tmp_path)
     loaded = EditModel.from_pretrained(tiny_model(family), tmp_path, chat_tokenizer())

@@ -189,7 +189,7 @@ def test_thresholds_are_measured_on_the_finished_memories(ratio, settings):
     )
     patch = model.method.patch
     own = patch.probe(model.lm, [edit.prompt for edit in EDITS[:5]])
-    background = patch.probe(model.lm, model.method.writer.planner.prompts)
+    background = patch.probe(model.lm, model.method.writer.examples.prompts)
     for j, mine in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         expected = max(ratio * own[j, mine].min().item(), background[j].quantile(0.99).item())
         assert patch.memories[j].threshold == pytest.approx(expected, rel=1e-4)

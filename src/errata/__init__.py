@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from errata.lm import LM
     from errata.methods import method_class, method_config, method_names
     from errata.methods.association.adapter import AdapterConfig
-    from errata.methods.association.bitfit.method import BitFitConfig
-    from errata.methods.association.defer.method import DeferConfig
+    from errata.methods.association.bitfit import BitFitConfig
+    from errata.methods.association.defer import DeferConfig
     from errata.methods.association.folio.config import FolioConfig
     from errata.methods.association.grace.method import GraceConfig
     from errata.methods.association.knn_lm.method import KnnLmConfig
@@ -112,8 +112,8 @@ _HOMES = {
     "lm": ("LM",),
     "methods": ("method_class", "method_config", "method_names"),
     "methods.association.adapter": ("AdapterConfig",),
-    "methods.association.bitfit.method": ("BitFitConfig",),
-    "methods.association.defer.method": ("DeferConfig",),
+    "methods.association.bitfit": ("BitFitConfig",),
+    "methods.association.defer": ("DeferConfig",),
     "methods.association.folio.config": ("FolioConfig",),
     "methods.association.grace.method": ("GraceConfig",),
     "methods.association.knn_lm.method": ("KnnLmConfig",),

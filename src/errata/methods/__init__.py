@@ -1,8 +1,7 @@
-"""`METHODS`: one line a method, loaded when it is asked for. Others add theirs by the entry point
-`errata.methods`.
+"""`METHODS`: one line per method, imported on first use.
 
-A method with other settings may have a name of its own (its `variants`). Wherever a name is taken
-or shown, it may be one.
+Other packages add methods by the entry point `errata.methods`. A method with certain settings may
+have a name of its own (its `variants`), which is accepted and shown wherever a method's name is.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from types import MappingProxyType
 from typing import Any
 
@@ -23,14 +22,14 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "wise": "errata.methods.association.wise.method:Wise",
         "folio": "errata.methods.association.folio.method:Folio",
         "grace": "errata.methods.association.grace.method:Grace",
-        "defer": "errata.methods.association.defer.method:Defer",
+        "defer": "errata.methods.association.defer:Defer",
         "memoir": "errata.methods.association.memoir.method:Memoir",
         "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",
         "lora": "errata.methods.association.lora:Lora",
         "adapter": "errata.methods.association.adapter:Adapter",
         "prefix-tuning": "errata.methods.association.prefix:PrefixTuning",
         "prompt-tuning": "errata.methods.association.prompt_tuning:PromptTuning",
-        "bitfit": "errata.methods.association.bitfit.method:BitFit",
+        "bitfit": "errata.methods.association.bitfit:BitFit",
         "ft": "errata.methods.mastery.ft:FineTuning",
         "ewc": "errata.methods.mastery.ewc:Ewc",
         "replay": "errata.methods.mastery.replay:Replay",
@@ -46,37 +45,35 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 
 DEFAULT = "folio"
-"""The method of who asks for none."""
+"""The method used when none is named."""
 
 
 def method_names() -> list[str]:
-    """Names of all methods, those of other packages included."""
-    return [
-        *METHODS,
-        *sorted({point.name for point in entry_points(group="errata.methods")} - set(METHODS)),
-    ]
+    """Return the names of all methods, those of other packages included."""
+    return [*METHODS, *sorted({point.name for point in _entry_points()} - set(METHODS))]
 
 
 def method_class(name: str) -> type[Method]:
-    """The class behind a method's name.
+    """Return the class of a method.
 
     Raises:
         UnknownNameError: no such method; the nearest name is suggested.
     """
     if name in METHODS:
         module, attribute = METHODS[name].split(":")
-        found: type[Method] = getattr(import_module(module), attribute)
-        return found
-    for point in entry_points(group="errata.methods"):
+        builtin: type[Method] = getattr(import_module(module), attribute)
+        return builtin
+    for point in _entry_points():
         if point.name == name:
             loaded: type[Method] = point.load()
             return loaded
     known = variants()
     if name in known:
         method, settings = known[name]
-        said = ", ".join(f"{key}={value}" for key, value in settings.items())
+        with_settings = ", ".join(f"{key}={value}" for key, value in settings.items())
         raise UnknownNameError(
-            f"{name!r} is the method {method!r} with {said}; method_config({name!r}) makes its settings."
+            f"{name!r} is the method {method!r} with {with_settings}; method_config({name!r}) "
+            "makes its settings."
         )
     raise UnknownNameError(
         f"there is no method {name!r}.{suggest(name, known)} See `errata methods`."
@@ -84,24 +81,20 @@ def method_class(name: str) -> type[Method]:
 
 
 def variants() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every name that a method goes by -> (method, the settings that the name stands for; none for
-    its own name).
-    """
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    """Map every name of a method, its own and its variants', to (method, the name's settings)."""
+    by_name: dict[str, tuple[str, dict[str, Any]]] = {}
     for method in method_names():
-        found[method] = (method, {})
-        found |= {
-            name: (method, dict(settings))
-            for name, settings in method_class(method).variants.items()
-        }
-    return found
+        by_name[method] = (method, {})
+        for name, settings in method_class(method).variants.items():
+            by_name[name] = (method, dict(settings))
+    return by_name
 
 
 def resolve(name: str) -> tuple[type[Method], dict[str, Any]]:
-    """(the method behind any name, the settings that the name stands for).
+    """Return (the method's class, the name's settings) for any name of a method.
 
     Raises:
-        UnknownNameError: no method goes by that name; the nearest is suggested.
+        UnknownNameError: no method has that name; the nearest is suggested.
     """
     if name in METHODS:  # no need to load them all
         return method_class(name), {}
@@ -110,21 +103,26 @@ def resolve(name: str) -> tuple[type[Method], dict[str, Any]]:
 
 
 def name_of(method: str, settings: Mapping[str, Any]) -> str:
-    """What a saved method is called with its settings; its own name where it is not at hand or they
-    do not fit it.
+    """Return a saved method's name with its settings.
+
+    It is `method` where the method is not installed or the settings do not fit it.
     """
     with contextlib.suppress(UnknownNameError, ConfigError):
-        found = method_class(method)
-        return found.called(found.config_class.from_dict(settings))
+        cls = method_class(method)
+        return cls.called(cls.config_class.from_dict(settings))
     return method
 
 
 def method_config(name: str, **settings: Any) -> MethodConfig:
-    """The settings of a method by any of its names, those given above what the name stands for.
+    """Return the settings of a method by any of its names; those given override the name's.
 
     Raises:
-        UnknownNameError: no method goes by that name.
+        UnknownNameError: no method has that name.
         ConfigError: a setting is unknown or out of range.
     """
-    method, own = resolve(name)
-    return method.config_class.from_dict({**own, **settings})
+    cls, own = resolve(name)
+    return cls.config_class.from_dict({**own, **settings})
+
+
+def _entry_points() -> EntryPoints:
+    return entry_points(group="errata.methods")

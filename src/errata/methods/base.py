@@ -1,9 +1,7 @@
-"""`Method`: the algorithm that turns edits into a patch, again and again. It loads nothing,
-evaluates nothing, logs nothing.
+"""`Method`: the algorithm that turns edits into a patch. It loads, evaluates and logs nothing.
 
-A method's file holds its docstring (paper, what departs from it), its config and its class, and
-nothing else. What it can do is declared on the class; `errata methods` and the docs are made from
-that.
+A method's file holds its docstring (the paper, and what departs from it), its config and its class.
+What it can do is declared on the class; `errata methods` and the docs are made from that.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from errata.config import MethodConfig
 from errata.edit import Edit, Example, same_answer
 from errata.errors import ConfigError, EditError, UnknownNameError, quoted, suggest
 from errata.lm import LM
+from errata.lm.encoding import Row
 from errata.patches import Patch
 from errata.report import Explanation
 
@@ -28,29 +27,29 @@ Progress = Callable[[int], None]
 
 
 def no_progress(_: int) -> None:
-    """The `Progress` of a caller who does not want to know."""
+    """Ignore progress."""
 
 
 class Method(ABC):
     """An editing method on one base model.
 
-    The state is a pure function of (base model, config, ledger): it does not matter in how many
-    calls the ledger came.
+    Its state is a pure function of (base model, config, ledger); in how many calls the ledger was
+    written does not matter.
 
     Args:
-        config: the method's settings; what they leave open (None) is derived from the model.
+        config: the method's settings; those left open (None) are derived from the model.
         lm: the base model without patches.
     """
 
     config_class: ClassVar[type[MethodConfig]]
     phase: ClassVar[Literal["recognition", "association", "mastery"]]
     operations: ClassVar[tuple[str, ...]] = ("insert", "modify")
-    """What it may be asked to do to a fact; new edits of other operations are refused."""
+    """What the method can do to a fact; new edits with another operation are refused."""
     undo_is: ClassVar[str]
     """How exact an undo is and what it costs, in a few words."""
     paper: ClassVar[str]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
-    """What the method is called with other settings than its own: name -> those settings."""
+    """The method's names with other settings: name -> those settings."""
     needs_subject: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
     needs_training: ClassVar[bool] = False
@@ -64,7 +63,7 @@ class Method(ABC):
 
     @classmethod
     def called(cls, config: MethodConfig) -> str:
-        """Its name with these settings: that of the variant that has them, else its own."""
+        """Return the method's name with these settings: a variant's if they fit, else its own."""
         for name, settings in cls.variants.items():
             if all(getattr(config, key) == value for key, value in settings.items()):
                 return name
@@ -72,24 +71,22 @@ class Method(ABC):
 
     @property
     def name(self) -> str:
-        """What the method is called with its settings."""
+        """The method's name with its settings."""
         return self.called(self.config)
 
     @property
     def edits(self) -> list[Edit]:
-        """The ledger: every edit that is in the model now, oldest first."""
+        """The ledger: every edit now in the model, oldest first."""
         return list(self._edits)
 
     @property
     @abstractmethod
     def patch(self) -> Patch:
-        """What the edits leave behind. The same object as long as nothing is written."""
+        """The patch that carries the edits; the same object until something is written."""
 
     @property
     def steps_left(self) -> int:
-        """Training steps still to be made; 0 for a method that needs none. One that
-        `needs_training` says its own.
-        """
+        """Training steps still to be made; a method that `needs_training` overrides this."""
         return int(self.needs_training)
 
     @property
@@ -99,14 +96,11 @@ class Method(ABC):
 
     @property
     def relearns_all(self) -> bool:
-        """Whether each write learns the whole ledger anew, so that one write of all is the cheap
-        way.
-        """
+        """Whether each write learns the whole ledger anew, so that one large write is cheapest."""
         return False
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
-        """Train the method. It goes on where it stopped, and is whole (for `state`) whenever
-        `progress` is called.
+        """Train the method, from where it stopped; `state` is valid at each call of `progress`.
 
         Args:
             examples: what to learn from; none of them may be in the stream to come.
@@ -119,95 +113,94 @@ class Method(ABC):
         raise ConfigError(f"{self.name} needs no training; write edits with it.")
 
     def check(self, edits: Sequence[Edit]) -> None:
-        """Make sure that edits can be written.
+        """Check that edits can be written.
 
         Raises:
             ConfigError: the method must be trained first.
-            EditError: an edit lacks its subject, and the method needs it; or it asks for an
-                operation that there is not.
+            EditError: an edit lacks the subject that the method needs, or has an operation that
+                the method cannot do.
         """
         name = self.name
         if not self.prepared:
             raise ConfigError(
-                f"{name} is not trained for this model yet: `errata prepare MODEL -m {name} --cases FILE --out DIR`, "
-                "then edit DIR (in Python, EditModel.prepare)."
+                f"{name} is not trained for this model yet: `errata prepare MODEL -m {name} "
+                "--cases FILE --out DIR`, then edit DIR (in Python, EditModel.prepare)."
             )
         for edit in edits:
             if edit.operation not in self.operations:
-                able = " and ".join(self.operations)
                 raise EditError(
-                    f"{name} cannot {edit.operation} ({quoted(edit.prompt)}); it can {able}. Say with 'modify' what should "
-                    "be answered instead."
+                    f"{name} cannot {edit.operation} ({quoted(edit.prompt)}); it can "
+                    f"{' and '.join(self.operations)}. Say with 'modify' what should be answered "
+                    "instead."
                 )
             if self.needs_subject and edit.subject is None:
                 raise EditError(
-                    f"{name} needs to know each edit's subject; {quoted(edit.prompt)} has none: give the field 'subject'."
+                    f"{name} needs to know each edit's subject; {quoted(edit.prompt)} has none: "
+                    "give the field 'subject'."
                 )
 
     def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
-        """(new id, older id) of edits that ask what an older one asks and want another answer.
+        """Return (new id, older id) of edits with the same prompt and another answer.
 
-        Older ones are those in the ledger, and those before it among the new. Unless a method knows
-        better, edits ask the same when their prompts are. The base model must carry no patch.
+        The older edit is in the ledger, or earlier among the new. A method may override which
+        edits ask the same. The base model must carry no patch.
         """
-        asked = {edit.prompt: edit for edit in self.edits}
-        found = []
+        by_prompt = {edit.prompt: edit for edit in self.edits}
+        pairs = []
         for edit in edits:
-            older = asked.get(edit.prompt)
+            older = by_prompt.get(edit.prompt)
             if older is not None and not same_answer(older.target, edit.target):
-                found.append((edit.id, older.id))
-            asked[edit.prompt] = edit
-        return found
+                pairs.append((edit.id, older.id))
+            by_prompt[edit.prompt] = edit
+        return pairs
 
     def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
-        """(edit id, what a person should know of it) of edits just written. The base model must
-        carry no patch.
-        """
+        """Return (edit id, warning) of edits just written. The base model must carry no patch."""
         return []
 
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
-        """Which edit answers each prompt, and why. The base model must carry no patch.
+        """Return which edit answers each prompt, and why. The base model must carry no patch.
 
         Raises:
             ConfigError: the method does not choose among edits.
         """
         raise ConfigError(
-            f"{self.name} does not choose one edit for a prompt, so there is nothing to explain; folio does."
+            f"{self.name} does not choose one edit for a prompt, so there is nothing to explain; "
+            "folio does."
         )
 
     def weight_changes(self) -> Mapping[str, Tensor]:
-        """What the edits change in weight matrices, (d_out, d_in) by path, where that is all that
-        they are.
+        """Return the changes of weight matrices, (d_out, d_in) by path, if the edits are no more.
 
         Raises:
-            ConfigError: they are something else.
+            ConfigError: the edits are something else.
         """
         raise ConfigError(
-            f"the edits of {self.config.method} are no change of the base model's weights and cannot be merged into them; "
-            "save_pretrained keeps them, unload gives the base model back without them."
+            f"the edits of {self.config.method} are no change of the base model's weights and "
+            "cannot be merged into them; save_pretrained keeps them, unload gives the base model "
+            "back without them."
         )
 
     @abstractmethod
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits. The base model must carry no patch meanwhile.
 
-        Whatever breaks it off, an error or the keyboard, whole edits are in, and the ledger says
-        which.
+        If it is interrupted, by an error or the keyboard, every edit is either written whole and in
+        the ledger, or not at all.
         """
 
     @abstractmethod
     def clear(self) -> None:
-        """Forget all edits: the method is as it was when it was made, or trained."""
+        """Forget all edits, but not the training."""
 
     def undo(self, edit_ids: Iterable[str]) -> None:
-        """Take edits back. Unless a method knows better, all others are written anew, in their
-        order.
+        """Remove edits; unless a method overrides it, all others are written anew, in order.
 
         Raises:
             UnknownNameError: no edit has such an id; nothing is undone then.
         """
-        gone = self.check_ids(edit_ids)
-        kept = [edit for edit in self._edits if edit.id not in gone]
+        removed = self.check_ids(edit_ids)
+        kept = [edit for edit in self._edits if edit.id not in removed]
         with self.all_or_nothing():
             self.clear()
             if kept:
@@ -215,9 +208,7 @@ class Method(ABC):
 
     @contextlib.contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Whatever breaks a `with` block off, an error or the keyboard, leaves the method as it was
-        before the block.
-        """
+        """Restore the method if a `with` block is interrupted, by an error or the keyboard."""
         edits, (tensors, values) = self.edits, self.state()
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
@@ -228,27 +219,31 @@ class Method(ABC):
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, plain values for JSON): with the ledger, all that is needed to go on elsewhere."""
+        """Return (tensors, values for JSON): with the ledger, all that `load_state` needs."""
 
     @abstractmethod
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described.
+        """Restore from `state`.
 
         Raises:
             KeyError, ValueError: something is missing or of the wrong shape.
         """
 
+    def encode(self, edit: Edit) -> Row:
+        """Encode an edit's prompt, target and ending. The base model must carry no patch."""
+        return self.lm.encode(edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))
+
     def check_ids(self, edit_ids: Iterable[str]) -> set[str]:
-        """The ids as a set.
+        """Return the ids as a set.
 
         Raises:
             UnknownNameError: no edit in the ledger has such an id.
         """
         known = [edit.id for edit in self.edits]
-        wanted = set(edit_ids)
-        for name in sorted(wanted - set(known)):
+        ids = set(edit_ids)
+        for name in sorted(ids - set(known)):
             near = suggest(name, known) if len(known) <= 20 else " `errata list` shows the ids."
             raise UnknownNameError(f"no edit has the id {name!r}.{near}")
-        return wanted
+        return ids

@@ -1,19 +1,20 @@
-"""Teach parameters beside a frozen model an answer, and hold what the model says of everything
-else.
+"""Train parameters beside a frozen model on an edit, and keep everything else as it was.
 
-The loss is that of an editor, not of a fine-tuner: NLL(target and its end | prompt) + `kl` *
-KL(base || edited) on texts of the model's own making, by Adam, until the answer is learned. What
-the parameters are is the affair of the patch they are in.
+The loss is NLL(target and its end | prompt) + `kl` * KL(base || edited) on self-generated texts,
+minimised by Adam until the answer is learned. What the parameters are is up to their patch, see
+`patches/adapter.py` and `patches/virtual_tokens.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata.config import MethodConfig, NonNegativeFloat, NonNegativeInt, PositiveInt
 from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM
@@ -22,151 +23,136 @@ from errata.lm.encoding import Batch, Row
 from errata.patches import Patch
 
 
+@dataclass(frozen=True)
+class AdapterTrainerConfig(MethodConfig):
+    """Settings of every method that trains parameters beside a frozen model.
+
+    Attributes:
+        steps: Adam steps per edit, at most.
+        lr: Adam's learning rate.
+        kl: weight of KL(base || edited) on background texts; 0 for none.
+        stop_loss: an edit is learned when its loss is below this and every token of its answer is
+            the model's top choice.
+        prefixes, prefix_length: self-generated texts put before the prompt in training, and their
+            tokens.
+        rehearse: earlier edits trained on again at each step.
+        background: self-generated texts for the divergence.
+        batch: background texts per edit, drawn at random.
+    """
+
+    steps: PositiveInt = 70
+    lr: NonNegativeFloat = 5e-3
+    kl: NonNegativeFloat = 1.0
+    stop_loss: NonNegativeFloat = 0.05
+    prefixes: NonNegativeInt = 2
+    prefix_length: PositiveInt = 10
+    rehearse: NonNegativeInt = 0
+    background: PositiveInt = 256
+    batch: PositiveInt = 16
+
+
 def divergence(base: Tensor, edited: Tensor) -> Tensor:
-    """KL(base || edited), the mean over tokens; both are log-probabilities (n, vocabulary)."""
+    """Return the mean KL(base || edited) over tokens, of log-probabilities (n, vocabulary)."""
     return F.kl_div(edited, base, reduction="none", log_target=True).sum(-1).mean()
 
 
 class AdapterTrainer:
-    """Teaches edits to the parameters of a patch, one after another. It remembers nothing of what
-    it taught.
+    """Trains the parameters of a patch on one edit after another; it keeps no record of them.
 
     Args:
         lm: the base model, without patches.
-        steps: Adam steps per edit, at most.
-        lr: Adam's learning rate.
-        kl: weight of KL(base || edited) on background.
-        stop_loss: an edit is learned when its loss is below, and every token of the answer is the
-            model's choice.
-        prefixes, prefix_length: texts of the model's own making put before the prompt while
-            learning.
-        rehearse: earlier edits seen again at each step, drawn for each edit.
-        background: texts of the model's own making.
-        batch: so many of them are held, drawn for each edit.
-        seed: texts and draws follow from it.
+        config: how to train; texts and draws follow from its seed.
         room: tokens of the context that the patch takes for itself.
     """
 
-    def __init__(
-        self,
-        lm: LM,
-        *,
-        steps: int,
-        lr: float,
-        kl: float,
-        stop_loss: float,
-        prefixes: int,
-        prefix_length: int,
-        rehearse: int,
-        background: int,
-        batch: int,
-        seed: int,
-        room: int = 0,
-    ) -> None:
-        self.lm = lm
-        self.steps, self.lr, self.kl, self.stop_loss = steps, lr, kl, stop_loss
-        self.prefixes, self.prefix_length, self.rehearse = prefixes, prefix_length, rehearse
-        self.background, self.batch, self.seed, self.room = background, batch, seed, room
+    def __init__(self, lm: LM, config: AdapterTrainerConfig, room: int = 0) -> None:
+        self.lm, self.config, self.room = lm, config, room
         self._texts: tuple[list[str], list[str]] | None = None
         self._endings: dict[tuple[str, str], str | None] = {}
 
-    def teach(
+    def train(
         self, patch: Patch, parameters: Sequence[Tensor], edit: Edit, earlier: Sequence[Edit]
-    ) -> float:
-        """Change the parameters in place until the edit is learned; the base model must carry no
-        patch.
+    ) -> None:
+        """Change the parameters in place until the edit is learned; the base model has no patch on.
 
         Args:
-            patch: what holds the parameters; it is put on the model meanwhile.
-            parameters: leaves; they need no gradient before and after.
+            patch: holds the parameters; it is installed for the training.
+            parameters: leaf tensors; they require no gradient before and after.
             edit: what to learn.
-            earlier: edits that were taught before; how many they are decides the draws.
-
-        Returns:
-            The loss of the edit's answer when it stopped.
+            earlier: edits trained before; their number decides the random draws.
         """
+        config = self.config
         texts, prefixes = self.texts()
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + len(earlier))
-        own = self._rows(edit, prefixes)
-        again = [self._rows(earlier[i], [])[0] for i in _drawn(len(earlier), self.rehearse, draw)]
-        held = [
-            self._held(texts[i]) for i in _drawn(len(texts), self.batch if self.kl else 0, draw)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + len(earlier))
+        edit_rows = self._rows(edit, prefixes)
+        rehearsed = [
+            self._rows(earlier[i], [])[0] for i in _sample(len(earlier), config.rehearse, generator)
         ]
-        lesson = self.lm.batch([*own, *again])
-        where, columns, labels = lesson.label_positions(lesson.target_mask | lesson.ending_mask)
-        mine = where < len(own)
-        background = self.lm.batch(held) if held else None
-        base = None if background is None else self._said(background).detach()
+        drawn = _sample(len(texts), config.batch if config.kl else 0, generator)
+        background = self.lm.prompt_batch([texts[i] for i in drawn]) if drawn else None
+        base = None if background is None else self._log_probabilities(background).detach()
+        batch = self.lm.batch([*edit_rows, *rehearsed])
+        rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+        of_edit = rows < len(edit_rows)
         for parameter in parameters:
             parameter.requires_grad_(True)
-        adam = torch.optim.Adam(list(parameters), lr=self.lr)
-        loss = torch.inf
+        adam = torch.optim.Adam(list(parameters), lr=config.lr)
         try:
             with patch.on(self.lm):
-                for step in range(self.steps + 1):
-                    picked = self._logits(lesson)[where, columns].float()
-                    nll = F.cross_entropy(picked[mine], labels[mine])
-                    loss = nll.item()
-                    learned = loss < self.stop_loss and bool(
-                        (picked[mine].argmax(-1) == labels[mine]).all()
+                for step in range(config.steps + 1):
+                    logits = self._logits(batch)[rows, columns].float()
+                    loss = F.cross_entropy(logits[of_edit], labels[of_edit])
+                    learned = loss.item() < config.stop_loss and bool(
+                        (logits[of_edit].argmax(-1) == labels[of_edit]).all()
                     )
-                    if learned or step == self.steps:
+                    if learned or step == config.steps:
                         break
-                    if again:
-                        nll = nll + F.cross_entropy(picked[~mine], labels[~mine])
+                    if rehearsed:
+                        loss = loss + F.cross_entropy(logits[~of_edit], labels[~of_edit])
                     if background is not None and base is not None:
-                        nll = nll + self.kl * divergence(base, self._said(background))
+                        edited = self._log_probabilities(background)
+                        loss = loss + config.kl * divergence(base, edited)
                     adam.zero_grad()
-                    nll.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()  # type: ignore[no-untyped-call]
                     adam.step()
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(False)
                 parameter.grad = None
-        return loss
 
     def texts(self) -> tuple[list[str], list[str]]:
-        """(background, prefixes), made once."""
+        """Return (background texts, prefixes), generated once."""
         if self._texts is None:
-            texts = background_texts(self.lm, self.background, 2 * self.prefix_length, self.seed)
-            prefixes = []
-            if self.prefixes:
-                prefixes = background_texts(
-                    self.lm, self.prefixes, self.prefix_length, self.seed + 1, self.prefix_length
-                )
+            config = self.config
+            length, seed = config.prefix_length, config.seed
+            texts = background_texts(self.lm, config.background, 2 * length, seed)
+            prefixes = background_texts(self.lm, config.prefixes, length, seed + 1, length)
             self._texts = texts, prefixes
         return self._texts
 
     @torch.no_grad()
     def embeddings(self, count: int) -> Tensor:
-        """(count, hidden) in fp32: the embeddings of the tokens of a text of the model's own
-        making.
-        """
-        (text,) = background_texts(self.lm, 1, count, self.seed + 2, count)
-        ids = (
-            self.lm.encode_prompt(text) * count
-        )  # read again, it may have fewer tokens than when it was made
-        embedded: Tensor = self.lm.model.get_input_embeddings()(
-            torch.tensor([ids[:count]], device=self.lm.device)
-        )[0]
+        """Return the token embeddings (count, hidden) of a self-generated text, in fp32."""
+        (text,) = background_texts(self.lm, 1, count, self.config.seed + 2, count)
+        ids = self.lm.encode_prompt(text) * count  # encoded again, it may have fewer tokens
+        tokens = torch.tensor([ids[:count]], device=self.lm.device)
+        embedded: Tensor = self.lm.model.get_input_embeddings()(tokens)[0]
         return embedded.float().clone()
 
     def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self.lm.run(batch, use_cache=False).logits
         return logits
 
-    def _said(self, batch: Batch) -> Tensor:
-        """(n, vocabulary): log-probabilities at every token."""
+    def _log_probabilities(self, batch: Batch) -> Tensor:
+        """Return the log-probabilities (n, vocabulary) at every token."""
         return F.log_softmax(self._logits(batch)[batch.attention_mask.bool()].float(), -1)
 
     def _rows(self, edit: Edit, prefixes: Sequence[str]) -> list[Row]:
-        """The edit's answer behind its prompt, and behind the prompt with each prefix that fits
-        before it.
-        """
-        asked = edit.prompt, edit.target
-        if asked not in self._endings:
-            self._endings[asked] = self.lm.ending_of(*asked)
-        ending = self._endings[asked]
+        """Encode the edit with its ending: its prompt alone, then behind each prefix that fits."""
+        key = edit.prompt, edit.target
+        if key not in self._endings:
+            self._endings[key] = self.lm.ending_of(*key)
+        ending = self._endings[key]
         rows = [self.lm.encode(edit.prompt, edit.target, ending)]
         for prefix in prefixes:
             try:
@@ -177,13 +163,7 @@ class AdapterTrainer:
                 rows.append(row)
         return rows
 
-    def _held(self, text: str) -> Row:
-        ids = self.lm.encode_prompt(text)
-        return Row(tuple(ids), len(ids))
 
-
-def _drawn(size: int, count: int, draw: torch.Generator) -> list[int]:
-    """So many different numbers below `size`, in rising order; all of them when there are not so
-    many.
-    """
-    return sorted(torch.randperm(size, generator=draw)[:count].tolist())
+def _sample(size: int, count: int, generator: torch.Generator) -> list[int]:
+    """Draw at most `count` distinct numbers below `size`; return them in rising order."""
+    return sorted(torch.randperm(size, generator=generator)[:count].tolist())

@@ -1,28 +1,27 @@
-"""Prefix tuning: keys and values of tokens that were never read, at every layer (Li and Liang,
-arXiv 2101.00190).
+"""Prefix tuning: train keys and values of virtual tokens at every layer (Li and Liang, 2101.00190).
 
-One prefix is trained edit after edit, with the loss of `tuning.py`. It begins as the keys and
-values that the model makes of a text of its own making (the paper: real words' activations, which
-it found to be best), and is trained itself: the paper's reparametrisation by a network was for a
-prefix drawn at random. Positions: see `patches/virtual_tokens.py`; to a prefix they mean nothing,
-for its keys stand in the cache as they are, with their rotation if the model has one.
+One prefix is trained edit after edit, with the loss of `solvers/adapters.py`. It begins as the keys
+and values of a self-generated text (the paper: activations of real words, which it found best) and
+is trained directly: the paper's reparametrisation by a network was for a prefix drawn at random.
+The prefix's keys stand in the cache as they are, with their rotation if the model has one; for the
+positions of the tokens behind it see `patches/virtual_tokens.py`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from errata.config import check_range
+from errata.config import PositiveInt
 from errata.lm import LM
-from errata.methods.adapter_method import AdapterMethod, AdapterMethodConfig
+from errata.methods.adapter_method import AdapterMethod
 from errata.patches import VirtualTokens
 from errata.patches.virtual_tokens import room_for
+from errata.solvers.adapters import AdapterTrainerConfig
 
 
 @dataclass(frozen=True)
-class PrefixConfig(AdapterMethodConfig):
+class PrefixConfig(AdapterTrainerConfig):
     """Settings of prefix tuning.
 
     Attributes:
@@ -31,11 +30,7 @@ class PrefixConfig(AdapterMethodConfig):
 
     method: ClassVar[str] = "prefix-tuning"
 
-    tokens: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("tokens", self.tokens, 1, math.inf)
+    tokens: PositiveInt = 10
 
 
 class PrefixTuning(AdapterMethod):
@@ -49,5 +44,5 @@ class PrefixTuning(AdapterMethod):
         super().__init__(config, lm, room=room_for(lm, config.tokens))
 
     def begin(self) -> VirtualTokens:
-        """What the model remembers of real tokens."""
-        return VirtualTokens(self.tutor.embeddings(self.config.tokens)).remember(self.lm)
+        """Return the keys and values of real tokens."""
+        return VirtualTokens(self.trainer.embeddings(self.config.tokens)).remember(self.lm)

@@ -1,27 +1,25 @@
-"""Prompt tuning: embeddings of tokens that no vocabulary has, in front of every text (Lester et
-al., arXiv 2104.08691).
+"""Prompt tuning: train embeddings of virtual tokens in front of every text (arXiv 2104.08691).
 
-One set of tokens is trained edit after edit, with the loss of `tuning.py`. They begin as the tokens
-of a text of the model's own making (the paper: tokens of the vocabulary), so that the model starts
-from something it knows. The saved tensor is what PEFT saves; the positions of the tokens are told
-in `patches/virtual_tokens.py`.
+One set of tokens is trained edit after edit, with the loss of `solvers/adapters.py`. They begin as
+the tokens of a self-generated text (Lester et al.: tokens of the vocabulary). The tensor is saved
+as PEFT saves it; for the positions of the tokens see `patches/virtual_tokens.py`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from errata.config import check_range
+from errata.config import PositiveInt
 from errata.lm import LM
-from errata.methods.adapter_method import AdapterMethod, AdapterMethodConfig
+from errata.methods.adapter_method import AdapterMethod
 from errata.patches import VirtualTokens
 from errata.patches.virtual_tokens import room_for
+from errata.solvers.adapters import AdapterTrainerConfig
 
 
 @dataclass(frozen=True)
-class PromptTuningConfig(AdapterMethodConfig):
+class PromptTuningConfig(AdapterTrainerConfig):
     """Settings of prompt tuning.
 
     Attributes:
@@ -30,11 +28,7 @@ class PromptTuningConfig(AdapterMethodConfig):
 
     method: ClassVar[str] = "prompt-tuning"
 
-    tokens: int = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("tokens", self.tokens, 1, math.inf)
+    tokens: PositiveInt = 20
 
 
 class PromptTuning(AdapterMethod):
@@ -48,5 +42,5 @@ class PromptTuning(AdapterMethod):
         super().__init__(config, lm, room=room_for(lm, config.tokens))
 
     def begin(self) -> VirtualTokens:
-        """The embeddings of real tokens."""
-        return VirtualTokens(self.tutor.embeddings(self.config.tokens))
+        """Return the embeddings of real tokens."""
+        return VirtualTokens(self.trainer.embeddings(self.config.tokens))

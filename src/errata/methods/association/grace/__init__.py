@@ -1,1 +1,1 @@
-"""GRACE: a codebook of keys and values beside one layer (Hartvigsen et al., NeurIPS 2023)."""
+"""GRACE: keys, radii and values beside one layer (Hartvigsen et al., NeurIPS 2023)."""

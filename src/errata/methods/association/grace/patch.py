@@ -1,9 +1,8 @@
-"""`Codebook`: stored keys beside one linear module, each with a radius; near one, the module says
-what is stored with it.
+"""`Codebook`: keys, radii and values beside one linear module; near a key, its value is the output.
 
-The key is what the module reads at the prompt's last token; the nearest stored key is looked up
-there once per sequence (see `routed.py`). Which entries there are, how wide they are and what they
-say is a method's affair.
+The key is the module's input at the prompt's last token; the nearest stored key is looked up there
+once per sequence (see `patches/routed.py`). Which entries exist, and their radii and values, is
+decided in `method.py`.
 
 Reference: GRACE, arXiv 2211.11031, equation 1.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,19 +21,23 @@ from errata.patches.routed import MAIN, ForwardState, RoutedModule, last_token
 from errata.retrieval.key_index import KeyIndex, rounding
 from errata.storage import state
 
-REPLACEMENTS = ("replace_last", "replace_prompt", "replace_all")
+Replacement = Literal["replace_last", "replace_prompt", "replace_all"]
+"""Where a value replaces the output: at the key's token, the prompt's, or the prompt's and answer's
+tokens.
+"""
 
 
 @dataclass
 class Entry:
-    """One entry; its key stands in the codebook's index.
+    """One entry of a codebook; its key is in the codebook's index.
 
     Attributes:
-        value: (d_out,), what the module says.
-        radius: the value speaks for queries that are at most so far from the key.
+        value: (d_out,), the module's output for queries within the radius.
+        radius: the largest distance of such a query from the key.
         label: the target's tokens.
         edits: ids of the edits that it answers, in order; the first is its name.
-        rounding: how far the key may be from itself; a radius reaches at least that far.
+        rounding: how far the key may be from itself when it is computed again; the entry reaches at
+            least that far.
     """
 
     value: Tensor
@@ -43,11 +46,6 @@ class Entry:
     edits: list[str] = field(default_factory=list)
     rounding: float = 0.0
 
-    @property
-    def reach(self) -> float:
-        """How far the entry really reaches."""
-        return max(self.radius, self.rounding)
-
 
 class Codebook(RoutedModule):
     """Entries beside the value matrix of `layer`.
@@ -55,81 +53,94 @@ class Codebook(RoutedModule):
     Args:
         lm: the base model; nothing is installed on it yet.
         layer: the edited block.
-        replacement: where the value replaces the module's output: at the key's token
-            (`replace_last`), at every token of the prompt (`replace_prompt`), or at every token of
-            prompt and answer (`replace_all`).
+        replacement: where the value replaces the module's output.
+
+    Attributes:
+        entries: by number, in the order of their creation.
+        index: the keys, under the same numbers.
     """
 
-    def __init__(self, lm: LM, layer: int, replacement: str = "replace_last") -> None:
+    def __init__(self, lm: LM, layer: int, replacement: Replacement = "replace_last") -> None:
         super().__init__(lm.architecture.value_path(layer))
-        self.layer = layer
         self.replacement = replacement
         self.entries: dict[int, Entry] = {}
         self.index = KeyIndex(lm.architecture.d_in, lm.model.get_submodule(self.path).weight.device)
-        self._rounding = rounding(lm.model.dtype)
+        self._relative_rounding = rounding(lm.model.dtype)
         self._reaches: Tensor | None = None
-        self._d_out, self._vocabulary = (
-            lm.architecture.d_out,
-            int(lm.model.get_input_embeddings().weight.shape[0]),
-        )
+        self._d_out = lm.architecture.d_out
+        self._vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
 
     @property
     def empty(self) -> bool:
-        """No entry yet."""
+        """Whether there is no entry yet."""
         return not self.entries
 
     def number_of(self, edit_id: str) -> int | None:
-        """The entry that answers an edit; None when its place was taken by a later one."""
+        """Return the number of the entry that answers an edit; None if a later one replaced it."""
         return next(
             (number for number, entry in self.entries.items() if edit_id in entry.edits), None
         )
 
     def add(self, key: Tensor, entry: Entry) -> int:
-        """A new entry; returns its number, which is larger than all before."""
+        """Add an entry with a key (d_in,); return its number, larger than all before."""
         number = max(self.entries, default=-1) + 1
         self.index.add([number], key[None])
+        entry.rounding = self._rounding_of(key)
         self.entries[number] = entry
-        self._measure(number, key)
+        self._reaches = None
         return number
 
     def move(self, number: int, key: Tensor) -> None:
-        """Give an entry another key."""
+        """Give an entry another key (d_in,)."""
         self.index.remove([number])
         self.index.add([number], key[None])
-        self._measure(number, key)
+        self.entries[number].rounding = self._rounding_of(key)
+        self._reaches = None
 
     def drop(self, number: int) -> None:
-        """Forget one entry; the index is not built anew."""
+        """Remove one entry; the index is not built anew."""
         self.index.remove([number])
         del self.entries[number]
         self._reaches = None
 
-    def widen(self, number: int, radius: float) -> None:
-        """Give an entry another radius, smaller or larger."""
+    def set_radius(self, number: int, radius: float) -> None:
+        """Give an entry another radius."""
         self.entries[number].radius = radius
         self._reaches = None
 
+    def clear(self) -> None:
+        """Remove all entries."""
+        self.entries = {}
+        self.index.remove(self.index.ids)
+        self._reaches = None
+
     def decide(self, keys: Tensor) -> Tensor:
-        """Keys (batch, d_in) -> (batch,): the number of the nearest entry if it reaches so far,
-        else `MAIN`.
-        """
+        """Return the entry that reaches each key, or `MAIN`: (batch, d_in) -> (batch,)."""
         reaches = self._reaches
         if reaches is None:
             reaches = torch.full(
                 (max(self.entries, default=-1) + 1,), -1.0, dtype=torch.float64, device=keys.device
             )
             for number, entry in self.entries.items():
-                reaches[number] = entry.reach
+                reaches[number] = max(entry.radius, entry.rounding)
             self._reaches = reaches  # whole before another thread sees it
         widest = float(reaches.max()) if self.entries else -1.0
         distances, numbers = (
-            found[:, 0].to(keys.device) for found in self.index.nearest(keys, within=widest)
+            nearest[:, 0].to(keys.device) for nearest in self.index.nearest(keys, within=widest)
         )
         return torch.where(distances <= reaches[numbers.clamp(min=0)], numbers, MAIN)
 
+    def replaced_tokens(self, mask: Tensor) -> Tensor:
+        """Return the tokens that get a value, given the prompt's mask; both (batch, width)."""
+        if self.replacement == "replace_all":
+            return torch.ones_like(mask)
+        if self.replacement == "replace_prompt":
+            return mask.clone()
+        return torch.arange(mask.shape[1], device=mask.device) == last_token(mask)[:, None]
+
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Keys (n, d_in), values (n, d_out), radii (n,) in the order of their making; labels and
-        edits.
+        """Return keys (n, d_in), values (n, d_out) and radii (n,) of all entries in order of
+        creation; and their edits and labels.
         """
         entries = [self.entries[number] for number in self.index.ids]
         if not entries:
@@ -144,7 +155,7 @@ class Codebook(RoutedModule):
         ]
 
     def load_state(self, tensors: Mapping[str, Tensor], entries: list[dict[str, Any]]) -> None:
-        """Hold what `state` gave, and nothing else.
+        """Restore from `state`.
 
         Raises:
             KeyError, ValueError: something is missing or of the wrong shape.
@@ -152,32 +163,26 @@ class Codebook(RoutedModule):
         self.clear()
         if not entries:
             return
-        device, count = self.index.device, len(entries)
+        count = len(entries)
         keys = state.tensor(tensors, "keys", (count, self.index.width))
-        values = state.tensor(tensors, "values", (count, self._d_out)).to(device)
+        values = state.tensor(tensors, "values", (count, self._d_out)).to(self.index.device)
         radii = state.tensor(tensors, "radii", (count,))
         if bool((radii < 0).any()):
             raise ValueError("'radii' has a negative one")
         self.index.add(range(count), keys)
-        for number, (key, value, radius, held) in enumerate(
+        for number, (key, value, radius, entry) in enumerate(
             zip(keys, values, radii.tolist(), entries, strict=True)
         ):
             label = tuple(
-                state.whole(each, "label", 0, self._vocabulary - 1)
-                for each in state.rows(held, "label")
+                state.whole(token, "label", 0, self._vocabulary - 1)
+                for token in state.rows(entry, "label")
             )
-            self.entries[number] = Entry(value, radius, label, state.texts(held, "edits"))
-            self._measure(number, key)
+            edits = state.texts(entry, "edits")
+            self.entries[number] = Entry(value, radius, label, edits, self._rounding_of(key))
 
-    def clear(self) -> None:
-        """Forget all entries."""
-        self.entries = {}
-        self.index.remove(self.index.ids)
-        self._reaches = None
-
-    def _measure(self, number: int, key: Tensor) -> None:
-        self.entries[number].rounding = self._rounding * float(key.norm())
-        self._reaches = None
+    def _rounding_of(self, key: Tensor) -> float:
+        """Return how far a key may be from itself when it is computed again."""
+        return self._relative_rounding * float(key.norm())
 
     # installed
 
@@ -186,7 +191,7 @@ class Codebook(RoutedModule):
         return self.decide(keys[rows, last_token(mask)].float())
 
     def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
-        """The module's output, with the values in its place in the rows near an entry."""
+        """Return the output with the values in it, in the rows that are near an entry."""
         route = now.route
         if (
             route is None
@@ -199,18 +204,10 @@ class Codebook(RoutedModule):
         values = torch.stack(
             [nothing if n == MAIN else self.entries[n].value.to(rows) for n in route.tolist()]
         )
-        places = (
-            self.places(now.mask.to(rows.device))
-            if now.mask is not None
-            else rows.new_ones(now.size).bool()
+        replaced = (
+            rows.new_ones(now.size).bool()
+            if now.mask is None
+            else self.replaced_tokens(now.mask.to(rows.device))
         )
-        places &= (route != MAIN)[:, None].to(places.device)
-        return torch.where(places[..., None], values[:, None], rows).reshape(output.shape)
-
-    def places(self, mask: Tensor) -> Tensor:
-        """The tokens (batch, width) at which values stand, from the prompt's mask (batch, width)."""
-        if self.replacement == "replace_all":
-            return torch.ones_like(mask)
-        if self.replacement == "replace_prompt":
-            return mask.clone()
-        return torch.arange(mask.shape[1], device=mask.device) == last_token(mask)[:, None]
+        replaced &= (route != MAIN)[:, None].to(replaced.device)
+        return torch.where(replaced[..., None], values[:, None], rows).reshape(output.shape)

@@ -1,25 +1,23 @@
-"""kNN-LM over edits: the answers of all edits are a store of (context, next token), whose vote is
-mixed into the output.
+"""kNN-LM over edits: the answers of all edits are a store of (context, next token), which votes.
 
 Khandelwal et al., "Generalization through Memorization: Nearest Neighbor Language Models", ICLR
 2020, arXiv 1911.00172: p = lambda p_kNN + (1 - lambda) p_LM, p_kNN(w) ~ the sum of exp(-d^2 / tau)
-over those of the k nearest contexts that had w behind them.
+over those of the k nearest contexts that were followed by w.
 
-What departs from the paper, where the store is not a corpus but what the model gets wrong:
+What departs from the paper, where the store is a corpus and not what the model gets wrong:
 
-- The store is asked only behind prompts within `radius` of an edit's own, decided once for the
-  whole answer: what is not edited stays the base model's, bit for bit.
+- The store is used only for prompts within `radius` of an edit's own, decided once for the whole
+  answer: what is not edited stays the base model's, bit for bit.
 - lambda is .95 (there .25): with less than a half a store cannot contradict a model that is sure of
   itself, which is what an edit is for. k is 16 (there 1,024 of a hundred million): an edit has a
   handful of tokens.
-- The context is what the last feed-forward network's value matrix reads (there: what the network
-  reads). With a setting of `layer`, that of another block.
-- tau (there 1 at first, then 10) belongs to the scale of the contexts, as the radius does: both are
-  measured on background text of the model's own making.
+- The context is the input of the last feed-forward network's value matrix (there: of the network).
+  With a setting of `layer`, of that block's.
+- tau (there 1 at first, then 10) depends on the scale of the contexts, as the radius does: both are
+  measured on self-generated text.
 - The answer's end is stored too.
 
-Nothing is trained, and no edit's part depends on another's: an edit is one pass of the model, its
-undo is a deletion.
+Nothing is trained, and the edits are independent: an edit is one forward pass, its undo a deletion.
 """
 
 from __future__ import annotations
@@ -27,12 +25,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from errata.config import MethodConfig, check_range
+from errata.config import Fraction, MethodConfig, NonNegativeFloat, PositiveInt, Range
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.background import background_texts, open_prompt
@@ -50,35 +48,23 @@ class KnnLmConfig(MethodConfig):
     Attributes:
         share: lambda, the store's part in the mixture.
         neighbours: k, how many vote.
-        radius: how far a prompt may be from an edit's for the store to be asked; None: half of how
-            far prompts of the model's own making are from their nearest (the median).
+        radius: how far a prompt may be from an edit's for the store to be used; None: half the
+            median distance between a self-generated prompt and its nearest.
         temperature: tau; None: the square of half the radius.
         background: texts that the radius is measured on.
     """
 
     method: ClassVar[str] = "knn-lm"
 
-    share: float = 0.95
-    neighbours: int = 16
-    radius: float | None = None
-    temperature: float | None = None
-    background: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("share", self.share, 0, 1)
-        check_range("neighbours", self.neighbours, 1, math.inf)
-        check_range("background", self.background, 2, math.inf)
-        if self.radius is not None:
-            check_range("radius", self.radius, 0, math.inf)
-        if self.temperature is not None:
-            check_range("temperature", self.temperature, 1e-12, math.inf)
+    share: Fraction = 0.95
+    neighbours: PositiveInt = 16
+    radius: NonNegativeFloat | None = None
+    temperature: Annotated[float, Range(1e-12)] | None = None
+    background: Annotated[int, Range(2)] = 64
 
 
 class KnnLm(Method):
-    """kNN-LM over edits: stored answers vote for the next token where a prompt is near an edited
-    one.
-    """
+    """kNN-LM over edits: near an edited prompt, stored answers vote for the next token."""
 
     config_class = KnnLmConfig
     phase = "association"
@@ -99,17 +85,11 @@ class KnnLm(Method):
         return self._patch
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
-        """Add edits: a pass of the model each."""
+        """Add edits, by a forward pass each."""
         if math.isnan(self._patch.radius):
-            self._measure()
+            self._measure_background()
         for edit in edits:
-            batch = self.lm.batch(
-                [
-                    self.lm.encode(
-                        edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target)
-                    )
-                ]
-            )
+            batch = self.lm.batch([self.encode(edit)])
             rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
             self._patch.add(edit.id, self._contexts(batch)[rows, columns], labels.tolist())
             self._edits.append(edit)
@@ -121,27 +101,23 @@ class KnnLm(Method):
         self._patch.clear()
 
     def undo(self, edit_ids: Iterable[str]) -> None:
-        """Take edits back."""
-        gone = self.check_ids(edit_ids)
-        for name in gone:
-            self._patch.drop(name)
-        self._edits = [edit for edit in self._edits if edit.id not in gone]
+        """Remove edits."""
+        removed = self.check_ids(edit_ids)
+        for edit_id in removed:
+            self._patch.drop(edit_id)
+        self._edits = [edit for edit in self._edits if edit.id not in removed]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Contexts (n, d_in) and tokens (n,) of all edits, in their order; the radius and the
-        temperature.
-        """
-        measured = (
-            {}
-            if math.isnan(self._patch.radius)
-            else {"radius": self._patch.radius, "tau": self._patch.temperature}
-        )
-        return self._patch.state(), measured
+        """Return contexts (n, d_in) and tokens (n,) of all edits; radius and temperature."""
+        patch = self._patch
+        measured = not math.isnan(patch.radius)
+        values = {"radius": patch.radius, "tau": patch.temperature} if measured else {}
+        return patch.state(), values
 
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described."""
+        """Restore from `state`."""
         self._patch.load_state([edit.id for edit in edits], tensors)
         measured = bool(edits or values)
         self._patch.radius = state.number(values, "radius", 0) if measured else math.nan
@@ -150,33 +126,25 @@ class KnnLm(Method):
 
     @torch.no_grad()
     def _contexts(self, batch: Batch) -> Tensor:
-        """Contexts (batch, width, d_in)."""
+        """Return contexts (batch, width, d_in)."""
         with capture_input(self._module) as seen:
             self.lm.run(batch)
         return seen[0].reshape(*batch.input_ids.shape, -1).float()
 
-    def _measure(self) -> None:
+    def _measure_background(self) -> None:
         """Set the radius and the temperature to this model's scale."""
         radius, temperature = self.config.radius, self.config.temperature
         if radius is None:
             texts = background_texts(
                 self.lm, self.config.background, 24, seed=self.config.seed, shortest=4
             )
-            prompts = sorted({open_prompt(text) for text in texts if text.strip()})
+            prompts = sorted({open_prompt(text) for text in texts if text.strip()}) or ["x"]
             last = torch.cat(
-                [
-                    self._contexts(self.lm.prompt_batch([prompt]))[:, -1]
-                    for prompt in prompts or ["x"]
-                ]
+                [self._contexts(self.lm.prompt_batch([prompt]))[:, -1] for prompt in prompts]
             )
-            apart = torch.cdist(
-                last, last, compute_mode="donot_use_mm_for_euclid_dist"
-            ).fill_diagonal_(math.inf)
-            nearest = apart.min(-1).values
-            radius = (
-                nearest[nearest.isfinite()].median().item() / 2
-                if len(last) > 1
-                else last.norm().item() / 2
-            )
+            distances = torch.cdist(last, last, compute_mode="donot_use_mm_for_euclid_dist")
+            nearest = distances.fill_diagonal_(math.inf).min(-1).values
+            alone = len(last) == 1
+            radius = (last.norm() if alone else nearest[nearest.isfinite()].median()).item() / 2
         self._patch.radius = radius
         self._patch.temperature = (radius / 2) ** 2 + 1e-12 if temperature is None else temperature

@@ -1,1 +1,1 @@
-"""MEMOIR: sparse columns of a residual memory for each edit (Wang et al., 2025)."""
+"""MEMOIR: sparse columns of a residual memory for each edit (Wang et al., NeurIPS 2025)."""

@@ -1,49 +1,45 @@
-"""MEMOIR: one residual memory beside a value matrix; each edit has columns of its own, and is found
-again by them.
+"""MEMOIR: one residual memory beside a value matrix; each edit has columns of its own in it.
 
 Wang, Qin et al., "MEMOIR: Lifelong Model Editing with Minimal Overwrite and Informed Retention for
 LLMs", NeurIPS 2025, arXiv 2506.07899. The feature of a prompt is the mean of the value matrix's
 inputs over its tokens, less the mean feature of background text. Its k largest coordinates,
 scattered by a fixed permutation, are the columns of W_m that the edit may change (TopHash), by SGD
-on the target's loss alone. A prompt whose columns agree with a stored edit's by `overlap` or more
+on the target's loss alone. A prompt whose columns overlap with a stored edit's by `overlap` or more
 is answered with that edit's columns, else by the base model.
 
 What is decided here, where the paper is silent or fits one model:
 
-- Largest means by magnitude: after centring a feature far below its mean says as much as one far
-  above.
-- `pool = "last"` takes the feature at the prompt's last token: where a model is small, the mean
-  says how a question is worded rather than what is asked, and rephrasings do not find their edit.
+- Coordinates are ranked by magnitude: after centring, a feature far below its mean is as telling as
+  one far above.
+- `pool = "last"` takes the feature at the prompt's last token: in a small model, the mean reflects
+  how a question is worded rather than what it asks, and rephrasings do not find their edit.
 - Of masks equally near the latest counts; of two edits of one prompt the later has overwritten the
   earlier.
-- The background text is of the model's own making, so that no corpus is needed; `columns` is the
-  paper's share of d_in, and the learning rate a step in the size of the values (the paper: 1.0),
-  unless set.
-- It is decided once per sequence on the prompt, padding left out; the end of the answer is learned
-  too.
-- The columns of edits meet, so an undone edit's share of W_m cannot be taken out by itself: the
-  others are written anew.
+- The background text is self-generated, so that no corpus is needed; `columns` is the paper's share
+  of d_in, and the learning rate a step in the size of the values (the paper: 1.0), unless set.
+- The edit is chosen once per sequence on the prompt, padding left out; the end of the answer is
+  learned too.
+- Edits share columns, so an undone edit's part of W_m cannot be taken out by itself: the others are
+  written anew.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.config import MethodConfig, check_choice, check_range
+from errata.config import Fraction, MethodConfig, NonNegativeFloat, PositiveInt
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.background import BATCH, background_texts, value_scale
-from errata.lm.encoding import Row
 from errata.lm.tail import Tail
-from errata.methods.association.memoir.patch import POOLS, ResidualMemory, feature
+from errata.methods.association.memoir.patch import Pool, ResidualMemory, feature
 from errata.methods.base import Method, Progress, no_progress
 from errata.storage import state
 
@@ -58,38 +54,28 @@ class MemoirConfig(MethodConfig):
     Attributes:
         columns: k, the columns of the memory that an edit may change; None: two sevenths (the
             paper: 4096 of 14336).
-        overlap: tau, the share of its columns that a prompt must have in common with an edit's.
+        overlap: tau, the share of an edit's columns that a prompt must have too.
         pool: what a prompt's feature is taken from: the mean over its tokens, as in the paper, or
             the last of them.
         steps: SGD steps per edit.
         lr: the learning rate, as in the paper (there 1.0); None derives it from `step_size`.
         step_size: step in value space, relative to the size of the values; used when `lr` is None.
-        background: texts of the model's own making whose mean feature is the centre.
+        background: self-generated texts whose mean feature is the centre.
     """
 
     method: ClassVar[str] = "memoir"
 
     columns: int | None = None
-    overlap: float = 0.4
-    pool: Literal["mean", "last"] = "mean"
-    steps: int = 30
-    lr: float | None = None
-    step_size: float = 0.1
-    background: int = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "background"):
-            check_range(name, getattr(self, name), 1, math.inf)
-        check_range("overlap", self.overlap, 0, 1)
-        check_choice("pool", self.pool, POOLS)
-        for name in ("lr", "step_size"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 0, math.inf)
+    overlap: Fraction = 0.4
+    pool: Pool = "mean"
+    steps: PositiveInt = 30
+    lr: NonNegativeFloat | None = None
+    step_size: NonNegativeFloat = 0.1
+    background: PositiveInt = 100
 
 
 class Memoir(Method):
-    """MEMOIR: a residual memory; each edit has columns of its own, and is found again by them."""
+    """MEMOIR: a residual memory in which each edit has columns of its own."""
 
     config_class = MemoirConfig
     phase = "association"
@@ -104,7 +90,8 @@ class Memoir(Method):
         self.columns = max(1, round(width * 2 / 7)) if config.columns is None else config.columns
         if not 1 <= self.columns <= width:
             raise ConfigError(
-                f"columns is {self.columns}; the value matrix of this model has {width}: give 1 to {width}."
+                f"columns is {self.columns}; the value matrix of this model has {width}: "
+                f"give 1 to {width}."
             )
         order = torch.randperm(width, generator=torch.Generator().manual_seed(config.seed))
         self._patch = ResidualMemory(
@@ -119,11 +106,9 @@ class Memoir(Method):
 
     @property
     def lr(self) -> float:
-        """The learning rate; with the patch's centre it is found on background text when it is
-        first needed.
-        """
+        """The learning rate; on first use it is measured, and the patch's centre with it."""
         if self._lr is None:
-            self._lr = self._look_at_background()
+            self._lr = self._measure_background()
         return self._lr
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
@@ -139,72 +124,63 @@ class Memoir(Method):
         self._edits = []
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The memory (d_out, d_in) in fp32, the masks as bits, the permutation and the centre; the
-        learning rate.
+        """Return the memory (d_out, d_in) in fp32, the masks as bits, the permutation, the centre;
+        and the learning rate.
         """
         lr, patch = self.lr, self._patch
         tensors = {
-            "memory": patch.memory,
-            "masks": patch.index.packed(),
-            "order": patch.order,
-            "centre": patch.centre,
+            "memory": patch.memory.cpu(),
+            "masks": patch.index.packed().cpu(),
+            "order": patch.order.cpu(),
+            "centre": patch.centre.cpu(),
         }
-        return {name: tensor.cpu() for name, tensor in tensors.items()}, {
-            "layer": self.layer,
-            "lr": lr,
-        }
+        return tensors, {"layer": self.layer, "lr": lr}
 
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described."""
+        """Restore from `state`."""
         patch = self._patch
         state.same(values, "layer", self.layer)
         order = state.numbers(tensors, "order", len(patch.order), 0, len(patch.order) - 1)
         if len(set(order)) < len(order):
             raise ValueError("'order' has a number twice; expected a permutation")
         masks = state.tensor(tensors, "masks", (len(edits), None), "bits")
-        patch.memory = state.tensor(tensors, "memory", patch.memory.shape).to(patch.memory)
-        patch.centre = state.tensor(tensors, "centre", patch.centre.shape).to(patch.centre)
+        memory = state.tensor(tensors, "memory", patch.memory.shape)
+        centre = state.tensor(tensors, "centre", patch.centre.shape)
+        patch.clear()
+        patch.memory, patch.centre = memory.to(patch.memory), centre.to(patch.centre)
         patch.order = tensors["order"].to(patch.order)
-        patch.index = type(patch.index)(patch.index.width)
         patch.index.add_packed(masks)
         self._lr = state.number(values, "lr", 0)
         self._edits = list(edits)
 
     def _learn(self, edit: Edit) -> None:
-        """SGD on the answer's loss, in the columns of the edit's mask."""
+        """Train the columns of the edit's mask by SGD on the answer's loss."""
         lr, patch = self.lr, self._patch
-        batch = self.lm.batch([self._row(edit)])
+        batch = self.lm.batch([self.encode(edit)])
         tail = Tail(self.lm, self.layer, batch)
         keys, values = tail.keys.float(), tail.values.float()
         rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         mask = patch.masks(keys, batch.prompt_mask.to(keys.device))
-        (mine,) = mask[0].nonzero(as_tuple=True)
-        seen, part = keys[..., mine], patch.memory[:, mine].clone().requires_grad_()
-        sgd = torch.optim.SGD([part], lr=lr)
+        (own,) = mask[0].nonzero(as_tuple=True)
+        inputs, weights = keys[..., own], patch.memory[:, own].clone().requires_grad_()
+        sgd = torch.optim.SGD([weights], lr=lr)
         for _ in range(self.config.steps):
-            logits = tail.logits(values + F.linear(seen, part), rows, columns)
+            logits = tail.logits(values + F.linear(inputs, weights), rows, columns)
             sgd.zero_grad()
-            F.cross_entropy(logits, labels.to(logits.device)).backward()  # type: ignore[no-untyped-call]
+            loss = F.cross_entropy(logits, labels.to(logits.device))
+            loss.backward()  # type: ignore[no-untyped-call]
             sgd.step()
-        patch.memory = patch.memory.index_copy(1, mine, part.detach())
+        patch.memory = patch.memory.index_copy(1, own, weights.detach())
         patch.index.add(mask)
 
-    def _row(self, edit: Edit) -> Row:
-        return self.lm.encode(edit.prompt, edit.target, self.lm.ending_of(edit.prompt, edit.target))
-
     @torch.no_grad()
-    def _look_at_background(self) -> float:
+    def _measure_background(self) -> float:
         """Set the centre, and return the learning rate."""
         config, lm = self.config, self.lm
-        texts = [
-            t
-            for t in background_texts(
-                lm, config.background, BACKGROUND_LENGTH, config.seed, shortest=4
-            )
-            if t
-        ]
+        texts = background_texts(lm, config.background, BACKGROUND_LENGTH, config.seed, shortest=4)
+        texts = [text for text in texts if text]
         features = []
         for start in range(0, len(texts), BATCH):
             batch = lm.prompt_batch(texts[start : start + BATCH])

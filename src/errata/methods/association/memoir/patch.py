@@ -1,13 +1,13 @@
-"""`ResidualMemory`: a second matrix W_m beside one value matrix, of which each edit has some
-columns.
+"""`ResidualMemory`: a second matrix W_m beside one value matrix, some columns of it for each edit.
 
-Which columns a prompt has is told by its features alone (TopHash). A prompt whose columns are much
-like those of an edit is answered with that edit's columns, by v = W k + b + W_m (M o k); every
-other prompt by the base model. It is decided once per sequence (see `routed.py`). What is learned,
-and how, is the methods' affair.
+A prompt's columns follow from its features alone (TopHash). If they overlap enough with a stored
+edit's, that edit's columns answer, v = W k + b + W_m (M o k); else the base model does. This is
+decided once per sequence (see `patches/routed.py`). W_m is trained in `method.py`.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,19 +18,20 @@ from errata.lm.weights import read_weight
 from errata.patches.routed import ForwardState, RoutedModule, last_token
 from errata.retrieval.mask_index import MaskIndex
 
-POOLS = ("mean", "last")
+Pool = Literal["mean", "last"]
+"""Which of a prompt's tokens its feature is taken from: all, or the last."""
 
 
 class ResidualMemory(RoutedModule):
-    """One shared memory behind the masks of the edits in it.
+    """One shared memory, and a mask over its columns for each edit.
 
     Args:
         lm: the base model; nothing is installed on it yet.
         layer: the edited block.
         columns: k, how many columns a mask has.
-        overlap: tau, the share of a mask's columns that a prompt must have in common with it.
+        overlap: tau, the share of an edit's columns that a prompt must have too.
         order: pi, a permutation (d_in,): coordinate i of the feature stands for column order[i].
-        pool: over the prompt's tokens: `mean` or `last`.
+        pool: over the prompt's tokens.
 
     Attributes:
         memory: W_m (d_out, d_in), fp32.
@@ -41,7 +42,7 @@ class ResidualMemory(RoutedModule):
     """
 
     def __init__(
-        self, lm: LM, layer: int, columns: int, overlap: float, order: Tensor, pool: str = "mean"
+        self, lm: LM, layer: int, columns: int, overlap: float, order: Tensor, pool: Pool = "mean"
     ) -> None:
         super().__init__(lm.architecture.value_path(layer))
         architecture = lm.architecture
@@ -56,36 +57,34 @@ class ResidualMemory(RoutedModule):
 
     @property
     def empty(self) -> bool:
-        """No edit's mask is stored."""
+        """Whether no edit's mask is stored."""
         return len(self.index) == 0
 
     def clear(self) -> None:
-        """Forget what was learned; the centre stays."""
+        """Forget all edits; the centre stays."""
         self.memory = torch.zeros_like(self.memory)
         self.index = MaskIndex(self.index.width)
 
     def masks(self, keys: Tensor, mask: Tensor) -> Tensor:
-        """TopHash of prompts: (batch, d_in) bool with `columns` of each row True.
+        """Return the TopHash of prompts, (batch, d_in) bool with `columns` of each row True.
 
-        The coordinates in which a prompt differs most from background text, either way, are its
-        own; `order` scatters them, so that columns are not those whose keys are large. Of equals
-        the first counts.
+        They are the coordinates in which a prompt's feature differs most from background text,
+        either way, permuted by `order`, so that they do not gather where keys are large. Of equal
+        coordinates the first counts.
 
         Args:
             keys: (batch, width, d_in).
             mask: (batch, width), the prompt's tokens.
         """
-        most = (
-            (feature(keys, mask, self.pool) - self.centre)
-            .abs()
-            .argsort(dim=-1, descending=True, stable=True)
+        difference = (feature(keys, mask, self.pool) - self.centre).abs()
+        largest = difference.argsort(dim=-1, descending=True, stable=True)[:, : self.columns]
+        return torch.zeros_like(difference, dtype=torch.bool).scatter_(
+            -1, self.order[largest], True
         )
-        found = torch.zeros(keys.shape[0], keys.shape[-1], dtype=torch.bool, device=keys.device)
-        return found.scatter_(-1, self.order[most[:, : self.columns]], True)
 
     def match(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """(overlap |M and M_j| / k, place j) of the edit j nearest to each of masks (batch, d_in);
-        both (batch,).
+        """Return (overlap |M and M_j| / k, place j), both (batch,), of the edit nearest to each
+        mask (batch, d_in).
         """
         distances, places = self.index.nearest(masks)
         return 1 - distances / (2 * self.columns), places  # all masks have `columns` bits
@@ -93,22 +92,26 @@ class ResidualMemory(RoutedModule):
     # installed
 
     def _decide(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """The columns to answer with, (batch, d_in) bool: those of the edit, or none."""
+        """Return the columns that answer, (batch, d_in) bool: the matched edit's, or none."""
         overlaps, places = self.match(self.masks(keys, mask))
         return (self.index.masks(places) & (overlaps >= self.overlap)[:, None]).to(keys.device)
 
     def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
-        if now.route is None or not bool((mine := now.route.any(-1)).any()):
+        if now.route is None or not bool((matched := now.route.any(-1)).any()):
             return None
-        rows_in, rows_out = keys.reshape(*now.size, -1)[mine], output.reshape(*now.size, -1).clone()
-        added = F.linear(rows_in.to(self.memory.dtype) * now.route[mine][:, None], self.memory)
-        rows_out[mine] = (rows_out[mine].to(added.dtype) + added).to(output.dtype)
-        return rows_out.reshape(output.shape)
+        inputs = keys.reshape(*now.size, -1)[matched].to(self.memory.dtype)
+        added = F.linear(inputs * now.route[matched][:, None], self.memory)
+        outputs = output.reshape(*now.size, -1).clone()
+        outputs[matched] = (outputs[matched].to(added.dtype) + added).to(output.dtype)
+        return outputs.reshape(output.shape)
 
 
-def feature(keys: Tensor, mask: Tensor, pool: str) -> Tensor:
-    """One vector per prompt: keys (batch, width, d_in) over the tokens under mask (batch, width):
-    (batch, d_in), fp32.
+def feature(keys: Tensor, mask: Tensor, pool: Pool) -> Tensor:
+    """Return one vector per prompt, (batch, d_in) in fp32: the mean of its keys, or the last one.
+
+    Args:
+        keys: (batch, width, d_in).
+        mask: (batch, width), the prompt's tokens.
     """
     if pool == "last":
         return keys[torch.arange(keys.shape[0], device=keys.device), last_token(mask)].float()

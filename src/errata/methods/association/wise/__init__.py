@@ -1,3 +1,1 @@
-"""WISE: a side memory beside one layer, a router, shards that are merged (Wang et al., NeurIPS
-2024).
-"""
+"""WISE: side memories beside one layer, a router, merged shards (Wang et al., NeurIPS 2024)."""

@@ -1,6 +1,4 @@
-"""A shard of WISE: one random subspace of the side memory, dense while it is written, folded
-afterwards.
-"""
+"""`Shard`: one random subspace of WISE's side memory, dense in training, packed afterwards."""
 
 from __future__ import annotations
 
@@ -14,16 +12,16 @@ from errata.edit import Edit
 
 
 class Shard:
-    """One random subspace of the side memory and what was written through it.
+    """One random subspace of the side memory, and the edits written through it.
 
-    While it is written it is dense; `fold` leaves its bits and the entries under them, and it
-    unfolds where it is looked at.
+    It is dense while it is written; `pack` keeps only the mask's bits and the entries under it, and
+    they are unpacked where they are read.
 
     Attributes:
         index: its place among the shards; with the seed it decides the mask.
         edits: the edits in it, oldest first.
         slots: edits ever written into it; undone ones keep their place when later shards exist.
-        stamp: changes whenever something is written.
+        version: another object after each change of `delta`.
     """
 
     def __init__(
@@ -32,13 +30,13 @@ class Shard:
         self.index = index
         self.edits = list(edits)
         self.slots = slots
-        self.stamp = object()
+        self.version = object()
         self._shape = mask.shape
         self._dense: tuple[Tensor, Tensor] | None = (mask, delta)
-        self._folded: tuple[Tensor, Tensor] | None = None
+        self._packed: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def from_folded(
+    def from_packed(
         cls,
         index: int,
         bits: Tensor,
@@ -47,11 +45,14 @@ class Shard:
         edits: Sequence[Edit],
         slots: int,
     ) -> Shard:
-        """The shard that `folded` described.
+        """Make a shard from what `packed` returned.
 
         Args:
             bits: (ceil(entries / 8),) uint8, on the CPU.
             values: (n,), the entries under the mask.
+
+        Raises:
+            ValueError: bits, values and shape do not fit each other.
         """
         mask = unpack_mask(bits, shape).to(values.device)
         if int(mask.sum()) != len(values):
@@ -65,48 +66,48 @@ class Shard:
     @property
     def mask(self) -> Tensor:
         """(d_out, d_in) bool, the entries it may change."""
-        return self._unfolded()[0]
+        return self._unpacked()[0]
 
     @property
     def delta(self) -> Tensor:
-        """(d_out, d_in) fp32, what it changed; zero outside the mask."""
-        return self._unfolded()[1]
+        """(d_out, d_in) fp32, the change; zero outside the mask."""
+        return self._unpacked()[1]
 
-    def learned(self, delta: Tensor) -> None:
-        """Take what was learned."""
-        self._dense, self._folded, self.stamp = (self.mask, delta), None, object()
+    @delta.setter
+    def delta(self, delta: Tensor) -> None:
+        self._dense, self._packed, self.version = (self.mask, delta), None, object()
 
-    def take(self, other: Shard) -> None:
-        """Be what the same shard has become elsewhere."""
-        self._folded, self._dense, self.stamp = other.folded(), None, object()
+    def update_from(self, other: Shard) -> None:
+        """Take the state of the same shard, as it was trained elsewhere."""
+        self._packed, self._dense, self.version = other.packed(), None, object()
         self.edits, self.slots = list(other.edits), other.slots
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """(the mask as bits, the entries under it)."""
-        if self._folded is None:
-            mask, delta = self._unfolded()
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """Return (the mask as bits, the entries under it)."""
+        if self._packed is None:
+            mask, delta = self._unpacked()
             return pack_mask(mask), delta[mask].contiguous()
-        return self._folded
+        return self._packed
 
-    def fold(self) -> None:
-        """Keep no more than `folded`."""
-        self._folded, self._dense = self.folded(), None
+    def pack(self) -> None:
+        """Keep only what `packed` returns."""
+        self._packed, self._dense = self.packed(), None
 
-    def _unfolded(self) -> tuple[Tensor, Tensor]:
+    def _unpacked(self) -> tuple[Tensor, Tensor]:
         if self._dense is not None:
             return self._dense
-        bits, values = self.folded()
-        return self.from_folded(self.index, bits, values, self._shape, (), 0)._unfolded()
+        bits, values = self.packed()
+        return self.from_packed(self.index, bits, values, self._shape, (), 0)._unpacked()
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """A bool mask as bits: uint8, (ceil(entries / 8),)."""
+    """Pack a bool mask into bits: uint8, (ceil(entries / 8),)."""
     bits = F.pad(mask.flatten().cpu().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
     return (bits << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
 
 
 def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The mask (d_out, d_in) that `pack_mask` packed.
+    """Return the mask (d_out, d_in) that `pack_mask` packed.
 
     Raises:
         ValueError: the bits are not those of a matrix of this shape.

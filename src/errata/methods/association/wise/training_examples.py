@@ -1,8 +1,7 @@
-"""What WISE is shown when it learns an edit: the edit's rows, earlier edits, and the prompts around
-it, in scope and out.
+"""What WISE trains an edit on: its rows, rehearsed edits, and prompts in and out of its scope.
 
-A lesson is a function of the edit, of what its shard learned before, and of the base model. Nothing
-is learned here.
+A training example is a function of the edit, of what its shard learned before, and of the base
+model. The training itself is in `writer.py`.
 """
 
 from __future__ import annotations
@@ -19,38 +18,48 @@ from errata.lm.background import names_in, open_prompt, prompt_about, replace_na
 from errata.lm.encoding import Row
 from errata.methods.association.wise.config import WiseConfig
 
-ASKED, AT_ONCE = 128, 32
-"""Texts of the background that are asked about an edit's subject, at most: so many together, until
-enough is found.
-"""
+CANDIDATES, CANDIDATE_BATCH = 128, 32
+"""Background prompts put to an edit's subject, at most; and how many are answered at a time."""
 
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Prompts around an edit's own: the same question in other words, and others that it must not
-    answer.
+    """Prompts near an edit's own.
+
+    Attributes:
+        rewordings: prompts in its scope, which ask the same in other words.
+        contrasts: prompts out of its scope.
     """
 
     rewordings: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    contrasts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """An edit, rows in scope (prompt, target, ending), and prompts of earlier shards that must stay
-    out of scope.
+    """What an edit is trained on.
+
+    Attributes:
+        edit: the edit.
+        in_scope: rows to learn: prompt, target, ending.
+        memo: prompts of earlier shards' edits, which must stay out of scope.
     """
 
     edit: Edit
-    inside: list[Row]
-    silent: list[Row]
+    in_scope: list[Row]
+    memo: list[Row]
 
 
 class TrainingExamples:
-    """Plans lessons.
+    """Builds training examples.
 
     Args:
+        lm: the base model, without patches.
+        config: the settings of WISE.
         background: texts and prefixes derived from the base model, see `Wise.background`.
+
+    Attributes:
+        prompts: the background texts as prompts.
     """
 
     def __init__(self, lm: LM, config: WiseConfig, background: Mapping[str, Any]) -> None:
@@ -60,108 +69,96 @@ class TrainingExamples:
         self.prompts = [open_prompt(text) for text in self.texts]
         self.names = sorted({name for text in self.texts for name in names_in(text)})
         self._endings: dict[str, str | None] = {}
-        self._around: dict[str, ContrastSet] = {}
+        self._contrast_sets: dict[str, ContrastSet] = {}
 
-    def lesson(
-        self, edit: Edit, earlier: Sequence[Edit], silent: Sequence[Edit]
-    ) -> TrainingExample:
-        """Plan one edit's lesson.
+    def build(self, edit: Edit, earlier: Sequence[Edit], memo: Sequence[Edit]) -> TrainingExample:
+        """Build the training example of one edit.
 
         Args:
             edit: what is to be learned; it fits the model's context.
             earlier: edits that its shard knows already; some are rehearsed.
-            silent: edits of earlier shards; some of their prompts are to stay out of scope.
+            memo: edits of earlier shards; some of their prompts are to stay out of scope.
         """
         draw = random.Random(f"{self.config.seed}/{edit.id}")
-        rows = [self.row(edit)]
         prompts = [
             *(f"{prefix} {edit.prompt}" for prefix in self.prefixes),
-            *self.around(edit).rewordings,
+            *self.contrast_set(edit).rewordings,
         ]
-        rows += self._fitting(self.row_asking(prompt, edit) for prompt in prompts)
-        agreeing = [
-            other for other in earlier if other.prompt != edit.prompt
-        ]  # the later of two answers is to win
-        rows += [
-            self.row(other)
-            for other in draw.sample(agreeing, min(self.config.rehearse, len(agreeing)))
-        ]
-        quiet = (
-            self.prompt_row(other.prompt)
-            for other in draw.sample(silent, min(self.config.memo, len(silent)))
-        )
-        return TrainingExample(edit, rows, self._fitting(quiet))
+        rows = [self.row(edit), *_fitting(self.rephrased_row(prompt, edit) for prompt in prompts)]
+        # of two answers to one prompt the later wins, so the earlier is not rehearsed
+        others = [other for other in earlier if other.prompt != edit.prompt]
+        rehearsed = draw.sample(others, min(self.config.rehearse, len(others)))
+        rows += [self.row(other) for other in rehearsed]
+        memo = draw.sample(memo, min(self.config.memo, len(memo)))
+        return TrainingExample(edit, rows, self.prompt_rows(other.prompt for other in memo))
 
-    def around(self, edit: Edit) -> ContrastSet:
-        """What the model itself would ask near the edit: of its subject, and the same of other
-        subjects.
+    def contrast_set(self, edit: Edit) -> ContrastSet:
+        """Return self-generated prompts about the edit's subject, and its prompt about others.
 
-        Of the background's prompts, put to the edit's subject, those that the base model answers as
-        it answers the edit's own prompt are rewordings; the rest are other questions. An edit that
-        names no subject has nothing around it.
+        The background's prompts are put to the edit's subject: those that the base model answers as
+        it answers the edit's own prompt are rewordings, the others are contrasts. Empty for an edit
+        without a subject.
         """
-        if edit.id not in self._around:
-            draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
-            self._around[edit.id] = (
-                self._look_around(edit.prompt, edit.subject, draw)
-                if edit.subject
-                else ContrastSet()
+        if edit.id not in self._contrast_sets:
+            self._contrast_sets[edit.id] = (
+                self._generate(edit, edit.subject) if edit.subject else ContrastSet()
             )
-        return self._around[edit.id]
+        return self._contrast_sets[edit.id]
 
     def row(self, edit: Edit) -> Row:
-        """The edit as it is learned, the end of the answer included."""
+        """Encode the edit as it is learned, with its ending."""
         return self.lm.encode(edit.prompt, edit.target, self._ending(edit))
 
-    def row_asking(self, prompt: str, edit: Edit) -> Row | None:
-        """The edit's answer behind another prompt; None if that is too long."""
+    def rephrased_row(self, prompt: str, edit: Edit) -> Row | None:
+        """Encode the edit's answer to another prompt; None if that is too long."""
         try:
             return self.lm.encode(prompt, edit.target, self._ending(edit))
         except PromptTooLongError:
             return None
 
     def prompt_row(self, prompt: str) -> Row | None:
-        """A prompt alone; None if it is too long."""
+        """Encode a prompt alone; None if it is too long."""
         try:
             ids = self.lm.encode_prompt(prompt)
         except PromptTooLongError:
             return None
         return Row(tuple(ids), len(ids))
 
-    def _look_around(self, prompt: str, subject: str, draw: random.Random) -> ContrastSet:
+    def prompt_rows(self, prompts: Iterable[str]) -> list[Row]:
+        """Encode those prompts alone that are not too long."""
+        return _fitting(map(self.prompt_row, prompts))
+
+    def _generate(self, edit: Edit, subject: str) -> ContrastSet:
         most, wanted = self.config.contrast, self.config.rewordings
         if not (most or wanted):
             return ContrastSet()
-        names = [name for name in self.names if name not in prompt]
-        others = [
-            replace_name(prompt, subject, name)
-            for name in draw.sample(names, min(most, len(names)))
+        draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
+        names = [name for name in self.names if name not in edit.prompt]
+        names = draw.sample(names, min(most, len(names)))
+        texts = draw.sample(self.texts, min(CANDIDATES, len(self.texts)))
+        candidates = [
+            prompt
+            for prompt in dict.fromkeys(prompt_about(text, subject) for text in texts)
+            if prompt not in (None, edit.prompt) and self.prompt_row(prompt) is not None
         ]
-        told = (
-            prompt_about(text, subject)
-            for text in draw.sample(self.texts, min(ASKED, len(self.texts)))
-        )
-        asked = [
-            other
-            for other in dict.fromkeys(told)
-            if other not in (None, prompt) and self.prompt_row(other) is not None
-        ]
-        (own,) = self.lm.generate([prompt], max_new_tokens=8)
+        (own,) = self.lm.generate([edit.prompt], max_new_tokens=8)
         alike: list[str] = []
         unlike: list[str] = []
-        for start in range(0, len(asked), AT_ONCE):
-            part = asked[start : start + AT_ONCE]
-            for other, answer in zip(part, self.lm.generate(part, max_new_tokens=8), strict=True):
-                (alike if answer == own else unlike).append(other)
+        for start in range(0, len(candidates), CANDIDATE_BATCH):
+            prompts = candidates[start : start + CANDIDATE_BATCH]
+            answers = self.lm.generate(prompts, max_new_tokens=8)
+            for prompt, answer in zip(prompts, answers, strict=True):
+                (alike if answer == own else unlike).append(prompt)
             if len(alike) >= wanted and len(unlike) >= most:
                 break
-        return ContrastSet(tuple(alike[:wanted]), tuple(others + unlike[:most]))
+        of_others = (replace_name(edit.prompt, subject, name) for name in names)
+        return ContrastSet(tuple(alike[:wanted]), (*of_others, *unlike[:most]))
 
     def _ending(self, edit: Edit) -> str | None:
         if edit.id not in self._endings:
             self._endings[edit.id] = self.lm.ending_of(edit.prompt, edit.target)
         return self._endings[edit.id]
 
-    @staticmethod
-    def _fitting(rows: Iterable[Row | None]) -> list[Row]:
-        return [row for row in rows if row is not None]
+
+def _fitting(rows: Iterable[Row | None]) -> list[Row]:
+    return [row for row in rows if row is not None]

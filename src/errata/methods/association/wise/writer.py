@@ -1,15 +1,12 @@
-"""How shards of WISE learn their edits: masked SGD on the tail of the model, several shards side by
-side.
+"""`ShardWriter`: trains WISE's shards by masked SGD on the model's tail, several side by side.
 
-Only the training is here; which edits go where, and what becomes of the shards, is decided in
-`wise.py`.
+Which edits go into which shard, and how shards become memories, is decided in `method.py`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,66 +21,30 @@ from errata.lm.tail import Tail
 from errata.lm.weights import read_weight
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
+from errata.methods.association.wise.prompt_states import PromptStates
 from errata.methods.association.wise.shards import Shard
 from errata.methods.association.wise.training_examples import TrainingExample, TrainingExamples
 from errata.methods.base import Progress, no_progress
 
-Todo = Sequence[tuple[Shard, list[Edit]]]
+Work = Sequence[tuple[Shard, list[Edit]]]
 """Shards, and the edits that each is to learn."""
 Ledger = Sequence[tuple[int, Edit]]
-"""Edits, and the index of the shard of each."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What the router sees of some prompts: keys (n, width, d_in), values (n, width, d_out), mask
-    (n, width).
-    """
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
-
-    @classmethod
-    def joined(cls, parts: Sequence[Prompts]) -> Prompts:
-        """Several of them as one, padded on the left to one width."""
-        width = max(part.mask.shape[1] for part in parts)
-
-        def padded(tensor: Tensor) -> Tensor:
-            missing = width - tensor.shape[1]
-            return (
-                F.pad(tensor, (0,) * (2 * (tensor.dim() - 2)) + (missing, 0)) if missing else tensor
-            )
-
-        return cls(
-            torch.cat([padded(part.keys) for part in parts]),
-            torch.cat([padded(part.values) for part in parts]),
-            torch.cat([padded(part.mask) for part in parts]),
-        )
-
-    def some(self, count: int, draw: random.Random) -> Prompts:
-        """At most `count` of them, drawn anew."""
-        if self.mask.shape[0] <= count:
-            return self
-        drawn = torch.tensor(
-            sorted(draw.sample(range(self.mask.shape[0]), count)), device=self.mask.device
-        )
-        return Prompts(self.keys[drawn], self.values[drawn], self.mask[drawn])
-
-    def activation(self, memory: SideMemory, delta: Tensor) -> Tensor:
-        """Delta(x) of each prompt, shape (n,)."""
-        return memory.activation(delta, self.keys, self.values, self.mask)
+"""Edits, each with the index of its shard."""
 
 
 class ShardWriter:
-    """Writes edits into shards.
+    """Trains shards on edits.
 
     Args:
         lm: the base model.
         layer: the edited block.
-        config: the settings of the method.
+        config: the settings of WISE.
         memory: the patch whose activation is trained and measured; it is not installed meanwhile.
-        background: texts, prefixes and norms derived from the base model.
+        background: texts, prefixes and norms, see `Wise.background`.
+
+    Attributes:
+        examples: builds what edits are trained on.
+        background_states: of the background's prompts, which are out of every edit's scope.
     """
 
     def __init__(
@@ -91,206 +52,189 @@ class ShardWriter:
     ) -> None:
         self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
         self.background = background
-        self.planner = TrainingExamples(lm, config, background)
-        self.bank = self._read(self._rows(self.planner.prompts))
-        self._own: dict[str, Prompts] = {}
-        self._other: dict[str, Prompts | None] = {}
+        self.examples = TrainingExamples(lm, config, background)
+        self.background_states = self._states(self.examples.prompt_rows(self.examples.prompts))
+        self._in_scope: dict[str, PromptStates] = {}
+        self._contrasts: dict[str, PromptStates | None] = {}
         norm = background["value_norm"]
         self.unit = norm if config.beta is None else 1.0
         self.alpha = norm / 4 if config.alpha is None else config.alpha
         self.beta = norm if config.beta is None else config.beta
         self.gamma = norm / 2 if config.gamma is None else config.gamma
-        natural = (
-            config.step_size * (config.gain * norm / background["key_norm"]) ** 2 / config.density
-        )
-        self.lr = natural if config.lr is None else config.lr
+        step = config.step_size * (config.gain * norm / background["key_norm"]) ** 2
+        self.lr = step / config.density if config.lr is None else config.lr
 
     def new_shard(self, index: int) -> Shard:
-        """An empty shard with its mask."""
-        architecture = self.lm.architecture
+        """Return an empty shard with its mask, drawn from the seed and the index."""
+        architecture, density = self.lm.architecture, self.config.density
+        shape = architecture.d_out, architecture.d_in
         device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
-        if (
-            self.config.masks == "disjoint"
-        ):  # each entry belongs to one of as many shards as there is room for
-            drawn = torch.rand(
-                architecture.d_out,
-                architecture.d_in,
-                generator=generator.manual_seed(self.config.seed),
-            )
-            room = max(1, int(1 / self.config.density + 1e-9))
-            mask = (drawn / self.config.density).floor() == index % room
+        generator = torch.Generator()
+        if self.config.masks == "disjoint":  # 1 / density shards share out the entries
+            drawn = torch.rand(shape, generator=generator.manual_seed(self.config.seed))
+            mask = (drawn / density).floor() == index % max(1, int(1 / density + 1e-9))
         else:
-            mask = torch.empty(architecture.d_out, architecture.d_in, dtype=torch.bool)
-            mask.bernoulli_(self.config.density, generator=generator)
-        mask = mask.to(device)
-        return Shard(index, mask, torch.zeros(mask.shape, device=device))
+            generator.manual_seed(self.config.seed * 1_000_003 + index)
+            mask = torch.empty(shape, dtype=torch.bool).bernoulli_(density, generator=generator)
+        return Shard(index, mask.to(device), torch.zeros(shape, device=device))
 
-    def write(self, todo: Todo, ledger: Ledger, progress: Progress) -> None:
-        """Teach each shard its edits in order; as many shards at a time as `chunk_rows` allows.
+    def write(self, work: Work, ledger: Ledger, progress: Progress) -> None:
+        """Train each shard on its edits in order; as many shards at a time as `chunk_rows` allows.
 
         Args:
-            todo: (shard, the edits it is to learn).
-            ledger: (shard index, edit) of all edits, for the prompts of earlier shards.
+            work: what each shard is to learn.
+            ledger: all edits, for the prompts of earlier shards.
+            progress: called with the number of edits just finished.
         """
         rows = 1 + self.config.prefixes + self.config.rewordings + self.config.rehearse
         lanes = max(1, self.config.chunk_rows // rows)
-        groups = [todo[start : start + lanes] for start in range(0, len(todo), lanes)]
+        groups = [work[start : start + lanes] for start in range(0, len(work), lanes)]
         if is_distributed() and len(groups) > 1:
-            self._send_out(groups, ledger, progress)
+            self._train_on_cluster(groups, ledger, progress)
             return
         for group in groups:
-            self.teach(group, ledger, progress)
+            self.train(group, ledger, progress)
 
-    def teach(self, group: Todo, ledger: Ledger, progress: Progress) -> None:
-        """Teach shards that are written side by side, all their next edits in one batch."""
-        queues = [(shard, iter(queue)) for shard, queue in group]
-        while edits := list(_next_of(queues)):
-            self._learn([(shard, self._lesson(shard, edit, ledger)) for shard, edit in edits])
-            for shard, edit in edits:
+    def train(self, group: Work, ledger: Ledger, progress: Progress) -> None:
+        """Train shards side by side: the next edit of each in one batch."""
+        queues = [(shard, iter(edits)) for shard, edits in group]
+        while batch := list(_next_edits(queues)):
+            self._learn([(shard, self._example(shard, edit, ledger)) for shard, edit in batch])
+            for shard, edit in batch:
                 shard.edits.append(edit)
                 shard.slots += 1
-            progress(len(edits))
+            progress(len(batch))
 
     @torch.no_grad()
     def threshold(self, delta: Tensor, edits: Sequence[Edit]) -> float:
-        """Where a memory begins to speak: a share of its edits' smallest activations, above what is
-        out of scope.
+        """Return a memory's threshold: a share of its edits' smallest activations, and at least
+        what all but `false_route` of the out-of-scope prompts reach.
         """
-        inside, outside = (prompts.activation(self.memory, delta) for prompts in self._scope(edits))
-        silent = outside.quantile(1 - self.config.false_route).item()
-        return max(
-            self.config.threshold_ratio * inside.quantile(self.config.threshold_quantile).item(),
-            silent,
-        )
+        config = self.config
+        inside, outside = (states.activation(self.memory, delta) for states in self._scope(edits))
+        lowest = inside.quantile(config.threshold_quantile).item()
+        highest = outside.quantile(1 - config.false_route).item()
+        return max(config.threshold_ratio * lowest, highest)
 
-    def _send_out(self, groups: Sequence[Todo], ledger: Ledger, progress: Progress) -> None:
-        """Have each group taught by a worker of the cluster, as it would be here: they need not
-        know each other.
-        """
+    def _train_on_cluster(self, groups: Sequence[Work], ledger: Ledger, progress: Progress) -> None:
+        """Have each group trained by a worker of the cluster; the result is the same as here."""
         for group in groups:
             for shard, _ in group:
-                shard.fold()  # so is less to be sent
+                shard.pack()  # less to send
         shared = self.lm, self.layer, self.config, self.background
         gpus = int(self.lm.device.type == "cuda")
         parts = [(group, ledger) for group in groups]
-        for number, learned in run_parts(
-            _taught, shared, parts, cpus=torch.get_num_threads(), gpus=gpus
+        for number, trained in run_parts(
+            _train_remotely, shared, parts, cpus=torch.get_num_threads(), gpus=gpus
         ):
-            for (shard, queue), there in zip(groups[number], learned, strict=True):
-                shard.take(there)
-                progress(len(queue))
+            for (shard, edits), copy in zip(groups[number], trained, strict=True):
+                shard.update_from(copy)
+                progress(len(edits))
 
     # one step
 
-    def _lesson(
-        self, shard: Shard, edit: Edit, ledger: Sequence[tuple[int, Edit]]
-    ) -> TrainingExample:
-        silent = (
-            [other for index, other in ledger if index < shard.index] if self.config.memo else []
-        )
-        return self.planner.lesson(edit, shard.edits, silent)
+    def _example(self, shard: Shard, edit: Edit, ledger: Ledger) -> TrainingExample:
+        memo = [other for index, other in ledger if index < shard.index] if self.config.memo else []
+        return self.examples.build(edit, shard.edits, memo)
 
-    def _scope(self, edits: Sequence[Edit]) -> tuple[Prompts, Prompts]:
-        """(prompts of the edits, as given and reworded; what is out of their scope: other questions
-        and the bank).
-        """
+    def _scope(self, edits: Sequence[Edit]) -> tuple[PromptStates, PromptStates]:
+        """Return the edits' prompts and rewordings, and the contrasts and background prompts."""
         for edit in edits:
-            if edit.id not in self._own:
-                around = self.planner.around(edit)
-                self._own[edit.id] = self._read(self._rows([edit.prompt, *around.rewordings]))
-                self._other[edit.id] = (
-                    self._read(rows) if (rows := self._rows(around.others)) else None
-                )
-        others = [self._other[edit.id] for edit in edits]
-        outside = Prompts.joined([self.bank, *(other for other in others if other is not None)])
-        return Prompts.joined([self._own[edit.id] for edit in edits]), outside
-
-    def _rows(self, prompts: Iterable[str]) -> list[Row]:
-        """Those prompts that fit the model's context."""
-        return [row for row in map(self.planner.prompt_row, prompts) if row is not None]
+            if edit.id not in self._in_scope:
+                near = self.examples.contrast_set(edit)
+                inside = self.examples.prompt_rows([edit.prompt, *near.rewordings])
+                contrasts = self.examples.prompt_rows(near.contrasts)
+                self._in_scope[edit.id] = self._states(inside)
+                self._contrasts[edit.id] = self._states(contrasts) if contrasts else None
+        contrasts_of = (self._contrasts[edit.id] for edit in edits)
+        outside = [states for states in contrasts_of if states is not None]
+        return (
+            PromptStates.cat([self._in_scope[edit.id] for edit in edits]),
+            PromptStates.cat([self.background_states, *outside]),
+        )
 
     def _scope_batches(
-        self, shard: Shard, lesson: TrainingExample
-    ) -> Iterator[tuple[Prompts, Prompts]]:
-        """(some prompts in scope of the shard, some out of it, and all that are nearest) for one
-        step after another.
+        self, shard: Shard, example: TrainingExample
+    ) -> Iterator[tuple[PromptStates, PromptStates]]:
+        """Yield, for each step, prompts drawn from the shard's scope, and from out of it.
+
+        The contrasts of the edit itself and its memo are in every batch.
         """
-        own, outside = self._scope([*shard.edits, lesson.edit])
-        near = [prompts for prompts in (self._other[lesson.edit.id],) if prompts is not None]
-        if lesson.silent:
-            near.append(self._read(lesson.silent))
-        draw = random.Random(f"{self.config.seed}/glimpse/{lesson.edit.id}")
+        inside, outside = self._scope([*shard.edits, example.edit])
+        contrasts = self._contrasts[example.edit.id]
+        nearest = [] if contrasts is None else [contrasts]
+        if example.memo:
+            nearest.append(self._states(example.memo))
+        draw = random.Random(f"{self.config.seed}/glimpse/{example.edit.id}")
+        count = self.config.scope_rows
         while True:
-            yield (
-                own.some(self.config.scope_rows, draw),
-                Prompts.joined([outside.some(self.config.scope_rows, draw), *near]),
-            )
+            own, other = inside.sample(count, draw), outside.sample(count, draw)
+            yield own, PromptStates.cat([other, *nearest])
 
     @torch.no_grad()
-    def _read(self, rows: Sequence[Row]) -> Prompts:
-        """Keys and values of prompts; of a router that pools the last token only that one."""
+    def _states(self, rows: Sequence[Row]) -> PromptStates:
+        """Run prompts through the model; keep only the last token if the router pools that."""
         kept = slice(-1, None) if self.config.pool == "last" else slice(None)
         parts = []
         for start in range(0, len(rows), self.config.chunk_rows):
             batch = self.lm.batch(rows[start : start + self.config.chunk_rows])
             tail = Tail(self.lm, self.layer, batch)
-            mask = batch.prompt_mask[:, kept].to(tail.keys.device)
-            parts.append(
-                Prompts(
-                    tail.keys[:, kept].float().clone(), tail.values[:, kept].float().clone(), mask
-                )
-            )
-        return Prompts.joined(parts)
+            keys, values = (each[:, kept].float().clone() for each in (tail.keys, tail.values))
+            parts.append(PromptStates(keys, values, batch.prompt_mask[:, kept].to(keys.device)))
+        return PromptStates.cat(parts)
 
-    def _learn(self, lessons: Sequence[tuple[Shard, TrainingExample]]) -> None:
-        """Teach each shard its lesson, all in one batch."""
-        inside = _Rows(self.lm, self.layer, [lesson.inside for _, lesson in lessons])
-        glimpses = [self._scope_batches(shard, lesson) for shard, lesson in lessons]
-        rows, columns, labels = inside.batch.label_positions(
-            inside.batch.target_mask | inside.batch.ending_mask
-        )
-        lane_of = inside.lane_of_row[rows.cpu()]
-        deltas = [shard.delta.clone().requires_grad_() for shard, _ in lessons]
-        masks = [shard.mask for shard, _ in lessons]
-        active = [True] * len(lessons)
-        for _ in range(self.config.steps):
-            values = torch.cat(
-                [inside.spoken(lane, delta / self.config.gain) for lane, delta in enumerate(deltas)]
-            )
-            losses = F.cross_entropy(
-                inside.tail.logits(values, rows, columns),
-                labels.to(inside.keys.device),
-                reduction="none",
-            )
+    def _learn(self, work: Sequence[tuple[Shard, TrainingExample]]) -> None:
+        """Train each shard on its example, all in one batch; each has a lane of rows in it."""
+        config = self.config
+        batch = self.lm.batch([row for _, example in work for row in example.in_scope])
+        rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+        tail = Tail(self.lm, self.layer, batch)
+        keys, values = tail.keys.float(), tail.values.float()
+        labels, mask = labels.to(keys.device), batch.prompt_mask.to(keys.device)
+        sizes = [len(example.in_scope) for _, example in work]
+        lanes = PromptStates(keys, values, mask).split(sizes)
+        lane_of = torch.arange(len(work)).repeat_interleave(torch.tensor(sizes))[rows.cpu()]
+        scope_batches = [self._scope_batches(shard, example) for shard, example in work]
+        deltas = [shard.delta.clone().requires_grad_() for shard, _ in work]
+        masks = [shard.mask for shard, _ in work]
+        active = [True] * len(work)
+        for _ in range(config.steps):
+            outputs = [
+                states.output(delta / config.gain)
+                for states, delta in zip(lanes, deltas, strict=True)
+            ]
+            logits = tail.logits(torch.cat(outputs), rows, columns)
+            losses = F.cross_entropy(logits, labels, reduction="none")
             totals = []
             for lane, delta in enumerate(deltas):
                 loss = losses[lane_of == lane].mean()
-                routing = self._routing_loss(
-                    inside.activation(self.memory, lane, delta), *next(glimpses[lane]), delta
-                )
-                active[lane] &= bool(loss > self.config.stop_loss) or bool(
-                    routing > 1e-3 * self.unit
-                )
+                activation = lanes[lane].activation(self.memory, delta)
+                routing = self._routing_loss(activation, *next(scope_batches[lane]), delta)
+                active[lane] &= bool(loss > config.stop_loss) or bool(routing > 1e-3 * self.unit)
                 totals.append(loss + routing / self.unit)
             if not any(active):
                 break
-            for lane, gradient in enumerate(torch.autograd.grad(torch.stack(totals).sum(), deltas)):
+            gradients = torch.autograd.grad(torch.stack(totals).sum(), deltas)
+            for lane, gradient in enumerate(gradients):
                 if active[lane]:
                     self._descend(deltas[lane], gradient, masks[lane])
-        for (shard, _), delta in zip(lessons, deltas, strict=True):
-            shard.learned(delta.detach())
+        for (shard, _), delta in zip(work, deltas, strict=True):
+            shard.delta = delta.detach()
 
     def _routing_loss(
-        self, rows: Tensor, inside: Prompts, outside: Prompts, delta: Tensor
+        self, activation: Tensor, inside: PromptStates, outside: PromptStates, delta: Tensor
     ) -> Tensor:
-        """L_a of equation 5 over the shard: of what misses a margin the mean counts, for gamma the
-        worst outside.
+        """Return L_a of equation 5 over the shard, ().
+
+        Each margin counts with the mean of what misses it; gamma is taken to the most active prompt
+        out of scope.
 
         Args:
-            rows: activations of the lesson's rows, which stand behind prefixes.
+            activation: of the example's rows, which stand behind prefixes.
+            inside, outside: other prompts in the shard's scope, and out of it.
+            delta: (d_out, d_in).
         """
-        high = torch.cat([rows, inside.activation(self.memory, delta)])
+        high = torch.cat([activation, inside.activation(self.memory, delta)])
         low = outside.activation(self.memory, delta)
         misses = (low - self.alpha, self.beta - high, self.gamma - (high - low.max()))
         return torch.stack(
@@ -299,7 +243,7 @@ class ShardWriter:
 
     @torch.no_grad()
     def _descend(self, delta: Tensor, gradient: Tensor, mask: Tensor) -> None:
-        """One masked step; decay is towards the main memory, so it too stays inside the mask."""
+        """Make one step inside the mask; the decay of a change is towards the main memory."""
         delta.mul_(max(0.0, 1 - self.lr * self.config.weight_decay)).sub_(
             gradient * mask, alpha=self.lr
         )
@@ -307,44 +251,21 @@ class ShardWriter:
             delta.clamp_(-self.config.norm_clamp, self.config.norm_clamp)
 
 
-class _Rows:
-    """The rows of several lessons, one after another, with their cached keys and values."""
-
-    def __init__(self, lm: LM, layer: int, lanes: Sequence[Sequence[Row]]) -> None:
-        self.batch = lm.batch([row for rows in lanes for row in rows])
-        self.tail = Tail(lm, layer, self.batch)
-        self.keys, self.values = self.tail.keys.float(), self.tail.values.float()
-        self.mask = self.batch.prompt_mask.to(self.keys.device)
-        self.lane_of_row = torch.tensor([lane for lane, rows in enumerate(lanes) for _ in rows])
-        ends = torch.tensor([len(rows) for rows in lanes]).cumsum(0).tolist()
-        self._slices = [slice(end - len(rows), end) for end, rows in zip(ends, lanes, strict=True)]
-
-    def spoken(self, lane: int, delta: Tensor) -> Tensor:
-        """Values (rows of the lane, width, d_out) that the side memory gives."""
-        part = self._slices[lane]
-        return self.values[part] + F.linear(self.keys[part], delta)
-
-    def activation(self, memory: SideMemory, lane: int, delta: Tensor) -> Tensor:
-        """Delta(x) of the lane's rows, shape (rows,)."""
-        part = self._slices[lane]
-        return memory.activation(delta, self.keys[part], self.values[part], self.mask[part])
-
-
-def _taught(
-    shared: tuple[LM, int, WiseConfig, dict[str, Any]], part: tuple[Todo, Ledger]
+def _train_remotely(
+    shared: tuple[LM, int, WiseConfig, dict[str, Any]], part: tuple[Work, Ledger]
 ) -> list[Shard]:
-    """What a worker does: the shards of a group as they are when they have been taught."""
+    """Train the shards of a group on a worker; return them packed."""
     lm, layer, config, background = shared
     group, ledger = part
     memory = SideMemory(lm, layer, score=config.score, pool=config.pool)
-    ShardWriter(lm, layer, config, memory, background).teach(group, ledger, no_progress)
+    ShardWriter(lm, layer, config, memory, background).train(group, ledger, no_progress)
     for shard, _ in group:
-        shard.fold()
+        shard.pack()
     return [shard for shard, _ in group]
 
 
-def _next_of(queues: Sequence[tuple[Shard, Iterator[Edit]]]) -> Iterator[tuple[Shard, Edit]]:
-    """The next edit of each shard that has one left."""
+def _next_edits(queues: Sequence[tuple[Shard, Iterator[Edit]]]) -> Iterator[tuple[Shard, Edit]]:
+    """Yield the next edit of each shard that has one left."""
     for shard, queue in queues:
         for edit in queue:
             yield shard, edit

@@ -1,1 +1,0 @@
-"""BitFit: only biases are trained (Ben Zaken et al., ACL 2022)."""
