@@ -46,9 +46,9 @@ def test_texts_are_parsed() -> None:
         ({"steps": None}, "expected int"),
         ({"lr": "fast"}, "expected float or none"),
         ({"chat_template": "perhaps"}, "expected bool or none"),
-        ({"variant": "mergee"}, "expected merge or retrieve"),
+        ({"variant": "mergee"}, "it is one of merge, retrieve. Did you mean 'merge'?"),
         ({"pool": "median"}, "mean, max, last"),
-        ({"score": 3}, "expected str"),
+        ({"variant": 3}, "variant is 3; it is one of merge, retrieve."),
         ({"mask_ratio": 0}, "must lie between"),
         ({"merge_method": "tie"}, "Did you mean 'ties'?"),
     ],
@@ -91,6 +91,16 @@ def test_every_number_of_every_method_is_finite_and_in_a_range(name: str) -> Non
         for wrong in (math.inf, math.nan, 10**23, -(10**23)):
             with pytest.raises(ConfigError):
                 config(**{setting: wrong})
+
+
+@pytest.mark.parametrize("name", errata.method_names())
+def test_another_default_keeps_the_range_of_the_setting(name: str) -> None:
+    config = errata.method_class(name).config_class
+    hints = typing.get_type_hints(config, include_extras=True)
+    bases = [base for base in config.__mro__[1:] if dataclasses.is_dataclass(base)]
+    for base in bases:
+        for setting, hint in typing.get_type_hints(base, include_extras=True).items():
+            assert hints[setting] == hint, f"{setting} of {base.__name__}"
 
 
 def test_whole_numbers_are_read_to_the_last_digit() -> None:

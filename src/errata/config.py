@@ -8,10 +8,11 @@ import contextlib
 import dataclasses
 import math
 import operator
+import types
 import typing
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from errata.errors import ConfigError, quoted, suggest
 
@@ -23,8 +24,25 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, ends included; metadata of a setting's type."""
+
+    low: float = -LARGEST
+    high: float = LARGEST
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
 class MethodConfig:
     """Settings every method has. A method's own dataclass adds its own.
+
+    A setting's type says which values it takes: a number with a `Range`, one of a `Literal`'s
+    texts, or None. A subclass that gives a setting another default repeats its type.
 
     Attributes:
         layer: block whose value matrix is edited, counted from 0; None derives it from the model's
@@ -38,26 +56,21 @@ class MethodConfig:
 
     method: ClassVar[str] = ""
 
-    layer: int | None = None
-    seed: int = 0
+    layer: NonNegativeInt | None = None
+    seed: Annotated[int, Range(0, SEEDS - 1)] = 0
     chat_template: bool | None = None
     end_token: bool = True
 
     def __post_init__(self) -> None:
-        """Check what holds for every setting: numbers are finite and no larger than what could be
-        meant.
+        """Check each setting against its type.
+
+        Raises:
+            ConfigError: a number is out of its range or not finite, or a text is not a choice.
         """
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if (
-                isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and each.name != "seed"
-            ):
-                check_range(each.name, value, -LARGEST, LARGEST)
         check_seed(self.seed)
-        if self.layer is not None:
-            check_range("layer", self.layer, 0, LARGEST)
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for each in dataclasses.fields(self):
+            check_setting(each.name, getattr(self, each.name), hints[each.name])
 
     def to_dict(self) -> dict[str, Any]:
         """All settings and the method's name, ready for JSON."""
@@ -82,6 +95,22 @@ class MethodConfig:
                 )
             given[name] = read_value(name, value, hints[name])
         return cls(**given)
+
+
+def check_setting(name: str, value: Any, hint: Any) -> None:
+    """Raise `ConfigError` unless value is one that the hint allows: a choice, a number in range."""
+    kinds = _members(hint)
+    if value is None and type(None) in kinds:
+        return
+    for kind in kinds:
+        origin = typing.get_origin(kind)
+        if origin is Literal:
+            check_choice(name, value, typing.get_args(kind))
+        elif origin is Annotated:
+            limits = kind.__metadata__[0]
+            check_range(name, value, limits.low, limits.high)
+        elif kind in (int, float):
+            check_range(name, value, -LARGEST, LARGEST)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -142,12 +171,11 @@ def check_device(device_map: str | None) -> None:
         )
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless value is among the choices."""
     if value not in choices:
-        raise ConfigError(
-            f"{name} is {quoted(value)}; it is one of {', '.join(choices)}.{suggest(value, choices)}"
-        )
+        near = suggest(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{name} is {quoted(value)}; it is one of {', '.join(choices)}.{near}")
 
 
 def read_value(name: str, value: Any, hint: Any) -> Any:
@@ -156,26 +184,28 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
     Raises:
         ConfigError: it cannot be one of that type.
     """
-    literal = typing.get_origin(hint) is typing.Literal
-    kinds = (hint,) if literal else typing.get_args(hint) or (hint,)
+    kinds = _members(hint)
     if type(None) in kinds and (value is None or str(value).lower() in ("none", "null")):
         return None
     for kind in kinds:
         with contextlib.suppress(TypeError, ValueError, OverflowError, KeyError):
             return _as(kind, value)
-    choices = (
-        typing.get_args(hint)
-        if literal
-        else [getattr(kind, "__name__", str(kind)) for kind in kinds]
-    )
-    raise ConfigError(
-        f"{name} is {quoted(value)}; expected {' or '.join(choices).replace('NoneType', 'none')}."
-    )
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            check_choice(name, value, typing.get_args(kind))
+    names = [kind.__name__.replace("NoneType", "none") for kind in kinds]
+    raise ConfigError(f"{name} is {quoted(value)}; expected {' or '.join(names)}.")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other type, itself alone."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _as(kind: Any, value: Any) -> Any:
     """The value as `kind`; raises one of the conversion errors where it is not."""
-    if typing.get_origin(kind) is typing.Literal:
+    if typing.get_origin(kind) is Literal:
         return {choice: choice for choice in typing.get_args(kind)}[value]
     if kind is bool:
         return (
