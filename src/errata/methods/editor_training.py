@@ -130,8 +130,8 @@ class EditorTraining:
         self._adam.zero_grad()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(Adam's moments by parameter, while steps are left; plain values). The parameters are
-        saved by their owner.
+        """Return (Adam's moments by parameter, while steps are left; plain values). The parameters
+        are saved by their owner.
         """
         moments: dict[str, Tensor] = {}
         if self.steps_made and self.steps_left:

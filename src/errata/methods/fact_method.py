@@ -108,7 +108,7 @@ class FactMethod(Method):
         self._store([edit for edit in self._edits if edit.id not in removed])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The retriever's state."""
+        """Return the retriever's state."""
         tensors, values = self.retriever.state()
         named = {f"retriever.{name}": tensor for name, tensor in tensors.items()}
         return named, {"retriever": values}

@@ -27,6 +27,6 @@ class FineTuningMethod(WeightMethod):
         super().__init__(config, lm, [self.path])
 
     def answer(self, edit: Edit) -> AnswerTail:
-        """The edit's target and its ending, as a function of the matrix' change."""
+        """Encode the edit's answer, whose logits are a function of the matrix's change."""
         ending = self.lm.ending_of(edit.prompt, edit.target)
         return AnswerTail(self.lm, self.layer, edit.prompt, edit.target, ending)

@@ -41,7 +41,7 @@ class MultiLayerMethod(WeightMethod):
 
         Raises:
             ConfigError: the corpus is missing, not text, or too short.
-            ArchitectureError: the model's blocks normalise what their value matrix puts out.
+            ArchitectureError: the model's blocks normalise their value matrix's output.
         """
         super().check(edits)
         self.statistics.check()
@@ -58,5 +58,5 @@ class MultiLayerMethod(WeightMethod):
 
         Args:
             keys: K, (d_in, n).
-            residuals: R, (d_out, n), what the matrix should put out in addition at these keys.
+            residuals: R, (d_out, n), to be added to the matrix's output at these keys.
         """

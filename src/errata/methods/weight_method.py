@@ -70,7 +70,7 @@ class WeightMethod(Method):
         """
 
     def weight_changes(self) -> Mapping[str, Tensor]:
-        """The deltas (d_out, d_in), by path."""
+        """Return the deltas (d_out, d_in), by path."""
         return self._patch.deltas
 
     def clear(self) -> None:
@@ -110,8 +110,8 @@ class WeightMethod(Method):
             raise
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The deltas (d_out, d_in) in fp32, by path, and the extra state; where the last turn is
-        not full, also both as they were before it.
+        """Return the deltas (d_out, d_in) in fp32, by path, and the extra state; where the last
+        turn is not full, also both as they were before it.
         """
         tensors = self._snapshot()
         if self.turn and len(self._edits) % self.turn:
@@ -134,7 +134,7 @@ class WeightMethod(Method):
         self._edits = list(edits)
 
     def extra_state_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes of the extra state after this many edits, at least one."""
+        """Return names and shapes of the extra state after this many edits, at least one."""
         return {}
 
     def _check_tensors(self, tensors: Mapping[str, Tensor], edits: int) -> None:
@@ -151,7 +151,7 @@ class WeightMethod(Method):
                 raise ValueError(f"{EXTRA + name!r} is not what this method carries")
 
     def _snapshot(self) -> dict[str, Tensor]:
-        """The deltas and the extra state, by their names in a saved state."""
+        """Return the deltas and the extra state, by their names in a saved state."""
         extra = {f"{EXTRA}{name}": tensor for name, tensor in self.extra_state.items()}
         return {**self._patch.deltas, **extra}
 

@@ -32,7 +32,7 @@ round.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -44,6 +44,8 @@ from errata.config import check_choice, check_range
 from errata.errors import ConfigError, suggest
 
 MAJORITIES = ("total", "frequency")
+Terms = Callable[[], Iterator[Tensor]]
+"""Makes the terms w_i tau_i anew, one at a time to spare memory."""
 NEARLY_PARALLEL = 0.9995
 """Above this |cosine| SLERP's arc is taken as a line, since SLERP divides by the sine."""
 
@@ -131,20 +133,21 @@ def merge(
     if rule.arc:
         merged = _slerp(deltas, factors, t)
     else:
-        generator = torch.Generator().manual_seed(seed)
-        masks = [_keep_mask(delta, rule, density, generator) for delta in deltas]
+        rng = torch.Generator().manual_seed(seed)
+        masks = [_mask(delta, rule, density, rng) for delta in deltas]
         if rule.drop == "random":
             scale /= density
         mean = rule.normalize if normalize is None else normalize
 
-        def terms() -> Iterator[Tensor]:  # made one at a time, to spare memory
+        def terms() -> Iterator[Tensor]:
             return map(_weighted, deltas, masks, factors)
 
         merged = torch.zeros_like(_upcast(deltas[0]))
         if rule.elect:
             _add_elected(merged, terms, factors, majority == "frequency", mean)
         else:
-            _add(merged, terms())
+            for term in terms():
+                merged += term
             if mean:
                 merged /= _divisor(factors)
     return merged.mul_(scale).to(deltas[0].dtype)
@@ -203,16 +206,13 @@ def keep_largest(delta: Tensor, density: float) -> Tensor | None:
     return keep.view(delta.shape)
 
 
-def _keep_mask(
-    delta: Tensor, rule: MergeRule, density: float, generator: torch.Generator
-) -> Tensor | None:
+def _mask(delta: Tensor, rule: MergeRule, density: float, rng: torch.Generator) -> Tensor | None:
     if density == 1 or rule.drop == "none":
         return None
     if rule.drop == "smallest":
         return keep_largest(delta, density)
-    # Drawn on the generator's device, so that a seed means the same entries on every device.
-    draws = torch.rand(delta.shape, generator=generator, device=generator.device)
-    return (draws < density).to(delta.device)
+    # Drawn on the CPU, so that a seed means the same entries on every device.
+    return (torch.rand(delta.shape, generator=rng) < density).to(delta.device)
 
 
 def _upcast(delta: Tensor) -> Tensor:
@@ -226,22 +226,14 @@ def _weighted(delta: Tensor, mask: Tensor | None, weight: float) -> Tensor:
     return term if mask is None else term.mul_(mask)
 
 
-def _add(total: Tensor, terms: Iterable[Tensor]) -> None:
-    for term in terms:
-        total += term
-
-
 def _add_elected(
-    total: Tensor,
-    terms: Callable[[], Iterator[Tensor]],
-    weights: Sequence[float],
-    by_count: bool,
-    normalize: bool,
+    total: Tensor, terms: Terms, weights: Sequence[float], by_count: bool, normalize: bool
 ) -> None:
     """Fill zeros with the sum or mean of the terms w_i tau_i that have the elected sign, sign(sum_i
     w_i tau_i); zeros are in no mean.
     """
-    _add(total, (term.sign_() if by_count else term for term in terms()))
+    for term in terms():
+        total += term.sign_() if by_count else term
     positive, share = total >= 0, torch.zeros_like(total)
     total.zero_()
     for term, weight in zip(terms(), weights, strict=True):
@@ -253,15 +245,12 @@ def _add_elected(
 
 
 def _slerp(deltas: Sequence[Tensor], weights: Sequence[float], t: float | None) -> Tensor:
-    """Return [sin((1 - t) w) a + sin(t w) b] / sin w, with w the angle between a and b; a point on
-    the line where w is almost zero.
-    """
+    """Return [sin((1 - t) w) a + sin(t w) b] / sin w, with w the angle between a and b."""
     if len(deltas) != 2:
         raise ConfigError(
             f"slerp merges two deltas, got {len(deltas)}; 'ties' and 'linear' take any number."
         )
-    if t is None:
-        t = weights[1] / _divisor(weights)
+    t = weights[1] / _divisor(weights) if t is None else t
     check_range("t", t, 0, 1)
     a, b = (_upcast(delta) for delta in deltas)
     norm_a, norm_b = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b))
@@ -307,6 +296,5 @@ def _check_deltas(deltas: Sequence[Tensor]) -> None:
         if not delta.is_floating_point():
             raise ConfigError(f"delta {number} is {delta.dtype}; deltas are floating-point.")
         if not bool(torch.isfinite(delta).all()):
-            raise ConfigError(
-                f"delta {number} has entries that are not finite: its edits diverged."
-            )
+            reason = "entries that are not finite: its edits diverged"
+            raise ConfigError(f"delta {number} has {reason}.")

@@ -1,4 +1,4 @@
-"""The second moment C = E[k k^T] of a value matrix' keys, which stands for the knowledge that an
+"""The second moment C = E[k k^T] of a value matrix's keys, which stands for the knowledge that an
 edit should preserve.
 
 It is taken over every token of background text: self-generated (see `lm/background.py`), or a file

@@ -6,7 +6,7 @@ last block of a window should have at the last token of the subject. Then it goe
 from below and writes a share of the residual, (z - h) / (blocks left), into the value matrix, at
 keys measured with the blocks below already changed.
 
-This needs blocks that add the value matrix' output to the residual stream, as it is or times a
+This needs blocks that add the value matrix's output to the residual stream, as it is or times a
 constant. Models that normalise it first are refused.
 """
 
@@ -80,7 +80,7 @@ class MultiLayerSolver:
 
     @cached_property
     def gain(self) -> float:
-        """The factor of the last value matrix' output on its way into the residual stream.
+        """The factor of the last value matrix's output on its way into the residual stream.
 
         Raises:
             ArchitectureError: the block does more than multiply it.
@@ -122,8 +122,8 @@ class MultiLayerSolver:
         return deltas
 
     def keys(self, deltas: Mapping[str, Tensor], layer: int, edits: Sequence[Edit]) -> Tensor:
-        """The edits' keys (d_in, n) on the model with `deltas`: of each, the mean of the bare
-        prompt's key and of the prefixed prompts' mean key.
+        """Return the edits' keys (d_in, n) on the model with `deltas`: for each, the mean of the
+        bare prompt's key and of the prefixed prompts' mean key.
         """
         mentions = [each for edit in edits for each in self._problem(edit).prompts]
         with WeightDelta(deltas).on(self.lm):
@@ -138,8 +138,8 @@ class MultiLayerSolver:
     def target_states(
         self, deltas: Mapping[str, Tensor], ledger: Sequence[Edit], edits: Sequence[Edit]
     ) -> Tensor:
-        """z of each edit, (n, hidden), solved for on the model with `deltas`; cached for as long as
-        the ledger stays the same.
+        """Return z of each edit, (n, hidden), solved for on the model with `deltas`; cached for as
+        long as the ledger stays the same.
         """
         if self._ledger != list(ledger):
             self._ledger, self._target_states, self._problems = list(ledger), {}, {}
@@ -179,7 +179,7 @@ def window_of(depth: int, last: int | None, length: int | None) -> list[int]:
 
 @torch.no_grad()
 def stream_gain(lm: LM, layer: int) -> float:
-    """Measure c, where a change x of the value matrix' output changes the block's output by c x: 1
+    """Measure c, where a change x of the value matrix's output changes the block's output by c x: 1
     in most models.
 
     Raises:

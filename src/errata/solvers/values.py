@@ -2,7 +2,7 @@
 weight.
 
 ROME (Meng et al., arXiv 2202.05262, section 3.1) adds a vector delta to the output of a value
-matrix at the last token of the subject. Adam minimises, over the bare prompt and the prompt behind
+matrix at the last token of the subject. Adam minimises, over the prompt alone and after
 self-generated prefixes, mean NLL(target) + `kl` * KL(P_delta || P_0) + `weight_decay` * |delta| /
 |v|^2, subject to |delta| <= `clamp` * |v|, until the loss is below `stop_loss`. The divergence is
 taken at the prompt "{subject} is a", so that the model's idea of the subject is kept.
@@ -66,7 +66,7 @@ class ValueProblem:
     """The prompts that the value of one edit is solved on.
 
     Attributes:
-        prompts: the prompt with its target and ending; first bare, then behind each prefix that
+        prompts: the prompt with its target and ending; first bare, then after each prefix that
             fits the model's context.
         kl_prompt: "{subject} is a", where the model's predictions should stay; None where it does
             not fit.
@@ -80,7 +80,7 @@ class ValueProblem:
         cls, lm: LM, edit: Edit, prefixes: Sequence[str], at: Place = "subject_last"
     ) -> ValueProblem:
         """Encode the problem of an edit that has a subject. The model must carry no patch, since
-        the answer is to end as the base model's do.
+        the answer should end as the base model's do.
         """
         subject = edit.subject or ""
         ending = lm.ending_of(edit.prompt, edit.target)
@@ -98,8 +98,8 @@ class ValueSolution:
     """The value of one edit, with keys and values at the subject's last token.
 
     Attributes:
-        delta: (d_out,), to be added to the value matrix' output.
-        keys: (prompts, d_in), the value matrix' inputs in each prompt, the bare one first.
+        delta: (d_out,), to be added to the value matrix's output.
+        keys: (prompts, d_in), the value matrix's inputs in each prompt, the bare one first.
         values: (prompts, d_out), its outputs W k + b without delta.
         losses: the whole loss before each step, and after the last.
     """
@@ -113,7 +113,7 @@ class ValueSolution:
 def solve_value(
     lm: LM, layer: int, problem: ValueProblem, config: ValueConfig, size: float | None = None
 ) -> ValueSolution:
-    """Solve for a value at `layer`, on the model with whatever patches it carries.
+    """Solve for a value at `layer`, on the model with the patches it carries.
 
     Args:
         size: |v|, the length that delta is measured by; None: the length of the value in the bare
@@ -144,7 +144,7 @@ class _Objective:
     """ROME's loss as a function of delta; what does not depend on delta is computed once.
 
     Attributes:
-        keys: (prompts, d_in), the value matrix' inputs where delta is added.
+        keys: (prompts, d_in), the value matrix's inputs where delta is added.
         values: (prompts, d_out), its outputs there.
         size: |v|.
     """
@@ -198,7 +198,7 @@ class _Objective:
 
 
 def with_prefix(prefix: str, prompt: str) -> str:
-    """The prompt behind a prefix, as a sentence of its own."""
+    """Put a prefix before a prompt, as a sentence of its own."""
     prefix = prefix.strip()
     if not prefix:
         return prompt

@@ -88,12 +88,12 @@ class AlphaEdit(MultiLayerMethod):
         return null_space_update(self.null_space(layer), keys, residuals, earlier, self.config.l2)
 
     def extra_state_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
-        """The keys of the turns before, by layer."""
+        """Return names and shapes of the turns' keys, one a layer."""
         d_in = self.lm.architecture.d_in
         return {_keys_name(layer): (min(edits, d_in), d_in) for layer in self.solver.paths}
 
     def null_space(self, layer: int) -> NullSpace:
-        """The null space of a layer's keys.
+        """Return the null space of a layer's keys.
 
         Raises:
             ConfigError: it is empty.
@@ -112,7 +112,7 @@ class AlphaEdit(MultiLayerMethod):
 
 
 def _keys_name(layer: int) -> str:
-    """The name of a layer's earlier keys in the extra state."""
+    """Return the name of a layer's earlier keys in the extra state."""
     return f"keys.{layer}"
 
 

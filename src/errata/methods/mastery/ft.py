@@ -72,7 +72,7 @@ class FineTuning(FineTuningMethod):
         self.patch.deltas[self.path] = delta.detach()
 
     def answer(self, edit: Edit) -> AnswerTail:
-        """The edit's target, with its ending or, for FT-L, predicted at the prompt's last token."""
+        """Encode the edit's answer; for FT-L without its ending, at the prompt's last token."""
         if self.config.objective == "target_new":
             return super().answer(edit)
         return AnswerTail(self.lm, self.layer, edit.prompt, edit.target, at_prompt=True)

@@ -98,7 +98,7 @@ class Rome(WeightMethod):
 
 
 def rank_one(value: ValueSolution, key: str, moment: SecondMoment) -> Tensor:
-    """Return the change (d_out, d_in), in fp64, that makes the value matrix put out v* at a key.
+    """Return the change (d_out, d_in), in fp64, that makes the value matrix output v* at a key.
 
     Args:
         value: the value, with the keys and values of each prompt.

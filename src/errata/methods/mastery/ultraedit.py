@@ -106,7 +106,7 @@ class UltraEdit(WeightMethod):
             self.extra_state = {**self.extra_state, **moments}
 
     def extra_state_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
-        """The normaliser of each module, and its rate unless the settings give one."""
+        """Return the shapes of each module's normaliser, and of its rate unless it is set."""
         shapes: dict[str, tuple[int, ...]] = {}
         for path, delta in self.patch.deltas.items():
             width = sum(delta.shape)
@@ -116,7 +116,7 @@ class UltraEdit(WeightMethod):
         return shapes
 
     def rate(self, path: str) -> float:
-        """Eta of one module: as set, or measured on background text at its first use."""
+        """Return eta of one module: as set, or measured on background text at its first use."""
         if self.config.lr is not None:
             return self.config.lr
         name = f"{path}.rate"
@@ -131,7 +131,7 @@ class UltraEdit(WeightMethod):
         return float(self.extra_state[name])
 
     def normaliser(self, path: str) -> Normaliser:
-        """The mean and deviation of one module's tokens, over all turns so far."""
+        """Return the mean and deviation of one module's tokens, over all turns so far."""
         names = [f"{path}.{name}" for name in ("count", "mean", "scatter")]
         if names[0] in self.extra_state:
             return Normaliser(*(self.extra_state[name] for name in names))

@@ -129,7 +129,7 @@ class Ike(FactMethod):
         return sorted(chosen, key=lambda each: similarity[each.about])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The retrievers' states and the demonstrations."""
+        """Return the retrievers' states and the demonstrations."""
         tensors, values = super().state()
         library = {} if self._library is None else self._library.state()[0]
         if "keys" in library:

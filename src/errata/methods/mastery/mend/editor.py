@@ -111,7 +111,7 @@ class Editor(nn.Module):
         return changes
 
     def state(self) -> dict[str, Tensor]:
-        """All parameters and running statistics, on the CPU."""
+        """Return all parameters and running statistics, on the CPU."""
         return {
             f"editor.{name}": tensor.detach().cpu().clone()
             for name, tensor in self.state_dict().items()

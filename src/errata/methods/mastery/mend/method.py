@@ -121,7 +121,8 @@ class Mend(WeightMethod):
         """Train the editor, from where training stopped.
 
         Raises:
-            EditError: there are no examples, or one lacks rephrases or other prompts.
+            EditError: there are no examples, or one lacks other prompts or, where the editor
+                learns from them, rephrases.
             ConfigError: the training was begun with other examples.
         """
         if self.config.learn_from == "rephrases":
@@ -189,7 +190,7 @@ class Mend(WeightMethod):
             deltas[path] = delta + change.to(delta.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The deltas, the editor, and the state of its training."""
+        """Return the deltas, the editor, and the state of its training."""
         tensors, values = super().state()
         moments, progress = self.training.state()
         return {**tensors, **self.editor.state(), **moments}, {**values, **progress}
@@ -214,8 +215,8 @@ class Mend(WeightMethod):
             yield
 
     def _answer(self, prompt: str, target: str | None = None) -> _Answer:
-        """The target with its ending, or, without one, the model's own answer; each is encoded once
-        in a training.
+        """Encode a target with its ending, or, without one, the model's own answer; each is encoded
+        once in a training.
         """
         if (prompt, target) not in self._rows:
             if target is None:

@@ -1,4 +1,4 @@
-"""`AdaptedHost`: the host behind low-rank adapters as SERAC's counterfactual model.
+"""`AdaptedHost`: the host with low-rank adapters as SERAC's counterfactual model.
 
 Only the rows in an edit's scope pass through the adapters (`AdaptedHostPatch`); the others are
 answered by the host as it is, bit for bit.

@@ -7,7 +7,7 @@ the counterfactual model answers "edit, then q", else the base model, untouched.
 once, by `prepare`, on examples that are not in the stream.
 
 e is a trained projection of a prompt's states in the host, or in a small encoder. The
-counterfactual model is the host behind trained low-rank adapters, which only rows in scope pass
+counterfactual model is the host with trained low-rank adapters, which only rows in scope pass
 through, or a small model.
 
 What departs from the paper: the encoder under the projection is not fine-tuned; the edit's end is
@@ -204,9 +204,7 @@ class Serac(Method):
 
     @property
     def patch(self) -> ContextPatch:
-        """Puts an edit in front of the prompts in its scope and lets the counterfactual model
-        answer.
-        """
+        """Puts an edit before prompts in its scope and lets the counterfactual model answer."""
         return self._patch
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
@@ -260,7 +258,7 @@ class Serac(Method):
         ]
 
     def _refresh(self) -> None:
-        """Make the patch of the edits as they are."""
+        """Rebuild the patch from the edits."""
         self._patch = self.counterfactual.patch(self._contexts if self._edits else None)
 
     @torch.no_grad()
@@ -272,9 +270,7 @@ class Serac(Method):
     # saving
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The trained parameters, the edits' embeddings (edits, width), and the state of the
-        training.
-        """
+        """Return the trained parameters, the edits' embeddings and the state of the training."""
         tensors = {
             name: tensor.detach().cpu().clone() for name, tensor in self.training.parameters.items()
         }

@@ -2,7 +2,7 @@
 
 The host runs as always; in the rows in an edit's scope its logits are replaced by the small model's
 (`SmallModelPatch`), which reads the host's tokens with a context put in front (see
-`patches/context.py`). Its keys and values are kept behind the host's own in the same cache, so that
+`patches/context.py`). Its keys and values are kept after the host's own in the same cache, so that
 beams, copies and crops take them along.
 """
 
