@@ -27,7 +27,7 @@ from errata.lm.hooks import replace_output
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.training_examples import TrainingExamples
-from errata.solvers.values import behind
+from errata.solvers.values import with_prefix
 
 if TYPE_CHECKING:
     from folio import Bench
@@ -95,7 +95,7 @@ def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequen
         return keys, method.solved(keys, labels)
 
     keys, values = rows(edit.prompt)
-    prefixed = [rows(behind(text, edit.prompt))[1] for text in texts[:PREFIXES]]
+    prefixed = [rows(with_prefix(text, edit.prompt))[1] for text in texts[:PREFIXES]]
     reworded = [
         rows(prompt) for prompt in (planner.contrast_set(edit).rewordings if edit.subject else ())
     ]

@@ -164,7 +164,7 @@ def test_preparing_goes_on_where_it_stopped():
 
 
 def test_bad_input():
-    with pytest.raises(EditError, match="rephrases of the fact"):
+    with pytest.raises(EditError, match="ike learns from rephrasings of each edit"):
         edit_model("llama", "ike").prepare([Example(NEARBY)])
     for wrong in (
         {"template": "{prompt}"},

@@ -17,7 +17,7 @@ import errata
 from errata import EditModel, Example
 from errata.atlas import make_cases, training_cases
 from errata.errors import ConfigError, EditError
-from errata.methods.editor_training import EditorTraining
+from errata.methods.editor_training import EditorTraining, EditorTrainingConfig
 
 SETTINGS = {"layer": None, "training_steps": 6, "batch": 2, "rank": 16}
 
@@ -106,7 +106,7 @@ def test_before_training_the_editor_is_the_identity():
     """
     model = untrained(step_size=0.5)
     method = model.method
-    flows = method.flows(method._answer(EDITS[0].prompt, EDITS[0].target))
+    flows = method.gradient_factors(method._answer(EDITS[0].prompt, EDITS[0].target))
     zero = {path: torch.zeros_like(delta) for path, delta in method.patch.deltas.items()}
     for change, (u, d) in zip(
         method.editor(flows), plain_flows(model, EDITS[0], zero), strict=True
@@ -126,7 +126,7 @@ def test_running_figures_are_those_of_all_tokens():
             [part, zero, torch.cat([part[:1, : editor.d_in], zero[:1, editor.d_in :]], 1)]
         )
         editor.observe([(both[:, : editor.d_in], both[:, editor.d_in :])])
-    normal = editor.normalised((rows[:, : editor.d_in], rows[:, editor.d_in :])).double()
+    normal = editor.normalise((rows[:, : editor.d_in], rows[:, editor.d_in :])).double()
     torch.testing.assert_close(
         normal, (rows.double() - rows.double().mean(0)) / rows.double().std(0), rtol=0, atol=1e-5
     )
@@ -147,7 +147,9 @@ def test_a_change_that_is_added_is_the_change_of_the_weights():
         method._answer(example.others[0]),
     )
     before = other.logits().log_softmax(-1)
-    changes = method.editor(method.flows(method._answer(example.edit.prompt, example.edit.target)))
+    changes = method.editor(
+        method.gradient_factors(method._answer(example.edit.prompt, example.edit.target))
+    )
     method.patch.deltas = {
         path: change.detach() for path, change in zip(method.patch.deltas, changes, strict=True)
     }
@@ -312,7 +314,8 @@ def test_training_is_adam():
     weights = {f"p{i}": torch.tensor([float(i), -2.0]) for i in range(2)}
     for _ in range(4):
         mine = {name: torch.nn.Parameter(weight.clone()) for name, weight in weights.items()}
-        training = EditorTraining(mine, {"p0": 0.1, "p1": 0.3}, steps=4, batch=3, clip=1e9, seed=0)
+        config = EditorTrainingConfig(training_steps=4, batch=3, clip=1e9)
+        training = EditorTraining(mine, {"p0": 0.1, "p1": 0.3}, config)
         training.load_state(kept, values)
 
         def stop(_):

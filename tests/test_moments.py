@@ -52,7 +52,7 @@ def by_hand(lm: LM, layer: int, texts: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "mpt"])
 @pytest.mark.parametrize("at_once", [1, 60, 4096])
 def test_it_is_the_mean_over_all_tokens(family, at_once, monkeypatch):
-    monkeypatch.setattr(moments, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(moments, "TOKENS_PER_BATCH", at_once)
     lm = lm_of(family)
     expected = by_hand(lm, 1, TEXTS)
     torch.testing.assert_close(
@@ -71,9 +71,9 @@ def test_texts_longer_than_the_context_are_cut_and_no_template_is_put_around_the
 
 def test_it_is_kept_on_disk_and_a_damaged_file_is_made_anew(monkeypatch):
     measured = []
-    measure = moments._measured
+    measure = moments._measure
     monkeypatch.setattr(
-        moments, "_measured", lambda *args: measured.append(args[1]) or measure(*args)
+        moments, "_measure", lambda *args: measured.append(args[1]) or measure(*args)
     )
     first = second_moment(lm_of(), 1, TEXTS)
     (file,) = cache_folder().iterdir()

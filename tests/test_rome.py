@@ -11,7 +11,7 @@ from errata.errors import ConfigError, EditError
 from errata.lm.weights import read_bias, read_weight
 from errata.methods.mastery.rome import RomeConfig, rank_one
 from errata.solvers.moments import SecondMoment
-from errata.solvers.values import Value, ValueProblem, solve_value
+from errata.solvers.values import ValueProblem, ValueSolution, solve_value
 
 KEYS = ("mixed", "prefixes", "prompt")
 ROME = {"layer": 1, "steps": 5, "prefixes": 3}
@@ -23,7 +23,7 @@ def random_value(d_in=12, d_out=5):
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((d_out, d_in), (d_out,), (4, d_in), (d_out,), (d_in, 30))
     )
-    value = Value(delta, keys, keys @ weight.T + bias, [])
+    value = ValueSolution(delta, keys, keys @ weight.T + bias, [])
     return weight, bias, value, root @ root.T / 30
 
 
@@ -72,11 +72,11 @@ def test_a_written_edit_is_the_formula_on_the_model_as_edited_so_far(family, key
     model = edit_model(family, "rome", EDITS[:1], key=key, **ROME)
     method, lm = model.method, model.lm
     before = method.patch.deltas[method.path].clone()
-    lesson = None
+    problem = None
     with model.disable_edits():
-        lesson = ValueProblem.of(lm, EDITS[1], method.prefixes)
+        problem = ValueProblem.of(lm, EDITS[1], method.prefixes)
         moment = method.statistics[1].matrix
-    value = solve_value(lm, 1, lesson, method.config)  # the first edit is on
+    value = solve_value(lm, 1, problem, method.config)  # the first edit is on
     model.edit(EDITS[1:2], check=False)
     moved = (method.patch.deltas[method.path] - before).double()
     ridged = moment + method.config.ridge * moment.diagonal().mean() * torch.eye(len(moment))

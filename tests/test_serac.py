@@ -15,8 +15,8 @@ from errata import Edit, EditModel
 from errata.atlas import make_cases, training_cases
 from errata.errors import ConfigError, EditError
 from errata.lm import LM, prompt_tokens
-from errata.methods.recognition.serac.models import Scope
-from errata.methods.recognition.serac.stand_in import StandIn
+from errata.methods.recognition.serac.scope_classifier import ScopeClassifier
+from errata.methods.recognition.serac.small_model import SmallModelPatch
 
 PROMPTS = [
     "Where is the tower?",
@@ -32,7 +32,7 @@ CONTEXTS = {
 
 def test_the_classifiers_loss_is_balanced_cross_entropy():
     torch.manual_seed(0)
-    scope = Scope(6, 4, seed=1).double()
+    scope = ScopeClassifier(6, 4, seed=1).double()
     edit, near, far = (
         torch.randn(6).double(),
         torch.randn(3, 6).double(),
@@ -81,9 +81,9 @@ def test_training_lowers_both_losses_and_tells_scopes_apart_on_held_out_cases():
         return inside.float().mean().item(), (others.amax(1) < 0.5).float().mean().item()
 
     untrained = losses()
-    model.method.training.made = config.training_steps  # so that it may write untrained
+    model.method.training.steps_made = config.training_steps  # so that it may write untrained
     before = right()
-    model.method.training.made = 0
+    model.method.training.steps_made = 0
     model.prepare(examples)
     trained, after = losses(), right()
     assert trained[0] < 0.8 * untrained[0] and trained[1] < 0.9 * untrained[1], (untrained, trained)
@@ -163,7 +163,9 @@ def oracle(small, prompt, new):
 @pytest.fixture
 def stand_in():
     lm = LM(tiny_model("llama"), tiny_tokenizer())
-    patch = StandIn(small_model(), lambda prompts: [CONTEXTS.get(prompt, ()) for prompt in prompts])
+    patch = SmallModelPatch(
+        small_model(), lambda prompts: [CONTEXTS.get(prompt, ()) for prompt in prompts]
+    )
     patch.install(lm)
     yield lm, patch
     patch.remove()

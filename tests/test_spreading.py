@@ -15,11 +15,11 @@ from errata.errors import ArchitectureError, ConfigError
 from errata.lm import LM
 from errata.lm.hooks import capture_input, capture_output
 from errata.lm.subject import subject_token
-from errata.methods.mastery.alphaedit import folded, within
+from errata.methods.mastery.alphaedit import append_keys, null_space_update
 from errata.methods.mastery.memit import least_squares
 from errata.solvers.moments import NullSpace, SecondMoment
 from errata.solvers.multi_layer import stream_gain, window_of
-from errata.solvers.values import behind
+from errata.solvers.values import with_prefix
 
 WINDOW = {"layer": 2, "window": 2, "steps": 4, "prefixes": 2}
 
@@ -47,8 +47,8 @@ def keys_of(model, layer, edits):
     for edit in edits:
         bare = flow(model, layer, edit.prompt, edit.subject)[0]
         groups = [
-            flow(model, layer, behind(x, edit.prompt), edit.subject)[0]
-            for x in model.method.spreader.prefixes
+            flow(model, layer, with_prefix(x, edit.prompt), edit.subject)[0]
+            for x in model.method.solver.prefixes
         ]
         columns.append((bare + torch.stack(groups).mean(0)) / 2)
     return torch.stack(columns, 1)
@@ -58,15 +58,15 @@ def by_hand(model, edits, aims, solve):
     """The deltas (path -> fp64) of one turn, block after block on a copy of the base, by
     `solve(layer, K, R)`.
     """
-    spreader, bare = model.method.spreader, copy.deepcopy(model)
+    solver, bare = model.method.solver, copy.deepcopy(model)
     bare.method.patch.remove()
     deltas = {}
-    for done, (layer, path) in enumerate(spreader.paths.items()):
+    for done, (layer, path) in enumerate(solver.paths.items()):
         keys = keys_of(bare, layer, edits)
         now = torch.stack(
-            [flow(bare, spreader.last, edit.prompt, edit.subject)[1] for edit in edits], 1
+            [flow(bare, solver.last_layer, edit.prompt, edit.subject)[1] for edit in edits], 1
         )
-        deltas[path] = solve(layer, keys, (aims.double().T - now) / (len(spreader.paths) - done))
+        deltas[path] = solve(layer, keys, (aims.double().T - now) / (len(solver.paths) - done))
         weight = bare.base.get_submodule(path).weight
         with torch.no_grad():
             weight += (deltas[path].T if weight.shape != deltas[path].shape else deltas[path]).to(
@@ -98,7 +98,7 @@ def test_memit_writes_each_layer_by_its_equation(family, turn):
     edits = EDITS[:3] if turn is None else EDITS[:1]
     model = edit_model(family, "memit", edits, turn=turn, background_weight=20.0, **WINDOW)
     method = model.method
-    aims = torch.stack([method.spreader._aims[edit] for edit in edits])
+    aims = torch.stack([method.solver._target_states[edit] for edit in edits])
 
     def solve(layer, keys, missing):
         moment = method.statistics[layer].matrix
@@ -123,7 +123,7 @@ def test_written_lightly_the_states_are_those_aimed_at(family):
     )
     state = flow(model, 2, EDITS[0].prompt, EDITS[0].subject)[1]
     torch.testing.assert_close(
-        state.float(), model.method.spreader._aims[EDITS[0]], rtol=1e-3, atol=1e-3
+        state.float(), model.method.solver._target_states[EDITS[0]], rtol=1e-3, atol=1e-3
     )
 
 
@@ -133,7 +133,7 @@ def test_streaming_aims_on_the_model_as_edited_so_far_and_mass_on_the_base_model
         edit_model("llama", "memit", EDITS[:3], turn=turn, **settings) for turn in (1, None)
     )
     alone = edit_model("llama", "memit", EDITS[2:3], turn=1, **settings)
-    aims = [model.method.spreader._aims[EDITS[2]] for model in (stream, mass, alone)]
+    aims = [model.method.solver._target_states[EDITS[2]] for model in (stream, mass, alone)]
     assert torch.equal(aims[1], aims[2]) and not torch.allclose(aims[0], aims[2])
     assert not torch.allclose(logits_of(stream, stream.lm), logits_of(mass, mass.lm))
 
@@ -180,14 +180,14 @@ def test_within_a_null_space_it_is_the_published_equation():
         expected = torch.linalg.solve(
             projector @ known + 0.3 * torch.eye(10), projector @ keys @ missing.T
         ).T
-        change = within(space, keys, missing, past, 0.3)
+        change = null_space_update(space, keys, missing, past, 0.3)
         torch.testing.assert_close(change, expected)
         torch.testing.assert_close(change @ root, torch.zeros(4, 6).double(), atol=1e-9, rtol=0)
 
 
 def test_earlier_keys_fold_without_loss():
     first, second = drawn(6, 4), drawn(6, 5, seed=1)
-    rows = folded(folded(None, first), second)
+    rows = append_keys(append_keys(None, first), second)
     assert rows.shape == (6, 6)
     expected = first @ first.T + second @ second.T
     torch.testing.assert_close(rows.T @ rows, expected.float(), rtol=1e-5, atol=1e-5)
@@ -197,9 +197,9 @@ def test_earlier_keys_fold_without_loss():
 def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family):
     settings = {**WINDOW, "l2": 0.5, "turn": 2}
     model = edit_model(family, "alphaedit", EDITS[:2], **settings)
-    method, spreader = model.method, model.method.spreader
-    aims = torch.stack([spreader._aims[edit] for edit in EDITS[:2]])
-    spaces = {layer: NullSpace(method.statistics[layer].matrix) for layer in spreader.paths}
+    method, solver = model.method, model.method.solver
+    aims = torch.stack([solver._target_states[edit] for edit in EDITS[:2]])
+    spaces = {layer: NullSpace(method.statistics[layer].matrix) for layer in solver.paths}
 
     def solve(layer, keys, missing):
         projector = spaces[layer].projector
@@ -212,7 +212,7 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
         method.ranks == {layer: space.rank for layer, space in spaces.items()}
         and min(method.ranks.values()) > 0
     )
-    for layer, path in spreader.paths.items():
+    for layer, path in solver.paths.items():
         close(method.patch.deltas[path], expected[path])
         close(method.extra_state[f"keys.{layer}"].T, keys_of(after, layer, EDITS[:2]))
 
@@ -221,12 +221,14 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
         {path: d.double() for path, d in method.patch.deltas.items()},
     )
     model.edit(EDITS[2:4], check=False)
-    layer, path = next(iter(spreader.paths.items()))
+    layer, path = next(iter(solver.paths.items()))
     keys = keys_of(after, layer, EDITS[2:4])
     now = torch.stack(
-        [flow(after, spreader.last, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1
+        [flow(after, solver.last_layer, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1
     )
-    missing = (torch.stack([spreader._aims[edit] for edit in EDITS[2:4]]).double().T - now) / 2
+    missing = (
+        torch.stack([solver._target_states[edit] for edit in EDITS[2:4]]).double().T - now
+    ) / 2
     past, projector = extra_state[f"keys.{layer}"].double(), spaces[layer].projector
     system = projector @ (keys @ keys.T + past.T @ past) + 0.5 * torch.eye(len(keys))
     close(
@@ -238,7 +240,7 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
 
 def test_what_the_background_uses_does_not_see_the_change():
     model = edit_model("llama", "alphaedit", EDITS[:3], **WINDOW)
-    for layer, path in model.method.spreader.paths.items():
+    for layer, path in model.method.solver.paths.items():
         delta, moment = (
             model.method.patch.deltas[path].double(),
             model.method.statistics[layer].matrix,

@@ -112,7 +112,7 @@ def test_the_normaliser_is_mean_and_deviation_of_all_rows():
     torch.testing.assert_close(known.mean, rows.mean(0))
     torch.testing.assert_close((known.scatter / 37), rows.var(0, unbiased=False))
     expected = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-8).sqrt()
-    torch.testing.assert_close(known.normalised(rows), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(known.normalise(rows), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 20])

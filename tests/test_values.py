@@ -16,7 +16,7 @@ from errata import Edit
 from errata.lm import LM
 from errata.lm.hooks import replace_output
 from errata.lm.subject import mention
-from errata.solvers.values import ValueConfig, ValueProblem, behind, solve_value
+from errata.solvers.values import ValueConfig, ValueProblem, solve_value, with_prefix
 
 LAYER = 1
 PREFIXES = ["In the north", "Who wrote?"]
@@ -44,7 +44,7 @@ def logits(lm, each, delta):
 def published_loss(lm, edit, delta, config, size, at):
     """ROME's loss, row after row."""
     ending = lm.ending_of(edit.prompt, edit.target)
-    prompts = [edit.prompt, *(behind(prefix, edit.prompt) for prefix in PREFIXES)]
+    prompts = [edit.prompt, *(with_prefix(prefix, edit.prompt) for prefix in PREFIXES)]
     rows = [mention(lm, prompt, edit.subject, edit.target, ending, at) for prompt in prompts]
     total = 0.0
     for each in rows:
@@ -85,8 +85,8 @@ def test_steps_are_adam_on_the_published_loss(family, at):
 
 def test_keys_and_values_are_those_behind_each_prompt():
     lm = lm_of("gpt2")
-    lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
-    found = solve_value(lm, LAYER, lesson, ValueConfig(steps=1))
+    problem = ValueProblem.of(lm, EDITS[0], PREFIXES)
+    found = solve_value(lm, LAYER, problem, ValueConfig(steps=1))
     module = lm.architecture.value_module(lm.model, LAYER)
     assert found.keys.shape == (3, lm.architecture.d_in) and found.values.shape == (
         3,
@@ -98,11 +98,11 @@ def test_keys_and_values_are_those_behind_each_prompt():
 
 def test_the_loss_falls_until_it_is_low_enough():
     lm = lm_of()
-    lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
+    problem = ValueProblem.of(lm, EDITS[0], PREFIXES)
     found = solve_value(
         lm,
         LAYER,
-        lesson,
+        problem,
         ValueConfig(steps=100, lr=0.5, clamp=100.0, stop_loss=6.5, weight_decay=0.0),
     )
     assert found.losses[0] > 6.9 and found.losses[-1] < 6.5 and 2 < len(found.losses) < 100
@@ -112,9 +112,9 @@ def test_the_loss_falls_until_it_is_low_enough():
 @pytest.mark.parametrize("size", [None, 2.0])
 def test_delta_stays_within_the_clamp(size):
     lm = lm_of()
-    lesson = ValueProblem.of(lm, EDITS[0], PREFIXES)
+    problem = ValueProblem.of(lm, EDITS[0], PREFIXES)
     found = solve_value(
-        lm, LAYER, lesson, ValueConfig(steps=10, lr=5.0, clamp=0.5, stop_loss=0.0), size
+        lm, LAYER, problem, ValueConfig(steps=10, lr=5.0, clamp=0.5, stop_loss=0.0), size
     )
     length = 0.5 * (found.values[0].norm() if size is None else size)
     assert found.delta.norm() == pytest.approx(float(length), rel=1e-4)
@@ -123,13 +123,13 @@ def test_delta_stays_within_the_clamp(size):
 def test_what_the_subject_is_holds_it_back():
     """At a large weight, what the model says behind "{subject} is a" hardly moves."""
     lm, moved = lm_of(), []
-    lesson = ValueProblem.of(lm, EDITS[0], ())
+    problem = ValueProblem.of(lm, EDITS[0], ())
     for kl in (0.0, 100.0):
         delta = solve_value(
-            lm, LAYER, lesson, ValueConfig(steps=20, lr=0.1, kl=kl, weight_decay=0.0, **FREE)
+            lm, LAYER, problem, ValueConfig(steps=20, lr=0.1, kl=kl, weight_decay=0.0, **FREE)
         ).delta
         before, now = (
-            logits(lm, lesson.kl_prompt, d)[-1].softmax(-1)
+            logits(lm, problem.kl_prompt, d)[-1].softmax(-1)
             for d in (torch.zeros_like(delta), delta)
         )
         moved.append((now - before).abs().sum().item())
@@ -138,9 +138,9 @@ def test_what_the_subject_is_holds_it_back():
 
 def test_a_prompt_that_just_fits_is_solved_without_what_does_not():
     lm = lm_of()
-    lesson = ValueProblem.of(lm, Edit("zq" * 61, "x", "zq" * 61), PREFIXES)
-    assert len(lesson.answers) == 1
-    assert solve_value(lm, LAYER, lesson, ValueConfig(steps=2)).delta.isfinite().all()
+    problem = ValueProblem.of(lm, Edit("zq" * 61, "x", "zq" * 61), PREFIXES)
+    assert len(problem.prompts) == 1
+    assert solve_value(lm, LAYER, problem, ValueConfig(steps=2)).delta.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_a_prompt_that_just_fits_is_solved_without_what_does_not():
     [("", "Who?"), ("  ", "Who?"), ("a b", "a b. Who?"), ("a b. ", "a b. Who?")],
 )
 def test_a_prefix_is_a_sentence(prefix, prompt):
-    assert behind(prefix, "Who?") == prompt
+    assert with_prefix(prefix, "Who?") == prompt

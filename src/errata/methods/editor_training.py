@@ -1,8 +1,8 @@
-"""`EditorTraining`: Adam over examples, for the methods that need it. It stops anywhere and goes on
-as if it never had.
+"""`EditorTraining`: trains parameters by Adam over examples, and can be interrupted and resumed
+without a trace.
 
 What a step draws follows from the seed and the step's number alone, and Adam's moments are part of
-the state until the last step is made. What is learned, and by which loss, is the methods' affair.
+the state until the last step is made. The parameters and the loss are given by the methods.
 """
 
 from __future__ import annotations
@@ -10,27 +10,51 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from errata.config import MethodConfig, NonNegativeFloat, PositiveInt
 from errata.edit import Example
 from errata.errors import ConfigError, EditError
 from errata.storage import state
 
 Loss = Callable[[Example, random.Random], Tensor]
-"""The loss of one example; whatever is drawn in it comes from the generator given."""
+"""The loss of one example, a scalar; the generator given is the only source of randomness."""
+
+_NEEDS = {
+    "rephrases": ("rephrasings of each edit", "rephrases"),
+    "others": ("other prompts, whose answers must stay", "locality"),
+}
+"""Attribute of an example -> (what it holds, the field of a case that it is read from)."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class EditorTrainingConfig(MethodConfig):
+    """Settings of every method that is trained before it edits.
+
+    Attributes:
+        training_steps: Adam steps of the whole training.
+        batch: examples per step; their losses are averaged.
+        clip: largest norm of all gradients of a step together.
+    """
+
+    training_steps: PositiveInt = 1000
+    batch: PositiveInt = 10
+    clip: NonNegativeFloat = 100.0
 
 
 def check_examples(
     method: str, examples: Sequence[Example], *needed: Literal["rephrases", "others"]
 ) -> None:
-    """Make sure that there is something to learn from.
+    """Make sure that a method can be trained on examples.
 
     Args:
-        method: who learns.
-        needed: what it needs of each example beside the edit.
+        method: the method's name.
+        needed: what it needs of each example in addition to the edit.
 
     Raises:
         EditError: there are no examples, or one lacks something.
@@ -40,58 +64,43 @@ def check_examples(
     for example in examples:
         for name in needed:
             if not getattr(example, name):
-                asked = example.edit.prompt
+                meaning, field = _NEEDS[name]
                 raise EditError(
-                    f"{method} learns from {_SAID[name]}; {asked!r} has none: give the field '{_FIELD[name]}'."
+                    f"{method} learns from {meaning}; {example.edit.prompt!r} has none: "
+                    f"give the field '{field}'."
                 )
-
-
-_SAID = {
-    "rephrases": "rephrasings of each edit",
-    "others": "other prompts, whose answers must stay",
-}
-_FIELD = {"rephrases": "rephrases", "others": "locality"}
 
 
 class EditorTraining:
     """Trains parameters for a number of steps, each on a few examples, one after another.
 
     Args:
-        parameters: what is trained, by name.
+        parameters: the parameters to train, by name.
         rates: their learning rates, by the same names.
-        steps: how many steps make the whole training.
-        batch: examples per step; their losses are averaged.
-        clip: largest norm of all gradients together.
-        seed: what each step draws follows from it.
+        config: the settings of the training.
 
     Attributes:
-        made: steps made so far.
+        steps_made: steps made so far.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         rates: Mapping[str, float],
-        steps: int,
-        batch: int,
-        clip: float,
-        seed: int,
+        config: EditorTrainingConfig,
     ) -> None:
         self.parameters = dict(parameters)
-        self.steps = steps
-        self.batch = batch
-        self.clip = clip
-        self.seed = seed
-        self.made = 0
-        self._learned_from = ""
+        self.config = config
+        self.steps_made = 0
+        self._examples_digest = ""
         self._adam = torch.optim.Adam(
             [{"params": [p], "lr": rates[name]} for name, p in self.parameters.items()]
         )
 
     @property
-    def left(self) -> int:
+    def steps_left(self) -> int:
         """Steps still to be made."""
-        return self.steps - self.made
+        return self.config.training_steps - self.steps_made
 
     def run(self, examples: Sequence[Example], loss: Loss, progress: Callable[[int], None]) -> None:
         """Make the steps that are left; `progress(1)` is called after each, when `state` is whole.
@@ -99,61 +108,62 @@ class EditorTraining:
         Raises:
             ConfigError: the training was begun with other examples.
         """
-        if not self.left:
+        if not self.steps_left:
             return
         digest = hashlib.sha256(repr(list(examples)).encode()).hexdigest()[:16]
-        if self.made and digest != self._learned_from:
+        if self.steps_made and digest != self._examples_digest:
             raise ConfigError(
-                f"this training was begun with other examples, {self.made} of {self.steps} steps ago; give the same again, "
-                "or begin another in another folder."
+                f"this training was begun with other examples, {self.steps_made} of "
+                f"{self.config.training_steps} steps ago; give the same again, or begin another in "
+                "another folder."
             )
-        self._learned_from = digest
-        while self.left:
-            rng = random.Random(f"{self.seed} {self.made}")
+        self._examples_digest = digest
+        while self.steps_left:
+            rng = random.Random(f"{self.config.seed} {self.steps_made}")
             self._adam.zero_grad()
-            for example in rng.choices(examples, k=self.batch):
-                (loss(example, rng) / self.batch).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
+            for example in rng.choices(examples, k=self.config.batch):
+                (loss(example, rng) / self.config.batch).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
             self._adam.step()
-            self.made += 1
+            self.steps_made += 1
             progress(1)
         self._adam.zero_grad()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(Adam's moments by parameter, while steps are left; plain values). The parameters are
-        their owner's to save.
+        """Return (Adam's moments by parameter, while steps are left; plain values). The parameters
+        are saved by their owner.
         """
         moments: dict[str, Tensor] = {}
-        if self.made and self.left:
-            for name, parameter in self.parameters.items():
-                for moment in _MOMENTS:
-                    moments[f"adam.{moment}.{name}"] = (
-                        self._adam.state[parameter][moment].cpu().clone()
-                    )
-        return moments, {"training_steps_made": self.made, "learned_from": self._learned_from}
+        if self.steps_made and self.steps_left:
+            moments = {
+                f"adam.{moment}.{name}": self._adam.state[parameter][moment].cpu().clone()
+                for name, parameter in self.parameters.items()
+                for moment in _MOMENTS
+            }
+        values = {
+            "training_steps_made": self.steps_made,
+            "learned_from": self._examples_digest,
+        }
+        return moments, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Be what `state` described.
+        """Restore from `state()`.
 
         Raises:
             KeyError, ValueError: something is missing or of the wrong shape.
         """
-        self.made = state.whole(
-            state.value(values, "training_steps_made", int), "training_steps_made", 0, self.steps
-        )
-        self._learned_from = state.value(values, "learned_from", str)
+        name, steps = "training_steps_made", self.config.training_steps
+        self.steps_made = state.whole(state.value(values, name, int), name, 0, steps)
+        self._examples_digest = state.value(values, "learned_from", str)
         self._adam.state.clear()
-        if not (self.made and self.left):
+        if not (self.steps_made and self.steps_left):
             return
         for name, parameter in self.parameters.items():
-            kept = {
+            moments = {
                 moment: state.tensor(tensors, f"adam.{moment}.{name}", parameter.shape)
                 for moment in _MOMENTS
             }
             self._adam.state[parameter] = {
-                "step": torch.tensor(float(self.made)),
-                **{name: moment.clone().to(parameter) for name, moment in kept.items()},
+                "step": torch.tensor(float(self.steps_made)),
+                **{moment: tensor.clone().to(parameter) for moment, tensor in moments.items()},
             }
-
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")

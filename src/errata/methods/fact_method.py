@@ -1,5 +1,5 @@
-"""`FactMethod`: what methods have in common that keep the edits as text and put those that bear on
-a prompt in front.
+"""`FactMethod`: the base of methods that store edits as text and put the relevant ones in front of
+a prompt.
 """
 
 from __future__ import annotations
@@ -11,31 +11,48 @@ from typing import Any
 from torch import Tensor
 
 from errata.edit import Edit
+from errata.errors import ConfigError
 from errata.lm import LM
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches import ContextPatch
 from errata.retrieval import RetrievalConfig, retriever
 from errata.storage import state
 
+TEMPLATE = "New Fact: {fact}.\nPrompt: {prompt}"
+"""The default template, IKE's."""
 
-def stated(edit: Edit) -> str:
-    """The fact that an edit states: its prompt and its target."""
+
+def fact_text(edit: Edit) -> str:
+    """Return the fact of an edit as text: its prompt and its target."""
     return f"{edit.prompt} {edit.target.rstrip().removesuffix('.')}"
 
 
-class FactMethod(Method):
-    """A method whose edits are a store of facts, found by their prompts.
+def fact_context(template: str, fact: Edit) -> str:
+    """Return what a template puts in front of a prompt."""
+    return template.removesuffix("{prompt}").replace("{fact}", fact_text(fact))
 
-    Of two edits that ask the same in the same words, the later one is the fact.
+
+def check_template(template: str) -> None:
+    """Raise `ConfigError` unless a template has a place for the fact and ends with the prompt."""
+    if "{fact}" not in template or not template.endswith("{prompt}"):
+        raise ConfigError(
+            f"template is {template!r}; it must have {{fact}} in it and end with {{prompt}}."
+        )
+
+
+class FactMethod(Method):
+    """A method whose edits are a store of facts, retrieved by their prompts.
+
+    Of two edits with the same prompt, the later one is the fact.
 
     Args:
         config: the method's settings.
         lm: the base model without patches.
-        most: so many facts are put in front of a prompt, at most.
+        max_facts: the most facts that are put in front of a prompt.
 
     Attributes:
-        retriever: finds facts.
-        facts: what is searched.
+        retriever: retrieves facts.
+        facts: the facts that it searches.
     """
 
     phase = "recognition"
@@ -43,80 +60,86 @@ class FactMethod(Method):
     undo_is = "exact, by taking the edit's text out"
     config: RetrievalConfig
 
-    def __init__(self, config: RetrievalConfig, lm: LM, most: int) -> None:
+    def __init__(self, config: RetrievalConfig, lm: LM, max_facts: int) -> None:
         super().__init__(config, lm)
-        self.most = most
+        self.max_facts = max_facts
         self.facts: list[Edit] = []
         self.retriever = retriever(lm, config)
         self._patch = ContextPatch(room=config.room)
 
     @property
     def patch(self) -> ContextPatch:
-        """What puts facts in front of prompts."""
+        """Puts facts in front of prompts."""
         return self._patch
 
     @abstractmethod
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
-        """What to put in front of a prompt that these facts bear on, best last; see
+        """Return what to put in front of a prompt, given its relevant facts, the best last; see
         `patches.context.ContextFor`.
         """
 
     def contexts(self, prompts: list[str]) -> list[tuple[str, ...]]:
-        """What to put in front of each prompt; () where no fact bears on it. The model must carry
-        no patch.
+        """Return what to put in front of each prompt; () where no fact is relevant. The model must
+        carry no patch.
         """
-        found = self.retriever.find(prompts, self.most)
+        hits = self.retriever.find(prompts, self.max_facts)
         return [
-            self.context(prompt, [self.facts[i] for i in reversed(places)]) if places else ()
-            for prompt, places in zip(prompts, found, strict=True)
+            self.context(prompt, [self.facts[i] for i in reversed(indices)]) if indices else ()
+            for prompt, indices in zip(prompts, hits, strict=True)
         ]
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits to the store."""
         self.retriever.calibrate()
-        self._hold([*self._edits, *edits])
+        self._store([*self._edits, *edits])
         progress(len(edits))
 
     def clear(self) -> None:
         """Forget all edits."""
-        self._hold([])
+        self._store([])
 
     def undo(self, edit_ids: Iterable[str]) -> None:
-        """Take edits out of the store."""
-        gone = self.check_ids(edit_ids)
-        self._hold([edit for edit in self._edits if edit.id not in gone])
+        """Take edits out of the store.
+
+        Raises:
+            UnknownNameError: no edit has such an id; nothing is undone then.
+        """
+        removed = self.check_ids(edit_ids)
+        self._store([edit for edit in self._edits if edit.id not in removed])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the retriever knows."""
+        """Return the retriever's state."""
         tensors, values = self.retriever.state()
-        return {f"retriever.{name}": tensor for name, tensor in tensors.items()}, {
-            "retriever": values
-        }
+        named = {f"retriever.{name}": tensor for name, tensor in tensors.items()}
+        return named, {"retriever": values}
 
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described."""
+        """Restore from `state()`."""
         self._edits = list(edits)
         self.facts = _latest(edits)
-        mine = {
-            name.removeprefix("retriever."): t
-            for name, t in tensors.items()
-            if name.startswith("retriever.")
-        }
         self.retriever.load_state(
-            [fact.prompt for fact in self.facts], mine, state.value(values, "retriever", dict)
+            [fact.prompt for fact in self.facts],
+            {
+                name.removeprefix("retriever."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("retriever.")
+            },
+            state.value(values, "retriever", dict),
         )
         self._patch.context_for = self.contexts if self.facts else None
 
-    def _hold(self, edits: list[Edit]) -> None:
+    def _store(self, edits: list[Edit]) -> None:
+        """Replace all edits."""
         facts = _latest(edits)
         if self.retriever.calibrated:
-            self.retriever.read([fact.prompt for fact in facts])  # first, since it may break off
+            self.retriever.read([fact.prompt for fact in facts])  # first, since it may raise
         self._edits, self.facts = edits, facts
         self._patch.context_for = self.contexts if facts else None
 
 
 def _latest(edits: Sequence[Edit]) -> list[Edit]:
-    last = {edit.prompt: place for place, edit in enumerate(edits)}
-    return [edit for place, edit in enumerate(edits) if last[edit.prompt] == place]
+    """Return the last edit of each prompt, in the order of the edits."""
+    last = {edit.prompt: index for index, edit in enumerate(edits)}
+    return [edit for index, edit in enumerate(edits) if last[edit.prompt] == index]

@@ -1,4 +1,4 @@
-"""`WeightMethod`: what the methods have in common that change weight matrices, turn after turn."""
+"""`WeightMethod`: the base of methods that change weight matrices, turn after turn."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ from errata.methods.base import Method, Progress, no_progress
 from errata.patches import WeightDelta
 from errata.storage import state
 
+EXTRA, TURN_START = "carried.", "settled."
+"""Prefixes of tensor names in a saved state: of the extra state, and of all that was there before a
+turn that is not full.
+"""
+
 
 class WeightMethod(Method):
     """A method that changes weight matrices, in turns.
 
-    A turn is so many edits learned together: by default one. The ledger is cut into turns by count
-    alone, so it does not matter in how many calls it came: a turn that is not full yet is learned
-    anew when more edits join it.
+    A turn is a number of edits learned together, by default one. The ledger is cut into turns by
+    count alone, so it does not matter in how many calls it came: a turn that is not full is learned
+    again when more edits join it.
 
     Args:
         config: the method's settings.
         lm: the base model without patches.
         paths: the modules it changes, see `Architecture.value_path`.
-        turn: edits learned together; None: all there are, on the base model.
+        turn: edits learned together; None: the whole ledger, on the base model.
 
     Attributes:
-        extra_state: what the method takes from turn to turn beside the deltas; saved with them.
+        extra_state: tensors that a turn needs from the turns before, in addition to the deltas;
+            saved with them.
     """
 
     phase = "mastery"
@@ -44,27 +50,27 @@ class WeightMethod(Method):
         self.turn = turn
         self.extra_state: dict[str, Tensor] = {}
         self._patch = WeightDelta.zeros(lm, paths)
-        self._settled: dict[str, Tensor] = {}
+        self._turn_start: dict[str, Tensor] = {}
 
     @property
     def patch(self) -> WeightDelta:
-        """The changes, by path."""
+        """The changes of the matrices, by path."""
         return self._patch
 
     @property
     def relearns_all(self) -> bool:
-        """Whether there is one turn only."""
+        """Whether the whole ledger is one turn."""
         return self.turn is None
 
     @abstractmethod
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Change the deltas so that the model knows one turn more; the ledger still lacks it.
+        """Change the deltas so that the model knows one more turn, which is not in the ledger yet.
 
-        The deltas are replaced, never written into, and so is what is `extra_state`.
+        Replace the deltas and the tensors of `extra_state`, never write into them.
         """
 
     def weight_changes(self) -> Mapping[str, Tensor]:
-        """The deltas."""
+        """Return the deltas (d_out, d_in), by path."""
         return self._patch.deltas
 
     def clear(self) -> None:
@@ -75,86 +81,87 @@ class WeightMethod(Method):
 
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add edits, turn after turn."""
-        begun = len(self._edits) % self.turn if self.turn else len(self._edits)
-        waiting = [*self._edits[len(self._edits) - begun :], *edits]
-        size = self.turn or len(waiting)
-        for start in range(0, len(waiting), size):
-            turn = waiting[start : start + size]
+        unfinished = len(self._edits) % self.turn if self.turn else len(self._edits)
+        pending = [*self._edits[len(self._edits) - unfinished :], *edits]
+        size = self.turn or len(pending)
+        for start in range(0, len(pending), size):
+            turn, again = pending[start : start + size], unfinished if start == 0 else 0
             with self._turn_or_nothing():
-                if begun and start == 0:
-                    self._restore(self._settled)
-                    self._edits = self._edits[:-begun]
+                if again:
+                    self._restore(self._turn_start)
+                    self._edits = self._edits[:-again]
                 if self.turn != 1:
-                    self._settled = self._snapshot()
+                    self._turn_start = self._snapshot()
                 self.learn(turn)
                 self._edits = [*self._edits, *turn]
-            progress(len(turn) - (begun if start == 0 else 0))
+            progress(len(turn) - again)
 
     @contextlib.contextmanager
     def _turn_or_nothing(self) -> Iterator[None]:
-        """As `all_or_nothing`, without a copy: tensors are replaced, never written into."""
-        tensors, settled, edits = self._snapshot(), self._settled, self._edits
+        """Restore the state when the block raises; as `all_or_nothing`, but without a copy, since
+        tensors are never written into.
+        """
+        tensors, turn_start, edits = self._snapshot(), self._turn_start, self._edits
         try:
             yield
         except BaseException:
             self._restore(tensors)
-            self._settled, self._edits = settled, edits
+            self._turn_start, self._edits = turn_start, edits
             raise
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The deltas (d_out, d_in) in fp32, by path; what is extra_state; of a turn that is not
-        full, both before it too.
+        """Return the deltas (d_out, d_in) in fp32, by path, and the extra state; where the last
+        turn is not full, also both as they were before it.
         """
         tensors = self._snapshot()
         if self.turn and len(self._edits) % self.turn:
-            tensors |= {f"settled.{name}": tensor for name, tensor in self._settled.items()}
+            tensors |= {f"{TURN_START}{name}": t for name, t in self._turn_start.items()}
         return {name: tensor.cpu() for name, tensor in tensors.items()}, {}
 
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described."""
-        begun = len(edits) % self.turn if self.turn else 0
-        if begun:
-            before = {
-                name.removeprefix("settled."): t
-                for name, t in tensors.items()
-                if name.startswith("settled.")
-            }
-            self._check(before, len(edits) - begun)
-            self._settled = before
+        """Restore from `state()`."""
+        unfinished = len(edits) % self.turn if self.turn else 0
+        if unfinished:
+            turn_start = _section(tensors, TURN_START)
+            self._check_tensors(turn_start, len(edits) - unfinished)
+            self._turn_start = turn_start
         else:
-            self._settled = {} if self.turn else self._snapshot()
-        self._check(tensors, len(edits))
+            self._turn_start = {} if self.turn else self._snapshot()
+        self._check_tensors(tensors, len(edits))
         self._restore(tensors)
         self._edits = list(edits)
 
-    def carried_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
-        """What is `extra_state` behind so many edits, one at least, and of which shape."""
+    def extra_state_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
+        """Return names and shapes of the extra state after this many edits, at least one."""
         return {}
 
-    def _check(self, tensors: Mapping[str, Tensor], edits: int) -> None:
-        """Make sure that these are the deltas, and what is extra_state, of so many edits."""
-        for path, now in self._patch.deltas.items():
-            state.tensor(tensors, path, now.shape)
-        shapes = self.carried_shapes(edits) if edits else {}
+    def _check_tensors(self, tensors: Mapping[str, Tensor], edits: int) -> None:
+        """Raise `KeyError` or `ValueError` unless these are deltas and extra state of that many
+        edits.
+        """
+        for path, delta in self._patch.deltas.items():
+            state.tensor(tensors, path, delta.shape)
+        shapes = self.extra_state_shapes(edits) if edits else {}
         for name, shape in shapes.items():
-            state.tensor(tensors, f"carried.{name}", shape)
-        for name in tensors:
-            if name.startswith("carried.") and name.removeprefix("carried.") not in shapes:
-                raise ValueError(f"{name!r} is not what this method carries")
+            state.tensor(tensors, EXTRA + name, shape)
+        for name in _section(tensors, EXTRA):
+            if name not in shapes:
+                raise ValueError(f"{EXTRA + name!r} is not what this method carries")
 
     def _snapshot(self) -> dict[str, Tensor]:
-        return {
-            **self._patch.deltas,
-            **{f"carried.{name}": tensor for name, tensor in self.extra_state.items()},
-        }
+        """Return the deltas and the extra state, by their names in a saved state."""
+        extra = {f"{EXTRA}{name}": tensor for name, tensor in self.extra_state.items()}
+        return {**self._patch.deltas, **extra}
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to a snapshot."""
         self._patch.load_state(tensors)
-        device = self.lm.device
-        self.extra_state = {
-            n.removeprefix("carried."): t.to(device)
-            for n, t in tensors.items()
-            if n.startswith("carried.")
-        }
+        extra = _section(tensors, EXTRA)
+        self.extra_state = {name: tensor.to(self.lm.device) for name, tensor in extra.items()}
+
+
+def _section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, under their names without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,3 +1,3 @@
-"""What several methods compute: values, changes over several layers, second moments, merges,
-trained adapters.
+"""Algorithms that several methods use: value optimisation, multi-layer updates, second moments,
+merging, adapter training.
 """

@@ -1,38 +1,38 @@
-"""Many deltas to one: pure functions on tensors. It knows no model, no file and no method.
+"""Merge many deltas into one: pure functions on tensors, which know no model, file or method.
 
 A delta, or task vector, is what an edit run changed: tau_i = W'_i - W. All deltas of a call have
 one shape. Merge deltas, never weights: entries outside a shard's mask are exact zeros in its delta,
 so they have no vote, and they count in no mean of a method that elects.
+
 Every method is three steps, each of which may be left out:
 
-=================  ========  =====  =========  ==================================================
+=================  ========  =====  =========  ================================================
 method             drop      elect  normalise  paper
-=================  ========  =====  =========  ==================================================
+=================  ========  =====  =========  ================================================
 linear             -         -      yes        model soups, arXiv 2203.05482
 task_arithmetic    -         -      no         arXiv 2212.04089; a negative weight forgets
 magnitude          smallest  -      no         the trim of TIES, then a weighted sum
 ties               smallest  yes    yes        TIES, arXiv 2306.01708
 dare, dare_linear  random    -      no         DARE, arXiv 2311.03099
 dare_ties          random    yes    yes        DARE, then the election of TIES
-sign               -         yes    yes        the election alone (an ablation of WISE, arXiv
-2405.14768) slerp              two deltas only: along the arc between them
-=================  ========  =====  =========  ==================================================
+sign               -         yes    yes        the election alone (ablation, arXiv 2405.14768)
+slerp              -         -      -          two deltas only: along the arc between them
+=================  ========  =====  =========  ================================================
 
-`density` is the part of *all* entries that stays, as in the papers. In a shard of which only a part
-rho was trained, a density of rho or more drops nothing that was trained. Random dropping (DARE)
-loses edits of such
-shards: they hold nothing twice.
+`density` is the share of *all* entries that stays, as in the papers. In a shard of which only a
+share rho was trained, a density of rho or more drops nothing that was trained. Random dropping
+(DARE) loses edits of such shards, since they store nothing twice.
 
 Departures: an election that ends in exactly zero goes to the positive side (the authors of TIES ask
-the majority of the tensor), so that an entry's sign depends on that entry of the deltas alone. The
-share of a negative weight in a mean of agreeing entries is its absolute value: it turns a delta
-round and does no more.
+the majority of the tensor), so that an entry's sign depends on that entry of the deltas alone. In a
+mean of agreeing entries a negative weight counts with its absolute value: it only turns the delta
+round.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -44,21 +44,23 @@ from errata.config import check_choice, check_range
 from errata.errors import ConfigError, suggest
 
 MAJORITIES = ("total", "frequency")
+Terms = Callable[[], Iterator[Tensor]]
+"""Makes the terms w_i tau_i anew, one at a time to spare memory."""
 NEARLY_PARALLEL = 0.9995
-"""Above this |cosine| the arc is a line: SLERP divides by its sine."""
+"""Above this |cosine| SLERP's arc is taken as a line, since SLERP divides by the sine."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a method does to a list of deltas.
+class MergeRule:
+    """The steps of one merging method.
 
     Attributes:
         drop: which entries of each delta go: none, those of smallest magnitude, or random ones (the
-            others are then divided by the density, so that the expectation stays).
+            others are then divided by the density, which masks the expectation).
         elect: whether the deltas elect a sign per entry, and only those that have it count.
-        normalize: whether the sum is divided by the weights that went into it, if the caller does
-            not say.
-        arc: whether it is SLERP, which has none of the above.
+        normalize: whether the sum is divided by the weights that went into it, unless the caller
+            says otherwise.
+        arc: whether it is SLERP, which has none of these steps.
     """
 
     drop: Literal["none", "smallest", "random"] = "none"
@@ -67,17 +69,17 @@ class Rule:
     arc: bool = False
 
 
-MERGES: Mapping[str, Rule] = MappingProxyType(
+MERGES: Mapping[str, MergeRule] = MappingProxyType(
     {
-        "linear": Rule(normalize=True),
-        "task_arithmetic": Rule(),
-        "slerp": Rule(arc=True),
-        "magnitude": Rule(drop="smallest"),
-        "ties": Rule(drop="smallest", elect=True, normalize=True),
-        "dare": Rule(drop="random"),
-        "dare_linear": Rule(drop="random"),
-        "dare_ties": Rule(drop="random", elect=True, normalize=True),
-        "sign": Rule(elect=True, normalize=True),
+        "linear": MergeRule(normalize=True),
+        "task_arithmetic": MergeRule(),
+        "slerp": MergeRule(arc=True),
+        "magnitude": MergeRule(drop="smallest"),
+        "ties": MergeRule(drop="smallest", elect=True, normalize=True),
+        "dare": MergeRule(drop="random"),
+        "dare_linear": MergeRule(drop="random"),
+        "dare_ties": MergeRule(drop="random", elect=True, normalize=True),
+        "sign": MergeRule(elect=True, normalize=True),
     }
 )
 
@@ -94,23 +96,21 @@ def merge(
     majority: str = "total",
     t: float | None = None,
     seed: int = 0,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Merge task vectors into one. The deltas are left as they are.
+    """Merge task vectors into one; they themselves are not changed.
 
     Args:
-        deltas: task vectors, all (out, in) or any other one shape, on one device.
+        deltas: task vectors of one shape, such as (d_out, d_in), on one device.
         method: a name in `MERGES`.
         weights: one factor per delta; None gives each 1. Negative ones forget.
-        density: part of all entries of a delta that stays, in (0, 1]; for the methods that drop.
+        density: share of a delta's entries that stay, in (0, 1]; for the methods that drop.
         scale: lambda, a factor on the result.
         normalize: divide by the weights that went into an entry; None does what the method's paper
             does.
-        majority: an election counts magnitudes (`total`) or heads (`frequency`, after PEFT).
-        t: where on the arc SLERP stops, from the first delta (0) to the second (1); None asks the
-            weights.
-        seed: which entries DARE drops follows from it, on every device alike.
-        generator: used, and moved on, in place of a new one with `seed`.
+        majority: an election sums magnitudes (`total`) or counts deltas (`frequency`, as in PEFT).
+        t: where on the arc SLERP stops, from the first delta (0) to the second (1); None derives it
+            from the weights.
+        seed: decides which entries DARE drops, the same on every device.
 
     Returns:
         The merged delta in the shape and dtype of the first; computed in fp32 or better.
@@ -124,7 +124,7 @@ def merge(
         raise ConfigError(f"there is no way of merging named {method!r}.{suggest(method, MERGES)}")
     rule = MERGES[method]
     _check_deltas(deltas)
-    factors = _read_weights(weights, len(deltas))
+    factors = _checked_weights(weights, len(deltas))
     if not 0 < density <= 1:
         raise ConfigError(f"density is {density}; it must be above 0 and at most 1.")
     if not math.isfinite(scale):
@@ -133,30 +133,36 @@ def merge(
     if rule.arc:
         merged = _slerp(deltas, factors, t)
     else:
-        if generator is None:
-            generator = torch.Generator().manual_seed(seed)
-        keeps = [_keep(delta, rule, density, generator) for delta in deltas]
+        rng = torch.Generator().manual_seed(seed)
+        masks = [_mask(delta, rule, density, rng) for delta in deltas]
         if rule.drop == "random":
             scale /= density
         mean = rule.normalize if normalize is None else normalize
+
+        def terms() -> Iterator[Tensor]:
+            return map(_weighted, deltas, masks, factors)
+
+        merged = torch.zeros_like(_upcast(deltas[0]))
         if rule.elect:
-            merged = _elected(deltas, keeps, factors, majority == "frequency", mean)
+            _add_elected(merged, terms, factors, majority == "frequency", mean)
         else:
-            merged = _summed(deltas, keeps, factors, mean)
+            for term in terms():
+                merged += term
+            if mean:
+                merged /= _divisor(factors)
     return merged.mul_(scale).to(deltas[0].dtype)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much independent random masks share (WISE, arXiv 2405.14768, theorem 2.1), as parts of
-    all entries.
+    """Expected overlap of independent random masks (WISE, arXiv 2405.14768, theorem 2.1), as shares
+    of all entries.
 
     Attributes:
-        pair: entries that are in two given masks, rho^2.
-        every: entries that are in all k masks, rho^k. WISE does best near .03.
-        exactly: k + 1 numbers; the j-th is the part of entries that are in exactly j of the k
-            masks.
-        union: entries that are in at least one mask.
+        pair: entries in two given masks, rho^2.
+        every: entries in all k masks, rho^k. WISE does best near .03.
+        exactly: k + 1 numbers; the j-th is the share of entries in exactly j of the k masks.
+        union: entries in at least one mask.
     """
 
     pair: float
@@ -170,7 +176,7 @@ class Overlap:
 
 
 def expected_overlap(rho: float, k: int) -> Overlap:
-    """What k masks share of which each takes every entry with probability rho, independently.
+    """Return the overlap of k masks that each take every entry with probability rho, independently.
 
     Raises:
         ConfigError: rho is outside [0, 1], or k is below 1.
@@ -187,97 +193,70 @@ def keep_largest(delta: Tensor, density: float) -> Tensor | None:
     first stay.
 
     Returns:
-        Booleans in the shape of `delta`, or None when nothing but zeros would go.
+        Booleans in the shape of `delta`, or None when only zeros would be dropped.
     """
     count = max(1, round(density * delta.numel()))
     if int(torch.count_nonzero(delta)) <= count:
         return None
-    size = _wide(delta).abs().flatten()
-    least = torch.kthvalue(size, size.numel() - count + 1).values
-    keep = size > least
-    equal = torch.nonzero(size == least).flatten()
-    keep[equal[: count - int(keep.sum())]] = True
+    magnitudes = _upcast(delta).abs().flatten()
+    smallest = torch.kthvalue(magnitudes, magnitudes.numel() - count + 1).values
+    keep = magnitudes > smallest
+    ties = torch.nonzero(magnitudes == smallest).flatten()
+    keep[ties[: count - int(keep.sum())]] = True
     return keep.view(delta.shape)
 
 
-def _keep(delta: Tensor, rule: Rule, density: float, generator: torch.Generator) -> Tensor | None:
+def _mask(delta: Tensor, rule: MergeRule, density: float, rng: torch.Generator) -> Tensor | None:
     if density == 1 or rule.drop == "none":
         return None
     if rule.drop == "smallest":
         return keep_largest(delta, density)
-    # Drawn where the generator lives, so that a seed means the same entries on every device.
-    drawn = torch.rand(delta.shape, generator=generator, device=generator.device)
-    return (drawn < density).to(delta.device)
+    # Drawn on the CPU, so that a seed means the same entries on every device.
+    return (torch.rand(delta.shape, generator=rng) < density).to(delta.device)
 
 
-def _wide(delta: Tensor) -> Tensor:
-    """The delta in fp32, or in fp64 if it is; the tensor itself when it is that already."""
+def _upcast(delta: Tensor) -> Tensor:
+    """Return the delta in fp32 or better, without a copy where it is so already."""
     return delta.to(torch.promote_types(delta.dtype, torch.float32))
 
 
-def _term(delta: Tensor, keep: Tensor | None, weight: float) -> Tensor:
-    """A new tensor: what is kept of a delta, times its weight. Made one at a time, to spare memory."""
-    term = _wide(delta) * weight
-    return term if keep is None else term.mul_(keep)
+def _weighted(delta: Tensor, mask: Tensor | None, weight: float) -> Tensor:
+    """Return the kept entries of a delta times its weight, as a new tensor."""
+    term = _upcast(delta) * weight
+    return term if mask is None else term.mul_(mask)
 
 
-def _summed(
-    deltas: Sequence[Tensor],
-    keeps: Sequence[Tensor | None],
-    weights: Sequence[float],
-    normalize: bool,
-) -> Tensor:
-    """Sum of w_i tau_i, divided by the sum of w_i when normalised."""
-    total = torch.zeros_like(_wide(deltas[0]))
-    for delta, keep, weight in zip(deltas, keeps, weights, strict=True):
-        total += _term(delta, keep, weight)
-    if normalize:
-        total /= _divisor(weights)
-    return total
-
-
-def _elected(
-    deltas: Sequence[Tensor],
-    keeps: Sequence[Tensor | None],
-    weights: Sequence[float],
-    by_heads: bool,
-    normalize: bool,
-) -> Tensor:
-    """Sum or mean of the w_i tau_i that have the sign gamma = sign(sum_i w_i tau_i); zeros are in
-    no mean.
+def _add_elected(
+    total: Tensor, terms: Terms, weights: Sequence[float], by_count: bool, normalize: bool
+) -> None:
+    """Fill zeros with the sum or mean of the terms w_i tau_i that have the elected sign, sign(sum_i
+    w_i tau_i); zeros are in no mean.
     """
-    vote = torch.zeros_like(_wide(deltas[0]))
-    for delta, keep, weight in zip(deltas, keeps, weights, strict=True):
-        term = _term(delta, keep, weight)
-        vote += term.sign_() if by_heads else term
-    positive = vote >= 0
-    total, share = vote.zero_(), torch.zeros_like(vote)
-    for delta, keep, weight in zip(deltas, keeps, weights, strict=True):
-        term = _term(delta, keep, weight)
+    for term in terms():
+        total += term.sign_() if by_count else term
+    positive, share = total >= 0, torch.zeros_like(total)
+    total.zero_()
+    for term, weight in zip(terms(), weights, strict=True):
         agrees = ((term > 0) == positive) & (term != 0)
         total += term.mul_(agrees)
         share += agrees.to(share.dtype).mul_(abs(weight))
-    return total.div_(share.masked_fill_(share == 0, 1.0)) if normalize else total
+    if normalize:
+        total /= share.masked_fill_(share == 0, 1.0)
 
 
 def _slerp(deltas: Sequence[Tensor], weights: Sequence[float], t: float | None) -> Tensor:
-    """[sin((1 - t) w) a + sin(t w) b] / sin w, with w the angle between a and b; a line if w is
-    none.
-    """
+    """Return [sin((1 - t) w) a + sin(t w) b] / sin w, with w the angle between a and b."""
     if len(deltas) != 2:
         raise ConfigError(
             f"slerp merges two deltas, got {len(deltas)}; 'ties' and 'linear' take any number."
         )
-    if t is None:
-        t = weights[1] / _divisor(weights)
+    t = weights[1] / _divisor(weights) if t is None else t
     check_range("t", t, 0, 1)
-    a, b = (_wide(delta) for delta in deltas)
+    a, b = (_upcast(delta) for delta in deltas)
     norm_a, norm_b = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b))
-    cosine = (
-        float(torch.dot((a / norm_a).flatten(), (b / norm_b).flatten()))
-        if norm_a and norm_b
-        else 1.0
-    )
+    cosine = 1.0
+    if norm_a and norm_b:
+        cosine = float(torch.dot((a / norm_a).flatten(), (b / norm_b).flatten()))
     if abs(cosine) > NEARLY_PARALLEL:
         return a * (1 - t) + b * t
     angle = math.acos(cosine)
@@ -293,7 +272,7 @@ def _divisor(weights: Sequence[float]) -> float:
     return total
 
 
-def _read_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1.0] * count
     if len(weights) != count:
@@ -317,6 +296,5 @@ def _check_deltas(deltas: Sequence[Tensor]) -> None:
         if not delta.is_floating_point():
             raise ConfigError(f"delta {number} is {delta.dtype}; deltas are floating-point.")
         if not bool(torch.isfinite(delta).all()):
-            raise ConfigError(
-                f"delta {number} has entries that are not finite: its edits diverged."
-            )
+            reason = "entries that are not finite: its edits diverged"
+            raise ConfigError(f"delta {number} has {reason}.")

@@ -1,16 +1,15 @@
-"""Which value makes the model say a new fact: solve for it at the last token of the subject. It
-changes no weight.
+"""Solve for the value that makes a model give a new answer: ROME's optimisation. It changes no
+weight.
 
-ROME's optimisation (arXiv 2202.05262, section 3.1): a vector delta is added to what the value
-matrix says at that token, and Adam lowers the target's loss, behind the bare prompt and behind
-prefixes of the model's own making, while what the model thinks of "{subject} is a" holds it back:
-mean NLL + `kl` * KL(P_delta || P_0) + `weight_decay` * |delta| / |v|^2, with |delta| <= `clamp` *
-|v|, until the whole is below `stop_loss`.
+ROME (Meng et al., arXiv 2202.05262, section 3.1) adds a vector delta to the output of a value
+matrix at the last token of the subject. Adam minimises, over the prompt alone and after
+self-generated prefixes, mean NLL(target) + `kl` * KL(P_delta || P_0) + `weight_decay` * |delta| /
+|v|^2, subject to |delta| <= `clamp` * |v|, until the loss is below `stop_loss`. The divergence is
+taken at the prompt "{subject} is a", so that the model's idea of the subject is kept.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.config import MethodConfig, check_choice, check_range
+from errata.config import MethodConfig, NonNegativeFloat, NonNegativeInt, PositiveInt
 from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM
-from errata.lm.subject import PLACES, Mention, Place, columns_of, mention
+from errata.lm.subject import Mention, Place, columns_of, mention
 from errata.lm.tail import Tail
 
 KL_PROMPT = "{} is a"
@@ -30,86 +29,78 @@ KL_PROMPT = "{} is a"
 
 @dataclass(frozen=True)
 class ValueConfig(MethodConfig):
-    """What every method that solves for values can be told.
+    """Settings of every method that solves for values.
 
     Attributes:
         token: where the fact is looked up, the subject's last token or ("last") the prompt's.
         steps: Adam steps per edit, at most.
         lr: Adam's learning rate.
         weight_decay: weight of |delta| / |v|^2.
-        clamp: |delta| stays below this many |v|.
+        clamp: the largest |delta|, in multiples of |v|.
         kl: weight of the divergence at "{subject} is a".
-        stop_loss: a value is found when its whole loss is below.
-        prefixes: texts of the model's own making to put before the prompt, beside none.
-        prefix_length: their tokens.
-        background: texts of the model's own making that the second moment of the keys is taken
-            over.
-        corpus: a text file to take it over instead, one text a line.
-        ridge: added to the second moment before dividing by it, as a share of its mean eigenvalue
+        stop_loss: Adam stops when the whole loss is below this.
+        prefixes: self-generated texts put before the prompt, in addition to the bare prompt.
+        prefix_length: tokens of a prefix.
+        background: self-generated texts for the second moment of the keys.
+        corpus: a text file for the second moment instead, one text a line.
+        ridge: added to the second moment before it is inverted, as a share of its mean eigenvalue
             (see `moments.py`).
     """
 
     token: Place = "subject_last"
-    steps: int = 20
-    lr: float = 0.5
-    weight_decay: float = 0.5
-    clamp: float = 4.0
-    kl: float = 0.0625
-    stop_loss: float = 0.05
-    prefixes: int = 20
-    prefix_length: int = 10
-    background: int = 2048
+    steps: PositiveInt = 20
+    lr: NonNegativeFloat = 0.5
+    weight_decay: NonNegativeFloat = 0.5
+    clamp: NonNegativeFloat = 4.0
+    kl: NonNegativeFloat = 0.0625
+    stop_loss: NonNegativeFloat = 0.05
+    prefixes: NonNegativeInt = 20
+    prefix_length: PositiveInt = 10
+    background: PositiveInt = 2048
     corpus: str | None = None
-    ridge: float = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("token", self.token, PLACES)
-        for name in ("steps", "background", "prefix_length"):
-            check_range(name, getattr(self, name), 1, math.inf)
-        for name in ("lr", "weight_decay", "clamp", "kl", "stop_loss", "prefixes", "ridge"):
-            check_range(name, getattr(self, name), 0, math.inf)
+    ridge: NonNegativeFloat = 1e-4
 
 
 @dataclass(frozen=True)
 class ValueProblem:
-    """What a value is solved on.
+    """The prompts that the value of one edit is solved on.
 
     Attributes:
-        answers: the prompt with its target and ending, first bare, then behind each prefix that
-            fits the context.
-        kl_prompt: "{subject} is a", where what the model would say should stay; None where that
-            does not fit.
+        prompts: the prompt with its target and ending; first bare, then after each prefix that
+            fits the model's context.
+        kl_prompt: "{subject} is a", where the model's predictions should stay; None where it does
+            not fit.
     """
 
-    answers: list[Mention]
+    prompts: list[Mention]
     kl_prompt: Mention | None
 
     @classmethod
     def of(
         cls, lm: LM, edit: Edit, prefixes: Sequence[str], at: Place = "subject_last"
     ) -> ValueProblem:
-        """The lesson of an edit that has a subject; made without patches: answers end as the base
-        model's do.
+        """Encode the problem of an edit that has a subject. The model must carry no patch, since
+        the answer should end as the base model's do.
         """
         subject = edit.subject or ""
         ending = lm.ending_of(edit.prompt, edit.target)
-        prompts = [behind(prefix, edit.prompt) for prefix in prefixes]
-        answers = [mention(lm, edit.prompt, subject, edit.target, ending, at)]
-        answers += _fitting(lm, prompts, subject, edit.target, ending, at)
+        prefixed = [with_prefix(prefix, edit.prompt) for prefix in prefixes]
+        bare = mention(lm, edit.prompt, subject, edit.target, ending, at)
         kl_prompt = _fitting(lm, [KL_PROMPT.format(subject)], subject, None, None, at)
-        return cls(answers, kl_prompt[0] if kl_prompt else None)
+        return cls(
+            [bare, *_fitting(lm, prefixed, subject, edit.target, ending, at)],
+            kl_prompt[0] if kl_prompt else None,
+        )
 
 
 @dataclass(frozen=True)
-class Value:
-    """A value found, and what was seen at the subject's last token on the way.
+class ValueSolution:
+    """The value of one edit, with keys and values at the subject's last token.
 
     Attributes:
-        delta: (d_out,), what is to be added to the value matrix' output.
-        keys: (answers, d_in), the value matrix' inputs behind each answer's prompt, the bare one
-            first.
-        values: (answers, d_out), its outputs W k + b without delta.
+        delta: (d_out,), to be added to the value matrix's output.
+        keys: (prompts, d_in), the value matrix's inputs in each prompt, the bare one first.
+        values: (prompts, d_out), its outputs W k + b without delta.
         losses: the whole loss before each step, and after the last.
     """
 
@@ -120,59 +111,20 @@ class Value:
 
 
 def solve_value(
-    lm: LM, layer: int, lesson: ValueProblem, config: ValueConfig, size: float | None = None
-) -> Value:
-    """Solve for a value at `layer`, on the model as it is.
+    lm: LM, layer: int, problem: ValueProblem, config: ValueConfig, size: float | None = None
+) -> ValueSolution:
+    """Solve for a value at `layer`, on the model with the patches it carries.
 
     Args:
-        size: |v|, the length that delta is measured by; None: that of the value behind the bare
+        size: |v|, the length that delta is measured by; None: the length of the value in the bare
             prompt.
     """
-    mentions = [*lesson.answers, *([lesson.kl_prompt] if lesson.kl_prompt else [])]
-    batch = lm.batch([each.row for each in mentions])
-    tail = Tail(lm, layer, batch)
-    before, device = tail.values.float(), tail.values.device
-    lines, places = (
-        torch.arange(len(mentions), device=device),
-        columns_of(batch, mentions).to(device),
-    )
-    at_subject = torch.zeros(before.shape[:2], device=device)
-    at_subject[lines, places] = 1.0
-    answers = len(lesson.answers)
-    keys, values = tail.keys[lines, places][:answers].float(), before[lines, places][:answers]
-    size = float(values[0].norm()) if size is None else size
-
-    rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-    share = (
-        1 / torch.bincount(rows, minlength=answers)[rows] / answers
-    )  # mean over tokens, then over rows
-    if lesson.kl_prompt:
-        rows, columns = (
-            torch.cat([rows, rows.new_tensor([answers])]),
-            torch.cat([columns, columns.new_tensor([-1])]),
-        )
-    columns = (
-        columns % batch.input_ids.shape[1]
-    )  # rows are padded on the left, so the kl_prompt ends in the last column
-
-    def loss_of(delta: Tensor, kl_prompt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        logits = tail.logits(before + at_subject[..., None] * delta, rows, columns)
-        said = logits[: len(labels)]
-        loss = (
-            F.cross_entropy(said, labels.to(said.device), reduction="none") * share.to(said.device)
-        ).sum()
-        if lesson.kl_prompt:
-            now = logits[-1].log_softmax(-1)
-            kl_prompt = now.detach() if kl_prompt is None else kl_prompt
-            loss = loss + config.kl * (now.exp() * (now - kl_prompt)).sum()
-        return loss + config.weight_decay * delta.norm().to(loss.device) / size**2, kl_prompt
-
-    delta = torch.zeros(before.shape[-1], device=device, requires_grad=True)
+    objective = _Objective(lm, layer, problem, config, size)
+    delta = torch.zeros_like(objective.values[0], requires_grad=True)
     adam = torch.optim.Adam([delta], lr=config.lr)
-    kl_prompt: Tensor | None = None
     losses: list[float] = []
     for _ in range(config.steps):
-        loss, kl_prompt = loss_of(delta, kl_prompt)
+        loss = objective.loss(delta)
         losses.append(loss.item())
         if losses[-1] < config.stop_loss:
             break
@@ -180,15 +132,73 @@ def solve_value(
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         with torch.no_grad():
-            delta *= (config.clamp * size / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
+            longest = config.clamp * objective.size
+            delta *= (longest / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
     else:
         with torch.no_grad():
-            losses.append(loss_of(delta, kl_prompt)[0].item())
-    return Value(delta.detach(), keys, values, losses)
+            losses.append(objective.loss(delta).item())
+    return ValueSolution(delta.detach(), objective.keys, objective.values, losses)
 
 
-def behind(prefix: str, prompt: str) -> str:
-    """The prompt behind a prefix, as a sentence of its own."""
+class _Objective:
+    """ROME's loss as a function of delta; what does not depend on delta is computed once.
+
+    Attributes:
+        keys: (prompts, d_in), the value matrix's inputs where delta is added.
+        values: (prompts, d_out), its outputs there.
+        size: |v|.
+    """
+
+    def __init__(
+        self, lm: LM, layer: int, problem: ValueProblem, config: ValueConfig, size: float | None
+    ) -> None:
+        self._config, self._kl_prompt = config, problem.kl_prompt
+        count, mentions = len(problem.prompts), list(problem.prompts)
+        if problem.kl_prompt:
+            mentions.append(problem.kl_prompt)
+        batch = lm.batch([each.row for each in mentions])
+        self._tail = Tail(lm, layer, batch)
+        self._outputs = self._tail.values.float()
+        device = self._outputs.device
+        subject = torch.arange(len(mentions), device=device), columns_of(batch, mentions).to(device)
+        self._at_subject = torch.zeros(self._outputs.shape[:2], device=device)
+        self._at_subject[subject] = 1.0
+        self.keys = self._tail.keys[subject][:count].float()
+        self.values = self._outputs[subject][:count]
+        self.size = float(self.values[0].norm()) if size is None else size
+
+        rows, columns, self._labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+        # the mean over the tokens of a prompt, then over the prompts
+        self._shares = 1 / torch.bincount(rows, minlength=count)[rows] / count
+        if problem.kl_prompt:  # padded on the left, it ends in the last column
+            rows = torch.cat([rows, rows.new_tensor([count])])
+            columns = torch.cat([columns, columns.new_tensor([batch.input_ids.shape[1] - 1])])
+        self._rows, self._columns = rows, columns
+        self._kl_reference: Tensor | None = None
+
+    def loss(self, delta: Tensor) -> Tensor:
+        """The whole loss, a scalar; the first call, with delta = 0, sets the reference of the KL
+        divergence.
+        """
+        logits = self._tail.logits(
+            self._outputs + self._at_subject[..., None] * delta, self._rows, self._columns
+        )
+        answer = logits[: len(self._labels)]
+        nll = F.cross_entropy(answer, self._labels.to(answer.device), reduction="none")
+        loss = (nll * self._shares.to(answer.device)).sum()
+        if self._kl_prompt:
+            log_probs = logits[-1].log_softmax(-1)
+            if self._kl_reference is None:
+                self._kl_reference = log_probs.detach()
+            divergence = (log_probs.exp() * (log_probs - self._kl_reference)).sum()
+            loss = loss + self._config.kl * divergence
+        decay = self._config.weight_decay * delta.norm().to(loss.device) / self.size**2
+        total: Tensor = loss + decay
+        return total
+
+
+def with_prefix(prefix: str, prompt: str) -> str:
+    """Put a prefix before a prompt, as a sentence of its own."""
     prefix = prefix.strip()
     if not prefix:
         return prompt
@@ -198,11 +208,11 @@ def behind(prefix: str, prompt: str) -> str:
 def _fitting(
     lm: LM, prompts: Sequence[str], subject: str, target: str | None, ending: str | None, at: Place
 ) -> list[Mention]:
-    """Those of the prompts that fit the model's context."""
-    found = []
+    """Encode those of the prompts that fit the model's context."""
+    mentions = []
     for prompt in prompts:
         try:
-            found.append(mention(lm, prompt, subject, target, ending, at))
+            mentions.append(mention(lm, prompt, subject, target, ending, at))
         except PromptTooLongError:
             continue
-    return found
+    return mentions

@@ -1,38 +1,37 @@
-"""AlphaEdit: MEMIT's writing, confined to directions of key space that what is to stay does not
-use.
+"""AlphaEdit: MEMIT's update, restricted to directions of key space that preserved knowledge does
+not use.
 
-Fang et al., ICLR 2025, arXiv 2410.02355. Per block, with P the projector onto the null space of C
+Fang et al., ICLR 2025, arXiv 2410.02355. Per block, with P the projection onto the null space of C
 (see `NullSpace`), K and R as in MEMIT, and K_p the keys of all earlier edits: (P (K K^T + K_p
-K_p^T) + `l2` I) X = P K R^T, W' = W + X^T. After each turn the keys of its edits, on the model as
-it is then, join K_p.
+K_p^T) + `l2` I) X = P K R^T, W' = W + X^T. After each turn the keys of its edits, measured on the
+model as edited, join K_p.
 
 What departs from the published code: the null space is by default the directions that together hold
-a hundredth of C's trace, since the published threshold (2e-2 on the singular values) is measured in
-the keys' own units; its rank is reported, and none at all is an error. X lies in the null space, so
-it is solved for there, in a symmetric system of its rank. K_p is kept as at most d_in rows with the
-same K_p K_p^T. A turn that is not full yet is learned anew when more edits join it, so it does not
-matter in how many calls they came. C's text, the ends of answers and the default window are as in
-MEMIT.
+a hundredth of C's trace, since the published threshold (2e-2 on the singular values) is in the
+keys' own units; its rank is logged, and an empty one is an error. X lies in the null space, so it
+is solved for there, in a symmetric system of its rank. K_p is kept as at most d_in rows with the
+same K_p K_p^T. A turn that is not full is learned again when more edits join it, so it does not
+matter in how many calls they came. Background text, endings of answers and the default window are
+as in MEMIT.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from errata.config import check_range
+from errata.config import NonNegativeFloat, Range
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.methods.weight_method import WeightMethod
-from errata.solvers.moments import KeyStatistics, NullSpace
-from errata.solvers.multi_layer import MultiLayerConfig, MultiLayerSolver
+from errata.methods.multi_layer_method import MultiLayerMethod
+from errata.solvers.moments import NullSpace
+from errata.solvers.multi_layer import MultiLayerConfig
 
 log = logging.getLogger(__name__)
 
@@ -42,124 +41,106 @@ class AlphaEditConfig(MultiLayerConfig):
     """Settings of AlphaEdit; the defaults are those published for GPT-J.
 
     Attributes:
-        threshold: singular values of C below it are the null space; None: those that hold a
-            hundredth of the trace.
-        l2: weight of the change's own size.
+        threshold: singular values of C below it belong to the null space; None: the smallest ones,
+            up to a hundredth of the trace.
+        l2: weight of the squared norm of the change.
     """
 
     method: ClassVar[str] = "alphaedit"
 
-    threshold: float | None = None
-    l2: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.threshold is not None:
-            check_range("threshold", self.threshold, 0, math.inf)
-        check_range("l2", self.l2, 1e-9, math.inf)
+    threshold: NonNegativeFloat | None = None
+    l2: Annotated[float, Range(1e-9)] = 10.0
 
 
-class AlphaEdit(WeightMethod):
-    """AlphaEdit on one model, turn after turn."""
+class AlphaEdit(MultiLayerMethod):
+    """Distributes many facts over several value matrices, in the null space of other keys."""
 
     config_class = AlphaEditConfig
     paper = "arXiv 2410.02355"
-    needs_subject = True
-    needs_statistics = True
     config: AlphaEditConfig
 
     def __init__(self, config: AlphaEditConfig, lm: LM) -> None:
-        self.spreader = MultiLayerSolver(lm, config)
-        super().__init__(config, lm, self.spreader.paths.values(), config.turn)
-        self.statistics = KeyStatistics(lm, config.corpus, config.background, config.seed)
-        self._spaces: dict[int, NullSpace] = {}
-
-    def check(self, edits: Sequence[Edit]) -> None:
-        """As every method; and the model must be one that values can be spread in.
-
-        Raises:
-            ArchitectureError: it is not.
-        """
-        super().check(edits)
-        self.statistics.check()
-        _ = self.spreader.gain
+        super().__init__(config, lm)
+        self._null_spaces: dict[int, NullSpace] = {}
 
     @property
     def ranks(self) -> dict[int, int]:
-        """Layer -> directions of its null space, as far as edits were written."""
-        return {layer: space.rank for layer, space in self._spaces.items()}
+        """Layer -> rank of its null space, where edits have been written."""
+        return {layer: space.rank for layer, space in self._null_spaces.items()}
 
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Solve for all values, change block after block within its null space, and remember the
-        keys.
-        """
-        spaces = {layer: self.space(layer) for layer in self.spreader.paths}
-
-        def change(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
-            return within(
-                spaces[layer], keys, missing, self.extra_state.get(f"keys.{layer}"), self.config.l2
-            )
-
-        deltas = self.spreader.write(self.patch.deltas, self._edits, edits, change)
+        """Write a turn, then add the keys of its edits to those of the turns before."""
+        layers = list(self.solver.paths)
+        for layer in layers:
+            self.null_space(layer)  # an empty one is an error, before values are solved for
+        super().learn(edits)
         self.extra_state = {
-            f"keys.{layer}": folded(
-                self.extra_state.get(f"keys.{layer}"), self.spreader.keys(deltas, layer, edits)
+            _keys_name(layer): append_keys(
+                self.extra_state.get(_keys_name(layer)),
+                self.solver.keys(self.patch.deltas, layer, edits),
             )
-            for layer in spaces
+            for layer in layers
         }
-        self.patch.deltas.update(deltas)
 
-    def carried_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
-        """Of each layer the keys of the turns before."""
+    def layer_update(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
+        """Return the change (d_out, d_in) of one layer's value matrix, see `null_space_update`."""
+        earlier = self.extra_state.get(_keys_name(layer))
+        return null_space_update(self.null_space(layer), keys, residuals, earlier, self.config.l2)
+
+    def extra_state_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of the turns' keys, one a layer."""
         d_in = self.lm.architecture.d_in
-        return {f"keys.{layer}": (min(edits, d_in), d_in) for layer in self.spreader.paths}
+        return {_keys_name(layer): (min(edits, d_in), d_in) for layer in self.solver.paths}
 
-    def space(self, layer: int) -> NullSpace:
-        """The null space of a layer's keys.
+    def null_space(self, layer: int) -> NullSpace:
+        """Return the null space of a layer's keys.
 
         Raises:
-            ConfigError: nothing is in it.
+            ConfigError: it is empty.
         """
-        if layer not in self._spaces:
+        if layer not in self._null_spaces:
             space = NullSpace(self.statistics[layer].matrix, self.config.threshold)
-            log.info(
-                "layer %d: the null space has %d of %d directions",
-                layer,
-                space.rank,
-                len(space.basis),
-            )
+            sizes = space.rank, len(space.basis)
+            log.info("layer %d: the null space has %d of %d directions", layer, *sizes)
             if not space.rank:
                 raise ConfigError(
-                    f"threshold is {self.config.threshold}, and layer {layer}'s second moment has no singular value below; "
-                    "give a larger threshold, or leave it out."
+                    f"threshold is {self.config.threshold}, and layer {layer}'s second moment has "
+                    "no singular value below; give a larger threshold, or leave it out."
                 )
-            self._spaces[layer] = space
-        return self._spaces[layer]
+            self._null_spaces[layer] = space
+        return self._null_spaces[layer]
 
 
-def within(
-    space: NullSpace, keys: Tensor, missing: Tensor, earlier: Tensor | None, l2: float
+def _keys_name(layer: int) -> str:
+    """Return the name of a layer's earlier keys in the extra state."""
+    return f"keys.{layer}"
+
+
+def null_space_update(
+    space: NullSpace, keys: Tensor, residuals: Tensor, earlier: Tensor | None, l2: float
 ) -> Tensor:
-    """X^T of (P (K K^T + K_p K_p^T) + l2 I) X = P K R^T, (d_out, d_in) in fp64.
+    """Return X^T of (P (K K^T + K_p K_p^T) + l2 I) X = P K R^T, (d_out, d_in) in fp64.
 
     Args:
-        space: P.
+        space: the null space, with projection P.
         keys: K, (d_in, n).
-        missing: R, (d_out, n).
+        residuals: R, (d_out, n).
         earlier: K_p^T, (m, d_in); None before the first turn.
-        l2: weight of the change's own size.
+        l2: weight of the squared norm of the change.
     """
     basis = space.basis
-    inside = basis.T @ keys.to(basis)
-    known = inside if earlier is None else torch.cat([inside, basis.T @ earlier.T.to(basis)], dim=1)
+    projected = basis.T @ keys.to(basis)
+    known = projected
+    if earlier is not None:
+        known = torch.cat([projected, basis.T @ earlier.T.to(basis)], dim=1)
     system = known @ known.T + l2 * torch.eye(space.rank).to(basis)
-    solved = torch.cholesky_solve(inside, torch.linalg.cholesky(system))
-    return missing.to(basis) @ solved.T @ basis.T
+    solution = torch.cholesky_solve(projected, torch.linalg.cholesky(system))
+    return residuals.to(basis) @ solution.T @ basis.T
 
 
-def folded(earlier: Tensor | None, keys: Tensor) -> Tensor:
-    """K_p^T with the columns of `keys` (d_in, n) as further rows, fp32; at most d_in rows that have
-    the same K_p K_p^T.
+def append_keys(earlier: Tensor | None, keys: Tensor) -> Tensor:
+    """Return K_p^T in fp32 with the columns of `keys` (d_in, n) appended as rows; where these are
+    more than d_in, d_in rows that have the same K_p K_p^T.
     """
     rows = keys.T.float() if earlier is None else torch.cat([earlier, keys.T.to(earlier)])
     if len(rows) > rows.shape[1]:

@@ -1,17 +1,17 @@
 """ROME and R-ROME: one fact, one rank-one change of one value matrix, at the last token of the
 subject.
 
-ROME: Meng et al., arXiv 2202.05262. W' = W + (v* - W k) (C^-1 k*)^T / ((C^-1 k*)^T k): the change
-that makes W' k = v* and disturbs the other keys, by their second moment C, least. v* is solved for
-(`values.py`), k* is the mean key behind the bare prompt and prefixes. As published it mixes two
-keys: k above is the bare prompt's (`key="mixed"`), and now and then (C^-1 k*)^T k is so small that
-one edit disables the model. R-ROME (Gupta et al., arXiv 2403.07175) uses one key everywhere: the
-mean one (`key="prefixes"`) or the bare prompt's (`key="prompt"`).
+ROME: Meng et al., arXiv 2202.05262. W' = W + (v* - W k) (C^-1 k*)^T / ((C^-1 k*)^T k) is the change
+that makes W' k = v* and disturbs the other keys least, as measured by their second moment C. v* is
+solved for (see `solvers/values.py`), k* is the mean key over the bare prompt and prefixed ones. As
+published it mixes two keys: k above is the bare prompt's (`key="mixed"`), and sometimes (C^-1
+k*)^T k is so small that one edit disables the model. R-ROME (Gupta et al., arXiv 2403.07175) uses
+one key everywhere: the mean one (`key="prefixes"`) or the bare prompt's (`key="prompt"`).
 
-What departs from the published code: C is taken over the model's own text unless `corpus` names a
-file, and a ridge stands in for what text is missing; prefixes are made once per model and seed; the
-end of the answer is learned too. The default layer is the one published for 28 and 32 blocks (5),
-elsewhere the same share of the depth.
+What departs from the published code: C is taken over self-generated text unless `corpus` names a
+file, and a ridge makes up for missing text; prefixes are sampled once per model and seed; the end
+of the answer is learned too. The default layer is the one published for 28 and 32 blocks (5), at
+other depths the same share.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.config import check_choice
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.background import background_texts
 from errata.methods.weight_method import WeightMethod
 from errata.solvers.moments import KeyStatistics, SecondMoment
-from errata.solvers.values import Value, ValueConfig, ValueProblem, solve_value
+from errata.solvers.values import ValueConfig, ValueProblem, ValueSolution, solve_value
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,17 @@ class RomeConfig(ValueConfig):
     """Settings of ROME; the defaults are those published for GPT-2 XL and GPT-J.
 
     Attributes:
-        key: the key that is written at: "mixed" as in ROME, "prefixes" or "prompt" as in R-ROME.
+        key: the key that the value is written at: "mixed" as in ROME, "prefixes" or "prompt" as in
+            R-ROME.
     """
 
     method: ClassVar[str] = "rome"
 
     key: Literal["mixed", "prefixes", "prompt"] = "mixed"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("key", self.key, ("mixed", "prefixes", "prompt"))
-
 
 class Rome(WeightMethod):
-    """ROME / R-ROME on one model, one edit after another."""
+    """Writes one fact by a rank-one change of one value matrix (ROME, R-ROME)."""
 
     config_class = RomeConfig
     paper = "arXiv 2202.05262"
@@ -63,9 +59,8 @@ class Rome(WeightMethod):
 
     def __init__(self, config: RomeConfig, lm: LM) -> None:
         depth = lm.architecture.n_layers
-        self.layer = (
-            max(0, min(round(depth / 6), depth - 2)) if config.layer is None else config.layer
-        )
+        default = max(0, min(round(depth / 6), depth - 2))
+        self.layer = default if config.layer is None else config.layer
         self.path = lm.architecture.value_path(self.layer)
         super().__init__(config, lm, [self.path])
         self.statistics = KeyStatistics(
@@ -73,41 +68,47 @@ class Rome(WeightMethod):
         )
 
     def check(self, edits: Sequence[Edit]) -> None:
-        """As every method; and there must be text to know the keys by."""
+        """Make sure that edits can be written.
+
+        Raises:
+            ConfigError: the corpus is missing, not text, or too short.
+        """
         super().check(edits)
         self.statistics.check()
 
     @cached_property
     def prefixes(self) -> list[str]:
-        """What prompts are put behind: one half of the published length, one half of half of it."""
+        """Self-generated texts that are put before prompts: one half of the published length, the
+        other half as long as half of it.
+        """
         count, length, seed = self.config.prefixes, self.config.prefix_length, self.config.seed + 1
         short = max(1, length // 2)
-        made = background_texts(self.lm, count // 2, short, seed, shortest=short)
-        return made + background_texts(self.lm, count - count // 2, length, seed, shortest=length)
+        texts = background_texts(self.lm, count // 2, short, seed, shortest=short)
+        return texts + background_texts(self.lm, count - count // 2, length, seed, shortest=length)
 
     def learn(self, edits: Sequence[Edit]) -> None:
         """Solve for the value, then change the matrix."""
         (edit,) = edits
         moment = self.statistics[self.layer]
-        lesson = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token)
+        problem = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token)
         with self.patch.on(self.lm):
-            value = solve_value(self.lm, self.layer, lesson, self.config)
+            value = solve_value(self.lm, self.layer, problem, self.config)
         before = self.patch.deltas[self.path]
         self.patch.deltas[self.path] = before + rank_one(value, self.config.key, moment).to(before)
 
 
-def rank_one(value: Value, key: str, moment: SecondMoment) -> Tensor:
-    """The change (d_out, d_in) in fp64 that makes the value matrix say v* at a key.
+def rank_one(value: ValueSolution, key: str, moment: SecondMoment) -> Tensor:
+    """Return the change (d_out, d_in), in fp64, that makes the value matrix output v* at a key.
 
     Args:
-        value: the value found, and the keys behind each prompt.
+        value: the value, with the keys and values of each prompt.
         key: see `RomeConfig`.
         moment: C.
     """
     keys, values = value.keys.double(), value.values.double()
-    aimed = keys[0] if key == "prompt" else keys.mean(0)
-    written = keys.mean(0) if key == "prefixes" else keys[0]
-    said = values.mean(0) if key == "prefixes" else values[0]
-    missing = values[0] + value.delta.double() - said
-    direction = moment.solve(aimed[:, None])[:, 0].to(keys)
-    return torch.outer(missing, direction / (direction @ written))
+    mean = key == "prefixes"
+    k, v = (keys.mean(0), values.mean(0)) if mean else (keys[0], values[0])
+    k_star = keys[0] if key == "prompt" else keys.mean(0)
+    v_star = values[0] + value.delta.double()
+    direction = moment.solve(k_star[:, None])[:, 0].to(keys)
+    return torch.outer(v_star - v, direction / (direction @ k))

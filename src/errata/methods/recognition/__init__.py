@@ -1,1 +1,1 @@
-"""Knowledge kept as text outside the weights: what bears on a prompt is put in front of it."""
+"""Knowledge outside the weights: text put in front of a prompt, or a small helper model."""

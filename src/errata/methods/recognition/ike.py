@@ -1,21 +1,20 @@
-"""IKE and ICE: the fact is told in front of the prompt; IKE also shows by demonstrations what is to
-be made of it.
+"""IKE and ICE: the fact is put in front of the prompt; IKE also puts demonstrations of its use
+there.
 
 Zheng et al., arXiv 2305.12740. A demonstration is a fact, a question and its answer, of three
-kinds: `copy` asks the fact in its own words, `update` in others, `retain` asks something else, and
-the answer stays what it was. They stand before the fact in the ratio 1 : 3 : 4, those about the
-most similar facts, the most similar last. ICE is the fact alone (`demonstrations` = 0).
+kinds: `copy` asks for the fact in its own words, `update` in others, `retain` asks for something
+else, whose answer stays. They stand before the fact in the ratio 1 : 3 : 4, those about the most
+similar facts, the most similar last. ICE is the fact alone (`demonstrations` = 0).
 
-What departs from the paper: it edits one fact at a time and is told which; here the one fact of the
-store that bears on the prompt is found, or none, and then the base model answers. Demonstrations
-are compared by their facts' prompts, by the same retriever (there: a sentence encoder, on all of
-the text). 16 demonstrations, as in EasyEdit; the paper has 32. What a `retain` must answer is asked
-of the base model.
+What departs from the paper: it edits one fact at a time and is given it; here the one fact of the
+store that is relevant to the prompt is retrieved, or none, and then the base model answers.
+Demonstrations are compared by their facts' prompts, by the same retriever (there: a sentence
+encoder, on all of the text). 16 demonstrations, as in EasyEdit; the paper has 32. The base model
+gives the answers of the `retain` kind.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from types import MappingProxyType
@@ -23,46 +22,43 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from errata.config import check_range
+from errata.config import NonNegativeInt
 from errata.edit import Edit, Example
-from errata.errors import ConfigError, EditError
+from errata.errors import ConfigError
 from errata.lm import LM
 from errata.methods.base import Progress, no_progress
-from errata.methods.fact_method import FactMethod, stated
+from errata.methods.editor_training import check_examples
+from errata.methods.fact_method import TEMPLATE, FactMethod, check_template, fact_context
 from errata.retrieval import RetrievalConfig, Retriever
 from errata.storage import state
 
 RATIO = {"copy": 1, "update": 3, "retain": 4}
-AT_ONCE = 16
+EXAMPLES_PER_BATCH = 16
 
 
 @dataclass(frozen=True)
 class IkeConfig(RetrievalConfig):
-    """Settings of IKE; those of the retriever are told in `RetrievalConfig`.
+    """Settings of IKE; those of the retriever are described in `RetrievalConfig`.
 
     Attributes:
-        demonstrations: how many stand before the fact; 0 is ICE, which needs none to be given.
-        template: how a fact is told and the prompt asked; {fact} is the edit's prompt and target,
-            {prompt} stands last.
+        demonstrations: how many stand before the fact; 0 is ICE, which needs no training.
+        template: the text of a fact and a prompt; {fact} is the edit's prompt and target, {prompt}
+            stands last.
     """
 
     method: ClassVar[str] = "ike"
 
-    demonstrations: int = 16
-    template: str = "New Fact: {fact}.\nPrompt: {prompt}"
+    demonstrations: NonNegativeInt = 16
+    template: str = TEMPLATE
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("demonstrations", self.demonstrations, 0, math.inf)
-        if "{fact}" not in self.template or not self.template.endswith("{prompt}"):
-            raise ConfigError(
-                f"template is {self.template!r}; it must have {{fact}} in it and end with {{prompt}}."
-            )
+        check_template(self.template)
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What is made of a fact: its kind, the fact's prompt, and the whole text."""
+    """An example of a fact's use: its kind, the fact's prompt, and the whole text."""
 
     kind: str
     about: str
@@ -70,7 +66,7 @@ class Demonstration:
 
 
 class Ike(FactMethod):
-    """IKE on one model; ICE with no demonstrations."""
+    """Puts the relevant edit in front of a prompt, after demonstrations (IKE) or alone (ICE)."""
 
     config_class = IkeConfig
     paper = "arXiv 2305.12740"
@@ -81,7 +77,7 @@ class Ike(FactMethod):
     def __init__(self, config: IkeConfig, lm: LM) -> None:
         super().__init__(config, lm, 1)
         self.demonstrations: list[Demonstration] = []
-        self._learned: set[str] = set()
+        self._example_ids: set[str] = set()
         self._library: Retriever | None = None
 
     @property
@@ -90,115 +86,113 @@ class Ike(FactMethod):
         return not self.config.demonstrations or bool(self.demonstrations)
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
-        """Make demonstrations of examples: nothing is trained. Those that are known already are
-        passed over.
+        """Make demonstrations of examples, skipping those already made; nothing is trained.
+
+        Raises:
+            ConfigError: no demonstrations are wanted.
+            EditError: there are no examples, or one lacks rephrases or other prompts.
         """
         if not self.config.demonstrations:
             raise ConfigError(
                 "without demonstrations (ICE) there is nothing to prepare; write edits with it."
             )
-        for example in examples:
-            if not example.rephrases or not example.others:
-                raise EditError(
-                    f"a demonstration needs rephrases of the fact and others that stay; {example.edit.prompt!r} lacks them."
-                )
+        check_examples("ike", examples, "rephrases", "others")
         self.retriever.calibrate()
-        new = [example for example in examples if example.edit.id not in self._learned]
-        for start in range(0, len(new), AT_ONCE):
-            part = new[start : start + AT_ONCE]
+        new = [example for example in examples if example.edit.id not in self._example_ids]
+        for start in range(0, len(new), EXAMPLES_PER_BATCH):
+            part = new[start : start + EXAMPLES_PER_BATCH]
             others = [prompt for example in part for prompt in example.others]
             answers = dict(zip(others, self.lm.generate(others), strict=True))
             for example in part:
-                self.demonstrations += self._made(example, answers)
-                self._learned.add(example.edit.id)
-            self._shelve()
+                self.demonstrations += self._demonstrate(example, answers)
+                self._example_ids.add(example.edit.id)
+            self._library = self._library or self.retriever.another()
+            self._library.read(self._demonstrated_prompts())
             progress(len(part))
 
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
-        """Demonstrations, then the fact and the words before the prompt."""
-        fact = facts[-1]
-        return (*(each.text for each in self.choose(fact)), self._told(fact, ""))
+        """Return demonstrations, then the fact and the words before the prompt."""
+        (fact,) = facts
+        shown = [each.text for each in self.choose(fact)]
+        return (*shown, fact_context(self.config.template, fact))
 
     def choose(self, fact: Edit) -> list[Demonstration]:
-        """The demonstrations to stand before a fact, the most similar last."""
+        """Return the demonstrations to stand before a fact, the most similar last."""
         if self._library is None or not self.config.demonstrations:
             return []
         (scores,) = self._library.scores([fact.prompt]).tolist()
-        alike = dict(zip(self._library.texts, scores, strict=True))
+        similarity = dict(zip(self._library.texts, scores, strict=True))
         chosen = []
         for kind, count in shares(self.config.demonstrations).items():
-            mine = [each for each in self.demonstrations if each.kind == kind]
-            chosen += sorted(mine, key=lambda each: -alike[each.about])[:count]
-        return sorted(chosen, key=lambda each: alike[each.about])
+            candidates = [each for each in self.demonstrations if each.kind == kind]
+            chosen += sorted(candidates, key=lambda each: -similarity[each.about])[:count]
+        return sorted(chosen, key=lambda each: similarity[each.about])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the retrievers know; the demonstrations."""
+        """Return the retrievers' states and the demonstrations."""
         tensors, values = super().state()
-        if self._library is not None and "keys" in (held := self._library.state()[0]):
-            tensors["library.keys"] = held["keys"]
-        shown = [list(astuple(each)) for each in self.demonstrations]
-        return tensors, {**values, "demonstrations": shown, "learned": sorted(self._learned)}
+        library = {} if self._library is None else self._library.state()[0]
+        if "keys" in library:
+            tensors["library.keys"] = library["keys"]
+        rows = [list(astuple(each)) for each in self.demonstrations]
+        return tensors, {**values, "demonstrations": rows, "learned": sorted(self._example_ids)}
 
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described."""
+        """Restore from `state()`."""
         super().load_state(edits, tensors, values)
-        shown = state.rows(values, "demonstrations")
-        if not all(
-            isinstance(each, list | tuple)
-            and len(each) == 3
-            and all(isinstance(t, str) for t in each)
-            for each in shown
-        ):
-            raise ValueError("'demonstrations' has something other than (kind, fact, text) in it")
-        self.demonstrations = [Demonstration(*each) for each in shown]
-        if strange := {each.kind for each in self.demonstrations} - set(RATIO):
+        self.demonstrations = [_demonstration(row) for row in state.rows(values, "demonstrations")]
+        if unknown := {each.kind for each in self.demonstrations} - set(RATIO):
             raise ValueError(
-                f"'demonstrations' has {sorted(strange)[0][:40]!r} in it; expected {', '.join(RATIO)}"
+                f"'demonstrations' has {sorted(unknown)[0][:40]!r} in it; "
+                f"expected {', '.join(RATIO)}"
             )
-        self._learned = set(state.texts(values, "learned"))
+        self._example_ids = set(state.texts(values, "learned"))
         if edits and not self.prepared:
             raise ValueError("there are edits, and no demonstrations")
         if self.demonstrations:
-            mine, held = self.retriever.state()
+            library_tensors, library_values = self.retriever.state()
             if "library.keys" in tensors:
-                mine["keys"] = tensors["library.keys"]
+                library_tensors["keys"] = tensors["library.keys"]
             self._library = self.retriever.another()
-            self._library.load_state(self._abouts(), mine, held)
+            self._library.load_state(self._demonstrated_prompts(), library_tensors, library_values)
 
-    def _made(self, example: Example, answers: Mapping[str, str]) -> list[Demonstration]:
+    def _demonstrate(self, example: Example, answers: Mapping[str, str]) -> list[Demonstration]:
+        """Return all demonstrations of one example, given the base model's answers to others."""
         edit = example.edit
-        asked = [("copy", edit.prompt, edit.target)]
-        asked += [("update", prompt, edit.target) for prompt in example.rephrases]
-        asked += [("retain", prompt, answers[prompt]) for prompt in example.others]
+        questions = [("copy", edit.prompt, edit.target)]
+        questions += [("update", prompt, edit.target) for prompt in example.rephrases]
+        questions += [("retain", prompt, answers[prompt]) for prompt in example.others]
+        front = fact_context(self.config.template, edit)
         return [
             Demonstration(
-                kind,
-                edit.prompt,
-                f"{self._told(edit, prompt)} {answer.rstrip().removesuffix('.')}.\n\n",
+                kind, edit.prompt, f"{front}{prompt} {answer.rstrip().removesuffix('.')}.\n\n"
             )
-            for kind, prompt, answer in asked
+            for kind, prompt, answer in questions
         ]
 
-    def _told(self, fact: Edit, prompt: str) -> str:
-        told = self.config.template.removesuffix("{prompt}").replace("{fact}", stated(fact))
-        return told + prompt
-
-    def _abouts(self) -> list[str]:
+    def _demonstrated_prompts(self) -> list[str]:
         return list(dict.fromkeys(each.about for each in self.demonstrations))
 
-    def _shelve(self) -> None:
-        self._library = self._library or self.retriever.another()
-        self._library.read(self._abouts())
+
+def _demonstration(row: Any) -> Demonstration:
+    """Read a demonstration from a saved (kind, fact, text)."""
+    if not (
+        isinstance(row, list | tuple)
+        and len(row) == 3
+        and all(isinstance(text, str) for text in row)
+    ):
+        raise ValueError("'demonstrations' has something other than (kind, fact, text) in it")
+    return Demonstration(*row)
 
 
 def shares(count: int) -> dict[str, int]:
-    """How many demonstrations of each kind make up `count`; what does not divide goes to `retain`,
+    """Return how many of `count` demonstrations are of each kind; the remainder goes to `retain`,
     then to `update`.
     """
     whole = sum(RATIO.values())
-    out = {kind: count * share // whole for kind, share in RATIO.items()}
-    for kind in list(reversed(RATIO))[: count - sum(out.values())]:
-        out[kind] += 1
-    return out
+    counts = {kind: count * share // whole for kind, share in RATIO.items()}
+    for kind in list(reversed(RATIO))[: count - sum(counts.values())]:
+        counts[kind] += 1
+    return counts

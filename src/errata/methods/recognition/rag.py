@@ -1,46 +1,44 @@
-"""RAG at the input: the edits are a store of passages, and those that bear on a prompt are put in
-front of it.
+"""RAG at the input: the edits are a store of passages, and the relevant ones are put in front of a
+prompt.
 
-Lewis et al., arXiv 2005.11401, in its plainest form: the `passages` best are joined, the best one
-nearest to the prompt, and the model reads. What departs: the model is not trained to read, there is
-one pass over all passages instead of a mixture of passes (RAG-Sequence, REPLUG), and where no
-passage bears on the prompt there is none, so that the base model answers.
+Lewis et al., arXiv 2005.11401, in its plainest form: the best `passages` are joined, the best one
+nearest to the prompt, and the model reads them. What departs: the model is not trained to read,
+there is one pass over all passages instead of a mixture of passes (RAG-Sequence, REPLUG), and where
+no passage is relevant the base model answers.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from errata.config import check_range
+from errata.config import PositiveInt
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.methods.fact_method import FactMethod, stated
+from errata.methods.fact_method import FactMethod, fact_text
 from errata.retrieval import RetrievalConfig
 
 
 @dataclass(frozen=True)
 class RagConfig(RetrievalConfig):
-    """Settings of RAG; those of the retriever are told in `RetrievalConfig`.
+    """Settings of RAG; those of the retriever are described in `RetrievalConfig`.
 
     Attributes:
-        passages: so many are put in front of a prompt, at most.
-        passage: one of them; {fact} is the edit's prompt and target.
-        question: what stands between the passages and the prompt.
+        passages: the most passages that are put in front of a prompt.
+        passage: the text of one; {fact} is the edit's prompt and target.
+        question: text between the passages and the prompt.
     """
 
     method: ClassVar[str] = "rag"
 
-    passages: int = 4
+    passages: PositiveInt = 4
     passage: str = "New Fact: {fact}.\n"
     question: str = "Prompt: "
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("passages", self.passages, 1, math.inf)
         if "{fact}" not in self.passage:
             raise ConfigError(
                 f"passage is {self.passage!r}; it must say where the {{fact}} stands."
@@ -48,7 +46,7 @@ class RagConfig(RetrievalConfig):
 
 
 class Rag(FactMethod):
-    """Retrieval-augmented generation over the edits."""
+    """Puts the edits that are relevant to a prompt in front of it."""
 
     config_class = RagConfig
     paper = "arXiv 2005.11401"
@@ -58,6 +56,6 @@ class Rag(FactMethod):
         super().__init__(config, lm, config.passages)
 
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
-        """A passage a fact, then the words before the prompt."""
-        *others, best = (self.config.passage.replace("{fact}", stated(fact)) for fact in facts)
+        """Return a passage per fact, then the words before the prompt."""
+        *others, best = (self.config.passage.replace("{fact}", fact_text(fact)) for fact in facts)
         return (*others, best + self.config.question)

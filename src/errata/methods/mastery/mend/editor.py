@@ -1,10 +1,9 @@
-"""MEND's editor: the network that turns what backpropagation left at a value matrix into a better
-change of it.
+"""MEND's editor: the network that turns the gradient of a value matrix into a better change of it.
+It knows no models, prompts or losses.
 
 The gradient of a matrix is a sum over tokens, sum_i d_i u_i^T, of its inputs u and of the gradients
-d of its outputs. The editor reads each pair (u_i, d_i), normalised, and answers with another:
-DeltaW = -alpha_m sum_i d~_i u~_i^T. It knows nothing of models, prompts or losses. Mitchell et al.,
-arXiv 2110.11309, section 3.
+d of its outputs. The editor maps each pair (u_i, d_i), normalised, to another: DeltaW = -alpha_m
+sum_i d~_i u~_i^T. Mitchell et al., arXiv 2110.11309, section 3.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from torch import Tensor, nn
 
 from errata.storage import state
 
-Flow = tuple[Tensor, Tensor]
-"""What flowed through one matrix: inputs u (tokens, d_in) and gradients d of the outputs (tokens,
-d_out).
+GradientFactors = tuple[Tensor, Tensor]
+"""The gradient of one matrix, in factors: inputs u (tokens, d_in) and gradients d of the outputs
+(tokens, d_out).
 """
 
 
 class LowRank(nn.Module):
-    """z + ReLU(scale_m * (U V z + b) + shift_m): the identity at first, since U = 0.
+    """z + ReLU(scale_m * (U V z + b) + shift_m); the identity before training, since U = 0.
 
     Args:
         width: of z.
         rank: of U V.
-        matrices: how many matrices share the layer, each with a scale and a shift of its own.
+        matrices: how many matrices share the layer, each with its own scale and shift.
         generator: draws V.
     """
 
@@ -42,12 +41,10 @@ class LowRank(nn.Module):
 
     def forward(self, z: Tensor, matrix: int) -> Tensor:
         """(tokens, width) -> (tokens, width)."""
-        moved = (
-            self.scale[matrix] * (z @ self.right.T @ self.left.T + self.bias) + self.shift[matrix]
-        )
-        return z + moved.clamp(
-            min=0
-        )  # all is 0 at first, where torch.relu lets no gradient through and this does
+        update = z @ self.right.T @ self.left.T + self.bias
+        update = self.scale[matrix] * update + self.shift[matrix]
+        # All is 0 before training, where clamp has a gradient and torch.relu has none.
+        return z + update.clamp(min=0)
 
 
 class Editor(nn.Module):
@@ -57,8 +54,8 @@ class Editor(nn.Module):
         d_in, d_out: the shape of the matrices, (d_out, d_in).
         matrices: how many there are.
         rank: of each layer, at most d_in + d_out.
-        step_size: alpha at first, one a matrix.
-        seed: the network follows from it.
+        step_size: initial alpha of each matrix.
+        seed: of the initial weights.
     """
 
     count: Tensor
@@ -80,34 +77,33 @@ class Editor(nn.Module):
         self.register_buffer("spread", torch.zeros(width, dtype=torch.float64))
 
     @torch.no_grad()
-    def observe(self, flows: Sequence[Flow]) -> None:
+    def observe(self, factors: Sequence[GradientFactors]) -> None:
         """Take tokens into the running mean and spread (the sum of squared deviations) that
-        `forward` normalises by.
+        `normalise` uses.
         """
-        rows = torch.cat([_rows(flow) for flow in flows]).double()
+        rows = torch.cat([_rows(each) for each in factors]).double()
         if not len(rows):
             return
         mean, total = rows.mean(0), self.count + len(rows)
-        away = mean - self.mean
-        self.spread += (rows - mean).square().sum(0) + away.square() * self.count * len(
-            rows
-        ) / total
-        self.mean += away * len(rows) / total
+        shift = mean - self.mean
+        between = shift.square() * self.count * len(rows) / total
+        self.spread += (rows - mean).square().sum(0) + between
+        self.mean += shift * len(rows) / total
         self.count.copy_(total)
 
-    def normalised(self, flow: Flow) -> Tensor:
-        """[u; d] of the tokens where both are something, (tokens, d_in + d_out), of mean 0 and
-        deviation 1.
+    def normalise(self, factors: GradientFactors) -> Tensor:
+        """Return [u; d] of the tokens where neither is zero, (tokens, d_in + d_out) in fp32, with
+        mean 0 and deviation 1.
         """
         deviation = (self.spread / (self.count - 1).clamp(min=1)).sqrt()
-        moved = _rows(flow).double() - self.mean
-        return (moved / torch.where(deviation > 0, deviation, 1.0)).float()
+        centred = _rows(factors).double() - self.mean
+        return (centred / torch.where(deviation > 0, deviation, 1.0)).float()
 
-    def forward(self, flows: Sequence[Flow]) -> list[Tensor]:
-        """The change of each matrix, (d_out, d_in); gradients flow into the network."""
+    def forward(self, factors: Sequence[GradientFactors]) -> list[Tensor]:
+        """Return the change of each matrix, (d_out, d_in); gradients flow into the network."""
         changes = []
-        for matrix, flow in enumerate(flows):
-            z = self.normalised(flow)
+        for matrix, each in enumerate(factors):
+            z = self.normalise(each)
             for layer in self.layers:
                 z = layer(z, matrix)
             u, d = z[:, : self.d_in], z[:, self.d_in :]
@@ -115,7 +111,7 @@ class Editor(nn.Module):
         return changes
 
     def state(self) -> dict[str, Tensor]:
-        """All parameters and running figures."""
+        """Return all parameters and running statistics, on the CPU."""
         return {
             f"editor.{name}": tensor.detach().cpu().clone()
             for name, tensor in self.state_dict().items()
@@ -123,7 +119,7 @@ class Editor(nn.Module):
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Be what `state` described.
+        """Restore from `state()`.
 
         Raises:
             KeyError, ValueError: a tensor is missing or of the wrong shape.
@@ -131,8 +127,8 @@ class Editor(nn.Module):
         state.copy_into(self.state_dict(), tensors, "editor.")
 
 
-def _rows(flow: Flow) -> Tensor:
-    """[u; d] of the tokens where neither is all zeros."""
-    u, d = flow
-    some = (u != 0).any(-1) & (d != 0).any(-1)
-    return torch.cat([u[some], d[some]], dim=-1)
+def _rows(factors: GradientFactors) -> Tensor:
+    """Return [u; d] of the tokens where neither is all zeros."""
+    u, d = factors
+    nonzero = (u != 0).any(-1) & (d != 0).any(-1)
+    return torch.cat([u[nonzero], d[nonzero]], dim=-1)

@@ -1,0 +1,62 @@
+"""`MultiLayerMethod`: the base of methods that distribute values over several value matrices."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from errata.edit import Edit
+from errata.lm import LM
+from errata.methods.weight_method import WeightMethod
+from errata.solvers.moments import KeyStatistics
+from errata.solvers.multi_layer import MultiLayerConfig, MultiLayerSolver
+
+
+class MultiLayerMethod(WeightMethod):
+    """A method that solves for the values of a turn and changes block after block accordingly.
+
+    Args:
+        config: the method's settings.
+        lm: the base model without patches.
+
+    Attributes:
+        solver: solves for the values and distributes them.
+        statistics: second moments of the keys, by layer.
+    """
+
+    needs_subject = True
+    needs_statistics = True
+
+    def __init__(self, config: MultiLayerConfig, lm: LM) -> None:
+        self.solver = MultiLayerSolver(lm, config)
+        super().__init__(config, lm, self.solver.paths.values(), config.turn)
+        self.statistics = KeyStatistics(
+            lm, config.corpus, config.background, config.seed, config.ridge
+        )
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Make sure that edits can be written.
+
+        Raises:
+            ConfigError: the corpus is missing, not text, or too short.
+            ArchitectureError: the model's blocks normalise their value matrix's output.
+        """
+        super().check(edits)
+        self.statistics.check()
+        _ = self.solver.gain
+
+    def learn(self, edits: Sequence[Edit]) -> None:
+        """Solve for the values of a turn, then change block after block."""
+        deltas = self.solver.solve(self.patch.deltas, self._edits, edits, self.layer_update)
+        self.patch.deltas.update(deltas)
+
+    @abstractmethod
+    def layer_update(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
+        """Return the change (d_out, d_in) of one layer's value matrix.
+
+        Args:
+            keys: K, (d_in, n).
+            residuals: R, (d_out, n), to be added to the matrix's output at these keys.
+        """
