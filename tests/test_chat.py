@@ -17,7 +17,7 @@ from errata.lm import LM
 from errata.lm.chat import ChatTemplate
 from errata.methods.recognition.rag import RagConfig
 from errata.patches.context import ContextPatch
-from errata.patches.turns import question_mask
+from errata.patches.question import question_mask
 
 EACH = "{% for m in messages %}"
 END = "{% endfor %}"
@@ -167,7 +167,7 @@ def test_a_fact_is_told_inside_the_last_turn(shape):
     patch = ContextPatch(lambda prompts: [("Be brief. ",)] * len(prompts), room=4)
     patch.install(lm)
     ids = tuple(written(lm.tokenizer, *TALK, parts=needs_parts(shape)))
-    seen = [lm.tokenizer.decode(list(row)) for row in patch.reads(lm, [ids])]
+    seen = [lm.tokenizer.decode(list(row)) for row in patch.with_contexts(lm, [ids])]
     assert seen == [lm.tokenizer.decode(list(ids)).replace(QUESTION, "Be brief. " + QUESTION)]
 
 

@@ -1,20 +1,16 @@
 """`EditModel`: a base model, its patch, and the list of edits in it.
 
-It adds to `PatchedModel` the verbs that write, ask, explain, undo and save edits; how edits become
-a patch is the method's, and the files are `saving`'s.
+It adds to `PatchedModel` the verbs that write, ask, explain and undo edits. How edits become a
+patch is up to the method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, get_args, overload
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import PushToHubMixin
+from transformers import PreTrainedModel
 
-from errata import saving
 from errata.arguments import listed
 from errata.config import check_choice
 from errata.edit import Edit, Example, same_answer, stamped
@@ -22,7 +18,6 @@ from errata.errors import ConfigError, EditError
 from errata.lm import Score
 from errata.lm.architecture import add_to_weight
 from errata.lm.endings import ANSWER_LENGTH, special_token_in, special_tokens
-from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
 from errata.model.patched import PatchedModel
 from errata.patches.context import leaving_room
@@ -34,10 +29,9 @@ from errata.report import (
     conflict_error,
     older_kept,
 )
-from errata.storage.locking import WAIT
 
 
-class EditModel(PatchedModel, PushToHubMixin):  # type: ignore[misc]
+class EditModel(PatchedModel):
     """A language model with edits: an `nn.Module` around a base model of transformers.
 
     The base model is put into evaluation mode and its parameters are frozen, for good. An attribute
@@ -270,6 +264,23 @@ class EditModel(PatchedModel, PushToHubMixin):  # type: ignore[misc]
             self._check_enabled("undo")
             self.method.undo(ids)
 
+    def get_base_model(self) -> PreTrainedModel:
+        """The base model; the edits are on it, unless inside `disable_edits` or after `unload`."""
+        return self.base
+
+    def unload(self) -> PreTrainedModel:
+        """Remove the edits for good and return the base model; this object is then unusable.
+
+        Raises:
+            ConfigError: it was unloaded before.
+        """
+        with self._lock.exclusive("unload"):
+            if self._unloaded:
+                self._check_usable()
+            self.method.patch.remove()
+            self._unloaded = True
+        return self.base
+
     def merge_and_unload(self) -> PreTrainedModel:
         """Write the edits into the base model's weights for good and return the base model.
 
@@ -283,57 +294,6 @@ class EditModel(PatchedModel, PushToHubMixin):  # type: ignore[misc]
                 add_to_weight(self.base.get_submodule(path), delta)
             self._unloaded = True
         return self.base
-
-    def save_pretrained(
-        self,
-        path: str | Path,
-        overwrite: bool = False,
-        wait: float = WAIT,
-        max_shard_size: int | str | None = None,
-    ) -> None:
-        """Save the edits as an artifact (see `saving`): all of its files or none.
-
-        Args:
-            path: a new folder, or the one that this model was loaded from or saved to.
-            overwrite: replace whatever artifact is there.
-            wait: seconds to wait for another process that writes there; 0 does not wait.
-            max_shard_size: ignored; `push_to_hub` of transformers passes it.
-
-        Raises:
-            UsageError: there are other edits in the folder.
-            FolderBusyError: another process writes there, or has written since this model was
-                loaded or saved there.
-            StorageError: the disk refused; what was there before still is.
-        """
-        with self.disable_edits():  # the identity is the base model's own
-            saving.write_artifact(path, self.method, self.origin, overwrite, wait)
-
-    @classmethod
-    @torch.inference_mode(False)
-    def from_pretrained(
-        cls,
-        base: PreTrainedModel,
-        path: str | Path | saving.Artifact,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> EditModel:
-        """Put saved edits on a base model.
-
-        Args:
-            path: a folder written by `save_pretrained`, or the artifact read from it.
-
-        Raises:
-            ArtifactError: the folder is missing, damaged or of another version.
-            BaseMismatchError: the edits were written for another base model or tokenizer.
-        """
-        artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
-        origin = artifact.check_base(base, tokenizer)
-        with saving.damage_named(artifact.path):
-            config = method_class(artifact.method).config_class.from_dict(artifact.settings)
-            model = cls(base, config, tokenizer)
-            model.method.load_state(artifact.edits, artifact.tensors, artifact.values)
-        model.origin = origin
-        model._install()
-        return model
 
     def _sort_out(self, edits: Sequence[Edit]) -> tuple[list[Edit], list[str]]:
         """(edits to write, ids already in)."""

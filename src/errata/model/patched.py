@@ -1,21 +1,23 @@
 """`PatchedModel`: an `nn.Module` around a base model with a method's patch installed on it.
 
-It runs, moves, converts and copies like any module, and writes no edits: that is `EditModel`. Calls
-that only run the model share it; calls that change it have it alone (see `lock`). A call on `base`,
-`lm` or `method` directly takes no lock.
+It runs, moves, copies, saves and loads like a model of transformers; `EditModel` writes edits.
+Calls that only run the model share it; calls that change it have it alone (see `lock`). A call on
+`base`, `lm` or `method` directly takes no lock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin
 
+from errata import saving
 from errata.arguments import expected
 from errata.config import MethodConfig
 from errata.edit import Edit
@@ -24,20 +26,14 @@ from errata.lm import LM
 from errata.lm.encoding import prompt_tokens
 from errata.methods import method_class
 from errata.model import base_weights, generation
-from errata.model.base_weights import full_precision
+from errata.model.copying import contents, rebuild
 from errata.model.delegation import base_attribute, refusal
 from errata.model.lock import SharedLock
-from errata.saving import Origin
+from errata.storage.locking import WAIT
 
 
-class PatchedModel(nn.Module):
-    """A base model, a method and the method's patch, installed on the base model; see `EditModel`.
-
-    Raises:
-        UsageError: an argument is of another type.
-        ArchitectureError: the base model has no place for edits.
-        ConfigError: a setting does not fit this model, or its weights cannot be edited.
-    """
+class PatchedModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
+    """A base model, a method, and its patch installed on the base model; see `EditModel`."""
 
     def __init__(
         self, base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase
@@ -53,11 +49,11 @@ class PatchedModel(nn.Module):
         self.base = base
         self.training = False
         self.tokenizer = tokenizer
-        with full_precision(base.device):
+        with base_weights.full_precision(base.device):
             self.lm = LM(base, tokenizer, config.chat_template, config.end_token)
             self.method = method_class(config.method)(config, self.lm)
         self.base_answers: dict[tuple[str, str], str] = {}
-        self.origin = Origin()
+        self.origin = saving.Origin()
         self._lock = SharedLock()
         self._removals = 0  # nested `_patch_removed` blocks
         self._disabled = 0  # nested `disable_edits` blocks
@@ -110,9 +106,7 @@ class PatchedModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor | None = None, **inputs: Any) -> Any:
-        """Run the base model's `generate` with the edits installed; options and output are its own.
-
-        Each sequence is routed once, on its prompt.
+        """Run the base model's `generate` with the edits installed, each sequence routed once.
 
         Raises:
             ConfigError: an option would hide the prompt (see `generation`), the method reads the
@@ -140,7 +134,7 @@ class PatchedModel(nn.Module):
         """Hold the base model alone, without the patch; on exit the patch is as it was before."""
         with self._lock.exclusive(call):
             self._check_usable()
-            with full_precision(self.base.device), self._patch_removed():
+            with base_weights.full_precision(self.base.device), self._patch_removed():
                 yield
 
     @contextlib.contextmanager
@@ -190,23 +184,6 @@ class PatchedModel(nn.Module):
             )
         base_weights.check_in_place(self.base, self._placement)
 
-    def get_base_model(self) -> PreTrainedModel:
-        """The base model; the edits are on it, unless inside `disable_edits` or after `unload`."""
-        return self.base
-
-    def unload(self) -> PreTrainedModel:
-        """Remove the edits for good and return the base model; this object is then unusable.
-
-        Raises:
-            ConfigError: it was unloaded before.
-        """
-        with self._lock.exclusive("unload"):
-            if self._unloaded:
-                self._check_usable()
-            self.method.patch.remove()
-            self._unloaded = True
-        return self.base
-
     # nn.Module
 
     def train(self, mode: bool = True) -> Self:
@@ -238,7 +215,7 @@ class PatchedModel(nn.Module):
         base_weights.check_movable(self.base)
         with self._lock.exclusive("to"):
             self._check_usable()
-            with full_precision(self.base.device), self._patch_removed():
+            with base_weights.full_precision(self.base.device), self._patch_removed():
                 edits, (tensors, values) = self.method.edits, self.method.state()
                 super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
                 self._placement = base_weights.placement(self.base)
@@ -263,37 +240,61 @@ class PatchedModel(nn.Module):
     load_state_dict = refusal("load_state_dict")
     to_empty = refusal("to_empty")
 
-    # copies
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        copied: Self = _rebuild(*self._contents(memo))
-        return copied
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return rebuild(*contents(self, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._contents({})
+        return rebuild, contents(self, {})
 
-    def _contents(self, memo: dict[int, Any]) -> tuple[Any, ...]:
-        """Arguments of `_rebuild` for an equal model, none of them shared with this one."""
-        with self._base_alone("copying"):
-            base, tokenizer = copy.deepcopy((self.base, self.tokenizer), memo)
-            tensors, values = self.method.state()
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-            return (
-                type(self),
-                (base, self.method.config, tokenizer),
-                (self.edits, tensors, copy.deepcopy(values)),
-                {"base_answers": dict(self.base_answers), "origin": copy.deepcopy(self.origin)},
-            )
+    # files
 
+    def save_pretrained(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        wait: float = WAIT,
+        max_shard_size: int | str | None = None,
+    ) -> None:
+        """Save the edits as an artifact (see `saving`): all of its files or none.
 
-def _rebuild(
-    cls: type[Any],
-    arguments: tuple[PreTrainedModel, MethodConfig, PreTrainedTokenizerBase],
-    state: tuple[list[Edit], dict[str, Tensor], dict[str, Any]],
-    attributes: dict[str, Any],
-) -> Any:
-    model = cls(*arguments)
-    vars(model).update(attributes)
-    with model._base_alone("copying"):
-        model.method.load_state(*state)
-    return model
+        Args:
+            path: a new folder, or the one that this model was loaded from or saved to.
+            overwrite: replace whatever artifact is there.
+            wait: seconds to wait for another process that writes there; 0 does not wait.
+            max_shard_size: ignored; `push_to_hub` of transformers passes it.
+
+        Raises:
+            UsageError: there are other edits in the folder.
+            FolderBusyError: another process writes there, or has written since this model was
+                loaded or saved there.
+            StorageError: the disk refused; what was there before still is.
+        """
+        with self.disable_edits():  # the identity is the base model's own
+            saving.write_artifact(path, self.method, self.origin, overwrite, wait)
+
+    @classmethod
+    @torch.inference_mode(False)
+    def from_pretrained(
+        cls,
+        base: PreTrainedModel,
+        path: str | Path | saving.Artifact,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Self:
+        """Put saved edits on a base model.
+
+        Args:
+            path: a folder written by `save_pretrained`, or the artifact read from it.
+
+        Raises:
+            ArtifactError: the folder is missing, damaged or of another version.
+            BaseMismatchError: the edits were written for another base model or tokenizer.
+        """
+        artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
+        origin = artifact.check_base(base, tokenizer)
+        with saving.damage_named(artifact.path):
+            config = method_class(artifact.method).config_class.from_dict(artifact.settings)
+            model = cls(base, config, tokenizer)
+            model.method.load_state(artifact.edits, artifact.tensors, artifact.values)
+        model.origin = origin
+        model._install()
+        return model

@@ -50,4 +50,4 @@ class PrefixTuning(AdapterMethod):
 
     def begin(self) -> VirtualTokens:
         """What the model remembers of real tokens."""
-        return VirtualTokens(self.tutor.embeddings(self.config.tokens)).remember(self.lm)
+        return VirtualTokens(self.tutor.embeddings(self.config.tokens)).with_memory(self.lm)

@@ -36,12 +36,12 @@ class CounterfactualPatch(ContextPatch):
         super().__init__(context_for, room)
         self.adapters = adapters
 
-    def _listen(self, lm: LM) -> list[RemovableHandle]:
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         modules = {path: lm.model.get_submodule(path) for path in self.adapters}
         adapted = [
             module.register_forward_hook(self._adapter(path)) for path, module in modules.items()
         ]
-        return [*super()._listen(lm), *adapted]
+        return [*super()._register_hooks(lm), *adapted]
 
     def _adapter(self, path: str) -> Callable[..., Tensor | None]:
         def adapt(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
