@@ -45,13 +45,13 @@ def check_movable(base: PreTrainedModel) -> None:
 
 
 def placement(base: PreTrainedModel) -> tuple[torch.dtype, torch.device]:
-    """The dtype and the device of the base model's embeddings, which change when it is moved."""
+    """Return the dtype and the device of the embeddings, which change when the model is moved."""
     weight = base.get_input_embeddings().weight
     return weight.dtype, weight.device
 
 
 def check_in_place(base: PreTrainedModel, expected: tuple[torch.dtype, torch.device]) -> None:
-    """Make sure that the base model was not moved or converted since its `placement` was taken.
+    """Make sure that the base model was not moved or converted since its placement was taken.
 
     Raises:
         ConfigError: it was.

@@ -16,7 +16,7 @@ from errata.edit import Edit
 
 
 def contents(model: Any, memo: dict[int, Any]) -> tuple[Any, ...]:
-    """The arguments of `rebuild` for an equal model, none of them shared with this one.
+    """Return the arguments of `rebuild` for an equal model, none of them shared with this one.
 
     Args:
         memo: of `__deepcopy__`; {} for pickle.

@@ -81,7 +81,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
 
 
 def base_attribute(base: PreTrainedModel, name: str) -> Any:
-    """The base model's attribute of this name, or a function that refuses when it is called.
+    """Return the base model's attribute of this name, or a function that refuses when it is called.
 
     Raises:
         AttributeError: the base model has none.
@@ -93,7 +93,7 @@ def base_attribute(base: PreTrainedModel, name: str) -> Any:
 
 
 def refusal(name: str) -> Any:
-    """A method that raises `ConfigError` and says what to do instead."""
+    """Return a method that raises `ConfigError` and says what to do instead."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         instead = INSTEAD.get(

@@ -265,7 +265,7 @@ class EditModel(PatchedModel):
             self.method.undo(ids)
 
     def get_base_model(self) -> PreTrainedModel:
-        """The base model; the edits are on it, unless inside `disable_edits` or after `unload`."""
+        """Return the base model, with the edits on unless they are disabled or unloaded."""
         return self.base
 
     def unload(self) -> PreTrainedModel:

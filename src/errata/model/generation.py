@@ -48,10 +48,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 """Refused option of `generate` -> why, and what to do instead."""
 NEUTRAL: Mapping[str, int] = MappingProxyType({"guidance_scale": 1, "num_beam_groups": 1})
 """Values, beside None and 0, at which such an option does nothing."""
-PAGED = (
-    "continuous batching reads several prompts as one row; call generate with a batch, padded on "
-    "the left"
-)
 
 
 @dataclass(frozen=True)
@@ -137,4 +133,7 @@ def check_options(options: Mapping[str, Any], default: Any) -> None:
         if isinstance(given, Tensor) or given not in (None, 0, NEUTRAL.get(name)):
             raise ConfigError(f"{name} is not possible with edits: {why}.")
     if value("cache_implementation") == "paged":
-        raise ConfigError(f"cache_implementation=paged is not possible with edits: {PAGED}.")
+        raise ConfigError(
+            "cache_implementation=paged is not possible with edits: continuous batching reads "
+            "several prompts as one row; call generate with a batch, padded on the left."
+        )

@@ -84,7 +84,7 @@ class PatchedModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
         self.base.generation_config = settings
 
     def extra_repr(self) -> str:
-        """The method and the number of edits, for `repr`."""
+        """Return the method and the number of edits, for `repr`."""
         return f"method={self.method.config.method}, edits={len(self.edits)}"
 
     # running
@@ -230,7 +230,7 @@ class PatchedModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
         prefix: str = "",
         keep_vars: bool = False,
     ) -> dict[str, Any]:
-        """The edits' own tensors, on the CPU, as they are saved; none of the base model's."""
+        """Return the edits' own tensors, on the CPU, as they are saved; not the base model's."""
         with self._base_alone("state_dict"):
             tensors, _ = self.method.state()
         result: dict[str, Any] = {} if destination is None else destination

@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
         self.activation: nn.Module = ACT2FN[activation]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., hidden), in the dtype of the module's output; all arguments are the module's."""
+        """Return (..., hidden), in the dtype of the module's output; arguments are the module's."""
         h: Tensor = self.base(*args, **kwargs)
         inner = nn.functional.linear(h.to(self.down.dtype), self.down, self.down_bias)
         added = nn.functional.linear(self.activation(inner), self.up, self.up_bias)
@@ -157,7 +157,7 @@ def low_rank(
 
 @torch.no_grad()
 def weight_changes(adapters: Adapters) -> dict[str, Tensor]:
-    """The changes of weights that low-rank adapters amount to, (d_out, d_in) by path."""
+    """Return the changes of weights that low-rank adapters amount to: (d_out, d_in), by path."""
     changes = {}
     for path, module in adapters.modules.items():
         change: Tensor = module.get_delta_weight(NAME)  # type: ignore[operator]

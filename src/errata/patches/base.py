@@ -80,7 +80,7 @@ class TrainablePatch(Patch):
         """The parameters, by the names they are saved under."""
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the parameters on the CPU, by name."""
+        """Return copies of the parameters on the CPU, by name."""
         return {name: value.detach().cpu().clone() for name, value in self.parameters.items()}
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class ForwardPatch(Patch):
         self._handles = []
 
     def _arguments(self, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
-        """The arguments of the model's forward, by name."""
+        """Return the arguments of the model's forward, by name."""
         arguments = dict(self._bind(*args, **kwargs).arguments)
         arguments.update(arguments.pop("kwargs", {}))
         return arguments

@@ -83,7 +83,7 @@ class ContextPatch(RoutedPatch):
         return self.context_for is None or self._bypass.get()
 
     def with_contexts(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Token ids of prompts with their contexts, of prompts as token ids without padding."""
+        """Return the token ids of prompts with their contexts, of token ids without padding."""
         if not self.installed or len(self._cached) > MAX_CACHED:
             self._cached = {}
         room, cached = _ROOM.get(), self._cached
@@ -99,7 +99,7 @@ class ContextPatch(RoutedPatch):
         return [results[ids] or ids for ids in prompts]
 
     def _contexts(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """The contexts of conversations, each given by its questions, the last first.
+        """Return the contexts of conversations, each given by its questions, the last first.
 
         The context is that of the last question; where it has none and names nothing, that of all
         questions together.
@@ -125,7 +125,7 @@ class ContextPatch(RoutedPatch):
     def _insert_pieces(
         self, lm: LM, ids: tuple[int, ...], conversation: Conversation, pieces: tuple[str, ...]
     ) -> tuple[int, ...]:
-        """The ids with as many of the last pieces as leave room for the answer."""
+        """Return the ids with as many of the last pieces as leave room for the answer."""
         limit = lm.context_length
         room = 0
         if limit:
@@ -156,7 +156,7 @@ class ContextPatch(RoutedPatch):
         return [before, lm.model.register_forward_hook(self._cut_output)]
 
     def _change(self, lm: LM, arguments: Arguments) -> tuple[tuple[()], Arguments] | None:
-        """The arguments of a call with the contexts in; None where there is none."""
+        """Return the arguments of a call with the contexts in; None where there is none."""
         if (state := self._pass) is None:
             return None
         if state.route is None:
@@ -217,7 +217,7 @@ class ContextPatch(RoutedPatch):
         return changed
 
     def _cut_output(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """The output with only the columns that were given."""
+        """Return the output with only the columns that were given."""
         state = self._pass
         if state is None or state.mask is None or state.route is None:
             return None
@@ -229,7 +229,7 @@ class ContextPatch(RoutedPatch):
 def _shifted_positions(
     positions: Tensor | None, seen: Tensor, mask: Tensor, grown: Tensor
 ) -> Tensor:
-    """Position ids (batch, columns) of prompts with contexts.
+    """Return the position ids (batch, columns) of prompts with contexts.
 
     A prompt begins at the position where it did, and what follows it is shifted.
 
@@ -252,7 +252,7 @@ def _shifted_positions(
 
 
 def _continue(lm: LM, arguments: Arguments, state: ForwardState, route: Tensor) -> Arguments | None:
-    """The arguments that change in a call on a cache that contexts were put into; None if none."""
+    """Return the arguments to change in a call on a cache with contexts in it; None if none are."""
     grown, wider, seen = route[:, 0], int(route[0, 1]), route[:, 2:]
     if not bool(grown.any()):
         return None

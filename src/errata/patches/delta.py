@@ -39,7 +39,7 @@ class WeightDelta(Patch):
         )
 
     def state(self) -> dict[str, Tensor]:
-        """The deltas by path, on the CPU."""
+        """Return the deltas by path, on the CPU."""
         return {path: delta.cpu() for path, delta in self.deltas.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:

@@ -75,7 +75,7 @@ class ForwardState:
 
 
 def prompt_mask(arguments: Arguments, size: tuple[int, int], device: torch.device) -> Tensor:
-    """The prompt's tokens in a call without earlier ones, (batch, width) bool.
+    """Return the prompt's tokens in a call without earlier ones, (batch, width) bool.
 
     They are the announced ones (see `lm.encoding.prompt_tokens`), else those before the first
     label, else all.
@@ -93,7 +93,7 @@ def prompt_mask(arguments: Arguments, size: tuple[int, int], device: torch.devic
 def new_prompt_mask(
     arguments: Arguments, size: tuple[int, int], past: int, device: torch.device
 ) -> Tensor:
-    """The prompt's tokens in a call behind a cache of `past` columns, (batch, width) bool.
+    """Return the prompt's tokens in a call behind a cache of `past` columns, (batch, width) bool.
 
     They are the announced ones, else those before the first label, else all of several tokens and
     none of a single one, which is the answer's next.
@@ -109,12 +109,12 @@ def new_prompt_mask(
 
 
 def _labelled(labels: Tensor, mask: Tensor) -> Tensor:
-    """The tokens from the first label on: what follows the target is no prompt either."""
+    """Return the tokens from the first label on: what follows the target is no prompt either."""
     return (mask & (labels.to(mask.device) != -100)).cumsum(-1) > 0
 
 
 def last_token(mask: Tensor) -> Tensor:
-    """The last True column of each row, (batch,), of a mask (batch, width)."""
+    """Return the last True column of each row, (batch,), of a mask (batch, width)."""
     return (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).argmax(-1)
 
 
@@ -122,13 +122,13 @@ def last_token(mask: Tensor) -> Tensor:
 
 
 def column_mask(arguments: Arguments) -> Tensor | None:
-    """The attention mask of a call, if it is (batch, columns)."""
+    """Return the attention mask of a call, if it is (batch, columns)."""
     mask = arguments.get("attention_mask")
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def not_padding(arguments: Arguments, size: tuple[int, int], device: torch.device) -> Tensor:
-    """The tokens of a call that its attention mask keeps, (batch, width) bool; without one, all."""
+    """Return the tokens that the attention mask keeps, (batch, width) bool; without it, all."""
     attention = column_mask(arguments)
     if attention is None:
         return torch.ones(size, dtype=torch.bool, device=device)
@@ -136,7 +136,7 @@ def not_padding(arguments: Arguments, size: tuple[int, int], device: torch.devic
 
 
 def first_not_padding(arguments: Arguments, size: tuple[int, int], prompt: Tensor) -> Tensor:
-    """`not_padding` of a call without earlier ones, (batch, width) bool.
+    """Return `not_padding` of a call without earlier ones, (batch, width) bool.
 
     Where an attention mask has no columns, padding ends where the prompt begins.
     """
@@ -149,7 +149,7 @@ def first_not_padding(arguments: Arguments, size: tuple[int, int], prompt: Tenso
 
 
 def repeated(tensor: Tensor, rows: int) -> Tensor:
-    """Per-sequence data (batch, ...) for `rows` rows: beams and several answers repeat a sequence.
+    """Repeat per-sequence data (batch, ...) for `rows` rows, as beams and several answers do.
 
     Raises:
         ConfigError: `rows` is no multiple of the batch.
@@ -164,12 +164,12 @@ def repeated(tensor: Tensor, rows: int) -> Tensor:
 
 
 def resized(mask: Tensor, width: int, fill: bool) -> Tensor:
-    """A mask (batch, columns) cut or filled up to (batch, width)."""
+    """Cut a mask (batch, columns), or fill it up, to (batch, width)."""
     return F.pad(mask, (0, max(0, width - mask.shape[1])), value=fill)[:, :width]
 
 
 def last_columns(output: Any, width: int, full_width: int) -> Any:
-    """A model's output with only the last `width` of its `full_width` columns.
+    """Return a model's output with only the last `width` of its `full_width` columns.
 
     Attention weights and caches stay as they are.
     """
@@ -191,20 +191,20 @@ def last_columns(output: Any, width: int, full_width: int) -> Any:
 
 
 def can_grow(arguments: Arguments, cache: Any) -> bool:
-    """Whether a call can be given more tokens: its cache and its mask are not of a fixed size."""
+    """Return whether a call can be given more tokens: no cache or mask is of a fixed size."""
     mask = arguments.get("attention_mask")
     is_fixed = getattr(cache, "is_compileable", False)
     return not is_fixed and (mask is None or column_mask(arguments) is not None)
 
 
 def caches_in(output: Any, cache: Any) -> list[Any]:
-    """The key-value caches of a call: the one it was given, and those in its output."""
+    """Return the key-value caches of a call: the one it was given, and those in its output."""
     parts = output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
     return [part for part in (cache, *parts) if hasattr(part, "get_seq_length")]
 
 
 def announced_cache_state(rows: int, columns: int) -> CacheState:
-    """The state of a cache that was filled without this patch, from the announced prompt.
+    """Return the state of a cache that was filled without this patch, from the announced prompt.
 
     Args:
         rows: rows of the call.

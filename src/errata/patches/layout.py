@@ -26,7 +26,7 @@ class Layout:
 
     @classmethod
     def of(cls, mask: Tensor, n: int) -> Layout:
-        """The layout for rows with this attention mask (batch, width) and n tokens."""
+        """Return the layout for rows with this attention mask (batch, width) and n tokens."""
         starts = mask.ne(0).int().argmax(-1)
         start, width = starts[:, None], mask.shape[1]
         columns = torch.arange(width + n, device=mask.device)[None]
@@ -36,13 +36,13 @@ class Layout:
         return cls(source, slots, torch.where(given >= start, given + n, given), starts)
 
     def widened(self, columns: Tensor) -> Tensor:
-        """(batch, width + n, ...) of (batch, width, ...); the slots hold copies to overwrite."""
+        """Widen (batch, width, ...) to (batch, width + n, ...); the slots are to be filled."""
         index = self.source.to(columns.device)
         index = index.reshape(*index.shape, *[1] * (columns.dim() - 2))
         return columns.gather(1, index.expand(-1, -1, *columns.shape[2:]))
 
     def filled(self, columns: Tensor, inserted: Tensor) -> Tensor:
-        """A copy of columns (batch, width + n, ...) with inserted (n, ...) in each row's slots."""
+        """Copy columns (batch, width + n, ...) with inserted (n, ...) in each row's slots."""
         result = columns.clone()
         inserted = inserted.to(device=columns.device, dtype=columns.dtype)
         repeats = (columns.shape[0], *[1] * (inserted.dim() - 1))
@@ -50,6 +50,6 @@ class Layout:
         return result
 
     def narrowed(self, columns: Tensor) -> Tensor:
-        """(batch, width, features) of (batch, width + n, features)."""
+        """Narrow (batch, width + n, features) to the given columns, (batch, width, features)."""
         index = self.given.to(columns.device)[..., None]
         return columns.gather(1, index.expand(-1, -1, columns.shape[-1]))

@@ -15,7 +15,7 @@ from errata.lm.chat import Conversation
 
 
 def question_mask(lm: LM, ids: Tensor, mask: Tensor) -> Tensor:
-    """The prompt's tokens that the last question would also have if it were asked alone.
+    """Return the prompt's tokens that the last question would also have if it were asked alone.
 
     It leaves out the turns before the user's last one, and a system prompt in the place of the
     chat template's own; of a plain prompt it leaves out nothing.
@@ -73,7 +73,7 @@ def insert_context(
 
 
 def _token_at(lm: LM, ids: Sequence[int], position: int) -> int:
-    """The index of the token that covers a character's position in the decoded text."""
+    """Return the index of the token that covers a character's position in the decoded text."""
 
     def length(count: int) -> int:
         return len(str(lm.tokenizer.decode(list(ids[:count]))))

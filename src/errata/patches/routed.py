@@ -156,7 +156,7 @@ class RoutedPatch(ForwardPatch):
     def _reread(
         self, arguments: Arguments, ids: Tensor, seen: Tensor, past: int, width: int
     ) -> Arguments:
-        """The arguments of a call that reads the cache's tokens again, then those given."""
+        """Return the arguments of a call that reads the cache's tokens again, then those given."""
         cache = arguments["past_key_values"]
         if not can_grow(arguments, cache):
             raise ConfigError(
@@ -229,7 +229,7 @@ class RoutedModule(RoutedPatch):
 
     @abstractmethod
     def _answer(self, keys: Tensor, output: Tensor, state: ForwardState) -> Tensor | None:
-        """The module's changed output, given `state.route`; None to leave it as it is.
+        """Return the module's changed output, given `state.route`; None to leave it as it is.
 
         `keys` and `output` have the shapes that the model's family gives them.
         """

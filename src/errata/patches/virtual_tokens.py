@@ -70,7 +70,7 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
 
     @property
     def count(self) -> int:
-        """n."""
+        """The number n of virtual tokens."""
         return int(self.embeddings.shape[0])
 
     @property
@@ -86,9 +86,9 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
 
     @torch.no_grad()
     def with_memory(self, lm: LM) -> VirtualTokens:
-        """The same tokens with the keys and values that the model computes for them as memory.
+        """Return the same tokens with the keys and values that the model computes for them.
 
-        No output changes.
+        They become the memory; no output changes.
         """
         memory: dict[int, tuple[Tensor, Tensor]] = {}
         cache, n = DynamicCache(config=lm.model.config), self.count
@@ -253,17 +253,17 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
 
 
 def room_for(lm: LM, count: int) -> int:
-    """The part of the context length that virtual tokens take: 0 where `position_ids` are given."""
+    """Return the context length that virtual tokens take: 0 where `position_ids` are given."""
     return 0 if "position_ids" in inspect.signature(lm.model.forward).parameters else count
 
 
 def _computes_positions(model: nn.Module) -> bool:
-    """Whether positions are turned into angles (rotary), not looked up in a table that ends."""
+    """Return whether positions are turned into angles (rotary), not looked up in a table."""
     return any(name.endswith("inv_freq") for name, _ in model.named_buffers())
 
 
 def _positions(mask: Tensor | None, tokens: Tensor, past: int) -> Tensor:
-    """(batch, past + width), each token's position in its row; padding is not counted."""
+    """Return (batch, past + width), each token's position in its row; padding is not counted."""
     if mask is None:
         size = (tokens.shape[0], past + tokens.shape[1])
         mask = torch.ones(size, dtype=torch.long, device=tokens.device)
@@ -271,7 +271,7 @@ def _positions(mask: Tensor | None, tokens: Tensor, past: int) -> Tensor:
 
 
 def _narrowed(value: Any, layout: Layout) -> Any:
-    """Logits and hidden states of the given tokens only; attention weights stay as they are."""
+    """Narrow logits and hidden states to the given tokens; attention weights stay as they are."""
     if isinstance(value, tuple):
         return tuple(_narrowed(part, layout) for part in value)
     has_columns = isinstance(value, Tensor) and value.dim() == 3

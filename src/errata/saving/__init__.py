@@ -18,9 +18,9 @@ same edits give the same bytes on the same machine, with the same versions and n
 another number of threads adds up in another order.
 """
 
-from errata.saving.artifact import VERSION, Artifact, Header, Origin
-from errata.saving.base_models import BUNDLED, load_base, name_of
-from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, TENSORS, is_artifact
+from errata.saving.artifact import Artifact, Origin
+from errata.saving.base_models import BUNDLED, load_base
+from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, is_artifact
 from errata.saving.reading import damage_named, files_of, read_artifact
 from errata.saving.writing import write_artifact
 
@@ -30,16 +30,12 @@ __all__ = [
     "CONFIG",
     "FILES",
     "LEDGER",
-    "TENSORS",
-    "VERSION",
     "Artifact",
-    "Header",
     "Origin",
     "damage_named",
     "files_of",
     "is_artifact",
     "load_base",
-    "name_of",
     "read_artifact",
     "write_artifact",
 ]

@@ -40,7 +40,7 @@ class Origin:
     identity: Identity | None = None
 
     def knows(self, generation: str) -> bool:
-        """Whether the model was loaded from this generation, or wrote it."""
+        """Return whether the model was loaded from this generation, or wrote it."""
         return generation in self.attempted or generation in self.generations.values()
 
 
@@ -67,15 +67,15 @@ class Header:
     checksums: dict[str, str]
     edits: list[Edit]
 
+    @property
+    def made_for(self) -> tuple[str, str, dict[str, Any]]:
+        """The base model's fingerprint, the method and its settings."""
+        return self.identity.fingerprint, self.method, self.settings
+
     def extends(self, other: Header) -> bool:
-        """Whether this has the other's base model, method, settings and edits, and maybe more."""
-        same_model = (self.identity.fingerprint, self.method, self.settings) == (
-            other.identity.fingerprint,
-            other.method,
-            other.settings,
-        )
+        """Return whether this has the other's base model, method, settings, edits, maybe more."""
         first_ids = [edit.id for edit in self.edits[: len(other.edits)]]
-        return same_model and first_ids == [edit.id for edit in other.edits]
+        return self.made_for == other.made_for and first_ids == [edit.id for edit in other.edits]
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ class Artifact(Header):
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:
-    """SHA-256 of edits in their order; it binds a saved state to the edits it was made from."""
+    """Return the SHA-256 of edits in their order, which binds a state to what it was made from."""
     rows = [[edit.id, edit.prompt, edit.target, edit.subject, edit.operation] for edit in edits]
     text = json.dumps(rows, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a config but for its checksums and the base model's name.
+    """Return the SHA-256 of a config but for its checksums and the base model's name.
 
     It binds a config to its tensors. The name is left out since a base model may be moved; its
     weights identify it.
@@ -140,5 +140,5 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is infinite or NaN."""
+    """Return whether no value is infinite or NaN."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -43,7 +43,7 @@ _UNLOADABLE = (
 
 
 def name_of(base: PreTrainedModel) -> str:
-    """The name that loads the base model again: a bundled one, an absolute folder or a hub name."""
+    """Return the name that loads the base model again: bundled, an absolute folder, or a hub's."""
     source = str(getattr(base.config, "_name_or_path", "") or "")
     if not source or not Path(source).is_dir():
         return source

@@ -51,7 +51,7 @@ class Identity:
 def identity_of(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: Identity | None = None
 ) -> Identity:
-    """The identity of a base model without edits and its tokenizer.
+    """Return the identity of a base model without edits and its tokenizer.
 
     Args:
         known: an identity that is returned if it is whole and has the model's fingerprint.
@@ -64,7 +64,7 @@ def identity_of(
 
 @torch.no_grad()
 def weights_digest(base: PreTrainedModel) -> str:
-    """SHA-256 of a model's state: names, shapes, and values, floating ones read as bf16."""
+    """Return the SHA-256 of a model's state: names, shapes, and values, floats read as bf16."""
     path = _digest_file(base)
     if path is not None and (saved := _read_digest(path)) is not None:
         return saved
@@ -97,13 +97,13 @@ def record_source(base: PreTrainedModel, folder: Path) -> None:
 
 
 def _digest_file(base: PreTrainedModel) -> Path | None:
-    """Where a model's digest is kept; None unless the model is unchanged since it was loaded."""
+    """Return where a model's digest is kept; None if the model is changed since it was loaded."""
     key, versions = getattr(base, _SOURCE, (None, None))
     return cache_folder() / f"weights-{key}.txt" if key and versions == _versions(base) else None
 
 
 def _versions(base: PreTrainedModel) -> list[tuple[int, int]]:
-    """Values that change when a weight is written into, moved or replaced."""
+    """Return values that change when a weight is written into, moved or replaced."""
     tensors = base.state_dict(keep_vars=True).values()
     return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
 
@@ -117,8 +117,10 @@ def _read_digest(path: Path) -> str | None:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the vocabulary, the special tokens but the padding token, the chat template, and
-    the tokens of some texts.
+    """Return the SHA-256 of a tokenizer.
+
+    It covers the vocabulary, the special tokens but the padding token, the chat template, and the
+    tokens of some texts.
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]

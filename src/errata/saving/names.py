@@ -20,7 +20,7 @@ _TEMPORARY_NAME = re.compile(r"(?P<name>.+?)(\.(?P<token>[0-9a-f]{8}))?\.new")
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether a folder holds edits (and not, say, a base model).
+    """Return whether a folder holds edits (and not, say, a base model).
 
     Raises:
         ArtifactError: the folder may not be read.
@@ -39,22 +39,22 @@ def is_artifact(path: str | Path) -> bool:
 
 
 def is_part(name: str) -> bool:
-    """Whether this can be a part's file: a word and a number, e.g. `folio-00003.safetensors`."""
+    """Return whether this can be a part's file: word and number, `folio-00003.safetensors`."""
     return _PART_NAME.fullmatch(name) is not None
 
 
 def is_artifact_file(name: str) -> bool:
-    """Whether this can be a file of an artifact."""
+    """Return whether this can be a file of an artifact."""
     return name in FILES or is_part(name)
 
 
 def temporary_name(name: str, token: str) -> str:
-    """The name of a file until it is moved to its place; the token is its writer's."""
+    """Return the name of a file until it is moved to its place; the token is its writer's."""
     return f"{name}.{token}.new"
 
 
 def parse_temporary_name(name: str) -> tuple[str, str] | None:
-    """(final name, token) of a `temporary_name`, None if it is none.
+    """Return (final name, token) of a `temporary_name`, None if it is none.
 
     The token is empty where version 0.1 wrote the file.
     """
@@ -63,5 +63,5 @@ def parse_temporary_name(name: str) -> tuple[str, str] | None:
 
 
 def unreadable(error: OSError) -> ArtifactError:
-    """The error to raise for a file that cannot be read."""
+    """Return the error to raise for a file that cannot be read."""
     return ArtifactError(f"{error.filename}: cannot be read ({error.strerror or error}).")

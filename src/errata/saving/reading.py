@@ -66,7 +66,7 @@ def _why_not(path: str | Path) -> str:
 
 
 def files_of(path: Path) -> list[str]:
-    """The names of an artifact's files.
+    """Return the names of an artifact's files.
 
     Raises:
         ArtifactError: it is missing, damaged or of another version.
@@ -127,7 +127,7 @@ def read_header(snapshot: Snapshot) -> Header:
 
 
 def _checksums(fields: _Fields) -> dict[str, str]:
-    """SHA-256 of each file, by name, as the config has them."""
+    """Return the SHA-256 of each file, by name, as the config has them."""
     checksums = fields.get("sha256", dict)
     are_texts = all(isinstance(digest, str) for digest in checksums.values())
     if not are_texts or not {TENSORS, LEDGER} <= checksums.keys():
@@ -141,7 +141,7 @@ def _checksums(fields: _Fields) -> dict[str, str]:
 
 
 def _edits(snapshot: Snapshot, digest: str) -> list[Edit]:
-    """The edits of the ledger that has this SHA-256."""
+    """Return the edits of the ledger that has this SHA-256."""
     path = snapshot.folder / LEDGER
     with damage_named(path):
         content = snapshot.content(LEDGER)
@@ -189,7 +189,7 @@ def read_all(snapshot: Snapshot) -> Artifact:
 
 
 def _main_tensors(snapshot: Snapshot, header: Header) -> dict[str, Tensor]:
-    """The tensors outside the parts.
+    """Return the tensors outside the parts.
 
     They are copied into aligned memory: sums depend on the alignment, in their last bits.
     """
@@ -227,7 +227,7 @@ class _Fields:
         return value
 
     def get_optional(self, name: str) -> str | None:
-        """A text that older artifacts lack."""
+        """Return a text that older artifacts lack."""
         return None if self.config.get(name) is None else self.get(name, str)
 
 

@@ -55,7 +55,7 @@ class Snapshot:
         return self._stamps() != self._first_stamps
 
     def content(self, name: str) -> bytes:
-        """The content of a file.
+        """Return the content of a file.
 
         Raises:
             OSError: it cannot be read.
@@ -65,7 +65,7 @@ class Snapshot:
             return file.read()
 
     def mapped(self, name: str, digest: str) -> dict[str, Tensor]:
-        """The memory-mapped tensors of a file that has this SHA-256.
+        """Return the memory-mapped tensors of a file that has this SHA-256.
 
         Raises:
             OSError: it cannot be read.
@@ -91,7 +91,7 @@ class Snapshot:
         return [_stamp_of(self.folder / name) for name in (COMPLETE, CONFIG)]
 
     def _open(self, name: str, limit: int) -> tuple[BufferedReader, Path]:
-        """(open file, its path), under its temporary name first, as it moves from there."""
+        """Return (open file, its path), under its temporary name first, as it moves from there."""
         for path in [self.folder / each for each in (self._temporary.get(name), name) if each]:
             with contextlib.suppress(FileNotFoundError):
                 return open_regular(path, limit), path

@@ -125,8 +125,9 @@ def _remove_temporary(folder: Path, token: str | None = None) -> None:
 
 
 def read_marker(folder: Path) -> tuple[dict[str, str], list[str]] | None:
-    """(final name -> temporary name, names of files to remove) of a complete commit that is under
-    way; None if there is none.
+    """Return what a complete commit has to do yet; None if there is none.
+
+    That is: final name -> temporary name of files to move, and names of files to remove.
 
     Raises:
         ArtifactError: the marker is damaged, or names other files than an artifact's.

@@ -131,7 +131,7 @@ class _Contents:
 
 
 def _tensors_by_file(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Contiguous tensors that share no memory: file -> name in that file -> tensor."""
+    """Return contiguous tensors that share no memory: file -> name in that file -> tensor."""
     by_file: dict[str, dict[str, Tensor]] = {TENSORS: {}}
     memories: set[int] = set()
     for name, tensor in tensors.items():
@@ -158,7 +158,7 @@ def _diverged(folder: Path, what: str) -> StorageError:
 def _check_replaceable(
     folder: Path, config: Mapping[str, Any], edits: Sequence[Edit], origin: Origin, overwrite: bool
 ) -> Header | None:
-    """The header of the artifact in a locked folder, if there is one; replacing it loses nothing.
+    """Make sure that replacing what is in a locked folder loses nothing; return its header, if any.
 
     Raises:
         FolderBusyError, UsageError, ArtifactError: it would, or the artifact is damaged, and
@@ -180,12 +180,8 @@ def _check_replaceable(
             f"({len(current.edits)} edits are there now); load it again and write your edits into "
             "that, or save to another folder (overwrite=True replaces it)."
         )
-    same_model = (current.identity.fingerprint, current.method, current.settings) == (
-        config["base_fingerprint"],
-        config["method"],
-        config["settings"],
-    )
-    if not (same_model and list(edits[: len(current.edits)]) == current.edits):
+    made_for = config["base_fingerprint"], config["method"], config["settings"]
+    if current.made_for != made_for or list(edits[: len(current.edits)]) != current.edits:
         raise UsageError(
             f"{folder}: holds {len(current.edits)} edits ({current.method}) that this model did "
             "not come from; load it and go on there, or save to another folder (overwrite=True "
