@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from errata.saving.artifact import about_digest
+from errata.saving.artifact import config_digest
 
 CONFIG, TENSORS, LEDGER, COMPLETE, LOCK = (
     "edit_config.json", "edit_model.safetensors", "edits.jsonl", ".edit_complete", ".edit_lock",
@@ -52,7 +52,7 @@ class Setting:
         """Make the checksums anew, and what binds config and tensors: all that a forger can make."""
         about = about or self.config()
         path = self.folder / TENSORS
-        save_file(load_file(path), path, {"about": about_digest(about)})
+        save_file(load_file(path), path, {"about": config_digest(about)})
         for name in about["sha256"]:
             if (self.folder / name).is_file():
                 about["sha256"][name] = hashlib.sha256(

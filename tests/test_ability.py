@@ -188,7 +188,7 @@ def test_the_end_of_a_chat_template_is_part_of_the_prompt(method: str) -> None:
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant:{%", "assistant:\n{%")
     model = errata.get_edit_model(
-        tiny_model("llama"), edit_model("llama", method).config_of_method, tokenizer
+        tiny_model("llama"), edit_model("llama", method).method.config, tokenizer
     )
     model.edit(TINY, check=False)
     harness = HarnessModel(model, batch_size=4)

@@ -14,7 +14,7 @@ from families import tiny_model, tiny_tokenizer
 
 from errata import EditModel, read_edits, saving
 from errata.errors import ArtifactError, StorageError
-from errata.saving import placing
+from errata.saving import transaction
 
 FILES = {"edit_config.json", "edit_model.safetensors", "edits.jsonl"}
 
@@ -109,7 +109,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(two, tmp_path, monkeypatch, a
     shutil.copytree(two / "old", folder)
     model = loaded(two / "new")
     calls = []
-    write = placing.write_new
+    write = transaction.write_new
 
     def full(path, content):
         calls.append(path)
@@ -118,7 +118,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(two, tmp_path, monkeypatch, a
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(placing, "write_new", full)
+    monkeypatch.setattr(transaction, "write_new", full)
     with pytest.raises(StorageError, match="No space left on device"):
         model.save_pretrained(folder)
     assert contents(folder) == contents(two / "old")

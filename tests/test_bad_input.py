@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from errata import EditModel, load, saving
 from errata.cli import app
-from errata.saving import placing
+from errata.saving import transaction
 
 FAST = ["--set", "steps=2", "--set", "prefixes=1", "--set", "background=8"]
 GOOD: dict[str, Any] = {
@@ -421,7 +421,7 @@ def same(folder: Path, model: EditModel) -> bool:
 
 
 def test_the_disk_is_full(edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, old, write = contents(edited), load(edited), placing.write_new
+    before, old, write = contents(edited), load(edited), transaction.write_new
     more = lines(tmp_path / "more.jsonl", MORE)
     for name in (*saving.FILES, saving.COMPLETE):  # full at each of the writes in turn
 
@@ -431,7 +431,7 @@ def test_the_disk_is_full(edited: Path, tmp_path: Path, monkeypatch: pytest.Monk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(path, content)
 
-        monkeypatch.setattr(placing, "write_new", refuse)
+        monkeypatch.setattr(transaction, "write_new", refuse)
         assert "No space left on device" in fails(1, "edit", edited, "--edits", more)
         assert "No space left on device" in fails(1, "undo", edited, "one")
         assert contents(edited) == before and same(edited, old)

@@ -17,7 +17,7 @@ from errata.lm import LM
 from errata.lm.chat import ChatTemplate
 from errata.methods.recognition.rag import RagConfig
 from errata.patches.context import ContextPatch
-from errata.patches.turns import question_mask
+from errata.patches.question import question_mask
 
 EACH = "{% for m in messages %}"
 END = "{% endfor %}"
@@ -167,7 +167,7 @@ def test_a_fact_is_told_inside_the_last_turn(shape):
     patch = ContextPatch(lambda prompts: [("Be brief. ",)] * len(prompts), room=4)
     patch.install(lm)
     ids = tuple(written(lm.tokenizer, *TALK, parts=needs_parts(shape)))
-    seen = [lm.tokenizer.decode(list(row)) for row in patch.reads(lm, [ids])]
+    seen = [lm.tokenizer.decode(list(row)) for row in patch.with_contexts(lm, [ids])]
     assert seen == [lm.tokenizer.decode(list(ids)).replace(QUESTION, "Be brief. " + QUESTION)]
 
 
@@ -206,9 +206,7 @@ def test_edits_are_found_in_every_kind_of_template(shape, method):
     """The edit's own prompt, through `apply_chat_template` as a caller writes it, is answered as
     `ask` answers it.
     """
-    made = edit_model(
-        "llama", method, **({"steps": 40} if method == "wise" else {})
-    ).config_of_method
+    made = edit_model("llama", method, **({"steps": 40} if method == "wise" else {})).method.config
     model = EditModel(long_model(), made, tokenizer_of(shape))
     model.edit(
         [Edit("Who is the king?", "Ann", "king"), Edit("Where is the tower?", "in York", "tower")],

@@ -38,7 +38,7 @@ def test_prepare_then_edit(base: Path, cases: Path, tmp_path: Path) -> None:
     assert said.startswith("mend trained with 4 cases, 3 steps")
     model = errata.load(tmp_path / "a")
     assert model.edits == [] and model.method.prepared
-    again = errata.get_edit_model(model.base, model.config_of_method, model.tokenizer)
+    again = errata.get_edit_model(model.base, model.method.config, model.tokenizer)
     again.prepare([case.example() for case in errata.read_cases(cases)])
     again.save_pretrained(tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")

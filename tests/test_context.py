@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_left_out_the_first_piece_first():
     prompt = "Where is the tower?"
     patch = ContextPatch(lambda prompts: [("far " * 20, "near ", "next: ")] * len(prompts), room=32)
     (ids,), short = (
-        patch.reads(lm, [tuple(lm.encode_prompt(prompt))]),
+        patch.with_contexts(lm, [tuple(lm.encode_prompt(prompt))]),
         lm.encode_prompt("near next: " + prompt),
     )
     assert list(ids) == short
@@ -271,16 +271,16 @@ def test_what_does_not_fit_is_left_out_the_first_piece_first():
         (0, "near next: "),
     ):  # decided anew each time
         with leaving_room(tokens):
-            assert patch.reads(lm, [tuple(lm.encode_prompt(prompt))]) == [
+            assert patch.with_contexts(lm, [tuple(lm.encode_prompt(prompt))]) == [
                 tuple(lm.encode_prompt(wanted + prompt))
             ]
     patch.remove()
     patch.room = 129 - len(short)
-    assert patch.reads(lm, [tuple(lm.encode_prompt(prompt))]) == [
+    assert patch.with_contexts(lm, [tuple(lm.encode_prompt(prompt))]) == [
         tuple(lm.encode_prompt("next: " + prompt))
     ]
     long = tuple(lm.encode_prompt("zq" * 60))
-    assert patch.reads(lm, [long]) == [long]
+    assert patch.with_contexts(lm, [long]) == [long]
     patch.room = 0
     patch.install(lm)
     with pytest.raises(PromptTooLongError, match="leave more room"):

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from errata import EditModel, saving
 from errata.cli import app
 from errata.errors import FolderBusyError, StorageError, UsageError
-from errata.saving import looking, placing
+from errata.saving import snapshot, transaction
 from errata.storage import cache
 from errata.storage.locking import LOCK, locked
 
@@ -78,7 +78,7 @@ def test_a_reader_of_what_is_being_written_touches_nothing(folder, monkeypatch):
     model.undo(EDITS[0].id)
     seen = []
 
-    def reading(path, content, write=placing.write_new):
+    def reading(path, content, write=transaction.write_new):
         write(path, content)
         before = contents(folder)
         seen.append(len(saving.read_artifact(folder).edits))
@@ -90,7 +90,7 @@ def test_a_reader_of_what_is_being_written_touches_nothing(folder, monkeypatch):
         seen.append(len(saving.read_artifact(folder).edits))
         assert contents(folder) == before
 
-    monkeypatch.setattr(placing, "write_new", reading)
+    monkeypatch.setattr(transaction, "write_new", reading)
     monkeypatch.setattr(os, "replace", moving)
     model.save_pretrained(folder)
     assert set(seen[:4]) == {4} and set(seen[5:]) == {3} and len(seen) > 8
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_can_be_read(folder, monkeypatch):
     """Also one in which a write was cut off when it was complete."""
     model = loaded(folder)
     model.undo(EDITS[0].id)
-    monkeypatch.setattr(placing, "finish", lambda folder: None)
+    monkeypatch.setattr(transaction, "finish", lambda folder: None)
     model.save_pretrained(folder)
     monkeypatch.undo()
     assert (folder / saving.COMPLETE).exists()
@@ -129,13 +129,13 @@ def test_a_folder_that_cannot_be_written_can_be_read(folder, monkeypatch):
 def test_a_part_that_is_replaced_between_checksum_and_mapping_is_not_mixed_in(folder, monkeypatch):
     writer, calls = loaded(folder), iter(range(100))
 
-    def replaced(path, read=looking.map_safetensors):
+    def replaced(path, read=snapshot.map_safetensors):
         if next(calls) == 0:
             writer.undo(EDITS[0].id)
             writer.save_pretrained(folder)
         return read(path)
 
-    monkeypatch.setattr(looking, "map_safetensors", replaced)
+    monkeypatch.setattr(snapshot, "map_safetensors", replaced)
     model = loaded(folder)
     assert model.edits == EDITS[1:4] and torch.equal(
         logits_of(model, model.lm), logits_of(writer, writer.lm)
@@ -143,14 +143,14 @@ def test_a_part_that_is_replaced_between_checksum_and_mapping_is_not_mixed_in(fo
 
 
 def test_a_reader_gives_up_in_one_line_when_the_folder_never_stands_still(folder, monkeypatch):
-    def replaced(path, read=looking.map_safetensors):
+    def replaced(path, read=snapshot.map_safetensors):
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content)
         return read(path)
 
-    monkeypatch.setattr(looking, "map_safetensors", replaced)
-    monkeypatch.setattr(looking, "PAUSE", 0)
+    monkeypatch.setattr(snapshot, "map_safetensors", replaced)
+    monkeypatch.setattr(snapshot, "PAUSE", 0)
     with pytest.raises(FolderBusyError, match="was written anew 40 times while it was read"):
         loaded(folder)
 

@@ -65,9 +65,7 @@ def test_a_value_makes_its_token_as_likely_as_asked_for(written):
     )
     answer = torch.tensor(row.ids[row.prompt_length :])
     before = (leaf.keys.double() @ head.T).softmax(-1)
-    after = ((leaf.keys + leaf.values / written.config_of_method.gain).double() @ head.T).softmax(
-        -1
-    )
+    after = ((leaf.keys + leaf.values / written.method.config.gain).double() @ head.T).softmax(-1)
     places = torch.arange(len(answer))
     assert before[0].argmax() != answer[0] and bool((after[places, answer] > 0.98).all())
     expected = memory.base.expected(leaf.keys).double().exp()

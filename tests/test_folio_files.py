@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from errata import EditModel, saving
 from errata.cli import app
 from errata.errors import ArtifactError, ConfigError, StorageError
-from errata.saving import placing
+from errata.saving import transaction
 
 NAMES = [f"folio-0000{number}.safetensors" for number in range(3)]
 
@@ -161,7 +161,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(folder, monkeypatch, at):
             raise OSError(28, "No space left on device")
         path.write_bytes(content)
 
-    monkeypatch.setattr(placing, "write_new", full)
+    monkeypatch.setattr(transaction, "write_new", full)
     with pytest.raises(StorageError, match="No space left on device"):
         model.save_pretrained(folder)
     assert contents(folder) == before and loaded(folder).edits == EDITS

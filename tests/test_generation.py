@@ -208,7 +208,7 @@ def test_right_where_facts_are_put_in_front(option):
             generated(model, lm, [EDITS[0].prompt], NEW, **options)
         return
     for edit in EDITS[:3]:
-        (ids,) = model.method.patch.reads(lm, [tuple(lm.encode_prompt(edit.prompt))])
+        (ids,) = model.method.patch.with_contexts(lm, [tuple(lm.encode_prompt(edit.prompt))])
         assert len(ids) > len(lm.encode_prompt(edit.prompt))
         torch.manual_seed(3)
         got = generated(model, lm, [edit.prompt], NEW, **options)

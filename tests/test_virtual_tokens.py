@@ -70,7 +70,7 @@ def test_a_prefix_that_is_what_the_model_remembers_says_the_same(family):
     lm = lm_of(family)
     patch = VirtualTokens(drawn(lm))
     remembered = VirtualTokens(
-        torch.zeros(N, lm.architecture.hidden_size), patch.remember(lm).memory
+        torch.zeros(N, lm.architecture.hidden_size), patch.with_memory(lm).memory
     )
     assert sorted(remembered.memory) == list(range(lm.architecture.n_layers))
     with patch.on(lm):

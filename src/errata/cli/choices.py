@@ -85,7 +85,7 @@ class Choices:
         Raises:
             ConfigError: another method or another value is asked for.
         """
-        old = begun.config_of_method
+        old = begun.method.config
         method, settings = self._resolved() if self.method else (type(begun.method), {})
         if not isinstance(begun.method, method):
             name = begun.method.name

@@ -156,7 +156,7 @@ def _opened(
 
     begun = is_artifact(goal)
     if is_artifact(model):
-        if begun and not read_artifact(goal).goes_on_from(read_artifact(model)):
+        if begun and not read_artifact(goal).extends(read_artifact(model)):
             raise UsageError(f"{goal} already holds other edits than {model}; give another --out.")
         edited = open_artifact(goal if begun else model, dtype, device_map)
     else:

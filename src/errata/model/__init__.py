@@ -1,5 +1,6 @@
-"""`EditModel`: a base model, the edits in it, and all that can be asked of it."""
+"""`EditModel`: a base model, the edits in it, and the calls that edit, run, save and load it."""
 
-from errata.model.edit_model import EditModel, get_edit_model
+from errata.model.edit_model import EditModel
+from errata.model.loading import get_edit_model, load
 
-__all__ = ["EditModel", "get_edit_model"]
+__all__ = ["EditModel", "get_edit_model", "load"]

@@ -1,28 +1,26 @@
-"""`EditModel`: a base model, what its edits left behind, and the list of those edits. It
-re-implements no model.
+"""`EditModel`: a base model, its patch, and the list of edits in it.
+
+It adds to `PatchedModel` the verbs that write, ask, explain and undo edits. How edits become a
+patch is up to the method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import get_args, overload
+from typing import Any, get_args, overload
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import PushToHubMixin
+from transformers import PreTrainedModel
 
-from errata import saving
 from errata.arguments import as_list
-from errata.config import MethodConfig, check_choice
+from errata.config import check_choice
 from errata.edit import Edit, Example, same_answer, with_timestamp
 from errata.errors import ConfigError, EditError
+from errata.lm import Score
 from errata.lm.lm import ANSWER_LENGTH
 from errata.lm.prompt_encoder import special_token_in, special_tokens
 from errata.lm.weights import add_to_weight
-from errata.methods import method_class
 from errata.methods.base import Progress, no_progress
-from errata.model.asking import AskedModel
+from errata.model.patched import PatchedModel
 from errata.patches.context import leaving_room
 from errata.report import (
     EditReport,
@@ -32,21 +30,22 @@ from errata.report import (
     conflict_error,
     keep_older,
 )
-from errata.storage.locking import WAIT
 
 
-class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
-    """A language model with corrections: an `nn.Module` around a base model of transformers.
+class EditModel(PatchedModel):
+    """A language model with edits: an `nn.Module` around a base model of transformers.
 
-    The base model is put into evaluation mode, and stays there; its parameters are frozen. What is
-    not found here is the base model's, as far as it leaves the edits alone (see `delegation`).
-    `state_dict` is the edits' own tensors; `to` and its like take the edits along; a copy, also by
-    pickle, is a model of its own. Any number of threads may ask; one that edits waits for them, and
-    they for it. What is called on `base`, `lm` or `method` directly waits for nobody.
+    The base model is put into evaluation mode and its parameters are frozen, for good. An attribute
+    that is not defined here is the base model's, unless it would bypass the edits (see
+    `delegation`). `state_dict` holds the edits' own tensors; `to` and its like move the edits too;
+    a copy, also by pickle, is independent. Any number of threads may run the model at once; one
+    that edits it waits for them, and they for it. Calls on `base`, `lm` or `method` directly take
+    no lock.
 
     Attributes:
         base: the base model, a submodule.
-        base_answers: what the base model has said so far, by (options of generation, prompt).
+        method: what writes the edits; its `config` has the settings.
+        base_answers: the base model's answers so far, by (options of generation, prompt).
 
     Args:
         base: a causal language model of transformers.
@@ -54,6 +53,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
         tokenizer: the base model's tokenizer.
 
     Raises:
+        UsageError: an argument is of another type.
         ArchitectureError: the base model has no place for edits.
         ConfigError: a setting does not fit this model, or its weights are offloaded or were made in
             inference mode.
@@ -73,7 +73,7 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
 
         Args:
             edits: the corrections, in order. Those already in the model are skipped.
-            check: ask the final model each new edit's prompt and report its answer.
+            check: ask the edited model each new edit's prompt and report its answer.
             progress: called with the number of edits just written.
             on_conflict: what becomes of an edit that asks what an older one asks and wants another
                 answer: it is written and meant to win (`replace`), left out (`keep`), or nothing is
@@ -119,8 +119,9 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             for name, text in (("prompt", edit.prompt), ("target", edit.target)):
                 if (token := special_token_in(text, special, self.tokenizer)) is not None:
                     raise EditError(
-                        f"the {name} {text!r} holds the special token {token!r}, which the model would not say as text; "
-                        "take it out (how answers end is learned without it)."
+                        f"the {name} {text!r} holds the special token {token!r}, which the "
+                        "model would not say as text; take it out (how answers end is learned "
+                        "without it)."
                     )
             row = self.lm.encode(edit.prompt, edit.target, "")
             longest = max(longest, len(row.ids) - row.prompt_length + 1)  # a full stop, perhaps
@@ -158,32 +159,79 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             raise conflict_error(found, [*self.edits, *given])
 
     @overload
+    def ask(self, prompts: str, **options: Any) -> str: ...
+
+    @overload
+    def ask(self, prompts: Iterable[str], **options: Any) -> list[str]: ...
+
+    def ask(self, prompts: str | Iterable[str], **options: Any) -> str | list[str]:
+        """Generate an answer in words for each prompt, greedily, whatever `generation_config` says.
+
+        Args:
+            prompts: the prompts; for a single text, the answer is a single text.
+            options: of `generate`, and `batch_size`.
+        """
+        texts = as_list(prompts, str, "prompts")
+        with self._shared("ask"):
+            answers = self.lm.generate(texts, **options)
+        return answers[0] if isinstance(prompts, str) else answers
+
+    @overload
+    def ask_base(self, prompts: str, **options: Any) -> str: ...
+
+    @overload
+    def ask_base(self, prompts: Iterable[str], **options: Any) -> list[str]: ...
+
+    def ask_base(self, prompts: str | Iterable[str], **options: Any) -> str | list[str]:
+        """Generate the base model's answers, as `ask` does; greedy ones are kept in `base_answers`.
+
+        They never change, since the base model does not.
+        """
+        self._check_usable()
+        texts = as_list(prompts, str, "prompts")
+        kind = repr(sorted((name, x) for name, x in options.items() if name != "batch_size"))
+        known = {} if options.get("do_sample") else self.base_answers
+        new = [prompt for prompt in dict.fromkeys(texts) if (kind, prompt) not in known]
+        if new:
+            with self.disable_edits():
+                answers = self.lm.generate(new, **options)
+            self.base_answers.update(zip(((kind, p) for p in new), answers, strict=True))
+        answers = [self.base_answers[kind, prompt] for prompt in texts]
+        return answers[0] if isinstance(prompts, str) else answers
+
+    def score(
+        self, pairs: Iterable[tuple[str, str]], batch_size: int = 32, whole: bool = False
+    ) -> list[Score]:
+        """Score (prompt, target) pairs by teacher forcing, see `LM.score`."""
+        with self._shared("score"):
+            return self.lm.score(pairs, batch_size, whole=whole)
+
+    @overload
     def explain(self, prompts: str) -> Explanation: ...  # type: ignore[overload-overlap]
 
     @overload
     def explain(self, prompts: Iterable[str]) -> list[Explanation]: ...
 
     def explain(self, prompts: str | Iterable[str]) -> Explanation | list[Explanation]:
-        """Which edit answers each prompt, and how much speaks for it and for others; of one text,
-        one explanation.
+        """Explain which edit answers each prompt, with its score and those of others.
 
         Raises:
             ConfigError: the method does not choose among edits.
         """
         texts = as_list(prompts, str, "prompts")
         with self._base_alone("explain"):
-            told = self.method.explain(texts)
-        return told[0] if isinstance(prompts, str) else told
+            explanations = self.method.explain(texts)
+        return explanations[0] if isinstance(prompts, str) else explanations
 
     def prepare(
         self, examples: Example | Iterable[Example], progress: Progress = no_progress
     ) -> None:
-        """Train a method that needs it, before the first edit. Saved and loaded, it stays trained.
+        """Train a method that needs it, before the first edit; saving keeps the training.
 
         Args:
             examples: what it learns from (`Case.example`), none of them in the stream to come.
             progress: called with the number of steps just made; the model may be saved then, and
-                goes on from there.
+                training goes on from there.
 
         Raises:
             ConfigError: the method needs no training, there are edits in the model, or edits are
@@ -195,13 +243,15 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             self._check_enabled("prepare")
             if self.edits:
                 raise ConfigError(
-                    f"there are {len(self.edits)} edits in the model; a method is trained before the first."
+                    f"there are {len(self.edits)} edits in the model; a method is trained before "
+                    "the first."
                 )
             self.method.prepare(given, progress)
 
     def undo(self, *edit_ids: str | Iterable[str]) -> None:
-        """Take edits back; the model is then one that never had them. Cut off half-way, it has
-        undone nothing.
+        """Take edits out; the model is then one that never had them.
+
+        Broken off half-way, it has undone nothing.
 
         Args:
             edit_ids: ids, or lists of ids.
@@ -210,87 +260,41 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             UnknownNameError: no edit has such an id; nothing is undone then.
             ConfigError: edits are disabled.
         """
-        names = [name for some in edit_ids for name in as_list(some, str, "edit_ids")]
+        ids = [edit_id for some in edit_ids for edit_id in as_list(some, str, "edit_ids")]
         with self._base_alone("undo"):
             self._check_enabled("undo")
-            self.method.undo(names)
+            self.method.undo(ids)
 
-    def merge_and_unload(self) -> PreTrainedModel:
-        """Write the edits into the base model's weights for good and give it back; this object
-        cannot be used any more.
+    def get_base_model(self) -> PreTrainedModel:
+        """Return the base model, with the edits on unless they are disabled or unloaded."""
+        return self.base
+
+    def unload(self) -> PreTrainedModel:
+        """Remove the edits for good and return the base model; this object is then unusable.
 
         Raises:
-            ConfigError: the edits are no change of weights.
+            ConfigError: it was unloaded before.
         """
-        with self._base_alone("merge_and_unload"):
-            deltas = self.method.weight_changes()
-            for path, delta in deltas.items():
-                add_to_weight(self.base.get_submodule(path), delta)
+        with self._lock.exclusive("unload"):
+            if self._unloaded:
+                self._check_usable()
+            self.method.patch.remove()
             self._unloaded = True
         return self.base
 
-    def save_pretrained(
-        self,
-        path: str | Path,
-        overwrite: bool = False,
-        wait: float = WAIT,
-        max_shard_size: int | str | None = None,
-    ) -> None:
-        """Write the artifact: `edit_config.json`, `edit_model.safetensors`, `edits.jsonl` and what
-        parts the method keeps besides (see `saving`); whole or not at all.
+    def merge_and_unload(self) -> PreTrainedModel:
+        """Write the edits into the base model's weights for good and return the base model.
 
-        Args:
-            path: a new folder, or one whose edits this model came from.
-            overwrite: replace whatever artifact is there.
-            wait: seconds to wait for another process that writes there; 0 does not wait.
-            max_shard_size: what `push_to_hub` of transformers asks for; a method keeps its tensors
-                in parts of its own.
+        This object is then unusable.
 
         Raises:
-            UsageError: there are other edits in the folder.
-            FolderBusyError: another process writes there, or has written since this model was
-                loaded or saved there.
-            StorageError: the disk refused; what stood there before still does.
+            ConfigError: the edits are more than changes of weights.
         """
-        with self.disable_edits():  # the identity is the base model's own
-            saving.write_artifact(
-                path,
-                self.base,
-                self.tokenizer,
-                self.method.config,
-                self.method.state(),
-                self.edits,
-                self.origin,
-                overwrite,
-                wait,
-            )
-
-    @classmethod
-    @torch.inference_mode(False)
-    def from_pretrained(
-        cls,
-        base: PreTrainedModel,
-        path: str | Path | saving.Artifact,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> EditModel:
-        """Put saved edits on a base model.
-
-        Args:
-            path: a folder written by `save_pretrained`, or what was read of it.
-
-        Raises:
-            ArtifactError: the folder is missing, damaged or of another version.
-            BaseMismatchError: the edits were written for another base model or tokenizer.
-        """
-        artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
-        origin = artifact.check_base(base, tokenizer)
-        with saving.damage_named(artifact.path):
-            config = method_class(artifact.method).config_class.from_dict(artifact.settings)
-            model = cls(base, config, tokenizer)
-            model.method.load_state(artifact.edits, artifact.tensors, artifact.values)
-        model.origin = origin
-        model._install()
-        return model
+        with self._base_alone("merge_and_unload"):
+            for path, delta in self.method.weight_changes().items():
+                add_to_weight(self.base.get_submodule(path), delta)
+            self._unloaded = True
+        return self.base
 
     def _sort_out(self, edits: Sequence[Edit]) -> tuple[list[Edit], list[str]]:
         """(edits to write, ids already in)."""
@@ -300,22 +304,11 @@ class EditModel(AskedModel, PushToHubMixin):  # type: ignore[misc]
             if edit.id in held:
                 if held[edit.id] != edit:
                     raise EditError(
-                        f"the id {edit.id!r} already belongs to another edit: {held[edit.id].prompt!r}."
+                        f"the id {edit.id!r} already belongs to another edit: "
+                        f"{held[edit.id].prompt!r}."
                     )
                 skipped.append(edit.id)
                 continue
             held[edit.id] = edit
             new.append(edit)
         return new, skipped
-
-
-def get_edit_model(
-    base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase
-) -> EditModel:
-    """A model that can be edited with the method that the config belongs to.
-
-    Raises:
-        ArchitectureError: the base model has no place for edits.
-        ConfigError: a setting does not fit this model.
-    """
-    return EditModel(base, config, tokenizer)

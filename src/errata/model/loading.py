@@ -1,4 +1,4 @@
-"""`load`: an edited model from its folder, base model and all."""
+"""How an `EditModel` is made: on a base model, or from a saved folder that names its base model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata import saving
-from errata.model import EditModel
+from errata.config import MethodConfig
+from errata.model.edit_model import EditModel
+
+
+def get_edit_model(
+    base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase
+) -> EditModel:
+    """Make a model that can be edited with the method that the config belongs to.
+
+    Raises:
+        ArchitectureError: the base model has no place for edits.
+        ConfigError: a setting does not fit this model.
+    """
+    return EditModel(base, config, tokenizer)
 
 
 @torch.inference_mode(False)
@@ -18,11 +32,11 @@ def load(
     device_map: str | None = None,
     trust_remote_code: bool | Collection[str] = False,
 ) -> EditModel:
-    """The base model and the edits, from what the artifact says of its base.
+    """Load the base model that an artifact names, and put the artifact's edits on it.
 
     Args:
-        path: a folder written by `save_pretrained`, or what was read of it.
-        dtype: `auto` (as the base was when it was edited), or a torch type's name.
+        path: a folder written by `save_pretrained`, or the artifact read from it.
+        dtype: `auto` (that of the base model when it was edited), or a torch dtype's name.
         device_map: as in transformers; None is the CPU.
         trust_remote_code: whether code that comes with the base model may run, or the names of
             models whose code may.
@@ -30,9 +44,13 @@ def load(
     Raises:
         ArtifactError: the folder is missing, damaged or of another version.
         BaseMismatchError: the base model is no longer the one that was edited.
-        UnknownNameError: the base model is not to be had.
+        UnknownNameError: the base model cannot be loaded.
     """
     artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
-    wanted = artifact.dtype if dtype == "auto" else dtype
-    base, tokenizer = saving.load_base(artifact.base_name, wanted, device_map, trust_remote_code)
+    base, tokenizer = saving.load_base(
+        artifact.base_name,
+        artifact.dtype if dtype == "auto" else dtype,
+        device_map,
+        trust_remote_code,
+    )
     return EditModel.from_pretrained(base, artifact, tokenizer)

@@ -1,9 +1,8 @@
-"""`SharedLock`: many threads may read at once, one may change. Of locks for one process the
-standard library has none such.
+"""`SharedLock`: a lock of one process that many threads may share, or one may hold alone.
 
-A thread may take it again while it holds it, in any order but one: who reads cannot begin to
-change, since two that tried would wait for each other for ever. Readers that come while someone
-waits to change wait behind them.
+The standard library has none such. A thread may take it again while it holds it, except that one
+that shares it cannot take it alone: two that tried would wait for each other for ever. While a
+thread waits to hold it alone, others that want to share it wait behind that thread.
 """
 
 from __future__ import annotations
@@ -19,61 +18,59 @@ from errata.errors import UsageError
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
-"""Seconds of waiting after which it is logged who is waited for."""
+"""Seconds of waiting after which the log names the holders of the lock."""
 
 
 class SharedLock:
-    """A lock with two sides, `shared` and `exclusive`; it is let go by the thread that took it."""
+    """A lock with two sides, `shared` and `exclusive`; the thread that took it releases it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._readers: dict[
-            int, tuple[str, int]
-        ] = {}  # thread -> (what it does, how often it holds)
+        self._readers: dict[int, tuple[str, int]] = {}  # thread -> (its call, times it holds)
         self._writer: int | None = None
-        self._writes: list[str] = []  # what the writer does, the outermost first
-        self._waiting = 0
+        self._writes: list[str] = []  # the writer's nested calls, the outermost first
+        self._waiting = 0  # threads that want to write
 
     @contextmanager
-    def shared(self, doing: str) -> Iterator[None]:
-        """Hold it together with others, for the length of a `with` block.
+    def shared(self, call: str) -> Iterator[None]:
+        """Hold the lock together with other threads within a `with` block.
 
         Args:
-            doing: what those who wait are told.
+            call: what the block does, for the log and errors of threads that wait.
         """
         me = threading.get_ident()
         with self._changed:
             if self._writer != me and me not in self._readers:
                 self._wait(lambda: self._writer is None and not self._waiting)
-            what, times = self._readers.get(me, (doing, 0))
-            self._readers[me] = what, times + 1
+            first_call, times = self._readers.get(me, (call, 0))
+            self._readers[me] = first_call, times + 1
         try:
             yield
         finally:
             with self._changed:
-                what, times = self._readers.pop(me)
+                first_call, times = self._readers.pop(me)
                 if times > 1:
-                    self._readers[me] = what, times - 1
+                    self._readers[me] = first_call, times - 1
                 else:
                     self._changed.notify_all()
 
     @contextmanager
-    def exclusive(self, doing: str) -> Iterator[None]:
-        """Hold it alone, for the length of a `with` block.
+    def exclusive(self, call: str) -> Iterator[None]:
+        """Hold the lock alone within a `with` block.
 
         Args:
-            doing: what those who wait are told.
+            call: what the block does, for the log and errors of threads that wait.
 
         Raises:
-            UsageError: this thread holds it together with others.
+            UsageError: this thread shares it.
         """
         me = threading.get_ident()
         with self._changed:
             if self._writer != me:
                 if me in self._readers:
                     raise UsageError(
-                        f"{doing} was called from within {self._readers[me][0]} of the same model, which it would change; "
-                        "wait for that to end, then call it."
+                        f"{call} was called from within {self._readers[me][0]} of the same model, "
+                        "which it would change; wait for that to end, then call it."
                     )
                 self._waiting += 1
                 try:
@@ -81,8 +78,8 @@ class SharedLock:
                     self._writer = me
                 finally:
                     self._waiting -= 1
-                    self._changed.notify_all()  # also when the wait was broken off: readers behind it may go on
-            self._writes.append(doing)
+                    self._changed.notify_all()  # readers may go on if the wait was interrupted
+            self._writes.append(call)
         try:
             yield
         finally:
@@ -92,24 +89,24 @@ class SharedLock:
                     self._writer = None
                     self._changed.notify_all()
 
-    def _wait(self, free: Callable[[], bool]) -> None:
-        begun = time.monotonic()
-        if self._changed.wait_for(free, PATIENCE):
+    def _wait(self, is_free: Callable[[], bool]) -> None:
+        start = time.monotonic()
+        if self._changed.wait_for(is_free, PATIENCE):
             return
         log.warning(
             "waiting for %.0f s for a model that is held by %s.",
-            time.monotonic() - begun,
+            time.monotonic() - start,
             self._holders(),
         )
-        self._changed.wait_for(free)
+        self._changed.wait_for(is_free)
 
     def _holders(self) -> str:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        held = {ident: what for ident, (what, _) in self._readers.items()}
+        calls = {thread: call for thread, (call, _) in self._readers.items()}
         if self._writer is not None:
-            held[self._writer] = self._writes[0] if self._writes else ""
-        told = [
-            f"{names.get(ident, 'a thread that has ended')} ({what})"
-            for ident, what in held.items()
+            calls[self._writer] = self._writes[0] if self._writes else ""
+        holders = [
+            f"{names.get(thread, 'a thread that has ended')} ({call})"
+            for thread, call in calls.items()
         ]
-        return ", ".join(told) or "threads that wait to change it"
+        return ", ".join(holders) or "threads that wait to change it"

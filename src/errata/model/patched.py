@@ -1,197 +1,300 @@
-"""`PatchedModel`: a base model with a patch on it, and who may use it when. It writes no edit.
+"""`PatchedModel`: an `nn.Module` around a base model with a method's patch installed on it.
 
-Whoever asks shares the model with others who ask; whoever changes it has it alone. What is called
-on `base`, `lm` or `method` directly is not seen here: it waits for nobody.
+It runs, moves, copies, saves and loads like a model of transformers; `EditModel` writes edits.
+Calls that only run the model share it; calls that change it have it alone (see `lock`). A call on
+`base`, `lm` or `method` directly takes no lock.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin
 
+from errata import saving
 from errata.arguments import check_type
 from errata.config import MethodConfig
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.encoding import prompt_tokens
 from errata.methods import method_class
+from errata.model import base_weights, generation
+from errata.model.copying import contents, rebuild
+from errata.model.delegation import base_attribute, refusal
 from errata.model.lock import SharedLock
-from errata.saving import Origin
+from errata.storage.locking import WAIT
 
 
-class PatchedModel(nn.Module):
-    """A base model and what a method put on it; see `EditModel`.
-
-    Args:
-        base: a causal language model of transformers.
-        config: the method's settings; its class chooses the method.
-        tokenizer: the base model's tokenizer.
-
-    Raises:
-        UsageError: one of the arguments is something else.
-        ArchitectureError: the base model has no place for edits.
-        ConfigError: a setting does not fit this model, or its weights cannot be edited where they
-            are.
-    """
+class PatchedModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
+    """A base model, a method, and its patch installed on the base model; see `EditModel`."""
 
     def __init__(
         self, base: PreTrainedModel, config: MethodConfig, tokenizer: PreTrainedTokenizerBase
     ) -> None:
         super().__init__()
-        check_type(
-            base,
-            PreTrainedModel,
-            "base",
-            "; of a model that wraps another give the inner one, with its changes merged",
-        )
+        hint = "; of a model that wraps another give the inner one, with its changes merged"
+        check_type(base, PreTrainedModel, "base", hint)
         check_type(config, MethodConfig, "config", "; a method's settings, e.g. FolioConfig()")
         check_type(tokenizer, PreTrainedTokenizerBase, "tokenizer")
-        _check_weights(base)
+        base_weights.check(base)
         base.eval()
         base.requires_grad_(False)
         self.base = base
         self.training = False
         self.tokenizer = tokenizer
-        self.config_of_method = config
-        with plain_torch(base.device):
+        with base_weights.full_precision(base.device):
             self.lm = LM(base, tokenizer, config.chat_template, config.end_token)
             self.method = method_class(config.method)(config, self.lm)
         self.base_answers: dict[tuple[str, str], str] = {}
-        self.origin = Origin()
+        self.origin = saving.Origin()
         self._lock = SharedLock()
-        self._alone = 0
-        self._disabled = 0
+        self._removals = 0  # nested `_patch_removed` blocks
+        self._disabled = 0  # nested `disable_edits` blocks
         self._unloaded = False
-        self._embeddings = (base.get_input_embeddings(),)  # in a tuple, so as to be no submodule
-        self._place = self._found()
+        self._placement = base_weights.placement(base)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None:
+                raise
+            return base_attribute(base, name)
 
     @property
     def edits(self) -> list[Edit]:
         """The edits in the model, oldest first."""
         return self.method.edits
 
-    # who may use it when
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The base model's generation config; `generate` follows it, `ask` does not."""
+        return self.base.generation_config
+
+    @generation_config.setter
+    def generation_config(self, settings: GenerationConfig) -> None:
+        self.base.generation_config = settings
+
+    def extra_repr(self) -> str:
+        """Return the method and the number of edits, for `repr`."""
+        return f"method={self.method.config.method}, edits={len(self.edits)}"
+
+    # running
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        """Run the base model's forward with the edits installed; arguments and output are its own.
+
+        Where `labels` are given, tokens labelled -100 are the prompt. Under `torch.compile` it runs
+        uncompiled, since a router's decision cannot be compiled.
+
+        Raises:
+            ConfigError: the method reads the prompt's tokens and only `inputs_embeds` are given; or
+                the model was unloaded.
+        """
+        generation.check_tokens(self.method, inputs)
+        with self._shared("forward"):
+            return self.base(*args, **inputs)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor | None = None, **inputs: Any) -> Any:
+        """Run the base model's `generate` with the edits installed, each sequence routed once.
+
+        Raises:
+            ConfigError: an option would hide the prompt (see `generation`), the method reads the
+                prompt's tokens and only `inputs_embeds` are given, or the model was unloaded.
+        """
+        if input_ids is not None:
+            inputs["input_ids"] = input_ids
+        generation.check_tokens(self.method, inputs)
+        with self._shared("generate"):
+            call = generation.prepare_call(self.lm, self.method.patch, inputs)
+            with prompt_tokens(call.mask, call.ids):
+                return self.base.generate(**call.options)
+
+    # who may use the model when, and whether the patch is installed meanwhile
 
     @contextlib.contextmanager
-    def _asking(self, doing: str) -> Iterator[None]:
-        """The model as it is, together with others who ask."""
-        with self._lock.shared(doing):
+    def _shared(self, call: str) -> Iterator[None]:
+        """Hold the model as it is, together with other threads that run it."""
+        with self._lock.shared(call):
             self._check_usable()
             yield
 
     @contextlib.contextmanager
-    def _base_alone(self, doing: str) -> Iterator[None]:
-        """The base model without the edits, and nobody else; afterwards it is edited again, unless
-        it was not before.
-        """
-        with self._lock.exclusive(doing):
+    def _base_alone(self, call: str) -> Iterator[None]:
+        """Hold the base model alone, without the patch; on exit the patch is as it was before."""
+        with self._lock.exclusive(call):
             self._check_usable()
-            with plain_torch(self.base.device), self._patch_off():
+            with base_weights.full_precision(self.base.device), self._patch_removed():
                 yield
 
     @contextlib.contextmanager
-    def _patch_off(self) -> Iterator[None]:
+    def _patch_removed(self) -> Iterator[None]:
         self.method.patch.remove()
-        self._alone += 1
+        self._removals += 1
         try:
             yield
         finally:
-            self._alone -= 1
+            self._removals -= 1
             self._install()
 
     def _install(self) -> None:
-        if not (self._alone or self._unloaded):
+        if not (self._removals or self._unloaded):
             self.method.patch.install(self.lm)
 
     @contextlib.contextmanager
     def disable_edits(self) -> Iterator[None]:
-        """The base model, bit for bit, inside the `with` block. Other threads wait; nothing can be
-        written meanwhile.
+        """Be the base model, bit for bit, within a `with` block.
+
+        Other threads wait; nothing can be written inside the block.
 
         Raises:
-            ConfigError: the edits have been unloaded.
+            ConfigError: the model was unloaded.
         """
         with self._lock.exclusive("disable_edits"):
             self._check_usable()
             self._disabled += 1
             try:
-                with self._patch_off():
+                with self._patch_removed():
                     yield
             finally:
                 self._disabled -= 1
 
-    def _check_enabled(self, doing: str) -> None:
+    def _check_enabled(self, call: str) -> None:
         if self._disabled:
             raise ConfigError(
-                f"{doing} is not possible inside `with disable_edits()`: leave the block, then call it."
+                f"{call} is not possible inside `with disable_edits()`: leave the block, then call "
+                "it."
             )
 
     def _check_usable(self) -> None:
         if self._unloaded:
             raise ConfigError(
-                "this model was unloaded, and its base model given back; to go on, put edits on a base model anew "
-                "(EditModel, or load what was saved)."
+                "this model was unloaded, and its base model given back; to go on, put edits on a "
+                "base model anew (EditModel, or load what was saved)."
             )
-        if (now := self._found()) != self._place:
-            was, found = (
-                f"{dtype} on {device}".removeprefix("torch.")
-                for dtype, device in (self._place, now)
-            )
-            raise ConfigError(
-                f"the base model was {was} and is now {found}, without its edits; move the edited model instead, by its own "
-                "to(), or load saved edits onto the base model as it is now."
-            )
+        base_weights.check_in_place(self.base, self._placement)
 
-    def _found(self) -> tuple[torch.dtype, torch.device]:
-        """The type and the device of the base model's embeddings, which tell whether it was moved."""
-        weight = self._embeddings[0].weight
-        return weight.dtype, weight.device
+    # nn.Module
 
-    def get_base_model(self) -> PreTrainedModel:
-        """The base model. The edits are on it, unless inside `disable_edits` or after `unload`."""
-        return self.base
-
-    def unload(self) -> PreTrainedModel:
-        """Take the edits off for good and give the base model back; this object cannot be used any
-        more.
+    def train(self, mode: bool = True) -> Self:
+        """Do nothing: an edited model stays in evaluation mode, as dropout would change answers.
 
         Raises:
-            ConfigError: it was unloaded before.
+            ConfigError: `mode` is True.
         """
-        with self._lock.exclusive("unload"):
-            if self._unloaded:
-                self._check_usable()
-            self.method.patch.remove()
-            self._unloaded = True
-        return self.base
-
-
-@contextlib.contextmanager
-def plain_torch(device: torch.device) -> Iterator[None]:
-    """Gradients and full precision, whatever the caller has around: what is learned does not depend
-    on it.
-    """
-    with contextlib.ExitStack() as around:
-        around.enter_context(torch.inference_mode(False))
-        around.enter_context(torch.enable_grad())
-        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-            around.enter_context(torch.autocast(device.type, enabled=False))
-        yield
-
-
-def _check_weights(base: PreTrainedModel) -> None:
-    for name, parameter in base.named_parameters():
-        if parameter.is_meta:
+        if mode:
             raise ConfigError(
-                f"{name} is not in memory (offloaded to CPU or disk); load the base model with a device_map that keeps all "
-                "weights on devices, or without one."
+                "train() is not possible on an edited model, which stays in evaluation mode; train "
+                "the base model before it is edited, or what merge_and_unload gives back."
             )
-        if parameter.is_inference():
-            raise ConfigError(
-                f"{name} was made within torch.inference_mode(), so nothing can be learned on it; load the base model "
-                "outside of it."
-            )
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Do nothing: the base model's parameters are frozen.
+
+        Raises:
+            ConfigError: `requires_grad` is True.
+        """
+        return self.train(requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the base model and the method's tensors: `to`, `half`, `cuda` and others.
+
+        The result is what loading the saved edits onto such a base model gives.
+        """
+        base_weights.check_movable(self.base)
+        with self._lock.exclusive("to"):
+            self._check_usable()
+            with base_weights.full_precision(self.base.device), self._patch_removed():
+                edits, (tensors, values) = self.method.edits, self.method.state()
+                super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+                self._placement = base_weights.placement(self.base)
+                self.method = type(self.method)(self.method.config, self.lm)
+                self.method.load_state(edits, tensors, values)
+        return self
+
+    def state_dict(  # type: ignore[override]
+        self,
+        *,
+        destination: dict[str, Any] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+    ) -> dict[str, Any]:
+        """Return the edits' own tensors, on the CPU, as they are saved; not the base model's."""
+        with self._base_alone("state_dict"):
+            tensors, _ = self.method.state()
+        result: dict[str, Any] = {} if destination is None else destination
+        result.update((prefix + name, tensor) for name, tensor in tensors.items())
+        return result
+
+    load_state_dict = refusal("load_state_dict")
+    to_empty = refusal("to_empty")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return rebuild(*contents(self, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild, contents(self, {})
+
+    # files
+
+    def save_pretrained(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        wait: float = WAIT,
+        max_shard_size: int | str | None = None,
+    ) -> None:
+        """Save the edits as an artifact (see `saving`): all of its files or none.
+
+        Args:
+            path: a new folder, or the one that this model was loaded from or saved to.
+            overwrite: replace whatever artifact is there.
+            wait: seconds to wait for another process that writes there; 0 does not wait.
+            max_shard_size: ignored; `push_to_hub` of transformers passes it.
+
+        Raises:
+            UsageError: there are other edits in the folder.
+            FolderBusyError: another process writes there, or has written since this model was
+                loaded or saved there.
+            StorageError: the disk refused; what was there before still is.
+        """
+        with self.disable_edits():  # the identity is the base model's own
+            saving.write_artifact(path, self.method, self.origin, overwrite, wait)
+
+    @classmethod
+    @torch.inference_mode(False)
+    def from_pretrained(
+        cls,
+        base: PreTrainedModel,
+        path: str | Path | saving.Artifact,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Self:
+        """Put saved edits on a base model.
+
+        Args:
+            path: a folder written by `save_pretrained`, or the artifact read from it.
+
+        Raises:
+            ArtifactError: the folder is missing, damaged or of another version.
+            BaseMismatchError: the edits were written for another base model or tokenizer.
+        """
+        artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
+        origin = artifact.check_base(base, tokenizer)
+        with saving.damage_named(artifact.path):
+            config = method_class(artifact.method).config_class.from_dict(artifact.settings)
+            model = cls(base, config, tokenizer)
+            model.method.load_state(artifact.edits, artifact.tensors, artifact.values)
+        model.origin = origin
+        model._install()
+        return model

@@ -1,7 +1,7 @@
-"""What edits leave behind in a model: patches install on an `LM` and come off without a trace."""
+"""What edits leave in a model: patches, which install on an `LM` and come off without a trace."""
 
 from errata.patches.adapter import Adapters
-from errata.patches.base import Patch
+from errata.patches.base import Patch, TrainablePatch
 from errata.patches.context import ContextFor, ContextPatch
 from errata.patches.delta import WeightDelta
 from errata.patches.routed import RoutedModule, RoutedPatch
@@ -14,6 +14,7 @@ __all__ = [
     "Patch",
     "RoutedModule",
     "RoutedPatch",
+    "TrainablePatch",
     "VirtualTokens",
     "WeightDelta",
 ]

@@ -1,8 +1,7 @@
-"""`Adapters`: modules in the place of others, with parameters of their own around a frozen one.
-They decide nothing.
+"""`Adapters`: modules with trainable parameters, each around a frozen module that it replaces.
 
-Taken off, the original modules stand where they stood: nothing of them was ever changed. Low-rank
-ones are PEFT's.
+Every input sees them; nothing is routed. The originals are put back unchanged when the patch comes
+off. Low-rank adapters are PEFT's.
 """
 
 from __future__ import annotations
@@ -16,58 +15,48 @@ from torch import Tensor, nn
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.weights import is_transposed, read_weight
-from errata.patches.base import Patch
-from errata.storage import state
+from errata.patches.base import TrainablePatch
 
 NAME = "default"
-"""What PEFT calls an adapter that nobody named."""
+"""PEFT's name of an adapter that was given none."""
 PREFIX = "base_model.model."
-"""What PEFT writes before a module's path."""
+"""PEFT's prefix of the paths of modules."""
 
 
-class Adapters(Patch):
-    """Modules put in the place of others.
+class Adapters(TrainablePatch):
+    """Replace modules of the model by others, which contain them.
 
     Args:
-        modules: by the full dotted name of what they replace, see `Architecture.value_path`; each
-            holds what it replaces.
-        parameters: what may be taught, by the name it is saved under.
+        modules: by the full dotted name of the module that each replaces, see
+            `Architecture.value_path`.
+        parameters: the trainable ones, by the names they are saved under.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor]) -> None:
         self.modules = dict(modules)
-        self.parameters = dict(parameters)
-        self._before: dict[str, nn.Module] = {}
+        self._parameters = dict(parameters)
+        self._originals: dict[str, nn.Module] = {}
 
-    def state(self) -> dict[str, Tensor]:
-        """The parameters by name, copied to the CPU."""
-        return {
-            name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()
-        }
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the parameters that `state` gave.
-
-        Raises:
-            KeyError: one is missing.
-            ValueError: one is of another shape.
-        """
-        load_into(self.parameters, tensors)
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable parameters, by the names they are saved under."""
+        return self._parameters
 
     def _attach(self, lm: LM) -> None:
         for path, module in self.modules.items():
-            self._before[path] = lm.model.get_submodule(path)
-            put(lm.model, path, module)
+            self._originals[path] = lm.model.get_submodule(path)
+            replace_module(lm.model, path, module)
 
     def _detach(self, lm: LM) -> None:
-        for path, module in self._before.items():
-            put(lm.model, path, module)
-        self._before = {}
+        for path, module in self._originals.items():
+            replace_module(lm.model, path, module)
+        self._originals = {}
 
 
 class Bottleneck(nn.Module):
-    """h + W_up s(W_down h + b_down) + b_up on the output h of a module; the module alone as long as
-    W_up and b_up are 0.
+    """h + W_up s(W_down h + b_down) + b_up, where h is the output of a module.
+
+    W_up, b_down and b_up are 0 at first: the output is then h.
 
     Args:
         base: the module.
@@ -87,29 +76,27 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.base = base
         device = read_weight(base).device
-        self.down = nn.Parameter(
-            (torch.randn(width, hidden, generator=generator) * 0.02).to(device), requires_grad=False
-        )
+        drawn = (torch.randn(width, hidden, generator=generator) * 0.02).to(device)
+        self.down = nn.Parameter(drawn, requires_grad=False)
         self.down_bias = nn.Parameter(torch.zeros(width, device=device), requires_grad=False)
         self.up = nn.Parameter(torch.zeros(hidden, width, device=device), requires_grad=False)
         self.up_bias = nn.Parameter(torch.zeros(hidden, device=device), requires_grad=False)
         self.activation: nn.Module = ACT2FN[activation]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., hidden), in the type that the module answers in."""
+        """Return (..., hidden), in the dtype of the module's output; arguments are the module's."""
         h: Tensor = self.base(*args, **kwargs)
-        inner = self.activation(
-            nn.functional.linear(h.to(self.down.dtype), self.down, self.down_bias)
-        )
-        return h + nn.functional.linear(inner, self.up, self.up_bias).to(h.dtype)
+        inner = nn.functional.linear(h.to(self.down.dtype), self.down, self.down_bias)
+        added = nn.functional.linear(self.activation(inner), self.up, self.up_bias)
+        return h + added.to(h.dtype)
 
 
 def bottlenecks(lm: LM, paths: Iterable[str], width: int, activation: str, seed: int) -> Adapters:
-    """A bottleneck behind each of the modules so named."""
-    draw = torch.Generator().manual_seed(seed)
+    """Make a bottleneck for each of the modules at these paths."""
+    generator = torch.Generator().manual_seed(seed)
     hidden = lm.architecture.d_out
     modules = {
-        path: Bottleneck(lm.model.get_submodule(path), hidden, width, activation, draw)
+        path: Bottleneck(lm.model.get_submodule(path), hidden, width, activation, generator)
         for path in paths
     }
     names = ("down", "down_bias", "up", "up_bias")
@@ -124,14 +111,13 @@ def bottlenecks(lm: LM, paths: Iterable[str], width: int, activation: str, seed:
 def low_rank(
     lm: LM, paths: Iterable[str], rank: int, alpha: float, kind: str, seed: int
 ) -> Adapters:
-    """PEFT's LoRA on each of the modules so named: W k + b + (alpha / r) B A k, B = 0 to begin
-    with.
+    """Make PEFT's LoRA for each of the modules at these paths: W k + b + (alpha / r) B A k.
 
-    The parameters are fp32, whatever the model is, under the names that PEFT saves them with.
+    B is 0 at first. The parameters are fp32, whatever the model is, under PEFT's names.
 
     Args:
-        kind: `lora`; `rslora`, alpha over the root of r; `dora`, the direction of W + B A with a
-            length of its own.
+        kind: `lora`; `rslora`, which divides alpha by the root of r; or `dora`, which takes the
+            direction of W + B A and learns its length.
 
     Raises:
         ConfigError: PEFT is not installed.
@@ -143,14 +129,13 @@ def low_rank(
             "LoRA is PEFT's, and PEFT is not installed: pip install 'errata[peft]'."
         ) from error
     originals = {path: lm.model.get_submodule(path) for path in paths}
-    transposed = {is_transposed(module) for module in originals.values()}
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules=list(originals),
         use_rslora=kind == "rslora",
         use_dora=kind == "dora",
-        fan_in_fan_out=transposed == {True},
+        fan_in_fan_out={is_transposed(module) for module in originals.values()} == {True},
     )
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -160,7 +145,7 @@ def low_rank(
     parameters = {}
     for path, original in originals.items():
         modules[path] = lm.model.get_submodule(path).eval()
-        put(lm.model, path, original)
+        replace_module(lm.model, path, original)
         for name, parameter in modules[path].named_parameters():
             if not name.startswith("base_layer."):
                 parameter.requires_grad_(False)
@@ -172,7 +157,7 @@ def low_rank(
 
 @torch.no_grad()
 def weight_changes(adapters: Adapters) -> dict[str, Tensor]:
-    """What low-rank adapters add to the weights, (d_out, d_in) by path."""
+    """Return the changes of weights that low-rank adapters amount to: (d_out, d_in), by path."""
     changes = {}
     for path, module in adapters.modules.items():
         change: Tensor = module.get_delta_weight(NAME)  # type: ignore[operator]
@@ -180,18 +165,7 @@ def weight_changes(adapters: Adapters) -> dict[str, Tensor]:
     return changes
 
 
-def put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Let `module` be what the dotted name says."""
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at a dotted path."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
-
-
-@torch.no_grad()
-def load_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors of the same names and shapes into parameters.
-
-    Raises:
-        KeyError: one is missing.
-        ValueError: one is of another shape.
-    """
-    state.copy_into(parameters, tensors)

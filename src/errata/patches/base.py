@@ -1,29 +1,41 @@
-"""`Patch`: tensors that install on an `LM` and come off bit for bit. It is not an algorithm."""
+"""`Patch`: tensors that install on an `LM` and come off bit for bit. It is not an algorithm.
+
+`TrainablePatch` adds parameters that are trained and saved; `ForwardPatch` hooks on the model's
+forward.
+"""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from errata.lm import LM
+from errata.storage import state
+
+Arguments = dict[str, Any]
+"""The arguments of the model's forward, by name."""
 
 
 class Patch(ABC):
-    """Something that changes what a model says while it is installed."""
+    """Something that changes a model's outputs while it is installed."""
 
     reads_prompts: ClassVar[bool] = False
-    """Whether what it does depends on the prompt, or on where a text begins; it must see them then.
-    """
+    """Whether its effect depends on the prompt or on where a text begins, so it must see both."""
     changes_cache: ClassVar[bool] = False
-    """Whether what a key-value cache holds depends on what it does with a prompt."""
+    """Whether the key-value cache's contents depend on what it does with a prompt."""
 
     _lm: LM | None = None
 
     @property
     def installed(self) -> bool:
-        """Whether the patch is on a model now."""
+        """Whether the patch is on a model."""
         return self._lm is not None
 
     def install(self, lm: LM) -> None:
@@ -33,8 +45,9 @@ class Patch(ABC):
             self._lm = lm
 
     def remove(self) -> None:
-        """Take the patch off; the model is the base model again, bit for bit. A second call does
-        nothing.
+        """Take the patch off, so that the model is the base model again, bit for bit.
+
+        A second call does nothing.
         """
         if self._lm is not None:
             self._detach(self._lm)
@@ -42,13 +55,13 @@ class Patch(ABC):
 
     @contextmanager
     def on(self, lm: LM) -> Iterator[None]:
-        """The patch on the model for the length of a `with` block."""
-        was = self.installed
+        """Install the patch within a `with` block; on exit it is as it was before."""
+        was_installed = self.installed
         self.install(lm)
         try:
             yield
         finally:
-            if not was:
+            if not was_installed:
                 self.remove()
 
     @abstractmethod
@@ -56,3 +69,75 @@ class Patch(ABC):
 
     @abstractmethod
     def _detach(self, lm: LM) -> None: ...
+
+
+class TrainablePatch(Patch):
+    """A patch with parameters that are trained and saved."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The parameters, by the names they are saved under."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of the parameters on the CPU, by name."""
+        return {name: value.detach().cpu().clone() for name, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into the parameters of the same names.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: one has another shape.
+        """
+        state.copy_into(self.parameters, tensors)
+
+
+class ForwardPatch(Patch):
+    """A patch that hooks on the model's forward, before and after it.
+
+    A subclass changes the arguments in `_before_forward` and the output in `_after_forward`, which
+    is called with None as the output when the forward has raised.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._argument_names: tuple[str, ...] = ()
+        self._bind: Callable[..., inspect.BoundArguments]
+
+    def _attach(self, lm: LM) -> None:
+        signature = inspect.signature(lm.model.forward)
+        self._bind, self._argument_names = signature.bind_partial, tuple(signature.parameters)
+        self._handles = [
+            lm.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            *self._register_hooks(lm),
+            lm.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+        ]
+
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
+        """Register a subclass's further hooks, which run between the two."""
+        return []
+
+    def _detach(self, lm: LM) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
+        """Return the arguments of the model's forward, by name."""
+        arguments = dict(self._bind(*args, **kwargs).arguments)
+        arguments.update(arguments.pop("kwargs", {}))
+        return arguments
+
+    @abstractmethod
+    def _before_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments
+    ) -> tuple[tuple[()], Arguments] | None:
+        """Return ((), other arguments by name), or None to leave the arguments as they are."""
+
+    @abstractmethod
+    def _after_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any
+    ) -> Any:
+        """Return another output, or None to leave it as it is."""

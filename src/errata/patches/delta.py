@@ -1,4 +1,4 @@
-"""`WeightDelta`: changes added into weight matrices. It decides nothing: every input sees them."""
+"""`WeightDelta`: changes added to weight matrices. Every input sees them; nothing is routed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from errata.storage import state
 
 
 class WeightDelta(Patch):
-    """Add a delta (d_out, d_in) to each of some linear modules.
+    """Add a delta (d_out, d_in) to the weight of each of some linear modules.
 
-    The matrices as they were are kept while the patch is installed, since W + D - D need not be W
-    in floating point.
+    Copies of the original weights are kept while the patch is installed, since W + D - D need not
+    be W in floating point.
 
     Args:
         deltas: by the module's full dotted name, see `Architecture.value_path`.
@@ -25,11 +25,11 @@ class WeightDelta(Patch):
 
     def __init__(self, deltas: Mapping[str, Tensor]) -> None:
         self.deltas = dict(deltas)
-        self._before: dict[str, Tensor] = {}
+        self._originals: dict[str, Tensor] = {}
 
     @classmethod
     def zeros(cls, lm: LM, paths: Iterable[str]) -> WeightDelta:
-        """No change yet, of the modules so named."""
+        """Make fp32 deltas of zeros for the modules at these paths."""
         weights = {path: read_weight(lm.model.get_submodule(path)) for path in paths}
         return cls(
             {
@@ -39,7 +39,7 @@ class WeightDelta(Patch):
         )
 
     def state(self) -> dict[str, Tensor]:
-        """The deltas by path, on the CPU."""
+        """Return the deltas by path, on the CPU."""
         return {path: delta.cpu() for path, delta in self.deltas.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -47,20 +47,20 @@ class WeightDelta(Patch):
 
         Raises:
             KeyError: one is missing.
-            ValueError: one is of another shape.
+            ValueError: one has another shape.
         """
         self.deltas = {
-            path: state.tensor(tensors, path, now.shape).to(now)
-            for path, now in self.deltas.items()
+            path: state.tensor(tensors, path, delta.shape).to(delta)
+            for path, delta in self.deltas.items()
         }
 
     def _attach(self, lm: LM) -> None:
         for path, delta in self.deltas.items():
             module = lm.model.get_submodule(path)
-            self._before[path] = read_weight(module).clone()
+            self._originals[path] = read_weight(module).clone()
             add_to_weight(module, delta)
 
     def _detach(self, lm: LM) -> None:
-        for path, weight in self._before.items():
+        for path, weight in self._originals.items():
             read_weight(lm.model.get_submodule(path)).copy_(weight)
-        self._before = {}
+        self._originals = {}

@@ -1,25 +1,22 @@
-"""`RoutedPatch`: a patch that decides once per prompt, on the prompt's tokens alone, padding left
-out.
+"""`RoutedPatch`: a patch that decides once per prompt, on the prompt's tokens alone.
 
-The decision holds for the whole answer. It is kept on the sequence's key-value cache, and copied
-with it; what is known of a call that runs belongs to the thread that made it. So one prompt gets
-one answer: alone, in a batch, padded on either side, with a target appended, generated token by
-token (greedily, by sampling or by beam search), from several threads, behind a prefix that was read
-before, or as the next turn on the last turn's cache. What is decided, and what follows from it, is
-the business of the patches built on this.
+Padding is left out, and the decision holds for the whole answer. It is kept on the sequence's
+key-value cache and copied with it; the state of a running call belongs to the thread that made it.
+So one prompt gets one answer: alone, in a batch, padded on either side, with a target appended,
+generated token by token (greedily, by sampling or by beam search), from several threads, behind a
+prefix that was read before, or as the next turn on the last turn's cache. What is decided, and what
+follows from it, is up to the subclasses.
 
-A cache knows what it has read (`Reading`). Tokens of a prompt that come behind it make a new
-prompt, of all that was read and of them, and that is decided anew. Which tokens are the prompt's is
-announced (see `encoding.prompt_tokens`); where nobody says it, several tokens behind a cache are
-more of the prompt, and a single one is the answer's next. Where what the cache holds depends on the
-decision, all is read again from its first token.
+A cache's tokens are known (`CacheState`). Tokens of a prompt that come behind them make a new
+prompt, of all those tokens, which is decided anew. Which tokens are the prompt's is announced (see
+`lm.encoding.prompt_tokens`); where it is not, several tokens behind a cache are more of the prompt,
+and a single one is the answer's next. Where the cache's contents depend on the decision, all tokens
+are read again from the first.
 """
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -32,220 +29,185 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.encoding import announced_prompt_tokens
 from errata.lm.hooks import PerThread
-from errata.patches.base import Patch
-from errata.patches.reading import (
+from errata.patches.base import Arguments, ForwardPatch
+from errata.patches.forward_state import (
+    CACHE_STATE,
     MAIN,
-    READING,
+    CacheState,
     ForwardState,
-    Reading,
-    announced_reading,
-    columns_seen,
-    first_seen,
-    fitted,
-    for_rows,
+    announced_cache_state,
+    caches_in,
+    can_grow,
+    first_not_padding,
     last_columns,
     last_token,
-    new_prompt,
+    new_prompt_mask,
+    not_padding,
     prompt_mask,
-    rows_of,
+    repeated,
+    resized,
 )
-from errata.patches.turns import question_mask
+from errata.patches.question import question_mask
 
 __all__ = ["MAIN", "ForwardState", "RoutedModule", "RoutedPatch", "last_columns", "last_token"]
 
 
-class RoutedPatch(Patch):
-    """Follows each forward call of the model; `self._pass` says what is known of the one that this
-    thread runs now.
+class RoutedPatch(ForwardPatch):
+    """Follow each forward call of the model, and keep its state in `self._pass`.
 
-    A subclass registers its own hooks in `_listen`. In them it decides when `self._pass` has a mask
-    and no route yet, sets `self._pass.route`, a tensor with one row per sequence, and acts on it.
-    `self._pass` is None when there is nothing to do.
+    A subclass registers its own hooks in `_register_hooks`. When `self._pass` has a mask and no
+    route yet, they decide and set `self._pass.route`, a tensor with one row per sequence; then they
+    act on it. `self._pass` is that of the thread's own call, and None when there is nothing to do.
     """
 
     reads_prompts = True
     changes_cache = True
 
     def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
+        super().__init__()
         self._passes: PerThread[ForwardState | None] = PerThread(None)
-        self._standing = ""
-        self._names: tuple[str, ...] = ()
-        self._bind: Callable[..., inspect.BoundArguments]
+        self._installation = ""
 
     @property
     def _pass(self) -> ForwardState | None:
         return self._passes.get()
 
     @_pass.setter
-    def _pass(self, now: ForwardState | None) -> None:
-        self._passes.set(now)
+    def _pass(self, state: ForwardState | None) -> None:
+        self._passes.set(state)
 
     @property
     @abstractmethod
     def empty(self) -> bool:
-        """Nothing is stored: the base model answers everything."""
+        """Whether nothing is stored, so that the base model answers everything."""
 
     @abstractmethod
-    def _listen(self, lm: LM) -> list[RemovableHandle]:
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         """Register the hooks that decide and act."""
 
     def _attach(self, lm: LM) -> None:
-        signature = inspect.signature(lm.model.forward)
-        self._bind, self._names = signature.bind_partial, tuple(signature.parameters)
-        self._standing = (
-            uuid4().hex
-        )  # another name each time: what was decided before counts no more
-        self._handles = [
-            lm.model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            *self._listen(lm),
-            lm.model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
-        ]
+        self._installation = uuid4().hex  # decisions of earlier installations are void
+        super()._attach(lm)
 
-    def _detach(self, lm: LM) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the model's forward by name."""
-        given = dict(self._bind(*args, **kwargs).arguments)
-        given.update(given.pop("kwargs", {}))
-        return given
-
-    def _begin(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
+    def _before_forward(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: Arguments
+    ) -> tuple[tuple[()], Arguments] | None:
         self._pass = None
         if self.empty:
             return None
-        given = self._given(args, kwargs)
-        ids, cache = given.get("input_ids"), given.get("past_key_values")
-        tokens = given.get("inputs_embeds") if ids is None else ids
+        arguments = self._arguments(args, kwargs)
+        ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
+        tokens = arguments.get("inputs_embeds") if ids is None else ids
         if tokens is None:
             return None
         size = (int(tokens.shape[0]), int(tokens.shape[1]))
-        held = int(cache.get_seq_length()) if cache is not None else 0
-        if held:
-            return self._go_on(given, ids, size, tokens.device, held)
-        prompt = prompt_mask(given, size, tokens.device)
-        self._pass = ForwardState(
-            size, prompt, cache, None, ids, first_seen(given, size, prompt), prompt
-        )
+        columns = int(cache.get_seq_length()) if cache is not None else 0
+        if columns:
+            return self._continue(arguments, ids, size, tokens.device, columns)
+        prompt = prompt_mask(arguments, size, tokens.device)
+        seen = first_not_padding(arguments, size, prompt)
+        self._pass = ForwardState(size, prompt, cache, None, ids, seen, prompt)
         return None
 
-    def _go_on(
+    def _continue(
         self,
-        given: dict[str, Any],
+        arguments: Arguments,
         ids: Tensor | None,
         size: tuple[int, int],
         device: torch.device,
-        held: int,
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
-        """Follow a call whose cache has read something: what it holds for, or a new prompt."""
-        (rows, width), cache = size, given["past_key_values"]
-        read = getattr(cache, READING, None)
-        if read is None:
-            read = announced_reading(rows, held)
-        past = held - read.more
-        prompt = new_prompt(given, size, past, device)
-        seen = torch.cat(
-            [
-                fitted(rows_of(read.seen, rows), past, True).to(device),
-                columns_seen(given, size, device),
-            ],
-            dim=1,
-        )
-        before = None if read.ids is None else rows_of(read.ids, rows)[:, :past].to(device)
-        whole = None if before is None or ids is None else torch.cat([before, ids], dim=1)
-        new = bool(prompt.any())
-        if new:  # all that was said before belongs to the prompt now
-            asked = torch.cat([seen[:, :past], prompt], dim=1)
+        columns: int,
+    ) -> tuple[tuple[()], Arguments] | None:
+        """Follow a call whose cache is filled: more of the answer, or a new prompt."""
+        (rows, width), cache = size, arguments["past_key_values"]
+        known: CacheState | None = getattr(cache, CACHE_STATE, None)
+        if known is None:
+            known = announced_cache_state(rows, columns)
+        past = columns - known.extra_columns
+        new_mask = new_prompt_mask(arguments, size, past, device)
+        seen_before = resized(repeated(known.seen, rows), past, True).to(device)
+        seen = torch.cat([seen_before, not_padding(arguments, size, device)], dim=1)
+        all_ids = None
+        if known.ids is not None and ids is not None:
+            all_ids = torch.cat([repeated(known.ids, rows)[:, :past].to(device), ids], dim=1)
+        is_new = bool(new_mask.any())
+        if (announced := announced_prompt_tokens()) is not None:
+            prompt = seen & resized(repeated(announced, rows).to(device), past + width, False)
+        elif is_new:  # all earlier tokens, answers too, belong to the new prompt
+            prompt = torch.cat([seen[:, :past], new_mask], dim=1)
         else:
-            asked = fitted(rows_of(read.prompt, rows), past + width, False).to(device)
-        if (announced := announced_prompt_tokens()) is not None and (
-            wide := for_rows(announced, rows)
-        ) is not None:
-            asked = seen & fitted(wide.to(device), past + width, False)
-        mine = read.decided_by == self._standing
-        if mine and not new:
-            self._pass = ForwardState(
-                size, None, cache, rows_of(read.route, rows), whole, seen, asked
-            )
+            prompt = resized(repeated(known.prompt, rows), past + width, False).to(device)
+        is_ours = known.decided_by == self._installation
+        if is_ours and not is_new:
+            route = repeated(known.route, rows)
+            self._pass = ForwardState(size, None, cache, route, all_ids, seen, prompt)
             return None
-        if whole is None:
+        if all_ids is None:
             raise ConfigError(
-                "this cache was filled from embeddings, so it is not known what was asked; give token ids, or the whole "
-                "prompt without past_key_values."
+                "this cache was filled from embeddings, so it is not known what was asked; give "
+                "token ids, or the whole prompt without past_key_values."
             )
-        if mine and not self.changes_cache and bool(prompt.any(-1).all()):
-            self._pass = ForwardState(size, prompt, cache, None, whole, seen, asked)
+        if is_ours and not self.changes_cache and bool(new_mask.any(-1).all()):
+            self._pass = ForwardState(size, new_mask, cache, None, all_ids, seen, prompt)
             return None
-        self._pass = ForwardState(
-            (rows, past + width), asked, cache, None, whole, seen, asked, again=past
-        )
-        return (), self._again(given, whole, seen, past, width)
+        size = (rows, past + width)
+        self._pass = ForwardState(size, prompt, cache, None, all_ids, seen, prompt, reread=past)
+        return (), self._reread(arguments, all_ids, seen, past, width)
 
-    def _again(
-        self, given: dict[str, Any], ids: Tensor, seen: Tensor, past: int, width: int
-    ) -> dict[str, Any]:
-        """The arguments of a call that reads all that the cache has read once more, and then what
-        was given.
-        """
-        cache, mask = given["past_key_values"], given.get("attention_mask")
-        if getattr(cache, "is_compileable", False) or not (
-            mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
-        ):
+    def _reread(
+        self, arguments: Arguments, ids: Tensor, seen: Tensor, past: int, width: int
+    ) -> Arguments:
+        """Return the arguments of a call that reads the cache's tokens again, then those given."""
+        cache = arguments["past_key_values"]
+        if not can_grow(arguments, cache):
             raise ConfigError(
-                "behind what was read before stands a new prompt, and a cache of fixed size, or a mask made for it, cannot "
-                "be filled anew; leave cache_implementation out, or give the whole prompt without past_key_values."
+                "behind what was read before stands a new prompt, and a cache of fixed size, or a "
+                "mask made for it, cannot be filled anew; leave cache_implementation out, or give "
+                "the whole prompt without past_key_values."
             )
         cache.reset()
-        changed = {**given, "input_ids": ids, "attention_mask": seen.long()}
-        if "position_ids" in self._names:
-            places, chosen = (seen.long().cumsum(-1) - 1).clamp(min=0), given.get("position_ids")
-            changed["position_ids"] = (
-                places
-                if chosen is None
-                else places + (chosen[..., :1] - places[:, past : past + 1])
-            )
-        if given.get("cache_position") is not None:
+        changed = {**arguments, "input_ids": ids, "attention_mask": seen.long()}
+        if "position_ids" in self._argument_names:
+            positions = (seen.long().cumsum(-1) - 1).clamp(min=0)
+            given_positions = arguments.get("position_ids")
+            if given_positions is not None:
+                positions = positions + (given_positions[..., :1] - positions[:, past : past + 1])
+            changed["position_ids"] = positions
+        if arguments.get("cache_position") is not None:
             changed["cache_position"] = torch.arange(past + width, device=ids.device)
-        if (
-            labels := given.get("labels")
-        ) is not None:  # nothing predicted the first column given, and nothing must now
+        labels = arguments.get("labels")
+        if labels is not None:  # nothing predicts the first column given
             changed["labels"] = F.pad(labels[:, 1:], (past + 1, 0), value=-100)
-        elif "logits_to_keep" in self._names:
-            keep = given.get("logits_to_keep", 0)
-            kept = (
-                torch.where(keep < 0, keep, keep + past)
-                if isinstance(keep, Tensor)
-                else min(keep or width, width)
-            )
-            changed["logits_to_keep"] = kept
+        elif "logits_to_keep" in self._argument_names:
+            keep = arguments.get("logits_to_keep", 0)
+            if isinstance(keep, Tensor):
+                changed["logits_to_keep"] = torch.where(keep < 0, keep, keep + past)
+            else:
+                changed["logits_to_keep"] = min(keep or width, width)
         return changed
 
-    def _end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        now, self._pass = self._pass, None
-        if now is None or output is None:  # nothing to do, or the forward raised
+    def _after_forward(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any
+    ) -> Any:
+        state, self._pass = self._pass, None
+        if state is None or output is None:  # nothing to do, or the forward raised
             return None
-        if now.route is not None:
-            parts = (
-                output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
-            )
-            for cache in (now.cache, *parts):
-                if hasattr(cache, "get_seq_length"):
-                    more = int(cache.get_seq_length()) - now.seen.shape[1]
-                    setattr(
-                        cache,
-                        READING,
-                        Reading(self._standing, now.ids, now.seen, now.prompt, now.route, more),
-                    )
-        return last_columns(output, now.size[1] - now.again, now.size[1]) if now.again else None
+        if state.route is not None:
+            for cache in caches_in(output, state.cache):
+                cache_state = CacheState(
+                    self._installation,
+                    state.ids,
+                    state.seen,
+                    state.prompt,
+                    state.route,
+                    int(cache.get_seq_length()) - state.seen.shape[1],
+                )
+                setattr(cache, CACHE_STATE, cache_state)
+        width = state.size[1]
+        return last_columns(output, width - state.reread, width) if state.reread else None
 
 
 class RoutedModule(RoutedPatch):
-    """A routed patch on one linear module: its input decides, its output is answered otherwise.
+    """A routed patch on one linear module, which decides on its input and changes its output.
 
     Args:
         path: the module's full dotted name, see `Architecture.value_path`.
@@ -257,28 +219,36 @@ class RoutedModule(RoutedPatch):
 
     @abstractmethod
     def _decide(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """The route, (batch, ...), from keys (batch, width, d_in), values (batch, width, d_out),
-        the prompt's mask.
+        """Decide the route, (batch, ...).
+
+        Args:
+            keys: (batch, width, d_in), the module's input.
+            values: (batch, width, d_out), its output.
+            mask: (batch, width) bool, True at the prompt's last question.
         """
 
     @abstractmethod
-    def _answer(self, keys: Tensor, output: Tensor, now: ForwardState) -> Tensor | None:
-        """What the module says instead of `output` (as the family shapes it), given `now.route`;
-        None: the same.
+    def _answer(self, keys: Tensor, output: Tensor, state: ForwardState) -> Tensor | None:
+        """Return the module's changed output, given `state.route`; None to leave it as it is.
+
+        `keys` and `output` have the shapes that the model's family gives them.
         """
 
-    def _listen(self, lm: LM) -> list[RemovableHandle]:
-        def speak(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             return self._forward_hook(lm, args[0], output)
 
-        return [lm.model.get_submodule(self.path).register_forward_hook(speak)]
+        return [lm.model.get_submodule(self.path).register_forward_hook(hook)]
 
     def _forward_hook(self, lm: LM, keys: Tensor, output: Tensor) -> Tensor | None:
-        now = self._pass
-        if now is None:
+        state = self._pass
+        if state is None:
             return None
-        if now.route is None and now.mask is not None:
-            rows = (*now.size, -1)
-            mask = now.mask if now.ids is None else question_mask(lm, now.ids, now.mask)
-            now.route = self._decide(keys.reshape(rows), output.reshape(rows), mask.to(keys.device))
-        return None if now.route is None else self._answer(keys, output, now)
+        if state.route is None and state.mask is not None:
+            shape = (*state.size, -1)
+            mask = state.mask
+            if state.ids is not None:
+                mask = question_mask(lm, state.ids, mask)
+            mask = mask.to(keys.device)
+            state.route = self._decide(keys.reshape(shape), output.reshape(shape), mask)
+        return None if state.route is None else self._answer(keys, output, state)

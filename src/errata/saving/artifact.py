@@ -1,4 +1,4 @@
-"""What an artifact is once it is read, and what a model knows of where it lies."""
+"""`Artifact`: saved edits as read from a folder, and `Origin`: the folders a model was saved in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.edit import Edit
 from errata.errors import BaseMismatchError
-from errata.saving.bases import name_of
+from errata.saving.base_models import name_of
 from errata.saving.identity import Identity, identity_of
 
 log = logging.getLogger(__name__)
@@ -26,12 +26,13 @@ VERSION = 1
 
 @dataclass
 class Origin:
-    """What a model knows of where its edits lie.
+    """Where a model was loaded from and saved to.
 
     Attributes:
-        generations: folder -> what was there when this model was loaded from it or saved to it.
-        attempted: what saves that did not come to their end would have put there, and may have.
-        identity: of its base model.
+        generations: folder -> the generation there when this model was last loaded from it or saved
+            to it.
+        attempted: generations of unfinished saves, which may be complete on disk.
+        identity: of the base model, if it was computed before.
     """
 
     generations: dict[Path, str] = field(default_factory=dict)
@@ -39,23 +40,23 @@ class Origin:
     identity: Identity | None = None
 
     def knows(self, generation: str) -> bool:
-        """Whether the model came from this, or made it."""
+        """Return whether the model was loaded from this generation, or wrote it."""
         return generation in self.attempted or generation in self.generations.values()
 
 
 @dataclass(frozen=True)
-class Head:
-    """What an artifact says of itself, checked but for its tensors.
+class Header:
+    """The contents of an artifact but its tensors, checked.
 
     Attributes:
-        generation: another one for other contents.
-        about: digest of what the config says.
-        parts: SHA-256 of each file but the config itself, by name.
+        generation: SHA-256 of the config file; it differs whenever any file does.
+        config_digest: see `config_digest`.
+        checksums: SHA-256 of each file but the config itself, by name.
     """
 
     path: Path
     generation: str
-    about: str
+    config_digest: str
     base_name: str
     base_type: str
     identity: Identity
@@ -63,78 +64,81 @@ class Head:
     method: str
     settings: dict[str, Any]
     values: dict[str, Any]
-    parts: dict[str, str]
+    checksums: dict[str, str]
     edits: list[Edit]
 
-    def goes_on_from(self, other: Head) -> bool:
-        """Whether this is the other with more edits: of the same model, by the same method."""
-        same = (self.identity.quick, self.method, self.settings) == (
-            other.identity.quick,
-            other.method,
-            other.settings,
-        )
-        return same and [e.id for e in self.edits[: len(other.edits)]] == [
-            e.id for e in other.edits
-        ]
+    @property
+    def made_for(self) -> tuple[str, str, dict[str, Any]]:
+        """The base model's fingerprint, the method and its settings."""
+        return self.identity.fingerprint, self.method, self.settings
+
+    def extends(self, other: Header) -> bool:
+        """Return whether this has the other's base model, method, settings, edits, maybe more."""
+        first_ids = [edit.id for edit in self.edits[: len(other.edits)]]
+        return self.made_for == other.made_for and first_ids == [edit.id for edit in other.edits]
 
 
 @dataclass(frozen=True)
-class Artifact(Head):
+class Artifact(Header):
     """A saved folder, read and checked for damage but not yet put on a model."""
 
     tensors: dict[str, Tensor]
 
     def check_base(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Origin:
-        """Make sure that these are the model and the tokenizer that the edits were written for.
+        """Make sure that the edits were written for this model and tokenizer.
 
         Raises:
-            BaseMismatchError: they are others.
+            BaseMismatchError: they were written for others.
         """
         given = identity_of(base, tokenizer)
-        if given.quick != self.identity.quick:
+        written = f"{self.path}: these edits were written for {self.base_name!r} ({self.base_type}"
+        if given.fingerprint != self.identity.fingerprint:
             raise BaseMismatchError(
-                f"{self.path}: these edits were written for {self.base_name!r} ({self.base_type}, fingerprint "
-                f"{self.identity.quick}); the given base model is {name_of(base)!r} ({base.config.model_type}, "
-                f"fingerprint {given.quick}). Give the model they were written for."
+                f"{written}, fingerprint {self.identity.fingerprint}); the given base model is "
+                f"{name_of(base)!r} ({base.config.model_type}, fingerprint {given.fingerprint}). "
+                "Give the model they were written for."
             )
-        written = f"{self.path}: these edits were written for {self.base_name!r} ({self.base_type})"
         if self.identity.weights not in (None, given.weights):
             raise BaseMismatchError(
-                f"{written}; the given base model {name_of(base)!r} is like it, but some of its weights are others "
-                f"(SHA-256 {str(given.weights)[:16]}, not {str(self.identity.weights)[:16]}). Give that very model."
+                f"{written}); the given base model {name_of(base)!r} is like it, but some of its "
+                f"weights are others (SHA-256 {str(given.weights)[:16]}, not "
+                f"{str(self.identity.weights)[:16]}). Give that very model."
             )
         if self.identity.tokenizer not in (None, given.tokenizer):
             raise BaseMismatchError(
-                f"{written}; with the given tokenizer, texts become other tokens than with the one they were written with. "
-                "Give the model's own tokenizer."
+                f"{written}); with the given tokenizer, texts become other tokens than with the "
+                "one they were written with. Give the model's own tokenizer."
             )
         if None in (self.identity.weights, self.identity.tokenizer):
             log.warning(
-                "%s was written by an older errata: its tokenizer, and weights that the fingerprint does not sample, are "
-                "not checked. Saved again, they are.",
+                "%s was written by an older errata: its tokenizer, and weights that the "
+                "fingerprint does not sample, are not checked. Saved again, they are.",
                 self.path,
             )
         return Origin({self.path.resolve(): self.generation}, identity=given)
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:
-    """SHA-256 of edits in their order: of what a state was made from."""
-    said = [[edit.id, edit.prompt, edit.target, edit.subject, edit.operation] for edit in edits]
-    return hashlib.sha256(
-        json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    """Return the SHA-256 of edits in their order, which binds a state to what it was made from."""
+    rows = [[edit.id, edit.prompt, edit.target, edit.subject, edit.operation] for edit in edits]
+    text = json.dumps(rows, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def about_digest(about: Mapping[str, Any]) -> str:
-    """SHA-256 of what a config says but for its files' checksums: what binds it to its tensors."""
-    free = (
-        "sha256",
-        "base_model_name_or_path",
-    )  # a base model may be moved; its weights say whether it is the one
-    said = {name: value for name, value in about.items() if name not in free}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a config but for its checksums and the base model's name.
+
+    It binds a config to its tensors. The name is left out since a base model may be moved; its
+    weights identify it.
+    """
+    bound = {
+        name: value
+        for name, value in config.items()
+        if name not in ("sha256", "base_model_name_or_path")
+    }
+    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are numbers."""
+    """Return whether no value is infinite or NaN."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

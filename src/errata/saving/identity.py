@@ -1,8 +1,8 @@
-"""Which base model and which tokenizer edits were written for: digests that tell others apart. It
-loads neither.
+"""Digests that tell whether edits were written for a given base model and tokenizer.
 
-The quick fingerprint (see `cache`) samples every tensor; the full one reads all of them. It is kept
-on disk for models that are, unchanged, what their files say, under the files' sizes and times.
+The fingerprint (see `storage.cache`) samples every tensor; the weights' digest reads all of them.
+For a model that is unchanged since it was loaded, the digest is kept on disk, under the sizes and
+times of the files it was loaded from.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from errata.storage.files import write_whole
 
 log = logging.getLogger(__name__)
 
-_FILES = "errata_files"
-"""The attribute of a model that says which files it was loaded from, see `loaded_from`."""
+_SOURCE = "errata_files"
+"""The attribute of a model that `record_source` sets."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 _PROBES = (
     "The capital of France is Paris, isn't it?",
@@ -35,15 +35,15 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class Identity:
-    """Digests of a base model and its tokenizer; those of an older artifact are not all known.
+    """Digests of a base model and its tokenizer; None for those that an older artifact lacks.
 
     Attributes:
-        quick: the fingerprint of the model's sampled weights.
-        weights: the digest of all of them.
-        tokenizer: of what texts become.
+        fingerprint: of a sample of the model's weights.
+        weights: of all the weights.
+        tokenizer: of the tokenizer.
     """
 
-    quick: str
+    fingerprint: str
     weights: str | None
     tokenizer: str | None
 
@@ -51,82 +51,79 @@ class Identity:
 def identity_of(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: Identity | None = None
 ) -> Identity:
-    """The identity of a base model without edits and its tokenizer; what is known of the same model
-    is not read again.
+    """Return the identity of a base model without edits and its tokenizer.
+
+    Args:
+        known: an identity that is returned if it is whole and has the model's fingerprint.
     """
-    quick = fingerprint(base)
-    if known is not None and known.quick == quick and known.weights and known.tokenizer:
+    current = fingerprint(base)
+    if known is not None and known.fingerprint == current and known.weights and known.tokenizer:
         return known
-    return Identity(quick, weights_digest(base), tokenizer_digest(tokenizer))
+    return Identity(current, weights_digest(base), tokenizer_digest(tokenizer))
 
 
 @torch.no_grad()
 def weights_digest(base: PreTrainedModel) -> str:
-    """SHA-256 of all that a model's state holds: names, shapes, and values, floating ones read as
-    bf16.
-    """
-    kept = _kept(base)
-    if kept is not None and (found := _read(kept)) is not None:
-        return found
-    digest, seen = hashlib.sha256(), dict[tuple[Any, ...], str]()
+    """Return the SHA-256 of a model's state: names, shapes, and values, floats read as bf16."""
+    path = _digest_file(base)
+    if path is not None and (saved := _read_digest(path)) is not None:
+        return saved
+    digest, hashed = hashlib.sha256(), dict[tuple[Any, ...], str]()
     for name, tensor in sorted(base.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if place in seen and tensor.numel():  # tied to one that was read
-            digest.update(seen[place].encode())
+        memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if memory in hashed and tensor.numel():  # tied to an earlier tensor
+            digest.update(hashed[memory].encode())
             continue
-        read = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()
-        digest.update(read.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        seen[place] = name
-    if kept is not None:
+        values = tensor.detach()
+        values = values.to(torch.bfloat16) if tensor.is_floating_point() else values
+        digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        hashed[memory] = name
+    if path is not None:
         try:
-            write_whole(kept, digest.hexdigest().encode())
+            write_whole(path, digest.hexdigest().encode())
         except OSError as error:
-            log.warning(
-                "%s cannot be kept (%s); it will be made again next time.",
-                kept,
-                error.strerror or error,
-            )
+            reason = error.strerror or error
+            log.warning("%s cannot be kept (%s); it will be made again next time.", path, reason)
     return digest.hexdigest()
 
 
-def loaded_from(base: PreTrainedModel, folder: Path) -> None:
-    """Say that a model is what the files in this folder hold, so that they need not be read again
-    to know it.
-    """
-    found = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
-    said = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
-    asked = json.dumps([str(folder.resolve()), said, type(base).__name__, str(base.dtype)])
-    setattr(base, _FILES, (hashlib.sha256(asked.encode()).hexdigest()[:24], _versions(base)))
+def record_source(base: PreTrainedModel, folder: Path) -> None:
+    """Note on a model that it was just loaded from the files in a folder, see `weights_digest`."""
+    files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
+    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    key = json.dumps([str(folder.resolve()), stats, type(base).__name__, str(base.dtype)])
+    setattr(base, _SOURCE, (hashlib.sha256(key.encode()).hexdigest()[:24], _versions(base)))
 
 
-def _kept(base: PreTrainedModel) -> Path | None:
-    """Where the digest of a model is kept that is what its files say, as far as is known."""
-    key, versions = getattr(base, _FILES, (None, None))
+def _digest_file(base: PreTrainedModel) -> Path | None:
+    """Return where a model's digest is kept; None if the model is changed since it was loaded."""
+    key, versions = getattr(base, _SOURCE, (None, None))
     return cache_folder() / f"weights-{key}.txt" if key and versions == _versions(base) else None
 
 
 def _versions(base: PreTrainedModel) -> list[tuple[int, int]]:
-    """Changes when a weight is written into, moved or replaced."""
-    return [
-        (tensor.data_ptr(), tensor._version) for tensor in base.state_dict(keep_vars=True).values()
-    ]
+    """Return values that change when a weight is written into, moved or replaced."""
+    tensors = base.state_dict(keep_vars=True).values()
+    return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
 
 
-def _read(path: Path) -> str | None:
+def _read_digest(path: Path) -> str | None:
     try:
-        said = path.read_text(encoding="ascii")
+        text = path.read_text(encoding="ascii")
     except (OSError, ValueError):
         return None
-    return said if len(said) == 64 and not said.strip("0123456789abcdef") else None
+    return text if len(text) == 64 and not text.strip("0123456789abcdef") else None
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the vocabulary, special tokens but the padding, chat template, and what some texts
-    become.
+    """Return the SHA-256 of a tokenizer.
+
+    It covers the vocabulary, the special tokens but the padding token, the chat template, and the
+    tokens of some texts.
     """
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda each: (each[1], each[0]))
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
     tokens = [list(tokenizer(text, verbose=False)["input_ids"]) for text in _PROBES]
-    said = json.dumps([vocabulary, special, tokenizer.chat_template, tokens], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()
+    parts = json.dumps([vocabulary, special, tokenizer.chat_template, tokens], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the files of an artifact are called, and which names are no such. It opens none of them."""
+"""Names of an artifact's files, and of those that are being written. It opens no file."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from errata.errors import ArtifactError
 
 CONFIG, TENSORS, LEDGER = "edit_config.json", "edit_model.safetensors", "edits.jsonl"
 FILES = (TENSORS, LEDGER, CONFIG)
-"""What every artifact has, the one that names the others last."""
+"""The files that every artifact has; the config, which has the others' checksums, is last."""
 PART = ".safetensors"
 COMPLETE = ".edit_complete"
+"""The marker of a transaction whose files are complete."""
 
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*-\d{5,9}\.safetensors")
-_BESIDE = re.compile(r"(?P<name>.+?)(\.(?P<token>[0-9a-f]{8}))?\.new")
+_TEMPORARY_NAME = re.compile(r"(?P<name>.+?)(\.(?P<token>[0-9a-f]{8}))?\.new")
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether a folder holds edits (and not, say, a base model).
+    """Return whether a folder holds edits (and not, say, a base model).
 
     Raises:
-        ArtifactError: nobody may look into it.
+        ArtifactError: the folder may not be read.
     """
     if not str(path).strip():
         return False
@@ -32,36 +33,35 @@ def is_artifact(path: str | Path) -> bool:
             return True
         except PermissionError as error:
             raise unreadable(error) from error
-        except (OSError, ValueError):  # no such folder; no path at all
+        except (OSError, ValueError):  # no such folder; not a path
             continue
     return False
 
 
 def is_part(name: str) -> bool:
-    """Whether a method's part may be called so: a bare name and a number,
-    `folio-00003.safetensors`.
-    """
+    """Return whether this can be a part's file: word and number, `folio-00003.safetensors`."""
     return _PART_NAME.fullmatch(name) is not None
 
 
-def is_own(name: str) -> bool:
-    """Whether a file of an artifact may be called so."""
+def is_artifact_file(name: str) -> bool:
+    """Return whether this can be a file of an artifact."""
     return name in FILES or is_part(name)
 
 
-def beside(name: str, token: str) -> str:
-    """What a file is called until it takes its place."""
+def temporary_name(name: str, token: str) -> str:
+    """Return the name of a file until it is moved to its place; the token is its writer's."""
     return f"{name}.{token}.new"
 
 
-def stands_beside(name: str) -> tuple[str, str] | None:
-    """(the file whose place it is to take, the writer's token) of what `beside` named; of version
-    0.1, without a token.
+def parse_temporary_name(name: str) -> tuple[str, str] | None:
+    """Return (final name, token) of a `temporary_name`, None if it is none.
+
+    The token is empty where version 0.1 wrote the file.
     """
-    found = _BESIDE.fullmatch(name)
-    return (found["name"], found["token"] or "") if found else None
+    match = _TEMPORARY_NAME.fullmatch(name)
+    return (match["name"], match["token"] or "") if match else None
 
 
 def unreadable(error: OSError) -> ArtifactError:
-    """What to say of a file that cannot be read."""
+    """Return the error to raise for a file that cannot be read."""
     return ArtifactError(f"{error.filename}: cannot be read ({error.strerror or error}).")

@@ -45,4 +45,4 @@ class PrefixTuning(AdapterMethod):
 
     def begin(self) -> VirtualTokens:
         """Return the keys and values of real tokens."""
-        return VirtualTokens(self.trainer.embeddings(self.config.tokens)).remember(self.lm)
+        return VirtualTokens(self.trainer.embeddings(self.config.tokens)).with_memory(self.lm)

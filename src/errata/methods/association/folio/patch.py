@@ -81,7 +81,7 @@ class FolioMemory(RoutedPatch):
         self.base.logit_scale = signs.logit_scale
         self._leaves = Leaves(self.base, self.mentioned, signs, self.size)
 
-    def _listen(self, lm: LM) -> list[RemovableHandle]:
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         return [self.base.body.register_forward_hook(self._forward_hook)]
 
     def _forward_hook(self, body: nn.Module, _: tuple[Tensor, ...], output: object) -> object:

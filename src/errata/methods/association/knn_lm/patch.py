@@ -209,7 +209,7 @@ class Mixture(RoutedPatch):
 
     # installed
 
-    def _listen(self, lm: LM) -> list[RemovableHandle]:
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         return [
             lm.model.get_submodule(self.path).register_forward_pre_hook(self._keep_contexts),
             lm.model.register_forward_hook(self._mix_logits, with_kwargs=True),
@@ -235,7 +235,7 @@ class Mixture(RoutedPatch):
         now = self._pass
         if now is None or now.route is None or (contexts := now.kept.get("contexts")) is None:
             return None
-        given = self._given(args, kwargs)
+        given = self._arguments(args, kwargs)
         routed = (now.route != MAIN)[:, None].expand(now.size)
         if now.mask is not None:  # the answer begins at the prompt's last token
             columns = torch.arange(now.size[1], device=routed.device)

@@ -84,12 +84,12 @@ class AdaptedHostPatch(ContextPatch):
         super().__init__(context_for)
         self.adapters = adapters
 
-    def _listen(self, lm: LM) -> list[RemovableHandle]:
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         adapted = [
             lm.model.get_submodule(path).register_forward_hook(self._adapt(adapter))
             for path, adapter in self.adapters.items()
         ]
-        return [*super()._listen(lm), *adapted]
+        return [*super()._register_hooks(lm), *adapted]
 
     def _adapt(self, adapter: Adapter) -> Callable[..., Tensor | None]:
         """Return a forward hook that adds the adapter's output in the rows in scope."""

@@ -97,17 +97,16 @@ class SmallModelPatch(ContextPatch):
         self.small = small
         self._takes_position_ids = "position_ids" in inspect.signature(small.forward).parameters
 
-    def _listen(self, lm: LM) -> list[RemovableHandle]:
-        self._remembered = {}
+    def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         host_layers = lm.architecture.n_layers
         return [
             lm.model.register_forward_pre_hook(
-                lambda _, args, kwargs: self._prepare(lm, self._given(args, kwargs)),
+                lambda _, args, kwargs: self._prepare(lm, self._arguments(args, kwargs)),
                 with_kwargs=True,
             ),
             lm.model.register_forward_hook(
                 lambda model, args, kwargs, output: self._replace(
-                    model, self._given(args, kwargs), output, host_layers
+                    model, self._arguments(args, kwargs), output, host_layers
                 ),
                 with_kwargs=True,
             ),

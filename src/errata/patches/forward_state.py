@@ -1,0 +1,223 @@
+"""What is known of one forward call (`ForwardState`) and of a key-value cache (`CacheState`).
+
+Above all: which tokens are the prompt, and which are padding. `routed` decides and acts on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from errata.errors import ConfigError
+from errata.lm.encoding import announced_prompt_ids, announced_prompt_tokens
+from errata.patches.base import Arguments
+
+MAIN = -1
+"""The route of a sequence that the base model answers."""
+CACHE_STATE = "errata_reading"
+"""The attribute of a key-value cache that holds its `CacheState`."""
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """The tokens in a key-value cache, and what was decided on them.
+
+    Attributes:
+        decided_by: the installation of the patch that decided; an id.
+        ids: (batch, columns), the tokens given so far; None when they came as embeddings.
+        seen: (batch, columns) bool, False at padding; columns that it lacks are no padding.
+        prompt: (batch, columns) bool, True at the prompt; columns that it lacks are no prompt.
+        route: (batch, ...), what was decided.
+        extra_columns: columns of the cache beside those given.
+    """
+
+    decided_by: str
+    ids: Tensor | None
+    seen: Tensor
+    prompt: Tensor
+    route: Tensor
+    extra_columns: int = 0
+
+
+@dataclass
+class ForwardState:
+    """One forward call of the model.
+
+    Attributes:
+        size: (batch, width) of the tokens that the model is given.
+        mask: (batch, width) bool, True at those of them that are the prompt; None when the prompt
+            was in an earlier call.
+        cache: the key-value cache given, if any.
+        route: (batch, ...), what was decided; None before the decision.
+        ids: (batch, columns), all tokens of the sequences, those of earlier calls too; None when
+            they came as embeddings.
+        seen, prompt: (batch, columns) bool for all tokens, as in `CacheState`.
+        reread: leading columns of this call that the caller gave in earlier calls.
+        kept: what a patch passes from one hook to the next.
+    """
+
+    size: tuple[int, int]
+    mask: Tensor | None
+    cache: Any
+    route: Tensor | None
+    ids: Tensor | None
+    seen: Tensor
+    prompt: Tensor
+    reread: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+# which tokens are the prompt
+
+
+def prompt_mask(arguments: Arguments, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the prompt's tokens in a call without earlier ones, (batch, width) bool.
+
+    They are the announced ones (see `lm.encoding.prompt_tokens`), else those before the first
+    label, else all.
+    """
+    mask = not_padding(arguments, size, device)
+    labels, announced = arguments.get("labels"), announced_prompt_tokens()
+    if announced is not None:
+        mask = mask & resized(repeated(announced.to(device), size[0]), size[1], False)
+    elif isinstance(labels, Tensor):
+        prompt = mask & ~_labelled(labels, mask)
+        mask = torch.where(prompt.any(-1, keepdim=True), prompt, mask)
+    return mask
+
+
+def new_prompt_mask(
+    arguments: Arguments, size: tuple[int, int], past: int, device: torch.device
+) -> Tensor:
+    """Return the prompt's tokens in a call behind a cache of `past` columns, (batch, width) bool.
+
+    They are the announced ones, else those before the first label, else all of several tokens and
+    none of a single one, which is the answer's next.
+    """
+    mask = not_padding(arguments, size, device)
+    labels, announced = arguments.get("labels"), announced_prompt_tokens()
+    if announced is not None:
+        prompt = repeated(announced, size[0]).to(device)
+        return mask & resized(prompt, past + size[1], False)[:, past:]
+    if isinstance(labels, Tensor):
+        return mask & ~_labelled(labels, mask)
+    return mask if size[1] > 1 else torch.zeros_like(mask)
+
+
+def _labelled(labels: Tensor, mask: Tensor) -> Tensor:
+    """Return the tokens from the first label on: what follows the target is no prompt either."""
+    return (mask & (labels.to(mask.device) != -100)).cumsum(-1) > 0
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """Return the last True column of each row, (batch,), of a mask (batch, width)."""
+    return (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).argmax(-1)
+
+
+# which tokens are padding
+
+
+def column_mask(arguments: Arguments) -> Tensor | None:
+    """Return the attention mask of a call, if it is (batch, columns)."""
+    mask = arguments.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def not_padding(arguments: Arguments, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the tokens that the attention mask keeps, (batch, width) bool; without it, all."""
+    attention = column_mask(arguments)
+    if attention is None:
+        return torch.ones(size, dtype=torch.bool, device=device)
+    return attention[:, -size[1] :].to(device).bool()
+
+
+def first_not_padding(arguments: Arguments, size: tuple[int, int], prompt: Tensor) -> Tensor:
+    """Return `not_padding` of a call without earlier ones, (batch, width) bool.
+
+    Where an attention mask has no columns, padding ends where the prompt begins.
+    """
+    if arguments.get("attention_mask") is not None and column_mask(arguments) is None:
+        return prompt.cumsum(-1) > 0
+    return not_padding(arguments, size, prompt.device)
+
+
+# shapes
+
+
+def repeated(tensor: Tensor, rows: int) -> Tensor:
+    """Repeat per-sequence data (batch, ...) for `rows` rows, as beams and several answers do.
+
+    Raises:
+        ConfigError: `rows` is no multiple of the batch.
+    """
+    if tensor.shape[0] == rows:
+        return tensor
+    if rows % tensor.shape[0]:
+        raise ConfigError(
+            f"{tensor.shape[0]} sequences were routed, then {rows} rows came with their cache."
+        )
+    return tensor.repeat_interleave(rows // tensor.shape[0], dim=0)
+
+
+def resized(mask: Tensor, width: int, fill: bool) -> Tensor:
+    """Cut a mask (batch, columns), or fill it up, to (batch, width)."""
+    return F.pad(mask, (0, max(0, width - mask.shape[1])), value=fill)[:, :width]
+
+
+def last_columns(output: Any, width: int, full_width: int) -> Any:
+    """Return a model's output with only the last `width` of its `full_width` columns.
+
+    Attention weights and caches stay as they are.
+    """
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            has_columns = value.dim() == 3 and value.shape[1] == full_width
+            return value[:, -width:] if has_columns else value
+        return tuple(cut(part) for part in value) if type(value) is tuple else value
+
+    if isinstance(output, tuple):
+        return cut(output)
+    for name, value in output.items():
+        output[name] = cut(value)
+    return output
+
+
+# caches
+
+
+def can_grow(arguments: Arguments, cache: Any) -> bool:
+    """Return whether a call can be given more tokens: no cache or mask is of a fixed size."""
+    mask = arguments.get("attention_mask")
+    is_fixed = getattr(cache, "is_compileable", False)
+    return not is_fixed and (mask is None or column_mask(arguments) is not None)
+
+
+def caches_in(output: Any, cache: Any) -> list[Any]:
+    """Return the key-value caches of a call: the one it was given, and those in its output."""
+    parts = output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
+    return [part for part in (cache, *parts) if hasattr(part, "get_seq_length")]
+
+
+def announced_cache_state(rows: int, columns: int) -> CacheState:
+    """Return the state of a cache that was filled without this patch, from the announced prompt.
+
+    Args:
+        rows: rows of the call.
+        columns: columns of the cache.
+
+    Raises:
+        ConfigError: no prompt that covers the cache is announced, so what was asked is unknown.
+    """
+    ids, mask = announced_prompt_ids(), announced_prompt_tokens()
+    if ids is None or mask is None or ids.shape[1] < columns or mask.shape != ids.shape:
+        raise ConfigError(
+            "this cache was filled without these edits, so it is not known what was asked before; "
+            "give the whole text without past_key_values."
+        )
+    prompt = repeated(mask, rows)
+    return CacheState("", repeated(ids, rows), prompt, prompt, torch.full((rows,), MAIN))
