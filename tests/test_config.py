@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 
 import errata
 from errata import FineTuningConfig, WiseConfig
-from errata.config import check_device, check_dtype
+from errata.config import MethodConfig, check_device, check_dtype
 from errata.errors import ConfigError
 
 
@@ -33,6 +35,22 @@ def test_texts_are_parsed() -> None:
     )
     assert (read.steps, read.lr, read.alpha, read.chat_template) == (7, None, 2.5, False)
     assert (read.variant, read.score) == ("retrieve", "linear")
+
+
+def test_a_renamed_setting_is_read_by_its_earlier_name() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Renamed(MethodConfig):
+        renamed: ClassVar[Mapping[str, str]] = {"mentioned": "min_overlap"}
+        min_overlap: float = 0.7
+
+    assert Renamed.from_dict({"mentioned": "0.5"}) == Renamed(min_overlap=0.5)
+    assert Renamed.from_dict({"mentioned": 0.5, "min_overlap": 0.6}).min_overlap == 0.6
+    assert Renamed.from_dict({**Renamed().to_dict(), "mentioned": 0.4}).min_overlap == 0.4
+    assert set(Renamed().to_dict()) == {"method", "min_overlap"} | set(MethodConfig().to_dict())
+    with pytest.raises(ConfigError, match="min_overlap is 'most'"):
+        Renamed.from_dict({"mentioned": "most"})
+    with pytest.raises(ConfigError, match="has no setting 'mentioned'"):
+        MethodConfig.from_dict({"mentioned": 0.5})
 
 
 @pytest.mark.parametrize(

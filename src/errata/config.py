@@ -11,6 +11,7 @@ import operator
 import typing
 from collections.abc import Mapping
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from errata.errors import ConfigError, quoted, suggest
@@ -37,6 +38,8 @@ class MethodConfig:
     """
 
     method: ClassVar[str] = ""
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Earlier names of settings, which `from_dict` still reads: earlier name -> name."""
 
     layer: int | None = None
     seed: int = 0
@@ -67,15 +70,18 @@ class MethodConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Build from plain values, as read from JSON or given on a command line (texts are parsed).
 
+        A setting given by two names, its own and an earlier one, takes the later value.
+
         Raises:
             ConfigError: an unknown key (with a suggestion) or a value of the wrong type.
         """
         hints = typing.get_type_hints(cls)
         known = {f.name for f in dataclasses.fields(cls)}
         given: dict[str, Any] = {}
-        for name, value in data.items():
-            if name == "method":
+        for key, value in data.items():
+            if key == "method":
                 continue
+            name = cls.renamed.get(key, key)
             if name not in known:
                 raise ConfigError(
                     f"{cls.method or cls.__name__} has no setting {quoted(name)}.{suggest(name, known)}"
