@@ -112,7 +112,7 @@ class FactMethod(Method):
     def _hold(self, edits: list[Edit]) -> None:
         facts = _latest(edits)
         if self.retriever.calibrated:
-            self.retriever.read([fact.prompt for fact in facts])  # first, since it may break off
+            self.retriever.index([fact.prompt for fact in facts])  # first, since it may break off
         self._edits, self.facts = edits, facts
         self._patch.context_for = self.contexts if facts else None
 

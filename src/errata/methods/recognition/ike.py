@@ -164,7 +164,7 @@ class Ike(FactMethod):
             mine, held = self.retriever.state()
             if "library.keys" in tensors:
                 mine["keys"] = tensors["library.keys"]
-            self._library = self.retriever.another()
+            self._library = self.retriever.empty_copy()
             self._library.load_state(self._abouts(), mine, held)
 
     def _made(self, example: Example, answers: Mapping[str, str]) -> list[Demonstration]:
@@ -189,8 +189,8 @@ class Ike(FactMethod):
         return list(dict.fromkeys(each.about for each in self.demonstrations))
 
     def _shelve(self) -> None:
-        self._library = self._library or self.retriever.another()
-        self._library.read(self._abouts())
+        self._library = self._library or self.retriever.empty_copy()
+        self._library.index(self._abouts())
 
 
 def shares(count: int) -> dict[str, int]:
