@@ -34,7 +34,7 @@ from errata import Case, Edit, EditModel
 from errata.atlas import make_cases
 from errata.bench.compare import contenders
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import Leaf
+from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.method import Folio
 
 HERE = Path(__file__).parent
@@ -119,10 +119,10 @@ def chat(bench: Bench) -> Rows:
             "stream": f"atlas that chats{'' if given else ', no subject given'}",
             **_judged(edited, stream),
         }
-        leads = {leaf.lead for leaf in edited.method.patch.leaves}
+        prefixes = {leaf.answer_prefix for leaf in edited.method.patch.leaves}
         yield {
             **row,
-            "leads": " / ".join(sorted(repr(edited.lm.decode(list(lead))) for lead in leads)),
+            "leads": " / ".join(sorted(repr(edited.lm.decode(list(each))) for each in prefixes)),
         }
 
 
@@ -255,7 +255,7 @@ def index(bench: Bench) -> Rows:
     others = [probe.prompt for case in known[:500] for probe in case.locality]
     model.method.patch.remove()
     asked, other = (
-        method.background.asked(texts) for texts in ([text for _, text in prompts], others)
+        method.calibrator.encode(texts) for texts in ([text for _, text in prompts], others)
     )
     there = 0
     for size in (1_000, 10_000, 100_000):
@@ -270,7 +270,7 @@ def index(bench: Bench) -> Rows:
             begun = time.process_time()
             (number,) = memory.leaves.choose([prompt])
             took.append(time.process_time() - begun)
-            right += number >= 0 and memory.leaves[number].name == name
+            right += number >= 0 and memory.leaves[number].edit_id == name
         false = sum(number >= 0 for number in memory.leaves.choose(other))
         yield {
             "leaves": size,
@@ -300,7 +300,11 @@ def undo(bench: Bench) -> Rows:
             begun = time.process_time()
             model.undo(name)
             longest = max(longest, time.process_time() - begun)
-        return {leaf.name: leaf for leaf in model.method.patch.leaves}, model.ask(prompts), longest
+        return (
+            {leaf.edit_id: leaf for leaf in model.method.patch.leaves},
+            model.ask(prompts),
+            longest,
+        )
 
     edits = [case.edit for case in cases]
     whole = made(edits)

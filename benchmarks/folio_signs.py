@@ -17,7 +17,7 @@ from errata.lm.background import background_texts
 from errata.lm.encoding import in_batches
 from errata.lm.hooks import capture_input
 from errata.methods.association.folio.method import Folio
-from errata.methods.association.folio.subject import FEW
+from errata.methods.association.folio.subject import RAREST_WORDS
 from errata.words.parts import words
 
 if TYPE_CHECKING:
@@ -61,16 +61,16 @@ def _signs(method: Folio, pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     places = {text: place for place, text in enumerate(texts)}
     lm, memory = method.lm, method.patch
-    last = torch.stack([asked.key for asked in method.background.asked(texts)])
-    halves = (0.5 * memory.base.expected(last)).exp()
+    last = torch.stack([asked.key for asked in method.calibrator.encode(texts)])
+    halves = (0.5 * memory.base.log_probs(last)).exp()
     layer = lm.architecture.default_layer()
     background = _mean_keys(method, layer, background_texts(lm, 512, 24, 0, shortest=4))
     means = F.normalize(
         (_mean_keys(method, layer, texts) - background.mean(0)) / background.std(0).clamp(min=1e-6),
         dim=-1,
     )
-    tips = memory.signs.whiten(last)
-    weights = memory.signs.weights
+    states = memory.calibration.whiten(last)
+    weights = memory.calibration.weights
 
     def gathered(of: Tensor) -> Callable[[Sequence[Pair]], Tensor]:
         return lambda pairs: torch.stack([(of[places[a]] * of[places[b]]).sum() for a, b in pairs])
@@ -78,13 +78,15 @@ def _signs(method: Folio, pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence
     def by_words(pairs: Sequence[Pair]) -> Tensor:
         return torch.tensor([weights.share(words(b), words(a)) for a, b in pairs])
 
-    overlap, tip, mean = gathered(halves), gathered(tips), gathered(means)
+    overlap, state, mean = gathered(halves), gathered(states), gathered(means)
     return {
         "overlap of the next-token distributions": overlap,
-        "cosine of the head's inputs": tip,
+        "cosine of the head's inputs": state,
         f"fingerprint: cosine of mean keys, block {layer}": mean,
         "words in common, by weight": by_words,
-        "overlap x (1 + cosine of inputs) / 2": lambda pairs: overlap(pairs) * (1 + tip(pairs)) / 2,
+        "overlap x (1 + cosine of inputs) / 2": lambda pairs: (
+            overlap(pairs) * (1 + state(pairs)) / 2
+        ),
         "overlap + fingerprint": lambda pairs: overlap(pairs) + mean(pairs),
         "fingerprint + words": lambda pairs: mean(pairs) + by_words(pairs),
     }
@@ -114,7 +116,7 @@ def thresholds_table(bench: Bench) -> Rows:
         method = bench.open(model).method
         method.patch.remove()
         found = _best(method, cases)
-        chosen = method.patch.signs.threshold
+        chosen = method.patch.calibration.threshold
         for threshold in (*SWEPT, None):
             at = chosen if threshold is None else threshold
             row: dict[str, Any] = {
@@ -141,9 +143,9 @@ def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, b
         for probe in case.locality
     ]
     found: dict[str, list[tuple[float, bool]]] = {}
-    candidates = memory.leaves.candidates(method.background.asked([text for _, text, _ in asked]))
+    candidates = memory.leaves.candidates(method.calibrator.encode([text for _, text, _ in asked]))
     for (kind, _, target), best in zip(asked, candidates, strict=True):
-        score, said = (best[0].score, targets[best[0].name]) if best else (0.0, None)
+        score, said = (best[0].score, targets[best[0].edit_id]) if best else (0.0, None)
         found.setdefault(kind, []).append((score, target is None or said == target))
     return found
 
@@ -165,7 +167,7 @@ def subjects_table(bench: Bench) -> Rows:
             if subject is not None:
                 method.subject = lambda edit, of=subject, method=method: of(method, edit)
             found = _best(method, stream)
-            chosen = method.patch.signs.threshold
+            chosen = method.patch.calibration.threshold
             row: dict[str, Any] = {"stream": name, "subject": way}
             for kind, answers in found.items():
                 row[kind] = sum(score >= chosen and right for score, right in answers) / len(
@@ -175,16 +177,18 @@ def subjects_table(bench: Bench) -> Rows:
 
 
 def _rare(method: Folio, edit: Edit) -> str:
-    weights = method.patch.signs.weights
-    return " ".join(sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW])
+    weights = method.patch.calibration.weights
+    return " ".join(
+        sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:RAREST_WORDS]
+    )
 
 
 def _moving(method: Folio, edit: Edit) -> str:
     """The words of the prompt without which its key is another."""
     parts = edit.prompt.split()
     without = [" ".join(parts[:place] + parts[place + 1 :]) for place in range(len(parts))]
-    keys = method.patch.signs.whiten(
-        torch.stack([asked.key for asked in method.background.asked([edit.prompt, *without])])
+    keys = method.patch.calibration.whiten(
+        torch.stack([asked.key for asked in method.calibrator.encode([edit.prompt, *without])])
     )
-    order = (keys[1:] @ keys[0]).argsort()[:FEW]
+    order = (keys[1:] @ keys[0]).argsort()[:RAREST_WORDS]
     return " ".join(parts[place] for place in sorted(order.tolist()))

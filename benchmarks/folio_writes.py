@@ -92,7 +92,7 @@ def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequen
 
     def rows(prompt: str) -> tuple[Tensor, Tensor]:
         keys, labels = _read(method, lm.batch([lm.encode(prompt, edit.target, ending)]))
-        return keys, method.solved(keys, labels)
+        return keys, method.solve(keys, labels)
 
     keys, values = rows(edit.prompt)
     prefixed = [rows(with_prefix(text, edit.prompt))[1] for text in texts[:PREFIXES]]
@@ -109,7 +109,7 @@ def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
     one.
     """
     _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-    return method.patch.base.read(batch)[0][0, columns].float(), labels
+    return method.patch.base.run(batch)[0][0, columns].float(), labels
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def _tried(
         probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(
             case.locality
         )
-        for asked in method.background.asked([probe.prompt for probe in probes]) if probes else ():
+        for asked in method.calibrator.encode([probe.prompt for probe in probes]) if probes else ():
             key = asked.key[None]
             moved = patch.base.logits(key + adding(method, rows, key))
             stayed.append(bool(moved.argmax() == patch.base.logits(key).argmax()))
@@ -144,7 +144,9 @@ def _tried(
 
 
 def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-    return (method.patch.signs.whiten(keys) @ method.patch.signs.whiten(stored).T).max(-1)
+    return (method.patch.calibration.whiten(keys) @ method.patch.calibration.whiten(stored).T).max(
+        -1
+    )
 
 
 def _added(keys: Tensor, values: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ def _fixed(gain: float) -> Adding:
 def _adaptive(gain: float) -> Adding:
     def adding(method: Folio, rows: Written, keys: Tensor) -> Tensor:
         cosine = (
-            (method.patch.signs.whiten(keys) @ method.patch.signs.whiten(rows.keys).T)
+            (method.patch.calibration.whiten(keys) @ method.patch.calibration.whiten(rows.keys).T)
             .amax(-1)
             .clamp(min=0.25)
         )
@@ -220,7 +222,7 @@ def places_table(bench: Bench) -> Rows:
         written = []
         for case in some:
             keys, labels = _read(method, _answer(lm, case.edit.prompt, case))
-            written.append((case, Written(keys, method.solved(keys, labels), [], [])))
+            written.append((case, Written(keys, method.solve(keys, labels), [], [])))
         seconds = (time.process_time() - begun) / len(some)
         for gain in (1.0, 2.0):
             found = _tried(method, written, _fixed(gain))

@@ -30,14 +30,15 @@ from transformers import DynamicCache, PreTrainedModel
 
 from errata.lm import LM
 from errata.lm.hooks import capture_output
+from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import Leaf, RouterCalibration
+from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.words.names import WordWeights
 
 VOCABULARY, PROMPT = 32000, 16
-FOLIO, ROWS = FolioConfig().leaves, 6
+FOLIO, ROWS = FolioConfig().edits_per_file, 6
 
 
 class Generation:
@@ -90,8 +91,8 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
     """
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
-    memory = FolioMemory(lm, mentioned=0.7, size=FOLIO)
-    memory.begin(
+    memory = FolioMemory(lm, min_subject_overlap=0.7, edits_per_file=FOLIO)
+    memory.reset(
         RouterCalibration(
             WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3
         )
@@ -112,7 +113,7 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
         leaf = Leaf(
             str(number),
             "",
-            memory.text(name.tolist()),
+            lm.decode(name.tolist()),
             "",
             (),
             key[0],

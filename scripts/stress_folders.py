@@ -47,7 +47,7 @@ EDITS = [
     Edit("The company was founded by", "the author", "The company", id="e"),
 ]
 METHODS: dict[str, dict[str, Any]] = {
-    "folio": {"steps": 5, "background": 16, "leaves": 2},
+    "folio": {"steps": 5, "background": 16, "edits_per_file": 2},
     "grace": {"steps": 2},
     "wise": {"steps": 2, "background": 8, "edits_per_shard": 2, "prefixes": 1, "contrast": 0},
     "knn-lm": {"background": 8},
@@ -185,7 +185,7 @@ def _read(model: EditModel) -> list[tuple[str, str]]:
         for edit, told in zip(edits, found, strict=True)
         if told.edit_id not in (None, edit.id)
     ]
-    leaves = [leaf.name for leaf in model.method.patch.leaves]
+    leaves = [leaf.edit_id for leaf in model.method.patch.leaves]
     return (
         wrong
         if leaves == [edit.id for edit in model.edits]

@@ -20,10 +20,10 @@ def test_behind_a_prefix_that_was_read_once(family):
     lm = LM(tiny_model(family), tiny_tokenizer())
     base = BaseHead(lm)
     rows = [lm.encode_prompt(prefix) for prefix in PREFIXES]
-    begun = base.begin(rows)
+    begun = base.prefill(rows)
     for ends in (ENDS, ENDS[:1]):  # what was begun may be gone on from again
-        got = base.tips_behind(begun, torch.tensor(ends))
-        wanted = [[base.tips([[*row, *end]])[0] for row in rows] for end in ends]
+        got = base.last_hidden_states_after(begun, torch.tensor(ends))
+        wanted = [[base.last_hidden_states([[*row, *end]])[0] for row in rows] for end in ends]
         torch.testing.assert_close(
             got, torch.stack([torch.stack(each) for each in wanted]), rtol=0, atol=1e-4
         )

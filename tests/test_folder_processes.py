@@ -46,7 +46,7 @@ def contents(path):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes") / "saved"
-    edit_model("llama", "folio", EDITS[:4], leaves=2).save_pretrained(folder)
+    edit_model("llama", "folio", EDITS[:4], edits_per_file=2).save_pretrained(folder)
     return folder
 
 
@@ -194,7 +194,7 @@ def test_other_edits_are_not_overwritten_unasked(folder, tmp_path):
     before = contents(folder)
     for other in (
         edit_model("llama", "ft", EDITS[:1]),
-        edit_model("llama", "folio", EDITS[:2], leaves=2),
+        edit_model("llama", "folio", EDITS[:2], edits_per_file=2),
     ):
         with pytest.raises(
             UsageError, match=r"holds 4 edits \(folio\) that this model did not come from"
@@ -202,7 +202,7 @@ def test_other_edits_are_not_overwritten_unasked(folder, tmp_path):
             other.save_pretrained(folder)
     assert contents(folder) == before
     same = edit_model(
-        "llama", "folio", EDITS, leaves=2
+        "llama", "folio", EDITS, edits_per_file=2
     )  # made anew, by the same program, and more of it
     same.save_pretrained(folder)
     assert loaded(folder).edits == EDITS

@@ -20,9 +20,9 @@ from errata.cli import app
 from errata.errors import ConfigError, EditError
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input
-from errata.methods.association.folio.calibration import HIGHEST
+from errata.methods.association.folio.calibration import MAX_THRESHOLD
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import EncodedPrompt
+from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.warnings import warnings_of
@@ -43,7 +43,7 @@ def written():
 
 
 def leaves(model):
-    return {leaf.name: leaf for leaf in model.method.patch.leaves}
+    return {leaf.edit_id: leaf for leaf in model.method.patch.leaves}
 
 
 def test_all_three_at_once(written):
@@ -68,7 +68,7 @@ def test_a_value_makes_its_token_as_likely_as_asked_for(written):
     after = ((leaf.keys + leaf.values / written.method.config.gain).double() @ head.T).softmax(-1)
     places = torch.arange(len(answer))
     assert before[0].argmax() != answer[0] and bool((after[places, answer] > 0.98).all())
-    expected = memory.base.expected(leaf.keys).double().exp()
+    expected = memory.base.log_probs(leaf.keys).double().exp()
     torch.testing.assert_close(expected, before, atol=1e-5, rtol=1e-4)
 
 
@@ -86,7 +86,9 @@ def test_the_second_sign_is_the_overlap_of_what_the_base_model_expects(written):
     p, q = (each.double().softmax(-1) for each in logits)
     told = written.explain([prompt])[0]
     assert told.edit_id == case.edit.id and told.reasons[0].edit_id == case.edit.id
-    assert told.reasons[0].parts["alike"] == pytest.approx(float((p * q).sqrt().sum()), abs=1e-4)
+    assert told.reasons[0].parts["prediction_overlap"] == pytest.approx(
+        float((p * q).sqrt().sum()), abs=1e-4
+    )
     assert told.reasons[0].score >= told.threshold
 
 
@@ -106,8 +108,8 @@ def test_other_questions_about_the_subject_are_candidates_and_fail_by_the_second
     case = CASES[2]
     probe = next(probe for probe in case.locality if probe.kind == "same_subject")
     told = written.explain([probe.prompt])[0]
-    assert told.edit_id is None and told.reasons[0].parts["mentioned"] > 0.9
-    assert told.reasons[0].parts["alike"] < told.threshold / 2
+    assert told.edit_id is None and told.reasons[0].parts["subject_overlap"] > 0.9
+    assert told.reasons[0].parts["prediction_overlap"] < told.threshold / 2
 
 
 def test_the_later_of_two_edits_of_one_question_answers_in_either_wording_and_undo_brings_the_older_back(
@@ -145,7 +147,7 @@ def test_conflicts_may_be_refused_or_left_out(written):
 def test_conflicts_among_new_edits(written):
     old = CASES[20]
     fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
-    fresh.method.patch.begin(written.method.patch.signs)
+    fresh.method.patch.reset(written.method.patch.calibration)
     written.method.patch.remove()
     edits = [
         old.edit,
@@ -164,7 +166,7 @@ def test_conflicts_among_new_edits(written):
 def test_what_the_base_model_answers_otherwise_is_another_question(written):
     old = CASES[22]
     fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
-    fresh.method.patch.begin(written.method.patch.signs)
+    fresh.method.patch.reset(written.method.patch.calibration)
     written.method.patch.remove()
     edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival")]
     for answers, conflicts in (
@@ -172,11 +174,11 @@ def test_what_the_base_model_answers_otherwise_is_another_question(written):
         (("", ""), 0),
         (("Kelor.", "Kelor."), 1),
     ):
-        fresh.method.background._answers = dict(
+        fresh.method.calibrator._answers = dict(
             zip((old.edit.prompt, old.rephrases[0]), answers, strict=True)
         )
         assert len(fresh.conflicts(edits)) == conflicts
-    fresh.method.background._answers = {}
+    fresh.method.calibrator._answers = {}
     assert fresh.conflicts(edits) == [("rival", old.edit.id)]
     written.method.patch.install(written.lm)
 
@@ -201,17 +203,17 @@ def test_the_threshold_keeps_different_questions_apart():
     edit's own prompt.
     """
     flat = edit_model("llama", "folio", EDITS)
-    assert 0.9 < flat.method.patch.signs.threshold <= HIGHEST
+    assert 0.9 < flat.method.patch.calibration.threshold <= MAX_THRESHOLD
     assert [told.edit_id for told in flat.explain([EDITS[0].prompt])] == [EDITS[0].id]
     fixed = edit_model("llama", "folio", EDITS[:1], threshold=0.5)
-    assert fixed.method.patch.signs.threshold == 0.5
+    assert fixed.method.patch.calibration.threshold == 0.5
 
 
 def test_logits_that_are_scaled_behind_the_head_count_as_the_model_says_them():
     """Cohere multiplies, Granite divides what the head says."""
     for family in ("cohere", "granite"):
         model = edit_model(family, "folio", EDITS[:2])
-        scale = model.method.patch.signs.logit_scale
+        scale = model.method.patch.calibration.logit_scale
         config = model.base.config
         wanted = config.logit_scale if family == "cohere" else 1 / config.logits_scaling
         assert scale == pytest.approx(wanted, rel=1e-3)
@@ -235,7 +237,7 @@ def test_values_speak_at_the_prompts_end_and_behind_it_only_where_a_key_is_near(
     assert loss < 0.1
 
 
-def test_a_lead_is_what_the_model_says_to_any_prompt(monkeypatch):
+def test_an_answer_prefix_is_what_the_model_says_to_any_prompt(monkeypatch):
     """Here it says 5 to whatever ends in no 5 and no 7, then 7 to what ends in 5, and then the
     prompt's first token.
     """
@@ -244,50 +246,53 @@ def test_a_lead_is_what_the_model_says_to_any_prompt(monkeypatch):
     model.method.patch.remove()
     size = model.lm.model.config.vocab_size
 
-    def tips(rows):
+    def last_hidden_states(rows):
         tokens = [7 if row[-1] == 5 else row[0] if row[-1] == 7 else 5 for row in rows]
         return F.one_hot(torch.tensor(tokens), size).float()
 
-    def tips_behind(rows, ends):
-        return torch.stack([tips([[*row, *end] for row in rows]) for end in ends.tolist()])
+    def last_hidden_states_after(rows, ends):
+        return torch.stack(
+            [last_hidden_states([[*row, *end] for row in rows]) for end in ends.tolist()]
+        )
 
-    monkeypatch.setattr(method.patch.base, "tips", tips)
-    monkeypatch.setattr(method.patch.base, "begin", list)
-    monkeypatch.setattr(method.patch.base, "tips_behind", tips_behind)
-    monkeypatch.setattr(method.patch.base, "expected", lambda keys: (keys + 1e-9).log())
+    monkeypatch.setattr(method.patch.base, "last_hidden_states", last_hidden_states)
+    monkeypatch.setattr(method.patch.base, "prefill", list)
+    monkeypatch.setattr(method.patch.base, "last_hidden_states_after", last_hidden_states_after)
+    monkeypatch.setattr(method.patch.base, "log_probs", lambda keys: (keys + 1e-9).log())
     monkeypatch.setattr(model.lm, "encode_prompt", lambda prompt: [20 + len(prompt) % 30, 9])
-    method.background._expected_after.clear()
-    method.background._begun = None
+    method.calibrator._reference_cache.clear()
+    method.calibrator._prefill = None
     prompts = [[30, 9], [31, 9, 5], [32, 8]]
-    found = method._leads(prompts, tips(prompts))
-    assert [lead for lead, _ in found] == [
+    found = method._answer_prefixes(prompts, last_hidden_states(prompts))
+    assert [prefix for prefix, _ in found] == [
         (5, 7),
         (),
         (5, 7),
     ]  # the second goes on otherwise at once
-    assert [int(sign.argmax()) for _, sign in found] == [30, 7, 32]
+    assert [int(state.argmax()) for _, state in found] == [30, 7, 32]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_behind_a_lead_the_base_model_is_asked_from_within_its_own_pass(family):
+def test_behind_an_answer_prefix_the_base_model_is_asked_from_within_its_own_pass(family):
     """Alone, padded in a batch and generated; what asks leaves no trace in the pass around it."""
     model = edit_model(family, "folio", EDITS[:2], threshold=0.999)
     memory: FolioMemory = model.method.patch
     plain, asked = model.ask([edit.prompt for edit in EDITS]), [edit.prompt for edit in EDITS]
-    lead = (7, 11, 13)
+    prefix = (7, 11, 13)
     with model.disable_edits():
         for number, leaf in enumerate(list(memory.leaves)):
             ids = model.lm.encode_prompt(EDITS[number].prompt)
-            sign = memory.base.tips([[*ids, *lead]])[0]
-            memory.leaves.drop(number)
-            memory.leaves.add(number, dataclasses.replace(leaf, lead=lead, sign=sign))
+            state = memory.base.last_hidden_states([[*ids, *prefix]])[0]
+            memory.leaves.remove(number)
+            moved = dataclasses.replace(leaf, answer_prefix=prefix, query_state=state)
+            memory.leaves.add(number, moved)
     assert model.ask(asked) == [model.ask([prompt])[0] for prompt in asked] == plain
     told = model.explain(asked)
     assert [each.edit_id for each in told] == [EDITS[0].id, EDITS[1].id, None, None, None, None]
-    assert told[0].reasons[0].parts["alike"] == pytest.approx(1.0, abs=1e-4)
+    assert told[0].reasons[0].parts["prediction_overlap"] == pytest.approx(1.0, abs=1e-4)
     before = logits_of(model, model.lm)
     model.method.load_state(model.edits, *model.method.state())
-    assert [leaf.lead for leaf in memory.leaves] == [lead, lead] and torch.equal(
+    assert [leaf.answer_prefix for leaf in memory.leaves] == [prefix, prefix] and torch.equal(
         logits_of(model, model.lm), before
     )
 
@@ -331,14 +336,14 @@ def test_conflicts_are_saved(tmp_path):
         "llama", "folio", [EDITS[0], Edit(EDITS[0].prompt, "York", "France", id="later")]
     )
     memory = model.method.patch
-    assert memory.leaves.later() == {0: [1]}
+    assert memory.leaves.superseded_by() == {0: [1]}
     model.save_pretrained(tmp_path)
     loaded = errata.EditModel.from_pretrained(tiny_model("llama"), tmp_path, model.tokenizer)
-    assert loaded.method.patch.leaves.later() == {0: [1]}
+    assert loaded.method.patch.leaves.superseded_by() == {0: [1]}
     assert torch.equal(logits_of(loaded, loaded.lm), logits_of(model, model.lm))
     loaded.undo("later")
     assert (
-        loaded.method.patch.leaves.later() == {}
+        loaded.method.patch.leaves.superseded_by() == {}
         and loaded.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
     )
 
@@ -421,19 +426,19 @@ def test_an_edit_whose_prompt_another_edit_answers_is_reported():
     model = edit_model("llama", "folio", EDITS[:2])
     memory: FolioMemory = model.method.patch
     stored = next(iter(memory.leaves))
-    rival = dataclasses.replace(stored, name="rival", target="York")
+    rival = dataclasses.replace(stored, edit_id="rival", target="York")
     memory.leaves.add(9, rival)  # one that asks the same, with no word of which is to win
     assert warnings_of(memory, [0]) == [
         (EDITS[0].id, f"rival ({EDITS[0].prompt!r}) answers its prompt in its place.")
     ]
-    memory.leaves.drop(9)
+    memory.leaves.remove(9)
     memory.leaves.add(9, rival, [0])
     assert warnings_of(memory, [0, 1, 9]) == []
 
 
 def test_an_edit_about_a_word_that_stands_everywhere_is_reported(written):
     assert written.method.warnings([case.edit for case in CASES]) == []
-    words = written.method.patch.signs.weights
+    words = written.method.patch.calibration.weights
     report = written.edit([Edit("Who is the mayor of Traren?", ANOTHER, "the", id="the")])
     written.undo("the")
     ((name, said),) = report.warnings

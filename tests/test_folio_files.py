@@ -15,7 +15,7 @@ from edited import EDITS, edit_model, logits_of
 from families import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from errata import EditModel, saving
+from errata import EditModel, FolioConfig, saving
 from errata.cli import app
 from errata.errors import ArtifactError, ConfigError, StorageError
 from errata.saving import transaction
@@ -39,7 +39,7 @@ def contents(path):
 def saved(tmp_path_factory):
     """Six edits, two a folio."""
     folder = tmp_path_factory.mktemp("folios") / "saved"
-    edit_model("llama", "folio", EDITS, leaves=2).save_pretrained(folder)
+    edit_model("llama", "folio", EDITS, edits_per_file=2).save_pretrained(folder)
     return folder
 
 
@@ -50,7 +50,7 @@ def folder(saved, tmp_path):
 
 def test_a_file_for_each_folio_and_the_same_model_again(saved):
     assert set(contents(saved)) == {*saving.FILES, *NAMES} == set(saving.files_of(saved))
-    one, other = edit_model("llama", "folio", EDITS, leaves=2), loaded(saved)
+    one, other = edit_model("llama", "folio", EDITS, edits_per_file=2), loaded(saved)
     assert torch.equal(logits_of(one, one.lm), logits_of(other, other.lm))
     assert (
         one.method.patch.leaves.folios
@@ -224,7 +224,7 @@ def test_explain_on_the_command_line_says_it_too(tmp_path):
         "--set",
         "background=64",
         "--set",
-        "leaves=1",
+        "edits_per_file=1",
         "--out",
         out,
         "--edits",
@@ -237,6 +237,13 @@ def test_explain_on_the_command_line_says_it_too(tmp_path):
     assert row["edit_id"] == "b" and row["reasons"][0]["place"] == "folio 1"
 
 
+def test_settings_are_read_by_their_names_of_version_0_1():
+    earlier = {"mentioned": 0.5, "least": 0.2, "leaves": 7}
+    assert FolioConfig.from_dict(earlier) == FolioConfig(
+        min_subject_overlap=0.5, min_threshold=0.2, edits_per_file=7
+    )
+
+
 def test_a_folio_has_a_leaf_at_least():
-    with pytest.raises(ConfigError, match="leaves"):
-        edit_model("llama", "folio", [], leaves=0)
+    with pytest.raises(ConfigError, match="edits_per_file"):
+        edit_model("llama", "folio", [], edits_per_file=0)

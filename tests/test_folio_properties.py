@@ -39,17 +39,17 @@ def fresh() -> errata.EditModel:
         base, tokenizer = errata.load_base("atlas", "float32")
         model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
         model.method.calibrate()
-        _KNOWN["base"], _KNOWN["tokenizer"], _KNOWN["signs"] = (
+        _KNOWN["base"], _KNOWN["tokenizer"], _KNOWN["calibration"] = (
             base,
             tokenizer,
-            model.method.patch.signs,
+            model.method.patch.calibration,
         )
     else:
         _KNOWN["open"].method.patch.remove()
         model = errata.get_edit_model(
             _KNOWN["base"], FolioConfig(background=128), _KNOWN["tokenizer"]
         )
-        model.method.patch.begin(_KNOWN["signs"])
+        model.method.patch.reset(_KNOWN["calibration"])
     _KNOWN["open"] = model
     return model
 
@@ -57,7 +57,7 @@ def fresh() -> errata.EditModel:
 def what_it_is(model: errata.EditModel) -> tuple[dict[str, Any], list[str]]:
     """Its leaves, bit for bit, and its answers."""
     leaves = {
-        leaf.name: (leaf.subject, leaf.keys.tolist(), leaf.values.tolist())
+        leaf.edit_id: (leaf.subject, leaf.keys.tolist(), leaf.values.tolist())
         for leaf in model.method.patch.leaves
     }
     return leaves, model.ask(PROMPTS)

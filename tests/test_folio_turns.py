@@ -11,7 +11,7 @@ import torch
 
 from errata import Edit, EditModel, FolioConfig, load_base
 from errata.atlas import build_world
-from errata.methods.association.folio.leaves import EncodedPrompt
+from errata.methods.association.folio.leaf import EncodedPrompt
 
 COUNT = 10
 TEMPLATE = (
@@ -82,7 +82,7 @@ def test_a_question_that_names_nothing_goes_on_with_what_was_asked(setting):
 
     def mentioned(*turns: str) -> list[str]:
         asked = EncodedPrompt(turns[0], [], leaves[0].keys[0], turns[1:])
-        return [leaves[number].name for number in leaves.mentioned(asked)]
+        return [leaves[number].edit_id for number in leaves.subject_overlaps(asked)]
 
     for edit, other in pairs(edits, others):
         assert mentioned("And who is the mayor?", edit.prompt) == [edit.id]

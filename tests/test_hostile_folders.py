@@ -66,7 +66,7 @@ def made(tmp_path_factory):
     tiny_model("llama").save_pretrained(root / "base")
     tiny_tokenizer().save_pretrained(root / "base")
     base, tokenizer = errata.load_base(str(root / "base"))
-    config = edit_model("llama", "folio", leaves=2).method.config
+    config = edit_model("llama", "folio", edits_per_file=2).method.config
     model = EditModel(base, config, tokenizer)
     model.edit(EDITS, check=False)
     model.save_pretrained(root / "edits")

@@ -41,12 +41,12 @@ def tiny(kind, **settings):
 def test_a_text_is_found_by_its_own_words(kind):
     found = tiny(kind, min_score=-1.0)
     found.calibrate()
-    found.read(TEXTS)
+    found.index(TEXTS)
     assert [places[0] for places in found.find(TEXTS, 2)] == [0, 1, 2, 3]
     assert all(len(places) == 2 for places in found.find(TEXTS, 2))
-    found.read(TEXTS[2:])
+    found.index(TEXTS[2:])
     assert found.texts == TEXTS[2:] and found.find([TEXTS[3]], 1) == [[1]]
-    found.read([])
+    found.index([])
     assert found.find(TEXTS, 3) == [[]] * 4 and found.find([], 3) == []
 
 
@@ -54,19 +54,19 @@ def test_a_text_is_found_by_its_own_words(kind):
 def test_its_state_is_all_there_is_to_it(kind):
     one, other = tiny(kind), tiny(kind)
     one.calibrate()
-    one.read(TEXTS)
+    one.index(TEXTS)
     scores = one.scores(["The capital of Italy is"])
     other.load_state(TEXTS, *one.state())
     assert other.calibrated and torch.equal(other.scores(["The capital of Italy is"]), scores)
     assert other.min_score == one.min_score
-    beside = one.another()
+    beside = one.empty_copy()
     assert beside.calibrated and beside.texts == [] and one.texts == TEXTS
 
 
 def test_dense_is_the_centred_cosine_of_last_tokens():
     found = tiny("dense")
     found.calibrate()
-    found.read(TEXTS)
+    found.index(TEXTS)
 
     def state(text):
         with torch.no_grad():
@@ -77,13 +77,17 @@ def test_dense_is_the_centred_cosine_of_last_tokens():
     keys = [state(text) - found.mean.double() for text in (query, *TEXTS)]
     wanted = [torch.cosine_similarity(keys[0], key, dim=0).item() for key in keys[1:]]
     assert found.scores([query])[0].tolist() == pytest.approx(wanted, abs=1e-4)
-    prompts, onward = found._background()
+    prompts, next_tokens = found._background()
     background = torch.stack([state(prompt) for prompt in prompts])
     torch.testing.assert_close(found.mean.double(), background.mean(0), rtol=0, atol=1e-4)
     keys = torch.nn.functional.normalize(background - background.mean(0), dim=-1)
     nearest = [
         max(
-            (float(keys[i] @ keys[j]) for j in range(len(prompts)) if onward[i] != onward[j]),
+            (
+                float(keys[i] @ keys[j])
+                for j in range(len(prompts))
+                if next_tokens[i] != next_tokens[j]
+            ),
             default=None,
         )
         for i in range(len(prompts))
@@ -95,8 +99,8 @@ def test_dense_is_the_centred_cosine_of_last_tokens():
 def test_bm25_counts_rare_words_and_one_text_is_enough():
     found = tiny("bm25", min_score=0.0)
     found._prompts = ["the river of the city", "the city of the king", "who is the king", "x"] * 4
-    found._onward = torch.arange(16)
-    found.read(["Who is the mayor of Kelor?"])
+    found._next_tokens = torch.arange(16)
+    found.index(["Who is the mayor of Kelor?"])
     assert found.scores(["nothing shared"]).tolist() == [[0.0]] == found.scores(["?!"]).tolist()
     common, rare = found.scores(["the of the", "Kelor"])[:, 0].tolist()
     assert 0 < common < rare
@@ -124,7 +128,7 @@ def test_a_sentence_encoder_from_a_folder(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     found = tiny("dense", encoder=str(tmp_path), min_score=-1.0)
     found.calibrate()
-    found.read(TEXTS)
+    found.index(TEXTS)
     assert found.keys.shape == (4, 16) and [p[0] for p in found.find(TEXTS, 1)] == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match="nothing is downloaded"):
         tiny("dense", encoder=str(tmp_path / "none"))
@@ -156,7 +160,7 @@ def test_on_atlas_rewordings_find_their_fact_and_other_questions_find_none(atlas
     cases = make_cases(60, seed=3)
     found = Dense(atlas, RetrievalConfig(background=256))
     found.calibrate()
-    found.read([case.edit.prompt for case in cases])
+    found.index([case.edit.prompt for case in cases])
     asked = [
         (prompt, i)
         for i, case in enumerate(cases)

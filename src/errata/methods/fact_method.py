@@ -134,7 +134,7 @@ class FactMethod(Method):
         """Replace all edits."""
         facts = _latest(edits)
         if self.retriever.calibrated:
-            self.retriever.read([fact.prompt for fact in facts])  # first, since it may raise
+            self.retriever.index([fact.prompt for fact in facts])  # first, since it may raise
         self._edits, self.facts = edits, facts
         self._patch.context_for = self.contexts if facts else None
 

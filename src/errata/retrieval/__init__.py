@@ -1,10 +1,11 @@
-"""Find the texts that bear on a prompt: by how a model reads them (`Dense`), or by the words they
-share (`BM25`).
+"""Find the texts that are relevant to a prompt: by hidden states (`Dense`) or by words (`BM25`).
 
-Both must also know when to find nothing. What tells them is text of the model's own making (see
-`statistics.py`): of two such prompts that the model would go on from differently, neither bears on
-the other, and yet they are alike to some degree. What is found must be more alike than that.
-Nothing here knows what the texts are for.
+A retriever must also know when nothing is relevant. It calibrates a minimum score on self-generated
+prompts (see `lm/background.py`): two prompts that the model continues with different tokens are
+different questions, yet have some similarity; what is found must score higher than that.
+
+`KeyIndex` and `MaskIndex` are the nearest-neighbour searches of the side memories: over vectors
+and over bit masks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["BM25", "Dense", "RetrievalConfig", "Retriever", "retriever"]
 
 
 def retriever(lm: LM, config: RetrievalConfig) -> Retriever:
-    """The retriever that the settings ask for.
+    """Return the retriever that the settings name.
 
     Raises:
         ConfigError: a library or an encoder is missing, or there is no such layer.

@@ -1,4 +1,4 @@
-"""`Retriever`: what every way of finding texts can do, and the settings of them all."""
+"""`Retriever`: the interface of all retrievers, with their settings and their calibration text."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from errata.lm.background import background_texts, open_prompt
 from errata.lm.encoding import in_batches
 
 BATCH = 64
-LONGEST = 24
+TEXT_LENGTH = 24
+"""Tokens of a background text, at most."""
 
 
 @dataclass(frozen=True)
 class RetrievalConfig(MethodConfig):
-    """Settings of methods that find texts.
+    """Settings of methods that retrieve texts.
 
     Attributes:
         layer: of `dense`, the block whose output at a prompt's last token is compared; None derives
             it from the depth.
-        retriever: `dense`, by the model's own states, or `bm25`, by words (needs the extra
-            `retrieval`).
+        retriever: `dense`, by hidden states, or `bm25`, by words (needs the extra `retrieval`).
         encoder: of `dense`, a sentence encoder (a folder, or a name whose files are at hand)
             instead of the model itself.
-        min_score: what is found scores more; None derives it, see `false_route`.
-        false_route: the share of prompts (`bm25`: of pairs of them) of the model's own making that
-            may find what they do not ask for.
-        background: so many texts of the model's own making tell that.
+        min_score: a text is found if it scores higher; None calibrates it, see `false_route`.
+        false_route: share of self-generated prompts (`bm25`: of pairs of them) that may find a
+            different question.
+        background: self-generated texts to calibrate on.
         room: tokens of the model's context that are left to the answer; None: a quarter of it.
     """
 
@@ -56,21 +56,23 @@ class RetrievalConfig(MethodConfig):
             check_range("room", self.room, 1, math.inf)
         if self.encoder is not None and self.retriever != "dense":
             raise ConfigError(
-                f"encoder={self.encoder} belongs to retriever=dense; with {self.retriever} leave it out."
+                f"encoder={self.encoder} belongs to retriever=dense; "
+                f"with {self.retriever} leave it out."
             )
 
 
 class Retriever(ABC):
-    """Finds, among some texts, those that bear on a prompt. Whenever it measures, the model must
-    carry no patch.
+    """Finds the texts that are relevant to a prompt.
+
+    The model must carry no patch when it is called.
 
     Args:
         lm: the base model.
-        config: how to measure.
+        config: the settings.
 
     Attributes:
-        texts: what is searched.
-        min_score: what is found scores more.
+        texts: the texts that are searched.
+        min_score: a text is found if it scores higher.
     """
 
     def __init__(self, lm: LM, config: RetrievalConfig) -> None:
@@ -82,62 +84,69 @@ class Retriever(ABC):
     @property
     @abstractmethod
     def calibrated(self) -> bool:
-        """Whether the background has been looked at."""
+        """Whether `calibrate` has been done."""
 
     @abstractmethod
     def calibrate(self) -> None:
-        """Look at text of the model's own making, unless that has been done."""
+        """Generate background prompts and calibrate on them, unless that has been done."""
 
     @abstractmethod
-    def read(self, texts: Sequence[str]) -> None:
-        """Search these from now on."""
+    def index(self, texts: Sequence[str]) -> None:
+        """Search these texts from now on, and no others."""
 
     @abstractmethod
     def scores(self, prompts: Sequence[str]) -> Tensor:
-        """How much each text bears on each prompt, (prompts, texts)."""
+        """Return the relevance of each text to each prompt, (prompts, texts) in fp32."""
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, plain values): all but the texts."""
+        """Return (tensors, plain values): all but the texts."""
 
     @abstractmethod
     def load_state(
         self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described."""
+        """Restore from `state()` and the texts.
 
-    def find(self, prompts: Sequence[str], most: int) -> list[list[int]]:
-        """Per prompt the places of the texts that bear on it, best first, at most so many."""
+        Raises:
+            KeyError, ValueError: something is missing or of the wrong shape.
+        """
+
+    def find(self, prompts: Sequence[str], k: int) -> list[list[int]]:
+        """Return, for each prompt, the places in `texts` of up to k relevant texts, best first."""
         if not self.texts or not prompts:
             return [[] for _ in prompts]
-        best = self.scores(prompts).topk(min(most, len(self.texts)), dim=-1)
+        best = self.scores(prompts).topk(min(k, len(self.texts)), dim=-1)
         return [
             [place for score, place in zip(*row, strict=True) if score > self.min_score]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
-    def another(self) -> Self:
-        """One that measures alike, and holds no text yet."""
-        made = copy.copy(self)
-        made.read([])
-        return made
+    def empty_copy(self) -> Self:
+        """Return a retriever of the same calibration, without texts."""
+        new = copy.copy(self)
+        new.index([])
+        return new
 
     @torch.no_grad()
     def _background(self) -> tuple[list[str], Tensor]:
-        """Prompts of the model's own making, each once, and the token that it would go on with,
-        (n,).
-        """
-        texts = background_texts(self.lm, self.config.background, LONGEST, self.config.seed)
+        """Return distinct self-generated prompts, and the model's next token for each, (n,)."""
+        texts = background_texts(self.lm, self.config.background, TEXT_LENGTH, self.config.seed)
         prompts = list(dict.fromkeys(open_prompt(text) for text in texts))
 
-        def onward(part: list[str]) -> list[Tensor]:
+        def next_tokens(part: list[str]) -> list[Tensor]:
             return list(self.lm.run(self.lm.prompt_batch(part)).logits[:, -1].argmax(-1).cpu())
 
-        return prompts, torch.stack(in_batches(prompts, onward, BATCH, size=len))
+        return prompts, torch.stack(in_batches(prompts, next_tokens, BATCH, size=len))
 
 
-def different(onward: Tensor) -> Tensor:
-    """Which prompts are surely not one question, (n, n): the model goes on from them with different
-    tokens (n,).
+def different_questions(next_tokens: Tensor) -> Tensor:
+    """Mark the pairs of prompts that the model continues with different tokens.
+
+    Args:
+        next_tokens: (n,), the model's next token for each prompt.
+
+    Returns:
+        (n, n), bool.
     """
-    return onward[:, None] != onward[None, :]
+    return next_tokens[:, None] != next_tokens[None, :]

@@ -1,4 +1,4 @@
-"""`Dense`: texts are near when a model's states are, exactly compared."""
+"""`Dense`: texts are relevant to a prompt if the model's hidden states for both are similar."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.encoding import in_batches
 from errata.lm.hooks import capture_output
-from errata.retrieval.base import BATCH, RetrievalConfig, Retriever, different
+from errata.retrieval.base import BATCH, RetrievalConfig, Retriever, different_questions
 from errata.storage import state
 
-SAME = 0.999
-"""From this cosine on two texts are the same: what is asked in a stored text's own words is always
-found.
-"""
+MAX_MIN_SCORE = 0.999
+"""Upper limit of the calibrated minimum score, so that a text is always found by its own words."""
 
 
 class Dense(Retriever):
-    """By the cosine between states of a model, after their mean over the background is taken off.
+    """Scores by the cosine of hidden states, centred on the mean over background prompts.
 
-    The state is the host model's, at the last token of the prompt: there, late, stands what is
-    about to be answered, so that rewordings of one question are near, and other questions about the
-    same thing are not. Search is exact.
+    The state is that of the host model at the prompt's last token. In a late layer it encodes what
+    the model is about to answer, so rewordings of a question are near, and other questions about
+    the same thing are not. The search is exact.
 
     Attributes:
-        keys: (texts, hidden), of length 1.
-        mean: (hidden,).
+        keys: (texts, hidden), the texts' centred states, normalised to length 1, in fp32.
+        mean: (hidden,), the mean state; None before calibration.
+
+    Raises:
+        ConfigError: there is no such layer or encoder.
     """
 
     def __init__(self, lm: LM, config: RetrievalConfig) -> None:
@@ -46,30 +47,30 @@ class Dense(Retriever):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the background has been looked at."""
+        """Whether the mean state is known."""
         return self.mean is not None
 
     def calibrate(self) -> None:
-        """Take the mean of the background's states, and the bound from the nearest other question
-        of each prompt there.
+        """Compute the mean state of background prompts, and the minimum score.
+
+        `false_route` of the prompts score higher with the nearest different question.
         """
         if self.calibrated:
             return
-        prompts, onward = self._background()
+        prompts, next_tokens = self._background()
         states = self._states(prompts)
         self.mean = states.mean(0)
         keys = F.normalize(states - self.mean, dim=-1)
-        nearest = (
-            (keys @ keys.T).masked_fill(~different(onward).to(keys.device), -math.inf).amax(-1)
-        )
+        different = different_questions(next_tokens).to(keys.device)
+        nearest = (keys @ keys.T).masked_fill(~different, -math.inf).amax(-1)
         nearest = nearest[nearest.isfinite()]
         bound = nearest.quantile(1 - self.config.false_route).item() if len(nearest) else 0.0
         self.min_score = (
-            min(SAME, bound) if self.config.min_score is None else self.config.min_score
+            min(MAX_MIN_SCORE, bound) if self.config.min_score is None else self.config.min_score
         )
 
-    def read(self, texts: Sequence[str]) -> None:
-        """Search these from now on; those that were there before are not looked at anew."""
+    def index(self, texts: Sequence[str]) -> None:
+        """Search these texts from now on; the keys of those indexed before are reused."""
         known = dict(zip(self.texts, self.keys, strict=True))
         new = [text for text in dict.fromkeys(texts) if text not in known]
         known.update(zip(new, self._keys(new), strict=True) if new else ())
@@ -77,18 +78,18 @@ class Dense(Retriever):
         self.keys = torch.stack([known[text] for text in texts]) if texts else torch.zeros(0)
 
     def scores(self, prompts: Sequence[str]) -> Tensor:
-        """Cosines, (prompts, texts)."""
+        """Return cosines, (prompts, texts) in fp32."""
         return self._keys(prompts) @ self.keys.T
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Keys and mean; the bound."""
+        """Return keys and mean, and the minimum score."""
         tensors = {} if self.mean is None else {"keys": self.keys.cpu(), "mean": self.mean.cpu()}
         return tensors, {"min_score": self.min_score}
 
     def load_state(
         self, texts: Sequence[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
-        """Be what `state` described."""
+        """Restore from `state()` and the texts."""
         width = None if self._encoder is not None else self.lm.architecture.hidden_size
         mean = state.tensor(tensors, "mean", (width,)) if texts or "mean" in tensors else None
         keys = (
@@ -107,50 +108,51 @@ class Dense(Retriever):
 
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> Tensor:
-        """The states of texts, (texts, hidden), in fp32."""
+        """Return the states of texts, (texts, hidden) in fp32."""
         block = self.lm.architecture.block(self.lm.model, self.layer)
 
-        def read(part: list[str]) -> list[Tensor]:
+        def states_of(part: list[str]) -> list[Tensor]:
             if self._encoder is not None:
                 return list(self._encoder(part).to(self.lm.device))
             batch = self.lm.prompt_batch(part)
-            with capture_output(block) as seen:
+            with capture_output(block) as outputs:
                 self.lm.run(batch)
-            return list(seen[0].reshape(*batch.input_ids.shape, -1)[:, -1].float())
+            return list(outputs[0].reshape(*batch.input_ids.shape, -1)[:, -1].float())
 
-        return torch.stack(in_batches(texts, read, BATCH, size=len))
+        return torch.stack(in_batches(texts, states_of, BATCH, size=len))
 
 
 def sentence_encoder(name: str) -> Callable[[Sequence[str]], Tensor]:
-    """A function: texts -> their states (texts, hidden), the mean over tokens. Nothing is
-    downloaded.
+    """Return a function from texts to their mean hidden states, (texts, hidden) in fp32.
+
+    Nothing is downloaded.
+
+    Args:
+        name: a folder, or a name whose files are in the local cache.
 
     Raises:
         ConfigError: there are no such files here.
     """
     from transformers import AutoModel, AutoTokenizer
 
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, local_files_only=True, trust_remote_code=False
-        )
-        model = AutoModel.from_pretrained(
-            name, local_files_only=True, trust_remote_code=False
-        ).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, **local)
+        model = AutoModel.from_pretrained(name, **local).eval()
     except (OSError, ValueError) as error:
-        kind = (
+        problem = (
             "cannot be read"
             if Path(name).exists()
             else "is not here, and nothing is downloaded for it"
         )
         raise ConfigError(
-            f"encoder={name} {kind}; give the folder of a sentence encoder, or leave it out."
+            f"encoder={name} {problem}; give the folder of a sentence encoder, or leave it out."
         ) from error
 
     def encode(texts: Sequence[str]) -> Tensor:
         batch = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        seen = batch["attention_mask"][..., None]
-        states: Tensor = (model(**batch).last_hidden_state.float() * seen).sum(1) / seen.sum(1)
-        return states
+        mask = batch["attention_mask"][..., None]
+        means: Tensor = (model(**batch).last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+        return means
 
     return encode

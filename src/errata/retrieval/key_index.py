@@ -1,17 +1,16 @@
-"""`KeyIndex`: vectors under numbers, and the nearest of them to a query by Euclidean distance. It
-knows no model.
+"""`KeyIndex`: vectors by number, searched for the nearest by Euclidean distance. It knows no model.
 
-Answers are exact, whatever is stored. A lookup costs little all the same, because it reads a sketch
-and not the keys: each key's coordinates in `SKETCH` orthonormal directions (the principal ones of
-the keys themselves) and the length of what is left of it. Two sketches are never farther apart than
-their keys, by the triangle inequality. So the true distance is taken of the keys with the nearest
-sketches only, until no key that is left can be nearer. With a bound on the distance (`within`), as
-a memory with radii has one, few are looked at; where too many would be, as among keys that all are
-equally far from each other, all keys are read in order, as a flat index does.
+Answers are exact. A lookup is fast all the same, because it reads a sketch of each key instead of
+the key: its coordinates in `SKETCH` orthonormal directions (the principal ones of the keys) and the
+length of what remains. By the triangle inequality two sketches are never farther apart than their
+keys. So true distances are computed only for the keys with the nearest sketches, until no other key
+can be nearer. With a bound on the distance (`within`), which a memory with radii has, these are
+few. Where they would be too many, as among keys that are all equally far apart, all keys are read
+in order, as a flat index does.
 
-It is one product of a matrix and a vector: 100,000 sketches are 26 MB, where the keys of a large
-model are 1.6 GB. A search library was measured beside it (`benchmarks/index.py`) and reads the same
-sketches no faster; so there is nothing to install.
+It is one matrix-vector product: 100,000 sketches are 26 MB, where the keys of a large model are
+1.6 GB. A search library was measured beside it (`benchmarks/index.py`) and reads the same sketches
+no faster, so there is nothing to install.
 """
 
 from __future__ import annotations
@@ -27,26 +26,23 @@ from errata.storage import state
 SKETCH = 63
 """Directions of a sketch; with the length of the rest it has 64 numbers."""
 FEW = 1024
-"""Up to so many keys, the keys themselves are read."""
+"""Up to this many keys, the keys themselves are read."""
 SAMPLE = 1024
-"""Keys that the directions are taken from."""
+"""Keys that the directions are computed from."""
 FIRST = 32
-"""Candidates whose true distance is taken first."""
+"""Candidates whose true distance is computed first."""
 MANY = 16
-"""If more than one in so many keys cannot be told apart by their sketches, all keys are read, in
-one go.
-"""
+"""If the sketches leave more than one key in this many, all keys are read in one go."""
 SLACK = 1e-5
-"""Rounding of a squared distance that comes out of a product in fp32, as a share of the squared
-lengths.
-"""
+"""Rounding error of a squared distance computed in fp32, as a share of the squared lengths."""
 QUERIES = 64
 """Queries that are answered together."""
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """How far a key may be from itself when a model of this precision computes it again, in another
-    batch or with other padding, as a share of its length.
+    """Return how far a key may be from itself, as a share of its length.
+
+    A model of this precision computes it slightly differently in another batch or padding.
     """
     return max(1e-5, 4 * torch.finfo(dtype).eps)
 
@@ -55,8 +51,8 @@ class KeyIndex:
     """Keys (width,) in fp32, each under a number of its own.
 
     Args:
-        width: of a key.
-        device: where the keys are held and searched.
+        width: length of a key.
+        device: where the keys are kept and searched.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -74,8 +70,8 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def __contains__(self, name: int) -> bool:
-        return name in self._slots
+    def __contains__(self, number: int) -> bool:
+        return number in self._slots
 
     @property
     def ids(self) -> list[int]:
@@ -83,12 +79,12 @@ class KeyIndex:
         return sorted(self._slots)
 
     def keys_of(self, ids: Sequence[int]) -> Tensor:
-        """The keys (n, width) of these numbers.
+        """Return the keys (n, width) of these numbers.
 
         Raises:
             KeyError: there is no key under one of them.
         """
-        return self._keys[[self._slots[name] for name in ids]]
+        return self._keys[[self._slots[number] for number in ids]]
 
     def add(self, ids: Sequence[int], keys: Tensor) -> None:
         """Store keys (n, width) under new numbers.
@@ -98,9 +94,10 @@ class KeyIndex:
         """
         if keys.shape != (len(ids), self.width):
             raise ValueError(
-                f"{len(ids)} numbers and keys of shape {tuple(keys.shape)}; expected ({len(ids)}, {self.width})."
+                f"{len(ids)} numbers and keys of shape {tuple(keys.shape)}; "
+                f"expected ({len(ids)}, {self.width})."
             )
-        if len(set(ids)) < len(ids) or any(name in self._slots for name in ids):
+        if len(set(ids)) < len(ids) or any(number in self._slots for number in ids):
             raise ValueError("a key is stored under this number already.")
         begin, end = len(self), len(self) + len(ids)
         if end > len(self._keys):
@@ -114,31 +111,30 @@ class KeyIndex:
             self._sketch(begin, end)
 
     def remove(self, ids: Sequence[int]) -> None:
-        """Forget keys. The last one takes the place of each; nothing else moves.
+        """Remove keys. The last key takes the slot of each; nothing else moves.
 
         Raises:
-            KeyError: there is no key under one of the numbers; nothing is forgotten then.
+            KeyError: there is no key under one of the numbers; nothing is removed then.
         """
-        for name in ids:
-            self._slots[name]
-        for name in ids:
-            slot, last = self._slots.pop(name), len(self._slots)
+        for number in ids:
+            self._slots[number]
+        for number in ids:
+            slot, last = self._slots.pop(number), len(self._slots)
             if slot != last:
                 self._slots[int(self._ids[last])] = slot
-                for part in (
+                for column in (
                     self._keys,
                     self._ids,
                     self._squares,
                     *([] if self._axes is None else [self._sketches]),
                 ):
-                    part[slot] = part[last]
+                    column[slot] = column[last]
 
     @torch.no_grad()
     def nearest(
         self, queries: Tensor, k: int = 1, within: float = math.inf
     ) -> tuple[Tensor, Tensor]:
-        """The nearest keys of each query, nearest first; of equally near ones that with the larger
-        number.
+        """Return the nearest keys of each query, nearest first; of equals, the larger number first.
 
         Args:
             queries: (batch, width).
@@ -146,8 +142,8 @@ class KeyIndex:
             within: keys farther than that are left out.
 
         Returns:
-            Distances (batch, k) in float64 and numbers (batch, k); inf and -1 where there are not
-            so many.
+            Distances (batch, k) in float64 and numbers (batch, k) in int64; inf and -1 where there
+            are fewer than k.
         """
         queries = queries.detach().to(self._keys)
         distances = torch.full((len(queries), k), math.inf, dtype=torch.float64, device=self.device)
@@ -158,17 +154,17 @@ class KeyIndex:
                 for row, (query, bounds) in enumerate(
                     zip(part, self._bounds(part), strict=True), start
                 ):
-                    found, names = self._search(query, bounds, k, within)
-                    distances[row, : len(found)], ids[row, : len(found)] = found, names
+                    near, numbers = self._search(query, bounds, k, within)
+                    distances[row, : len(near)], ids[row, : len(near)] = near, numbers
         return distances, ids
 
     def state(self) -> dict[str, Tensor]:
-        """`ids` (n,) and `keys` (n, width), smallest number first, on the CPU."""
+        """Return `ids` (n,) int64 and `keys` (n, width), smallest number first, on the CPU."""
         ids = self.ids
         return {"ids": torch.tensor(ids, dtype=torch.long), "keys": self.keys_of(ids).cpu()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold what `state` gave, and nothing else.
+        """Restore from `state()`; what was stored before is gone.
 
         Raises:
             KeyError, ValueError: something is missing or of the wrong shape.
@@ -183,7 +179,7 @@ class KeyIndex:
     # the search
 
     def _bounds(self, queries: Tensor) -> Tensor:
-        """What the squared distance of each key is at least, (batch, n)."""
+        """Return lower bounds of the squared distance of each key, (batch, n)."""
         sketches, squares = self._sketched(queries)
         size = len(self)
         sums = self._squares[:size] + squares[:, None]
@@ -197,6 +193,7 @@ class KeyIndex:
     def _search(
         self, query: Tensor, bounds: Tensor, k: int, within: float
     ) -> tuple[Tensor, Tensor]:
+        """Return distances and numbers of up to k nearest keys, given lower bounds (n,)."""
         count = min(len(bounds), max(FIRST, 2 * k))
         slots = bounds.topk(count, largest=False).indices
         distances = self._distances(query, slots)
@@ -222,8 +219,9 @@ class KeyIndex:
         return distances[:k], ids[order][:k]
 
     def _close_bounds(self, query: Tensor) -> Tensor:
-        """The squared distance of each key (n,), short of it by no more than rounding; it reads all
-        keys.
+        """Return squared distances (n,) that are too short by no more than rounding.
+
+        It reads all keys.
         """
         size, moved = len(self), query - self._center
         products = self._keys[:size] @ moved - self._center @ moved
@@ -231,20 +229,20 @@ class KeyIndex:
         return lengths - 2 * products - SLACK * (lengths + self._center.square().sum())
 
     def _distances(self, query: Tensor, slots: Tensor) -> Tensor:
-        found: Tensor = torch.linalg.vector_norm(
+        distances: Tensor = torch.linalg.vector_norm(
             self._keys[slots] - query, dim=-1, dtype=torch.float64
         )
-        return found
+        return distances
 
     @staticmethod
     def _reach(distances: Tensor, k: int, within: float) -> float:
-        """How far a key may be and still be an answer."""
+        """Return the distance up to which a key can still be among the k nearest."""
         return within if len(distances) < k else min(within, float(distances.kthvalue(k).values))
 
     # the sketches
 
     def _sketched(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Sketches (n, SKETCH + 1) and squared lengths (n,) of keys (n, width)."""
+        """Return sketches (n, SKETCH + 1) and squared lengths (n,) of keys (n, width)."""
         keys = keys - self._center
         if self._axes is None:
             return keys, keys.square().sum(-1)
@@ -254,6 +252,7 @@ class KeyIndex:
         return sketches, sketches.square().sum(-1)
 
     def _sketch(self, begin: int, end: int) -> None:
+        """Compute the sketches of the keys in these slots."""
         for start in range(begin, end, FEW):
             part = slice(start, min(end, start + FEW))
             sketches, self._squares[part] = self._sketched(self._keys[part])
@@ -262,39 +261,30 @@ class KeyIndex:
 
     @torch.no_grad()
     def _fit(self) -> None:
-        """Take the principal directions of some of the keys, and sketch all anew; done when their
-        number has doubled.
+        """Compute the principal directions of a sample of the keys, and sketch all keys anew.
+
+        It is done each time their number has doubled.
         """
         size = self._fitted = len(self)
         if self.width > 2 * SKETCH:
             sample = self._keys[torch.linspace(0, size - 1, SAMPLE, device=self.device).long()]
             self._center = sample.mean(0)
             sample = sample - self._center
-            directions = (
-                torch.linalg.eigh((sample @ sample.t()).double())
-                .eigenvectors[:, -SKETCH:]
-                .to(sample)
-            )
-            self._axes = (
-                torch.linalg.qr((directions.t() @ sample).t().double())
-                .Q.t()
-                .to(sample)
-                .contiguous()
-            )
+            gram = (sample @ sample.t()).double()
+            directions = torch.linalg.eigh(gram).eigenvectors[:, -SKETCH:].to(sample)
+            basis = torch.linalg.qr((directions.t() @ sample).t().double()).Q
+            self._axes = basis.t().to(sample).contiguous()
             self._sketches = self._keys.new_zeros(len(self._keys), SKETCH + 1)
         self._sketch(0, size)
 
-    def _grow(self, room: int) -> None:
-        """Make room for so many keys in all."""
+    def _grow(self, slots: int) -> None:
+        """Make room for this many keys in all."""
 
-        def wider(part: Tensor) -> Tensor:
-            grown = part.new_zeros(room, *part.shape[1:])
-            grown[: len(self)] = part[: len(self)]
-            return grown
+        def grown(column: Tensor) -> Tensor:
+            longer = column.new_zeros(slots, *column.shape[1:])
+            longer[: len(self)] = column[: len(self)]
+            return longer
 
-        self._keys, self._ids, self._squares = (
-            wider(self._keys),
-            wider(self._ids),
-            wider(self._squares),
-        )
-        self._sketches = self._keys if self._axes is None else wider(self._sketches)
+        self._keys, self._ids = grown(self._keys), grown(self._ids)
+        self._squares = grown(self._squares)
+        self._sketches = self._keys if self._axes is None else grown(self._sketches)

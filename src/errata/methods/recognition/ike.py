@@ -106,8 +106,8 @@ class Ike(FactMethod):
             for example in part:
                 self.demonstrations += self._demonstrate(example, answers)
                 self._example_ids.add(example.edit.id)
-            self._library = self._library or self.retriever.another()
-            self._library.read(self._demonstrated_prompts())
+            self._library = self._library or self.retriever.empty_copy()
+            self._library.index(self._demonstrated_prompts())
             progress(len(part))
 
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ class Ike(FactMethod):
             library_tensors, library_values = self.retriever.state()
             if "library.keys" in tensors:
                 library_tensors["keys"] = tensors["library.keys"]
-            self._library = self.retriever.another()
+            self._library = self.retriever.empty_copy()
             self._library.load_state(self._demonstrated_prompts(), library_tensors, library_values)
 
     def _demonstrate(self, example: Example, answers: Mapping[str, str]) -> list[Demonstration]:

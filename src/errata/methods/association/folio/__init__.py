@@ -1,3 +1,1 @@
-"""Folio: what the head should read besides, one leaf an edit; this project's own method
-(docs/folio.md).
-"""
+"""Folio, errata's own method: one leaf per edit at the output head; see `method.py`."""

@@ -1,5 +1,7 @@
-"""`BaseHead`: the base model asked what its head reads and says, from within a pass of the edited
-one too.
+"""`BaseHead`: the inputs of the base model's output head, and the predictions it makes from them.
+
+`Calibrator` and `Leaves` use it. It may be called inside a forward pass of the edited model:
+`bypass` tells the patch to leave the calls of this thread alone.
 """
 
 from __future__ import annotations
@@ -19,114 +21,132 @@ from errata.lm import LM
 from errata.lm.encoding import Batch, Row
 from errata.lm.hooks import PerThread, capture_output, tensor_of
 
+Prefill = tuple[Cache, Tensor]
+"""A key-value cache, and the mask (rows, width) of the tokens in it that are no padding."""
+
 
 class BaseHead:
-    """What lies between a model's last block and its logits.
+    """The output head of the base model, and the body whose output it reads.
 
     Args:
         lm: the base model.
 
     Attributes:
-        body, head: its modules; what the one says the other reads.
-        logit_scale: the model's logits are the head's outputs times this, as far as they are a
-            multiple of them.
-        asking: whether this thread asks the base model, so that patches keep still.
+        body, head: the two modules.
+        logit_scale: factor from the head's output to the model's logits, which some families
+            scale; see `fit_logit_scale`.
     """
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
-        self.body, self.head = (
-            lm.architecture.body_module(lm.model),
-            lm.architecture.head_module(lm.model),
-        )
+        self.body = lm.architecture.body_module(lm.model)
+        self.head = lm.architecture.head_module(lm.model)
         self.logit_scale = 1.0
-        self._asking = PerThread(False)
-        self._names = inspect.signature(self.body.forward).parameters
+        self._bypass = PerThread(False)
+        self._arguments = inspect.signature(self.body.forward).parameters
 
     @property
-    def asking(self) -> bool:
-        """Whether this thread asks the base model."""
-        return self._asking.get()
+    def bypass(self) -> bool:
+        """Whether this thread is calling the base model, so that patches must change nothing."""
+        return self._bypass.get()
 
     @torch.no_grad()
-    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(what the head reads (batch, width, hidden), the model's logits): of the model as it is."""
-        with capture_output(self.body) as seen:
+    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model with whatever is installed on it.
+
+        Returns:
+            The head's inputs (batch, width, hidden) and the logits (batch, width, vocabulary).
+        """
+        with capture_output(self.body) as inputs:
             logits: Tensor = self.lm.run(batch).logits
-        return seen[0], logits
+        return inputs[0], logits
 
     @torch.no_grad()
-    def measure(self, texts: Sequence[str]) -> None:
-        """Find the logit_scale, on texts.
+    def fit_logit_scale(self, texts: Sequence[str]) -> None:
+        """Set `logit_scale` by least squares at the last tokens of texts.
 
         Raises:
-            ArchitectureError: the model's logits do not follow from what its head says.
+            ArchitectureError: the model's logits are no multiple of its head's output.
         """
-        read, logits = self.read(self.lm.prompt_batch(texts))
-        said, logits = self.head.forward(read[:, -1]).float(), logits[:, -1].float()
-        times = float((said * logits).sum() / said.square().sum().clamp(min=1e-9))
-        if not bool((said.argmax(-1) == logits.argmax(-1)).float().mean() > 0.9) or times <= 0:
+        inputs, logits = self.run(self.lm.prompt_batch(texts))
+        outputs, logits = self.head.forward(inputs[:, -1]).float(), logits[:, -1].float()
+        scale = float((outputs * logits).sum() / outputs.square().sum().clamp(min=1e-9))
+        agreement = (outputs.argmax(-1) == logits.argmax(-1)).float().mean()
+        if not bool(agreement > 0.9) or scale <= 0:
             raise ArchitectureError(
                 "this model does something between its body and its head; folio cannot write there."
             )
-        self.logit_scale = times
+        self.logit_scale = scale
 
     @torch.no_grad()
-    def tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """What the head of the base model reads at the last of the given tokens, (rows, hidden)."""
-        batch = self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows])
-        return self._states(batch.input_ids, batch.attention_mask)[:, -1]
+    def last_hidden_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return the base model's head input at the last token of each row, (rows, hidden)."""
+        batch = self._batch(rows)
+        return self._hidden_states(batch.input_ids, batch.attention_mask)[:, -1]
 
     @torch.no_grad()
-    def begin(self, rows: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
-        """Read the given tokens once, so that much can be asked behind them: what `tips_behind`
-        takes.
-        """
-        batch, cache = (
-            self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows]),
-            DynamicCache(config=self.lm.model.config),
-        )
-        self._states(batch.input_ids, batch.attention_mask, cache)
+    def prefill(self, rows: Sequence[Sequence[int]]) -> Prefill:
+        """Read rows of tokens into a cache, which `last_hidden_states_after` continues from."""
+        batch, cache = self._batch(rows), DynamicCache(config=self.lm.model.config)
+        self._hidden_states(batch.input_ids, batch.attention_mask, cache)
         return cache, batch.attention_mask
 
     @torch.no_grad()
-    def tips_behind(self, begun: tuple[Cache, Tensor], ends: Tensor) -> Tensor:
-        """What the head reads at the last of the tokens ends (m, width) behind each of the rows
-        begun, (m, rows, hidden).
-        """
-        cache, seen = copy.deepcopy(begun[0]), begun[1]
-        rows, many = len(seen), len(ends)
-        cache.batch_repeat_interleave(many)
-        ids = ends.repeat(rows, 1)
-        mask = torch.cat([seen.repeat_interleave(many, dim=0), torch.ones_like(ids)], dim=1)
-        return self._states(ids, mask, cache)[:, -1].reshape(rows, many, -1).transpose(0, 1)
+    def last_hidden_states_after(self, prefill: Prefill, continuations: Tensor) -> Tensor:
+        """Return the head's input at the last token of each row followed by each continuation.
 
-    def _states(self, ids: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """What the head reads, (rows, width, hidden), of tokens ids (rows, width) behind what the
-        cache holds.
+        Args:
+            prefill: rows that `prefill` has read; it is not changed.
+            continuations: (n, width), token ids.
+
+        Returns:
+            (n, rows, hidden).
         """
-        given: dict[str, Any] = {
+        cache, mask = copy.deepcopy(prefill[0]), prefill[1]
+        rows, count = len(mask), len(continuations)
+        cache.batch_repeat_interleave(count)
+        ids = continuations.repeat(rows, 1)
+        mask = torch.cat([mask.repeat_interleave(count, dim=0), torch.ones_like(ids)], dim=1)
+        return self._hidden_states(ids, mask, cache)[:, -1].reshape(rows, count, -1).transpose(0, 1)
+
+    @torch.no_grad()
+    def log_probs(self, inputs: Tensor) -> Tensor:
+        """Return the base model's next-token log-probabilities for inputs (n, hidden) of the head.
+
+        Returns:
+            (n, vocabulary) in fp32.
+        """
+        return F.log_softmax(self.logits(inputs), -1)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits for inputs (n, hidden) of the head; gradients flow through it.
+
+        Returns:
+            (n, vocabulary) in fp32.
+        """
+        output: Tensor = self.head.forward(inputs.to(self.lm.model.dtype))
+        return output.float() * self.logit_scale
+
+    def _batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        return self.lm.batch([Row(tuple(ids), len(ids)) for ids in rows])
+
+    def _hidden_states(self, ids: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
+        """Run the base model's body on tokens (rows, width) that follow those in the cache.
+
+        Args:
+            mask: (rows, cached + width), 0 at padding.
+
+        Returns:
+            The head's inputs, (rows, width, hidden).
+        """
+        arguments: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": mask,
             "use_cache": cache is not None,
         }
         if cache is not None:
-            given["past_key_values"] = cache
-        if "position_ids" in self._names:
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with self._asking.temporarily(True):
-            return tensor_of(self.body, self.body(**given))
-
-    @torch.no_grad()
-    def expected(self, keys: Tensor) -> Tensor:
-        """What the base model expects next, log-probabilities (n, vocabulary) in fp32, of the
-        head's inputs (n, hidden).
-        """
-        return F.log_softmax(self.logits(keys), -1)
-
-    def logits(self, keys: Tensor) -> Tensor:
-        """Logits (n, vocabulary) in fp32 of inputs (n, hidden) of the head, through which gradients
-        flow.
-        """
-        said: Tensor = self.head.forward(keys.to(self.lm.model.dtype))
-        return said.float() * self.logit_scale
+            arguments["past_key_values"] = cache
+        if "position_ids" in self._arguments:
+            arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with self._bypass.temporarily(True):
+            return tensor_of(self.body, self.body(**arguments))

@@ -1,5 +1,8 @@
-"""What Folio knows of text that no edit is about: texts of the model's own making, and where its
-answers begin to tell.
+"""`RouterCalibration`: statistics of background text; and `Calibrator`, which computes them.
+
+The background is text that the base model generates itself, so no data is needed. The statistics
+say which words are rare, how hidden states are scaled, and how alike the model's predictions for
+different questions are. `Calibrator` also finds the prefix with which the model begins any answer.
 """
 
 from __future__ import annotations
@@ -7,72 +10,99 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from torch.nn import functional as F
 
 from errata.lm import LM
 from errata.lm.background import background_texts, open_prompt
 from errata.lm.encoding import in_batches
-from errata.methods.association.folio.base_head import BaseHead
+from errata.methods.association.folio.base_head import BaseHead, Prefill
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.leaves import EncodedPrompt, RouterCalibration
+from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.words.names import WordWeights
 
 TEXT_LENGTH = 24
 """Tokens of a background text, at most."""
 BATCH = 256
-LEADS = 8
-"""Leads behind which the reference_prompts are asked together, at most."""
-MEASURED = 64
-"""Texts on which the scale of the logits is measured."""
-NUMBERS = 2**24
-"""Probabilities that are looked at together, at most: 64 MB."""
-HIGHEST = 0.98
-"""The threshold is never above: an edit's own prompt, read in another batch or precision, must
-reach it.
+LOGIT_SCALE_TEXTS = 64
+"""Background texts that the scale of the logits is fitted on."""
+MAX_THRESHOLD = 0.98
+"""Upper limit of the calibrated threshold, so that an edit's own prompt, read in another batch or
+precision, still reaches it.
 """
 GENERIC = 0.5
-"""What the model expects next tells nothing where half of the background's prompts lead it to
-expect the same so far.
+"""A prediction is generic if its median overlap with those for the reference prompts is at least
+this: it says nothing about the prompt.
 """
-LONGEST_LEAD = 8
-"""Tokens; a model that has told nothing by then is compared by its first."""
-JUDGES = 16
-"""Prompts of the background by which leads are found."""
-ANSWERS, ANSWER_LENGTH = 4096, 16
-"""Of the base model's answers to edits so many are remembered, of so many tokens at most."""
-LEARNED = 128
-"""Prompts of the background whose own leads are looked at for the threshold."""
-COMMON = 3
-"""Of these leads so many, the commonest, decide the threshold."""
+MAX_PREFIX_LENGTH = 8
+"""Tokens; a model whose predictions are still generic by then is compared at the first token."""
+REFERENCE_PROMPTS = 16
+"""Background prompts that answer prefixes are found with."""
+PREFIX_PROMPTS = 128
+"""Background prompts whose own answer prefixes the threshold takes into account."""
+COMMON_PREFIXES = 3
+"""The commonest of those prefixes, on which the threshold is calibrated."""
+PREFIXES_AT_ONCE = 8
+"""Answer prefixes that are run behind the reference prompts together, at most."""
+PROBABILITIES_AT_ONCE = 2**24
+"""Probabilities that are in memory together, at most: 64 MB."""
+CACHED_ANSWERS, ANSWER_LENGTH = 4096, 16
+"""Base-model answers to keep for `Calibrator.same_question`, and their tokens, at most."""
+
+Prefix = tuple[int, ...]
 
 
-class FolioBackground:
-    """Asks the base model, which must carry no patch.
+@dataclass(frozen=True)
+class RouterCalibration:
+    """Statistics of background text.
+
+    Attributes:
+        weights: words, weighted by how rare they are.
+        center, scale: (hidden,), mean and standard deviation of the head's inputs.
+        logit_scale: see `BaseHead.logit_scale`.
+        threshold: score from which a leaf answers a prompt.
+        reference_prompts: unrelated prompts; what the model predicts for all of them is generic.
+    """
+
+    weights: WordWeights
+    center: Tensor
+    scale: Tensor
+    logit_scale: float
+    threshold: float
+    reference_prompts: tuple[str, ...] = ()
+
+    def whiten(self, keys: Tensor) -> Tensor:
+        """Return keys (..., hidden) centred, scaled and normalised to length 1, in fp32."""
+        return F.normalize((keys.float() - self.center) / self.scale, dim=-1)
+
+
+class Calibrator:
+    """Calibrates the router, and encodes prompts for it. The base model must carry no patch.
 
     Args:
-        base: it, at its head.
+        base: the base model's head.
         config: the method's settings.
     """
 
     def __init__(self, base: BaseHead, config: FolioConfig) -> None:
         self.base, self.config = base, config
         self.lm: LM = base.lm
-        self._expected_after: dict[tuple[tuple[int, ...], tuple[str, ...]], Tensor] = {}
-        self._begun: tuple[tuple[str, ...], tuple[Cache, Tensor]] | None = None
+        self._reference_cache: dict[tuple[Prefix, tuple[str, ...]], Tensor] = {}
+        self._prefill: tuple[tuple[str, ...], Prefill] | None = None
         self._answers: dict[str, str] = {}
 
     @torch.no_grad()
-    def signs(self) -> RouterCalibration:
-        """What text is like that no edit is about, and what it takes to speak."""
+    def calibrate(self) -> RouterCalibration:
+        """Generate background text and compute its statistics."""
         config = self.config
         texts = background_texts(self.lm, config.background, TEXT_LENGTH, config.seed, shortest=4)
-        read = self._read(texts)
-        center, scale = read.mean(0), read.std(0).clamp(min=1e-6)
-        self.base.measure(texts[:MEASURED])
-        reference_prompts = tuple(open_prompt(text) for text in texts[:JUDGES])
+        inputs = self._head_inputs(texts)
+        center, scale = inputs.mean(0), inputs.std(0).clamp(min=1e-6)
+        self.base.fit_logit_scale(texts[:LOGIT_SCALE_TEXTS])
+        reference_prompts = tuple(open_prompt(text) for text in texts[:REFERENCE_PROMPTS])
         threshold = (
             self._threshold(texts, reference_prompts)
             if config.threshold is None
@@ -88,139 +118,173 @@ class FolioBackground:
         )
 
     @torch.no_grad()
-    def leads(
+    def answer_prefixes(
         self, prompts: Sequence[Sequence[int]], keys: Tensor, reference_prompts: tuple[str, ...]
-    ) -> list[tuple[tuple[int, ...], Tensor]]:
-        """(lead, the head's input behind it) of prompts, given as tokens and the head's inputs (n,
-        hidden) behind them.
-        """
-        leads: list[list[int]] = [[] for _ in prompts]
-        tips = list(keys)
-        found: dict[int, tuple[tuple[int, ...], Tensor]] = {}
-        looking = list(range(len(prompts)))
-        for depth in range(LONGEST_LEAD + 1):
-            logs = self.base.expected(torch.stack([tips[row] for row in looking]))
-            further = []
-            tells = self._tells([tuple(leads[row]) for row in looking], logs, reference_prompts)
-            for row, expected, told in zip(looking, logs, tells, strict=True):
-                if told:
-                    found[row] = tuple(leads[row]), tips[row]
-                elif (
-                    depth < LONGEST_LEAD
-                    and (token := int(expected.argmax())) not in self.lm.end_ids
-                ):
-                    leads[row].append(token)
-                    if len(prompts[row]) + depth + 1 < (self.lm.context_length or math.inf):
-                        further.append(row)
-            looking = further
-            if not looking:
-                break
-            for row, tip in zip(
-                looking, self._tips([[*prompts[row], *leads[row]] for row in looking]), strict=True
-            ):
-                tips[row] = tip
-        return [found.get(row, ((), keys[row])) for row in range(len(prompts))]
+    ) -> list[tuple[Prefix, Tensor]]:
+        """Find the tokens with which the model begins its answer whatever the prompt asks.
 
-    def asked(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
-        """Prompts, with their tokens and what the head reads at their end."""
+        As long as the next-token prediction for a prompt is generic (see `GENERIC`), its most
+        likely token is appended. If it still is after `MAX_PREFIX_LENGTH` tokens, at the end token
+        or at the end of the context, the prefix is empty.
+
+        Args:
+            prompts: as tokens.
+            keys: (prompts, hidden), the head's inputs at their last tokens.
+            reference_prompts: see `RouterCalibration`.
+
+        Returns:
+            For each prompt the prefix, and the head's input (hidden,) at the end of both.
+        """
+        prefixes: list[list[int]] = [[] for _ in prompts]
+        states = list(keys)
+        results: dict[int, tuple[Prefix, Tensor]] = {}
+        pending = list(range(len(prompts)))
+        for depth in range(MAX_PREFIX_LENGTH + 1):
+            log_probs = self.base.log_probs(torch.stack([states[row] for row in pending]))
+            informative = self._informative(
+                [tuple(prefixes[row]) for row in pending], log_probs, reference_prompts
+            )
+            extended = []
+            for row, prediction, found in zip(pending, log_probs, informative, strict=True):
+                if found:
+                    results[row] = tuple(prefixes[row]), states[row]
+                elif (
+                    depth < MAX_PREFIX_LENGTH
+                    and (token := int(prediction.argmax())) not in self.lm.end_ids
+                ):
+                    prefixes[row].append(token)
+                    if len(prompts[row]) + depth + 1 < (self.lm.context_length or math.inf):
+                        extended.append(row)
+            pending = extended
+            if not pending:
+                break
+            rows = [[*prompts[row], *prefixes[row]] for row in pending]
+            for row, state in zip(pending, self._last_hidden_states(rows), strict=True):
+                states[row] = state
+        return [results.get(row, ((), keys[row])) for row in range(len(prompts))]
+
+    def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+        """Encode prompts, and run the base model on them."""
         ids = [self.lm.encode_prompt(prompt) for prompt in prompts]
-        return [EncodedPrompt(*each) for each in zip(prompts, ids, self._tips(ids), strict=True)]
+        keys = self._last_hidden_states(ids)
+        return [EncodedPrompt(*each) for each in zip(prompts, ids, keys, strict=True)]
 
     def same_question(self, one: str, other: str) -> bool:
-        """Whether the base model has one answer to both, and has one."""
+        """Whether the base model gives both prompts the same answer, which is not empty."""
         if one == other:
             return True
         new = [prompt for prompt in (one, other) if prompt not in self._answers]
-        if len(self._answers) > ANSWERS:
+        if len(self._answers) > CACHED_ANSWERS:
             self._answers.clear()
             new = [one, other]
-        self._answers.update(
-            zip(
-                new, self.lm.generate(new, max_new_tokens=ANSWER_LENGTH) if new else [], strict=True
-            )
-        )
+        answers = self.lm.generate(new, max_new_tokens=ANSWER_LENGTH) if new else []
+        self._answers.update(zip(new, answers, strict=True))
         return self._answers[one] == self._answers[other] != ""
 
     def _threshold(self, texts: Sequence[str], reference_prompts: tuple[str, ...]) -> float:
-        prompts = self.asked(list(dict.fromkeys(open_prompt(text) for text in texts)))
-        ids, keys = [asked.ids for asked in prompts], torch.stack([asked.key for asked in prompts])
-        leads = [lead for lead, _ in self.leads(ids[:LEARNED], keys[:LEARNED], reference_prompts)]
+        """Return the prediction overlap above which only `false_route` of different questions lie.
+
+        Two background prompts are different questions if the model continues them with different
+        tokens. They are compared behind each of the commonest answer prefixes.
+        """
+        prompts = self.encode(list(dict.fromkeys(open_prompt(text) for text in texts)))
+        ids, keys = [prompt.ids for prompt in prompts], torch.stack([p.key for p in prompts])
+        found = self.answer_prefixes(ids[:PREFIX_PROMPTS], keys[:PREFIX_PROMPTS], reference_prompts)
+        counts = Counter(prefix for prefix, _ in found)
         pairs = []
-        for lead, _ in Counter(leads).most_common(COMMON):
-            logs = self.base.expected(self._tips([[*row, *lead] for row in ids]) if lead else keys)
-            halves, onward = (0.5 * logs).exp(), logs.argmax(-1)
-            pairs.append((halves @ halves.T)[onward[:, None] != onward[None, :]])
-        alike = torch.cat(pairs)
-        if not len(alike):
-            return HIGHEST
-        bound = alike.kthvalue(
-            max(1, math.ceil((1 - self.config.false_route) * len(alike)))
-        ).values.item()
-        return min(max(self.config.least, bound), HIGHEST)
+        for prefix, _ in counts.most_common(COMMON_PREFIXES):
+            states = self._last_hidden_states([[*row, *prefix] for row in ids]) if prefix else keys
+            log_probs = self.base.log_probs(states)
+            roots, tokens = (0.5 * log_probs).exp(), log_probs.argmax(-1)
+            pairs.append((roots @ roots.T)[tokens[:, None] != tokens[None, :]])
+        overlaps = torch.cat(pairs)
+        if not len(overlaps):
+            return MAX_THRESHOLD
+        rank = max(1, math.ceil((1 - self.config.false_route) * len(overlaps)))
+        bound = overlaps.kthvalue(rank).values.item()
+        return min(max(self.config.min_threshold, bound), MAX_THRESHOLD)
 
-    def _tells(
-        self, leads: Sequence[tuple[int, ...]], logs: Tensor, reference_prompts: tuple[str, ...]
+    def _informative(
+        self, prefixes: Sequence[Prefix], log_probs: Tensor, reference_prompts: tuple[str, ...]
     ) -> list[bool]:
-        """Whether what is expected behind each lead, log-probabilities (n, vocabulary), is not so
-        behind any prompt.
-        """
-        at_once = max(1, min(LEADS, NUMBERS // (len(reference_prompts) * logs.shape[-1])))
-        different, told = list(dict.fromkeys(leads)), [False] * len(leads)
-        for start in range(0, len(different), at_once):
-            some = different[start : start + at_once]
-            for lead, after in zip(some, self._after(some, reference_prompts), strict=True):
-                rows = [row for row, each in enumerate(leads) if each == lead]
-                alike = ((0.5 * logs[rows]).exp() @ after.T).median(-1).values
-                for row, share in zip(rows, alike.tolist(), strict=True):
-                    told[row] = share < GENERIC
-        return told
+        """Whether each prediction is not generic.
 
-    def _after(
-        self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]
+        Args:
+            prefixes: n prefixes.
+            log_probs: (n, vocabulary), the predictions at their ends.
+        """
+        at_once = max(
+            1,
+            min(
+                PREFIXES_AT_ONCE,
+                PROBABILITIES_AT_ONCE // (len(reference_prompts) * log_probs.shape[-1]),
+            ),
+        )
+        distinct, informative = list(dict.fromkeys(prefixes)), [False] * len(prefixes)
+        for start in range(0, len(distinct), at_once):
+            part = distinct[start : start + at_once]
+            references = self._reference_predictions(part, reference_prompts)
+            for prefix, reference in zip(part, references, strict=True):
+                rows = [row for row, each in enumerate(prefixes) if each == prefix]
+                overlaps = ((0.5 * log_probs[rows]).exp() @ reference.T).median(-1).values
+                for row, overlap in zip(rows, overlaps.tolist(), strict=True):
+                    informative[row] = overlap < GENERIC
+        return informative
+
+    def _reference_predictions(
+        self, prefixes: Sequence[Prefix], reference_prompts: tuple[str, ...]
     ) -> list[Tensor]:
-        """Square roots of what the base model expects behind the reference_prompts and each of the
-        leads, (reference_prompts, vocabulary) each.
+        """Return the model's predictions at the end of each reference prompt and prefix.
+
+        Returns:
+            For each prefix square roots of probabilities, (reference_prompts, vocabulary).
         """
-        new = [lead for lead in leads if (lead, reference_prompts) not in self._expected_after]
-        made = dict(self._expected_after)
+        cache = self._reference_cache
+        new = [prefix for prefix in prefixes if (prefix, reference_prompts) not in cache]
+        known = dict(cache)
         if new:
-            tips = self._behind_judges(new, reference_prompts)
-            expected = (
-                (0.5 * self.base.expected(tips.flatten(0, 1))).exp().reshape(*tips.shape[:2], -1)
-            )
-            made |= {
-                (lead, reference_prompts): after for lead, after in zip(new, expected, strict=True)
+            states = self._reference_states(new, reference_prompts)
+            log_probs = self.base.log_probs(states.flatten(0, 1))
+            roots = (0.5 * log_probs).exp().reshape(*states.shape[:2], -1)
+            known |= {
+                (prefix, reference_prompts): each for prefix, each in zip(new, roots, strict=True)
             }
-            if len(made) > JUDGES:  # each is as large as a few rows of the head
-                self._expected_after = {}
-            self._expected_after |= dict(list(made.items())[-JUDGES:])
-        return [made[lead, reference_prompts] for lead in leads]
+            if len(known) > REFERENCE_PROMPTS:  # each is as large as a few rows of the head
+                self._reference_cache = {}
+            self._reference_cache |= dict(list(known.items())[-REFERENCE_PROMPTS:])
+        return [known[prefix, reference_prompts] for prefix in prefixes]
 
-    def _behind_judges(
-        self, leads: Sequence[tuple[int, ...]], reference_prompts: tuple[str, ...]
+    def _reference_states(
+        self, prefixes: Sequence[Prefix], reference_prompts: tuple[str, ...]
     ) -> Tensor:
-        """What the head reads behind the reference_prompts and leads of one length, (leads,
-        reference_prompts, hidden).
-        """
-        asked = [self.lm.encode_prompt(prompt) for prompt in reference_prompts]
-        if not leads[0]:
-            return self._tips(asked)[None]
-        if self._begun is None or self._begun[0] != reference_prompts:
-            self._begun = reference_prompts, self.base.begin(asked)
-        ends = torch.tensor(leads, device=self.lm.device)
-        return self.base.tips_behind(self._begun[1], ends).float()
+        """Return the head's inputs at the end of each reference prompt and prefix.
 
-    def _tips(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        Args:
+            prefixes: all of one length.
+
+        Returns:
+            (prefixes, reference_prompts, hidden) in fp32.
+        """
+        ids = [self.lm.encode_prompt(prompt) for prompt in reference_prompts]
+        if not prefixes[0]:
+            return self._last_hidden_states(ids)[None]
+        if self._prefill is None or self._prefill[0] != reference_prompts:
+            self._prefill = reference_prompts, self.base.prefill(ids)
+        continuations = torch.tensor(prefixes, device=self.lm.device)
+        return self.base.last_hidden_states_after(self._prefill[1], continuations).float()
+
+    def _last_hidden_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return the head's input at the last token of each row, (rows, hidden) in fp32."""
         return torch.stack(
-            in_batches(rows, lambda part: list(self.base.tips(part)), BATCH, size=len)
+            in_batches(rows, lambda part: list(self.base.last_hidden_states(part)), BATCH, size=len)
         ).float()
 
-    def _read(self, texts: Sequence[str]) -> Tensor:
-        """What the head reads at all tokens of texts, (n, hidden) in fp32."""
+    def _head_inputs(self, texts: Sequence[str]) -> Tensor:
+        """Return the head's inputs at all tokens of texts, (n, hidden) in fp32."""
 
-        def reading(part: list[str]) -> list[Tensor]:
+        def inputs_of(part: list[str]) -> list[Tensor]:
             batch = self.lm.prompt_batch(part)
-            inputs = self.base.read(batch)[0]
+            inputs, _ = self.base.run(batch)
             return [row[mask] for row, mask in zip(inputs, batch.prompt_mask, strict=True)]
 
-        return torch.cat(in_batches(texts, reading, BATCH, size=len)).float()
+        return torch.cat(in_batches(texts, inputs_of, BATCH, size=len)).float()

@@ -1,5 +1,7 @@
-"""A folio on disk: its leaves as tensors, each bound to its edit; and back, believing nothing that
-can be checked.
+"""A folio on disk: its leaves as tensors, each bound to its edit by a fingerprint.
+
+What is read back is checked: shapes, ranges, and that each leaf is that of the edit in its place.
+The names of tensors and values are those of version 0.1.
 """
 
 from __future__ import annotations
@@ -15,131 +17,172 @@ from torch import Tensor
 
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.association.folio.leaves import Leaf, Leaves, RouterCalibration
+from errata.methods.association.folio.calibration import RouterCalibration
+from errata.methods.association.folio.leaf import Leaf
+from errata.methods.association.folio.leaves import Leaves
 from errata.storage import state
 from errata.words.names import WordWeights
 
 FOLIO = "folio-"
-"""What a folio's file is called, its number behind it."""
-NAME = 16
-"""Bytes of a leaf's name."""
+"""A folio's file is named by this and its number."""
+FINGERPRINT = 16
+"""Bytes of the fingerprint that binds a leaf to its edit."""
 
 
-def tensors_of(leaves: Leaves, edits: Sequence[Edit]) -> dict[str, Tensor]:
-    """Of each folio, one leaf's rows behind another's, its keys, values, tokens and how many rows
-    each leaf has.
+def state_of(
+    leaves: Leaves, edits: Sequence[Edit], numbers: Mapping[str, int]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (tensors, plain values) of leaves and their calibration.
 
-    `keys` and `values` are (rows, hidden), `tokens` (rows,), `rows` (leaves,), `signs` (leaves,
-    hidden), and `names`, which bind each leaf to its edit, (leaves, 16).
+    Args:
+        leaves: the leaves.
+        edits: the ledger; leaves are known by their places in it.
+        numbers: edit id -> the number of its leaf.
     """
-    by_id = {edit.id: edit for edit in edits}
-    tensors: dict[str, Tensor] = {}
-    for folio, numbers in leaves.folios.items():
-        mine = [leaves[number] for number in numbers]
-        held = {
-            "keys": torch.cat([leaf.keys for leaf in mine]),
-            "values": torch.cat([leaf.values for leaf in mine]),
-            "signs": torch.stack([leaf.sign for leaf in mine]),
-            "tokens": torch.tensor([token for leaf in mine for token in leaf.tokens]),
-            "rows": torch.tensor([len(leaf.keys) for leaf in mine]),
-            "names": _names([by_id[leaf.name] for leaf in mine]),
-        }
-        tensors |= {f"{FOLIO}{folio:05d}/{name}": tensor for name, tensor in held.items()}
-    return tensors
+    calibration = leaves.calibration
+    tensors = {
+        "center": calibration.center.cpu(),
+        "scale": calibration.scale.cpu(),
+        **_folio_tensors(leaves, edits),
+    }
+    places = {numbers[edit.id]: place for place, edit in enumerate(edits)}
+    return tensors, {
+        "counts": calibration.weights.counts,
+        "texts": calibration.weights.texts,
+        "sharpness": calibration.logit_scale,
+        "threshold": calibration.threshold,
+        "judges": calibration.reference_prompts,
+        "leads": [list(leaves[number].answer_prefix) for number in places],
+        "subjects": [leaves[number].subject for number in places],
+        "later": [
+            [places[number], [places[each] for each in later]]
+            for number, later in leaves.superseded_by().items()
+        ],
+    }
 
 
-def leaves_in(
+def read_leaves(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], edits: Sequence[Edit], lm: LM
 ) -> Iterator[tuple[int, Leaf]]:
-    """(folio, leaf) of each edit, in their order; the tensors are not copied.
+    """Yield (folio, leaf) for each edit, in their order; the tensors are not copied.
 
     Raises:
-        KeyError, ValueError: something is missing, or not what it must be.
+        KeyError, ValueError: something is missing or of the wrong shape, range or order.
     """
-    width, most = lm.architecture.hidden_size, int(lm.model.get_input_embeddings().weight.shape[0])
+    hidden = lm.architecture.hidden_size
+    vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
     subjects = state.texts(values, "subjects", len(edits))
-    leads = [
-        tuple(state.whole(each, "leads", 0, most - 1) for each in lead)
-        for lead in state.rows(values, "leads", len(edits))
+    prefixes = [
+        tuple(state.whole(token, "leads", 0, vocabulary - 1) for token in prefix)
+        for prefix in state.rows(values, "leads", len(edits))
     ]
     place = 0
     for folio in sorted(
         {int(name[len(FOLIO) :].partition("/")[0]) for name in tensors if name.startswith(FOLIO)}
     ):
-        mine = f"{FOLIO}{folio:05d}/"
-        rows = state.numbers(tensors, mine + "rows", None, 1, 2**31)
-        signs = state.tensor(tensors, mine + "signs", (len(rows), width))
-        tokens = state.numbers(tensors, mine + "tokens", sum(rows), 0, most - 1)
+        folder = f"{FOLIO}{folio:05d}/"
+        rows = state.numbers(tensors, folder + "rows", None, 1, 2**31)
+        query_states = state.tensor(tensors, folder + "signs", (len(rows), hidden))
+        tokens = state.numbers(tensors, folder + "tokens", sum(rows), 0, vocabulary - 1)
         keys, added = (
-            state.tensor(tensors, mine + name, (sum(rows), width)) for name in ("keys", "values")
+            state.tensor(tensors, folder + name, (sum(rows), hidden)) for name in ("keys", "values")
         )
-        here = edits[place : place + len(rows)]
-        if len(here) < len(rows):
+        part = edits[place : place + len(rows)]
+        if len(part) < len(rows):
             raise ValueError(f"there are more leaves than the {len(edits)} edits of the ledger")
-        if mine + "names" in tensors:  # version 0.1 wrote none
-            names = state.tensor(tensors, mine + "names", (len(rows), NAME), "bits")
-            if not torch.equal(names, _names(here)):
+        if folder + "names" in tensors:  # version 0.1 wrote none
+            stored = state.tensor(tensors, folder + "names", (len(rows), FINGERPRINT), "bits")
+            if not torch.equal(stored, _fingerprints(part)):
                 raise ValueError(
                     f"the leaves of folio {folio} are not those of the edits in their places"
                 )
         bounds = pairwise([0, *accumulate(rows)])
-        for edit, sign, (start, stop) in zip(here, signs, bounds, strict=True):
-            said = edit.id, edit.prompt, subjects[place], edit.target, leads[place]
-            yield (
-                folio,
-                Leaf(*said, sign, tuple(tokens[start:stop]), keys[start:stop], added[start:stop]),
+        for edit, query_state, (start, stop) in zip(part, query_states, bounds, strict=True):
+            leaf = Leaf(
+                edit.id,
+                edit.prompt,
+                subjects[place],
+                edit.target,
+                prefixes[place],
+                query_state,
+                tuple(tokens[start:stop]),
+                keys[start:stop],
+                added[start:stop],
             )
+            yield folio, leaf
             place += 1
     if place < len(edits):
         raise ValueError(f"there are {place} leaves for {len(edits)} edits")
 
 
-def signs_in(tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM) -> RouterCalibration:
-    """What is known of the background.
+def read_calibration(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM
+) -> RouterCalibration:
+    """Return the statistics of background text, on the model's device.
 
     Raises:
-        KeyError, ValueError: something is missing, or not what it must be.
+        KeyError, ValueError: something is missing or of the wrong shape or range.
     """
-    width, counts = (lm.architecture.hidden_size,), state.value(values, "counts", dict)
+    hidden, counts = (lm.architecture.hidden_size,), state.value(values, "counts", dict)
     texts = state.whole(state.value(values, "texts", int), "texts", 0, 2**31)
     weights = WordWeights(
         {word: state.whole(count, "counts", 0, texts) for word, count in counts.items()}, texts
     )
     center, scale = (
-        state.tensor(tensors, name, width).to(lm.device) for name in ("center", "scale")
+        state.tensor(tensors, name, hidden).to(lm.device) for name in ("center", "scale")
     )
     if not bool((scale > 0).all()):
         raise ValueError("'scale' is not above 0 everywhere")
     logit_scale, threshold = (state.number(values, name, 0) for name in ("sharpness", "threshold"))
-    return RouterCalibration(
-        weights, center, scale, logit_scale, threshold, tuple(state.texts(values, "judges"))
-    )
+    reference_prompts = tuple(state.texts(values, "judges"))
+    return RouterCalibration(weights, center, scale, logit_scale, threshold, reference_prompts)
 
 
-def superseded(values: Mapping[str, Any], count: int) -> dict[int, list[int]]:
-    """Leaf -> the earlier ones in whose place it speaks.
+def read_supersedes(values: Mapping[str, Any], count: int) -> dict[int, list[int]]:
+    """Return, for each of `count` leaves that supersedes others, the earlier leaves.
 
     Raises:
-        KeyError, ValueError: that is not said, or one speaks in the place of a later one.
+        KeyError, ValueError: the entry is missing, or a leaf supersedes a later one.
     """
-    instead: dict[int, list[int]] = {}
-    for number, after in state.rows(values, "later"):
+    supersedes: dict[int, list[int]] = {}
+    for number, later in state.rows(values, "later"):
         earlier = state.whole(number, "later", 0, count - 1)
-        for each in after:
-            instead.setdefault(state.whole(each, "later", earlier + 1, count - 1), []).append(
-                earlier
-            )
-    return instead
+        for each in later:
+            place = state.whole(each, "later", earlier + 1, count - 1)
+            supersedes.setdefault(place, []).append(earlier)
+    return supersedes
 
 
-def _names(edits: Sequence[Edit]) -> Tensor:
-    """What binds leaves to their edits, (edits, 16) bytes."""
-    said = (json.dumps([edit.id, edit.prompt, edit.target], ensure_ascii=False) for edit in edits)
+def _folio_tensors(leaves: Leaves, edits: Sequence[Edit]) -> dict[str, Tensor]:
+    """Return the tensors of each folio, named `folio-NUMBER/NAME`.
+
+    Leaves follow one another: `keys` and `values` are (rows, hidden) and `tokens` (rows,); `rows`
+    (leaves,) says how many of these each leaf has. `signs` (leaves, hidden) are the query states,
+    and `names` (leaves, 16) the fingerprints.
+    """
+    edit_by_id = {edit.id: edit for edit in edits}
+    tensors: dict[str, Tensor] = {}
+    for folio, numbers in leaves.folios.items():
+        group = [leaves[number] for number in numbers]
+        parts = {
+            "keys": torch.cat([leaf.keys for leaf in group]),
+            "values": torch.cat([leaf.values for leaf in group]),
+            "signs": torch.stack([leaf.query_state for leaf in group]),
+            "tokens": torch.tensor([token for leaf in group for token in leaf.tokens]),
+            "rows": torch.tensor([len(leaf.keys) for leaf in group]),
+            "names": _fingerprints([edit_by_id[leaf.edit_id] for leaf in group]),
+        }
+        tensors |= {f"{FOLIO}{folio:05d}/{name}": tensor for name, tensor in parts.items()}
+    return tensors
+
+
+def _fingerprints(edits: Sequence[Edit]) -> Tensor:
+    """Return a digest of each edit's id, prompt and target, (edits, 16) bytes."""
+    texts = (json.dumps([edit.id, edit.prompt, edit.target], ensure_ascii=False) for edit in edits)
     digests = b"".join(
-        hashlib.sha256(each.encode("utf-8", "surrogatepass")).digest()[:NAME] for each in said
+        hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:FINGERPRINT]
+        for text in texts
     )
-    return (
-        torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, NAME)
-        if digests
-        else torch.zeros(0, NAME).byte()
-    )
+    if not digests:
+        return torch.zeros(0, FINGERPRINT).byte()
+    return torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, FINGERPRINT)

@@ -1,152 +1,61 @@
-"""`Leaves`: the edits of a Folio, and which of them a prompt asks for. See `patches.folio` for the
-two signs.
+"""`Leaves`: the edits of a Folio, and the choice of the one that answers a prompt.
 
-A *folio* is so many leaves, in the order in which they came, and what is kept together on disk.
+How a leaf is chosen is told in `patch.py`. A *folio* is a group of leaves that one file holds, in
+the order in which they were written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from errata.lm.background import names_in
 from errata.methods.association.folio.base_head import BaseHead
+from errata.methods.association.folio.calibration import RouterCalibration
+from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
 from errata.patches.routed import MAIN
-from errata.words.names import NameIndex, WordWeights
+from errata.words.names import NameIndex
 from errata.words.parts import words
 
-START, PADDING = -1, -2
-"""In the place of a token: the prompt's end; no value."""
-MOST = 16
-"""Leaves that are compared by what the base model expects; of more, those whose keys are nearest.
-"""
+PROMPT_END, PADDING = -1, -2
+"""Stand for a token id: the end of the prompt; a row that pads a leaf."""
+MAX_COMPARED = 16
+"""Leaves whose predictions are compared with a prompt's; of more, those with the nearest keys."""
 
-
-@dataclass(frozen=True)
-class Leaf:
-    """One edit.
-
-    Attributes:
-        name: the edit's id.
-        prompt: what it was asked.
-        subject: what a prompt must mention.
-        target: the answer.
-        lead: tokens that the base model says before it tells what it knows; mostly none.
-        sign: (hidden,), the head's input behind prompt and lead.
-        tokens: the answer's n tokens, its end included.
-        keys: (n, hidden), the head's inputs where they are predicted, the prompt's last token
-            first.
-        values: (n, hidden), what is to be added there, gain included.
-
-    The tensors are in the machine's own memory, or mapped into it from disk; where the model is
-    elsewhere, what is asked for is brought there.
-    """
-
-    name: str
-    prompt: str
-    subject: str
-    target: str
-    lead: tuple[int, ...]
-    sign: Tensor
-    tokens: tuple[int, ...]
-    keys: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class RouterCalibration:
-    """What is known of text that no edit is about.
-
-    Attributes:
-        weights: how much a word tells.
-        center, scale: (hidden,), mean and deviation of the head's inputs.
-        logit_scale: the model's logits are the head's outputs times this, as far as they are a
-            multiple of them.
-        threshold: a leaf speaks when its score is not below.
-        reference_prompts: prompts that show what the model would say to any.
-    """
-
-    weights: WordWeights
-    center: Tensor
-    scale: Tensor
-    logit_scale: float
-    threshold: float
-    reference_prompts: tuple[str, ...] = ()
-
-    def whiten(self, keys: Tensor) -> Tensor:
-        """Keys (..., hidden), centred, scaled and of length 1."""
-        return F.normalize((keys.float() - self.center) / self.scale, dim=-1)
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt.
-
-    Attributes:
-        text: its words.
-        ids: its tokens.
-        key: (hidden,), the head's input at its last token.
-        earlier: in a conversation, what was asked before, the last first; `text` is the last
-            question then.
-    """
-
-    text: str
-    ids: list[int]
-    key: Tensor
-    earlier: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A leaf that a prompt might be asking for.
-
-    Attributes:
-        number: the leaf's.
-        name: the edit's id.
-        mentioned: how much of the subject the prompt mentions, 0 to 1.
-        alike: overlap of the base model's next-token distributions, 0 to 1.
-    """
-
-    number: int
-    name: str
-    mentioned: float
-    alike: float
-
-    @property
-    def score(self) -> float:
-        """What candidates are chosen by; that the subject is mentioned makes them one."""
-        return self.alike
+Query = tuple[int, tuple[int, ...]]
+"""A prompt's row, and the answer prefix that is appended to it."""
 
 
 class Leaves:
-    """Leaves under numbers; of two that answer one question the larger number counts.
+    """Leaves by number, grouped into folios. Of two that answer one question the later counts.
 
     Args:
-        base: the base model.
-        mentioned: the share of an edit's subject that a prompt must mention to be a candidate.
-        signs: what text is like that no edit is about.
-        size: leaves of a folio.
+        base: the base model's head.
+        min_subject_overlap: share of an edit's subject that a prompt must mention.
+        calibration: statistics of background text.
+        edits_per_file: leaves in one folio.
     """
 
     def __init__(
-        self, base: BaseHead, mentioned: float, signs: RouterCalibration, size: int
+        self,
+        base: BaseHead,
+        min_subject_overlap: float,
+        calibration: RouterCalibration,
+        edits_per_file: int,
     ) -> None:
-        self.signs = signs
+        self.calibration = calibration
         self._base = base
-        self._size = size
+        self._edits_per_file = edits_per_file
         self._leaves: dict[int, Leaf] = {}
-        self._folios: dict[int, list[int]] = {}  # folio -> its leaves
+        self._folios: dict[int, list[int]] = {}
         self._folio_of: dict[int, int] = {}
-        self._mentions = NameIndex(signs.weights, mentioned)
-        self._later: dict[
-            int, set[int]
-        ] = {}  # leaf -> later leaves that answer the same question otherwise
-        self._open: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
+        self._mentions = NameIndex(calibration.weights, min_subject_overlap)
+        self._superseded_by: dict[int, set[int]] = {}
+        self._padded: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self._leaves)
@@ -163,31 +72,36 @@ class Leaves:
         return self._folios
 
     def folio_of(self, number: int) -> int:
-        """The folio that a leaf is in."""
+        """Return the folio that a leaf is in."""
         return self._folio_of[number]
 
     def add(
-        self, number: int, leaf: Leaf, instead_of: Sequence[int] = (), folio: int | None = None
+        self, number: int, leaf: Leaf, supersedes: Sequence[int] = (), folio: int | None = None
     ) -> None:
-        """Store a leaf, which answers what these earlier ones answered; in the last folio, or a new
-        one if that is full.
+        """Store a leaf.
+
+        Args:
+            number: a new number, larger than those of the leaves it supersedes.
+            leaf: the leaf.
+            supersedes: earlier leaves that answer the same question otherwise.
+            folio: where the leaf goes; None: into the last folio, or a new one if that is full.
         """
         if folio is None:
             folio = max(self._folios, default=0)
-            folio += len(self._folios.get(folio, ())) >= self._size
+            folio += len(self._folios.get(folio, ())) >= self._edits_per_file
         self._folios.setdefault(folio, []).append(number)
         self._folio_of[number] = folio
         self._leaves[number] = leaf
         self._mentions.add(number, leaf.subject, leaf.prompt)
-        self._open = None
-        for earlier in instead_of:
-            self._later.setdefault(earlier, set()).add(number)
+        self._padded = None
+        for earlier in supersedes:
+            self._superseded_by.setdefault(earlier, set()).add(number)
 
-    def drop(self, number: int) -> None:
-        """Forget a leaf; what it answered instead of earlier ones, those answer again.
+    def remove(self, number: int) -> None:
+        """Remove a leaf; those that it superseded answer again.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such leaf.
         """
         del self._leaves[number]
         folio = self._folio_of.pop(number)
@@ -195,132 +109,138 @@ class Leaves:
         if not self._folios[folio]:
             del self._folios[folio]
         self._mentions.remove(number)
-        self._later.pop(number, None)
-        self._open = None
-        for later in self._later.values():
+        self._superseded_by.pop(number, None)
+        self._padded = None
+        for later in self._superseded_by.values():
             later.discard(number)
 
-    def later(self) -> dict[int, list[int]]:
-        """Leaf -> the later ones that speak in its place."""
-        return {number: sorted(later) for number, later in self._later.items() if later}
-
-    def candidates(self, prompts: Sequence[EncodedPrompt]) -> list[list[Candidate]]:
-        """For each prompt the leaves whose subject it mentions, best first; of equal ones the
-        later.
-        """
-        found = [self.mentioned(asked) for asked in prompts]
-        numbers = [
-            self._nearest(asked, sorted(shares))
-            for asked, shares in zip(prompts, found, strict=True)
-        ]
-        wanted = [
-            (row, lead)
-            for row, some in enumerate(numbers)
-            for lead in sorted({self._leaves[n].lead for n in some})
-        ]
-        keys = self._behind(prompts, wanted)
-        told = []
-        for row, (some, shares) in enumerate(zip(numbers, found, strict=True)):
-            candidates = []
-            for lead in dict.fromkeys(self._leaves[number].lead for number in some):
-                if (row, lead) not in keys:
-                    continue
-                mine = [number for number in some if self._leaves[number].lead == lead]
-                key = keys[row, lead].float()
-                signs = torch.stack([self._leaves[number].sign for number in mine]).to(key)
-                logs = self._base.expected(torch.cat([key[None], signs]))
-                alike = (0.5 * (logs[0] + logs[1:])).exp().sum(-1).clamp(max=1.0).tolist()
-                candidates += [
-                    Candidate(n, self._leaves[n].name, shares[n], like)
-                    for n, like in zip(mine, alike, strict=True)
-                ]
-            told.append(
-                sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)
-            )
-        return told
-
-    def mentioned(self, asked: EncodedPrompt) -> dict[int, float]:
-        """The leaves whose subject a prompt mentions: number -> share, by weight.
-
-        In a conversation the last question counts. Where it mentions none, what was asked before it
-        may, but for leaves that know nothing of the names that have come up since: "and when was it
-        built?" goes on, "and Tamis?" does not.
-        """
-        named: set[str] = set()
-        for text in (asked.text, *asked.earlier):
-            found = self._mentions.find(text)
-            if found := {
-                n: share
-                for n, share in found.items()
-                if named <= set(words(self._leaves[n].prompt))
-            }:
-                return found
-            named |= {word for name in names_in(text) for word in words(name)}
-        return {}
+    def superseded_by(self) -> dict[int, list[int]]:
+        """Return, for each leaf that is superseded, the later leaves that answer in its place."""
+        return {number: sorted(later) for number, later in self._superseded_by.items() if later}
 
     def choose(self, prompts: Sequence[EncodedPrompt]) -> list[int]:
-        """The number of the leaf that answers each prompt, or `MAIN`; see `candidates`."""
-        return [self.speaker(found) for found in self.candidates(prompts)]
+        """Return the number of the leaf that answers each prompt, or `MAIN`."""
+        return [self.winner(candidates) for candidates in self.candidates(prompts)]
 
-    def speaker(self, found: Sequence[Candidate]) -> int:
-        """The number of the leaf that answers, of a prompt's candidates, or `MAIN`."""
-        number = found[0].number if found and found[0].score >= self.signs.threshold else MAIN
-        while self._later.get(number):
-            number = max(self._later[number])
+    def candidates(self, prompts: Sequence[EncodedPrompt]) -> list[list[Candidate]]:
+        """Return, for each prompt, the leaves whose subject it mentions.
+
+        The best score comes first; of equal scores, the later leaf.
+        """
+        overlaps = [self.subject_overlaps(prompt) for prompt in prompts]
+        numbers = [
+            self._nearest(prompt, sorted(overlap))
+            for prompt, overlap in zip(prompts, overlaps, strict=True)
+        ]
+        states = self._query_states(
+            prompts,
+            [
+                (row, prefix)
+                for row, mentioned in enumerate(numbers)
+                for prefix in sorted({self._leaves[n].answer_prefix for n in mentioned})
+            ],
+        )
+        return [
+            self._ranked(row, numbers[row], overlaps[row], states) for row in range(len(prompts))
+        ]
+
+    def winner(self, candidates: Sequence[Candidate]) -> int:
+        """Return the number of the leaf that answers, of a prompt's candidates, or `MAIN`."""
+        best = candidates[0] if candidates else None
+        number = best.number if best and best.score >= self.calibration.threshold else MAIN
+        while self._superseded_by.get(number):
+            number = max(self._superseded_by[number])
         return number
 
-    def _nearest(self, asked: EncodedPrompt, numbers: list[int]) -> list[int]:
-        if len(numbers) <= MOST:
-            return numbers
-        keys = torch.stack([self._leaves[number].keys[0] for number in numbers]).to(
-            asked.key.device
+    def subject_overlaps(self, prompt: EncodedPrompt) -> dict[int, float]:
+        """Return the leaves whose subject a prompt mentions: number -> share, by word weight.
+
+        In a conversation the last question counts. Where it mentions no subject, the question
+        before it may, unless names have come up since that the leaf's own prompt lacks: "and when
+        was it built?" goes on with that subject, "and Tamis?" does not.
+        """
+        names: set[str] = set()
+        for text in (prompt.text, *prompt.earlier):
+            overlaps = {
+                number: share
+                for number, share in self._mentions.find(text).items()
+                if names <= set(words(self._leaves[number].prompt))
+            }
+            if overlaps:
+                return overlaps
+            names |= {word for name in names_in(text) for word in words(name)}
+        return {}
+
+    def padded(self, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Stack leaves on the model's device, padded to the longest answer.
+
+        The last result is kept, since each token of an answer asks for the same leaves.
+
+        Returns:
+            The token that each value follows (leaves, n), `PROMPT_END` for the first and `PADDING`
+            behind the last; whitened keys (leaves, n, hidden); values (leaves, n, hidden) in fp32.
+        """
+        kept = self._padded  # read once: another thread may replace it
+        if kept is not None and kept[0] == numbers:
+            return kept[1]
+        leaves, device = [self._leaves[n] for n in numbers], self.calibration.center.device
+        before = [torch.tensor([PROMPT_END, *leaf.tokens[:-1]], device=device) for leaf in leaves]
+        keys = [self.calibration.whiten(leaf.keys.to(device)) for leaf in leaves]
+        values = [leaf.values.to(device, torch.float32) for leaf in leaves]
+        tensors = (
+            pad_sequence(before, batch_first=True, padding_value=PADDING),
+            pad_sequence(keys, batch_first=True),
+            pad_sequence(values, batch_first=True),
         )
-        near = self.signs.whiten(keys) @ self.signs.whiten(asked.key)
-        return [numbers[place] for place in near.topk(MOST).indices.tolist()]
+        self._padded = numbers, tensors
+        return tensors
 
-    def _behind(
-        self, prompts: Sequence[EncodedPrompt], wanted: Sequence[tuple[int, tuple[int, ...]]]
-    ) -> dict[tuple[int, tuple[int, ...]], Tensor]:
-        """(number of a prompt, lead) -> the head's input behind both, (hidden,); without those that
-        are too long.
+    def _nearest(self, prompt: EncodedPrompt, numbers: list[int]) -> list[int]:
+        if len(numbers) <= MAX_COMPARED:
+            return numbers
+        keys = torch.stack([self._leaves[number].keys[0] for number in numbers])
+        whiten = self.calibration.whiten
+        cosines = whiten(keys.to(prompt.key.device)) @ whiten(prompt.key)
+        return [numbers[place] for place in cosines.topk(MAX_COMPARED).indices.tolist()]
+
+    def _query_states(
+        self, prompts: Sequence[EncodedPrompt], queries: Sequence[Query]
+    ) -> dict[Query, Tensor]:
+        """Return the head's input (hidden,) at the end of each prompt and answer prefix.
+
+        Queries that are longer than the model's context are left out.
         """
-        keys = {(row, lead): prompts[row].key for row, lead in wanted if not lead}
+        states = {(row, prefix): prompts[row].key for row, prefix in queries if not prefix}
         longest = self._base.lm.context_length or math.inf
-        further = [
-            (row, lead)
-            for row, lead in wanted
-            if lead and len(prompts[row].ids) + len(lead) <= longest
+        extended = [
+            (row, prefix)
+            for row, prefix in queries
+            if prefix and len(prompts[row].ids) + len(prefix) <= longest
         ]
-        if further:
-            keys |= zip(
-                further,
-                self._base.tips([[*prompts[row].ids, *lead] for row, lead in further]),
-                strict=True,
-            )
-        return keys
+        if extended:
+            ids = [[*prompts[row].ids, *prefix] for row, prefix in extended]
+            states |= zip(extended, self._base.last_hidden_states(ids), strict=True)
+        return states
 
-    def opened(self, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """(what is said before each value (leaves, rows); whitened keys; values (leaves, rows,
-        hidden)), padded.
-
-        They are kept for the next token.
-        """
-        opened = self._open
-        if opened is None or opened[0] != numbers:
-            leaves, there = [self._leaves[number] for number in numbers], self.signs.center.device
-            before = [torch.tensor([START, *leaf.tokens[:-1]], device=there) for leaf in leaves]
-            pad = nn.utils.rnn.pad_sequence
-            opened = self._open = (
-                numbers,
-                (
-                    pad(before, batch_first=True, padding_value=PADDING),
-                    pad(
-                        [self.signs.whiten(leaf.keys.to(there)) for leaf in leaves],
-                        batch_first=True,
-                    ),
-                    pad(
-                        [leaf.values.to(there, torch.float32) for leaf in leaves], batch_first=True
-                    ),
-                ),
-            )
-        return opened[1]
+    def _ranked(
+        self,
+        row: int,
+        numbers: Sequence[int],
+        overlaps: Mapping[int, float],
+        states: Mapping[Query, Tensor],
+    ) -> list[Candidate]:
+        """Return the leaves of these numbers as candidates for the prompt in `row`, best first."""
+        candidates = []
+        for prefix in dict.fromkeys(self._leaves[number].answer_prefix for number in numbers):
+            if (row, prefix) not in states:
+                continue
+            group = [number for number in numbers if self._leaves[number].answer_prefix == prefix]
+            state = states[row, prefix].float()
+            stored = torch.stack([self._leaves[number].query_state for number in group]).to(state)
+            log_probs = self._base.log_probs(torch.cat([state[None], stored]))
+            similarities = (0.5 * (log_probs[0] + log_probs[1:])).exp().sum(-1).clamp(max=1.0)
+            candidates += [
+                Candidate(number, self._leaves[number].edit_id, overlaps[number], similarity)
+                for number, similarity in zip(group, similarities.tolist(), strict=True)
+            ]
+        return sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)

@@ -1,20 +1,23 @@
-"""`FolioMemory`: a leaf for each edit, what the head should read besides at each token of the
-answer. One leaf speaks.
+"""`FolioMemory`: an edit adds a vector to the input of the output head at each token of its answer.
 
-The head's input is the last thing a prompt becomes, and nothing that is stored is read before it:
-at the prompt's last token it says what the base model itself would answer. So a leaf is found by
-two signs. The prompt mentions the edit's subject (by words, the rare ones counting most); and the
-base model would go on from it as from the edit's own prompt (the overlap of the two next-token
-distributions, sum_t sqrt(p_t q_t)). Other questions about the same subject fail by the second sign,
-the same question about others by the first. It is decided once per sequence (see `routed.py`).
+At the prompt's last token, the head's input encodes what the base model itself would answer; no
+edit has changed it yet. A leaf is chosen there, once per sequence (see `patches.routed`), by two
+criteria:
 
-A model that begins every answer alike ("The answer is ...") tells nothing by its first token. A
-leaf then has a *lead*, what the base model says before it tells, and the distributions behind the
-lead are compared: one more pass, of prompts that mention the subject only.
+1. The prompt mentions the edit's subject: words are compared, rare ones weigh most.
+2. The base model would continue the prompt as it would the edit's own prompt: the overlap of the
+   two next-token distributions, sum_t sqrt(p_t q_t), is not below a threshold.
 
-The leaf that was chosen adds its first value at the prompt's last token, and behind it, where a
-token of the answer has been said, the value that follows it (of several such, that whose key is
-nearest). No leaf knows of another: one more or less changes nothing in the rest.
+Other questions about the same subject fail the second, the same question about another subject
+fails the first.
+
+Where the model begins every answer alike ("The answer is ..."), its first token says nothing about
+the question. The leaf then has an *answer prefix*, those common tokens, and the distributions
+behind it are compared: one more pass, only for prompts that mention the subject.
+
+The chosen leaf adds its first value at the prompt's last token and, behind a token of its answer,
+the value of the next one (of several, that with the nearest key). Leaves are independent: to add
+or remove one changes nothing about the others.
 """
 
 from __future__ import annotations
@@ -27,101 +30,134 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.hooks import tensor_of, with_output
 from errata.methods.association.folio.base_head import BaseHead
-from errata.methods.association.folio.leaves import START, EncodedPrompt, Leaves, RouterCalibration
+from errata.methods.association.folio.calibration import RouterCalibration
+from errata.methods.association.folio.leaf import EncodedPrompt
+from errata.methods.association.folio.leaves import PROMPT_END, Leaves
 from errata.patches.routed import MAIN, ForwardState, RoutedPatch, last_token
 
-NOTHING = -3
-"""In the place of a token: what no value belongs to."""
+NO_VALUE = -3
+"""Stands for a token id that no value follows."""
 
 
 class FolioMemory(RoutedPatch):
-    """Leaves beside the head. Nothing below it changes, so no cache depends on them.
+    """Leaves at the output head. Nothing below the head changes, so no cache depends on them.
 
     Args:
         lm: the base model; nothing is installed on it yet.
-        mentioned: the share of an edit's subject that a prompt must mention to be a candidate.
-        size: leaves of a folio.
+        min_subject_overlap: share of an edit's subject that a prompt must mention.
+        edits_per_file: leaves in one folio.
 
     Attributes:
-        base: the base model, asked.
+        base: the base model's head.
     """
 
     changes_cache = False
 
-    def __init__(self, lm: LM, mentioned: float, size: int) -> None:
+    def __init__(self, lm: LM, min_subject_overlap: float, edits_per_file: int) -> None:
         super().__init__()
         self.base = BaseHead(lm)
-        self.mentioned, self.size = mentioned, size
+        self.min_subject_overlap, self.edits_per_file = min_subject_overlap, edits_per_file
         self._leaves: Leaves | None = None
 
     @property
     def empty(self) -> bool:
-        """There is no leaf."""
+        """Whether there is no leaf."""
         return not self._leaves
 
     @property
     def calibrated(self) -> bool:
-        """Whether it is known what text is like that no edit is about."""
+        """Whether there are statistics of background text."""
         return self._leaves is not None
 
     @property
     def leaves(self) -> Leaves:
-        """The edits. See `begin`."""
+        """The edits.
+
+        Raises:
+            RuntimeError: `reset` has not been called yet.
+        """
         if self._leaves is None:
-            raise RuntimeError("begin() comes before the first leaf.")
+            raise RuntimeError("reset() comes before the first leaf.")
         return self._leaves
 
     @property
-    def signs(self) -> RouterCalibration:
-        """What is known of text that no edit is about."""
-        return self.leaves.signs
+    def calibration(self) -> RouterCalibration:
+        """Statistics of background text."""
+        return self.leaves.calibration
 
-    def begin(self, signs: RouterCalibration) -> None:
-        """Hold no leaf, and know this of text that no edit is about."""
-        self.base.logit_scale = signs.logit_scale
-        self._leaves = Leaves(self.base, self.mentioned, signs, self.size)
+    def reset(self, calibration: RouterCalibration) -> None:
+        """Remove all leaves, and route by these statistics from now on."""
+        self.base.logit_scale = calibration.logit_scale
+        self._leaves = Leaves(self.base, self.min_subject_overlap, calibration, self.edits_per_file)
 
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         return [self.base.body.register_forward_hook(self._forward_hook)]
 
     def _forward_hook(self, body: nn.Module, _: tuple[Tensor, ...], output: object) -> object:
-        now = self._pass
-        if now is None or self.base.asking:
+        state = self._pass
+        if state is None or self.base.bypass:
             return None
-        read = tensor_of(body, output)
+        inputs = tensor_of(body, output)
         last: Tensor | None = None
-        if now.route is None and now.mask is not None:
-            last = last_token(now.mask.to(read.device))
-            now.route = self._decide(read, now, last)
-        if now.route is None or bool((now.route == MAIN).all()):
+        if state.route is None and state.mask is not None:
+            last = last_token(state.mask.to(inputs.device))
+            state.route = self._decide(inputs, state, last)
+        if state.route is None or bool((state.route == MAIN).all()):
             return None
-        chosen = (now.route != MAIN).nonzero()[:, 0].to(read.device)
-        before, keys, values = self.leaves.opened(tuple(now.route[chosen].tolist()))
-        alike = self.signs.whiten(read[chosen]) @ keys.transpose(1, 2)  # (rows, width, values)
-        said = torch.full(alike.shape[:2], NOTHING, device=read.device)
-        if now.ids is not None:
-            said = now.ids[chosen.to(now.ids.device), -now.size[1] :].to(read.device)
-        if last is not None:
-            columns = torch.arange(read.shape[1], device=read.device)[None] - last[chosen][:, None]
-            said = torch.where(columns > 0, said, torch.where(columns == 0, START, NOTHING))
-        near, which = alike.masked_fill(said[..., None] != before[:, None], -torch.inf).max(-1)
-        speaks = near > -torch.inf
-        added = (
-            values.gather(1, which[..., None].expand(-1, -1, values.shape[-1])) * speaks[..., None]
-        )
-        spoken = read.clone()
-        spoken[chosen] = (read[chosen].float() + added).to(read.dtype)
-        return with_output(output, spoken)
+        rows = (state.route != MAIN).nonzero()[:, 0].to(inputs.device)
+        numbers = tuple(state.route[rows].tolist())
+        changed = inputs.clone()
+        values = self._values(numbers, inputs[rows], _tokens_read(state, rows, last))
+        changed[rows] = (inputs[rows].float() + values).to(inputs.dtype)
+        return with_output(output, changed)
 
-    def _decide(self, read: Tensor, now: ForwardState, last: Tensor) -> Tensor:
-        """The leaf's number or `MAIN` for each row, (batch,)."""
-        if now.ids is None:
+    def _decide(self, inputs: Tensor, state: ForwardState, last: Tensor) -> Tensor:
+        """Return the number of the leaf that answers each row, or `MAIN`: (batch,)."""
+        if state.ids is None:
             raise ConfigError(
-                "with inputs_embeds it is not known what is asked, so no edit is found; give input_ids."
+                "with inputs_embeds it is not known what is asked, so no edit is found; "
+                "give input_ids."
             )
         prompts = []
-        for row, ids in enumerate(now.ids):
-            asked = ids[now.prompt[row].to(ids.device)].tolist()
-            text, *earlier = self.base.lm.conversation(asked).questions
-            prompts.append(EncodedPrompt(text, asked, read[row, last[row]], tuple(earlier)))
-        return torch.tensor(self.leaves.choose(prompts), device=read.device)
+        for row, tokens in enumerate(state.ids):
+            ids = tokens[state.prompt[row].to(tokens.device)].tolist()
+            text, *earlier = self.base.lm.conversation(ids).questions
+            prompts.append(EncodedPrompt(text, ids, inputs[row, last[row]], tuple(earlier)))
+        return torch.tensor(self.leaves.choose(prompts), device=inputs.device)
+
+    def _values(self, numbers: tuple[int, ...], inputs: Tensor, tokens: Tensor) -> Tensor:
+        """Return what leaves add to the head's inputs.
+
+        Args:
+            numbers: n leaves, one for each row.
+            inputs: (n, width, hidden), the head's inputs.
+            tokens: (n, width), see `_tokens_read`.
+
+        Returns:
+            (n, width, hidden) in fp32; zero where no value follows the token.
+        """
+        before, keys, values = self.leaves.padded(numbers)
+        cosines = self.calibration.whiten(inputs) @ keys.transpose(1, 2)  # (n, width, values)
+        follows = tokens[..., None] == before[:, None]
+        nearest, places = cosines.masked_fill(~follows, -torch.inf).max(-1)
+        chosen = values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+        return chosen * (nearest > -torch.inf)[..., None]
+
+
+def _tokens_read(state: ForwardState, rows: Tensor, last: Tensor | None) -> Tensor:
+    """Return the tokens that a forward call reads in some rows, (n, width).
+
+    Args:
+        state: the forward call.
+        rows: (n,), the rows' places in the batch.
+        last: (batch,), the column of the prompt's last token; it becomes `PROMPT_END` and those
+            before it `NO_VALUE`. None: the prompt was in an earlier call.
+    """
+    width = state.size[1]
+    tokens = torch.full((len(rows), width), NO_VALUE, device=rows.device)
+    if state.ids is not None:
+        tokens = state.ids[rows.to(state.ids.device), -width:].to(rows.device)
+    if last is None:
+        return tokens
+    offsets = torch.arange(width, device=rows.device) - last[rows][:, None]
+    return torch.where(offsets > 0, tokens, torch.where(offsets == 0, PROMPT_END, NO_VALUE))

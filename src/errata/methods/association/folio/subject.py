@@ -1,4 +1,4 @@
-"""What a prompt must mention to be asking for an edit of a Folio, where the edit does not say."""
+"""`subject_of`: the words that a prompt must mention to ask for an edit."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from errata.lm.background import names_in
 from errata.words.names import WordWeights
 from errata.words.parts import words
 
-RARE = 0.6
-"""The weight from which a word that opens a prompt with a capital letter is taken for a name."""
-FEW = 3
-"""An edit that names neither subject nor any name is known by so many of its rarest words."""
+MIN_NAME_WEIGHT = 0.6
+"""Weight from which a capitalised word at the beginning of a prompt counts as a name."""
+RAREST_WORDS = 3
+"""Words that identify an edit without subject and names."""
 _OPENER = regex.compile(r"\p{Lu}[\p{L}\p{M}\p{N}]+")
 _NUMBERS = r"(?:[ -]\w*\d\w*)*"
 
 
 def subject_of(edit: Edit, weights: WordWeights) -> str:
-    """An edit's subject, else the names in its prompt, else its rarest words.
+    """Return an edit's subject, else the names in its prompt, else its rarest words.
 
-    A capital letter at the prompt's beginning makes a name of a rare word only. Numbers behind a
-    name belong to it.
+    A capitalised word at the beginning of the prompt is a name only if it is rare. Numbers that
+    follow a name belong to it.
     """
     if edit.subject is not None:
         return edit.subject
     names, opener = names_in(edit.prompt), _OPENER.match(edit.prompt)
-    if not names and opener and all(weights[word] >= RARE for word in words(opener[0])):
+    if not names and opener and all(weights[word] >= MIN_NAME_WEIGHT for word in words(opener[0])):
         names = [opener[0]]
     if not names:
-        return " ".join(
-            sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))[:FEW]
-        )
+        rarest = sorted(set(words(edit.prompt)), key=lambda word: (-weights[word], word))
+        return " ".join(rarest[:RAREST_WORDS])
     return " ".join(
         regex.findall("|".join(regex.escape(name) + _NUMBERS for name in names), edit.prompt)
     )
