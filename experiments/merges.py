@@ -8,7 +8,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from errata.analyses import bars
+import bars
+from command import run
+
 from errata.analyses.given import Given
 from errata.methods.association.wise.config import WiseConfig
 from errata.solvers.merging import MERGES
@@ -30,3 +32,6 @@ def find(given: Given) -> dict[str, Any]:
 
 
 draw = bars.draw
+
+if __name__ == "__main__":
+    run(find, draw)

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import bars
+from command import run
+
 import errata
-from errata.analyses import bars
 from errata.analyses.given import Given, measured
 from errata.bench.compare import ALL, contenders
 from errata.config import MethodConfig
@@ -48,3 +50,7 @@ def find(given: Given) -> dict[str, Any]:
 def draw(found: Mapping[str, Mapping[str, float | None]]) -> Any:
     """Three bars for each method, with the end token and without."""
     return bars.draw(found, SCORES)
+
+
+if __name__ == "__main__":
+    run(find, draw)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from command import run
+
 import errata
 from errata.analyses.given import Given, new_figure, streamed
 from errata.errors import UsageError
@@ -67,3 +69,7 @@ def draw(found: dict[str, Any]) -> Any:
     axes[0][0].set_ylim(bottom=0)
     axes[0][0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+if __name__ == "__main__":
+    run(find, draw)

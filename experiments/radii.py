@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from command import run
+
 import errata
 from errata.analyses.given import Given, new_figure, streamed
 from errata.errors import UsageError
@@ -85,3 +87,7 @@ def draw(found: dict[str, Any]) -> Any:
         axis.set_xlabel("edits")
         axis.legend(fontsize=8)
     return figure
+
+
+if __name__ == "__main__":
+    run(find, draw)

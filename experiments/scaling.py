@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from command import run
+
 import errata
 from errata.analyses.given import Given, new_figure
 from errata.cases import Case
@@ -136,3 +138,7 @@ def draw(found: dict[str, Any]) -> Any:
         axis.set_ylim(-0.03, 1.03)
     axes[0][0].legend(fontsize=8)
     return figure
+
+
+if __name__ == "__main__":
+    run(find, draw)

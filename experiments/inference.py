@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from command import run
 
 import errata
 from errata.analyses.given import Given, new_figure
@@ -111,3 +112,7 @@ def draw(found: dict[str, Any]) -> Any:
         axis.set_xlabel("edits")
         axis.legend(fontsize=8)
     return figure
+
+
+if __name__ == "__main__":
+    run(find, draw)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from command import run
 
 import errata
 from errata.analyses.given import Given, measured, new_figure
@@ -96,3 +97,7 @@ def draw(found: dict[str, Any]) -> Any:
     axis.set_title("mean of the measures, and rho^k below it", fontsize=11)
     figure.colorbar(shown, ax=axis)
     return figure
+
+
+if __name__ == "__main__":
+    run(find, draw)

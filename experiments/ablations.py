@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from errata.analyses import bars
+import bars
+from command import run
+
 from errata.analyses.given import Given
 from errata.methods.association.wise.config import WiseConfig
 
@@ -37,3 +39,6 @@ def find(given: Given) -> dict[str, Any]:
 
 
 draw = bars.draw
+
+if __name__ == "__main__":
+    run(find, draw)
