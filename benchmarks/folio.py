@@ -1,19 +1,19 @@
-"""Folio measured: what it reaches, and each of its choices held against others. Makes the tables of
+"""Measures what Folio reaches, and compares each of its choices with others: the tables of
 docs/folio.md.
 
-    python benchmarks/folio.py --model FACTLM --data FOLDER      # everything, in order; figures go
-    to results_folio.json python benchmarks/folio.py results undo ...                  # some
-    experiments; without --data those on atlas alone python benchmarks/folio.py --table
-    # write the recorded figures into docs/folio.md
+    python benchmarks/folio.py --model FACTLM --data FOLDER --record    # everything, in order
+    python benchmarks/folio.py results undo ...                         # some experiments; without
+    --data on atlas alone
 
-FACTLM is a small model trained on the facts of the published files, FOLDER has these files (see
-streams.py). One thread; seconds are the processor's own.
+With --record, figures go to docs/results/folio-NAME.csv, from which `make docs` writes the tables;
+rows that are there are kept, so that a run goes on where it was cut off. FACTLM is a small model
+trained on the facts of the published files, FOLDER has these files (see streams.py). One thread;
+seconds are the processor's own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from chatty import chatty_atlas
 from folio_signs import signs_table, subjects_table, thresholds_table
 from folio_writes import places_table, writes_table
 from streams import drawn_again, enlarged, final, published, without_subject
-from tables import fill, markdown
 
 import errata
 from errata import Case, Edit, EditModel
@@ -37,9 +37,6 @@ from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaves import Leaf
 from errata.methods.association.folio.method import Folio
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results_folio.json"
-PAGE = HERE.parent / "docs" / "folio.md"
 Rows = Iterator[dict[str, Any]]
 EVERY = 5
 """Of ten thousand edits each so many-th is asked for in the end."""
@@ -76,7 +73,7 @@ class Bench:
         return [*found, ("atlas", "atlas", make_cases(atlas))]
 
 
-def results(bench: Bench) -> Rows:
+def all_streams(bench: Bench) -> Rows:
     """All three, on the final model."""
     known = {row["stream"]: row for row in bench.recorded}
     for conflict_free in (True, False):
@@ -134,13 +131,17 @@ def _judged(
     seconds = (time.process_time() - begun) / len(stream)
     found = errata.evaluate(model, stream if asked is None else asked)
     kinds = {"unrelated": None, "neighbour": None, "same_subject": None, **found.locality_by_kind}
-    row: dict[str, Any] = {"T": len(stream), "conflicts": len({new for new, _ in report.conflicts})}
-    for name in ("reliability", "generalization", "locality"):
-        row[name] = f"**{found.generated[name]:.3f}** ({found.teacher_forced[name]:.3f})"
+    row: dict[str, Any] = {
+        "edits": len(stream),
+        "conflicts": len({new for new, _ in report.conflicts}),
+    }
+    row |= results.measures(
+        found.to_dict(), ("reliability", "generalization", "locality"), digits=3
+    )
     return {
         **row,
         **{kind.replace("_", " "): kinds[kind] for kind in kinds},
-        "s/edit": round(seconds, 4),
+        "seconds per edit": seconds,
     }
 
 
@@ -235,9 +236,9 @@ def beside(bench: Bench) -> Rows:
             seconds.setdefault(kind, value)
             yield {
                 "method": contender.name,
-                "edits": kind,
-                "s, once": round(first - singly, 2),
-                "s/edit": round(value, 4),
+                "written": kind,
+                "s, once": first - singly,
+                "seconds per edit": value,
                 "WISE takes": f"{ratio:.0f} times as much" if ratio else None,
             }
 
@@ -326,7 +327,7 @@ def undo(bench: Bench) -> Rows:
 
 
 EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
-    "results": results,
+    "results": all_streams,
     "many": many,
     "chat": chat,
     "speed": speed,
@@ -342,7 +343,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
 
 
 def main() -> None:
-    """Run experiments, or write their tables."""
+    """Run experiments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -355,31 +356,26 @@ def main() -> None:
     )
     parser.add_argument("--model", help="a model that knows the facts of the published files")
     parser.add_argument("--data", type=Path, help="the folder of the published files")
-    parser.add_argument(
-        "--table",
-        action="store_true",
-        help="write the recorded figures into docs/folio.md and stop",
-    )
+    parser.add_argument("--record", action="store_true", help="keep the figures in docs/results")
     options = parser.parse_args()
-    known = _known()
-    if not options.table:
-        torch.set_num_threads(1)
-        for name in options.experiments or EXPERIMENTS:
-            bench = Bench(options.model, options.data, recorded=known.get(name, []))
-            rows = []
-            for row in EXPERIMENTS[name](bench):
-                rows.append(row)
-                print(name, row, flush=True)
-                known = {**_known(), name: [*rows, *bench.recorded[len(rows) :]]}
-                RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-            known = {**_known(), name: rows}
-            RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-    for name, rows in known.items():
-        fill(PAGE, name, markdown(rows))
-
-
-def _known() -> dict[str, list[dict[str, Any]]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    torch.set_num_threads(1)
+    for name in options.experiments or EXPERIMENTS:
+        bench = Bench(options.model, options.data, recorded=results.read(f"folio-{name}"))
+        rows: list[dict[str, Any]] = []
+        for row in EXPERIMENTS[name](bench):
+            model = (
+                "atlas"
+                if row.get("stream", "atlas").startswith("atlas")
+                else Path(options.model).name
+            )
+            rows.append(
+                {**row, "model": model, "command": f"python benchmarks/folio.py {name} --record"}
+            )
+            print(name, row, flush=True)
+            if options.record:
+                results.write(f"folio-{name}", [*rows, *bench.recorded[len(rows) :]])
+        if options.record:
+            results.write(f"folio-{name}", rows)
 
 
 if __name__ == "__main__":

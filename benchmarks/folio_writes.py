@@ -214,7 +214,7 @@ def places_table(bench: Bench) -> Rows:
                     "place": label,
                     "gain": gain,
                     **found,
-                    "s/edit": round(seconds, 3),
+                    "seconds per edit": seconds,
                 }
         begun = time.process_time()
         written = []
@@ -229,7 +229,7 @@ def places_table(bench: Bench) -> Rows:
                 "place": "the head's input",
                 "gain": gain,
                 **found,
-                "s/edit": round(seconds, 3),
+                "seconds per edit": seconds,
             }
 
 

@@ -1,8 +1,7 @@
 """What a lookup among stored keys costs, and what a deletion costs: `KeyIndex` at 1,000, 10,000 and
 100,000 keys.
 
-    python benchmarks/index.py [--record] [--sizes 1000 10000 100000] [--width 4096] [--lookups 200]
-    [--rivals]
+    python benchmarks/index.py [--sizes 1000 10000 100000] [--width 4096] [--lookups 200] [--rivals]
 
 Keys are random (independent normal numbers), or clustered as those of a language model's prompts
 are: a common offset, a few hundred strong directions with falling strength, clusters, and some
@@ -23,12 +22,10 @@ clock says the same).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +33,6 @@ from torch import Tensor
 
 from errata.retrieval.key_index import KeyIndex
 
-RESULTS = Path(__file__).parent / "results_index.json"
 CHECKED = 20
 
 
@@ -170,9 +166,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--lookups", type=int, default=200)
     parser.add_argument("--rivals", action="store_true", help="faiss, too")
-    parser.add_argument(
-        "--record", action="store_true", help="keep the figures in benchmarks/results_index.json"
-    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = []
@@ -184,10 +177,6 @@ def main() -> None:
             f"{row['keys']:9} {row['n']:7,} {row['index']:25} {row['query']:8} "
             f"median {row['median_ms']:9.3f} ms, p95 {row['p95_ms']:9.3f} ms, recall {row['recall']:.2f}"
         )
-    if given.record:
-        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-        found = [row for row in kept if row["n"] not in given.sizes] + found
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
