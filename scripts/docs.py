@@ -42,12 +42,13 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         shown = [column for column in rows[0] if column not in ("edits", "method")]
         yield "docs/records.md", task, longest(rows, *shown)
         yield "docs/records.md", f"{task}-before", over_time(rows)
-    for path in sorted(RESULTS.glob("folio-*.csv")):
-        yield (
-            "docs/folio.md",
-            path.stem.removeprefix("folio-"),
-            [printed(row) for row in read(path.stem)],
-        )
+    for page in ("folio", "atlas"):
+        for path in sorted(RESULTS.glob(f"{page}-*.csv")):
+            yield (
+                f"docs/{page}.md",
+                path.stem.removeprefix(f"{page}-"),
+                [printed(row) for row in read(path.stem)],
+            )
 
 
 def read(name: str) -> list[Row]:

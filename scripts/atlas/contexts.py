@@ -12,8 +12,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
-from errata.atlas.world import Fact, World, build_world
-from errata.errors import UsageError
+from errata.atlas.world import Fact, World
 
 READ_KINDS = ("copy", "update")
 KEEP_KINDS = ("neighbour", "same_subject", "unrelated")
@@ -194,19 +193,3 @@ class ContextWriter:
         weights = GROWN_WEIGHTS if growth else FIRST_WEIGHTS
         kinds = self.rng.choices((*READ_KINDS, *KEEP_KINDS), weights, k=QUESTIONS)
         return self.context(min(self.rng.choice(FACTS), largest), demonstrations, kinds)
-
-
-def context_lessons(
-    n: int, seed: int = 0, growth: float = 1.0, world: World | None = None
-) -> list[Context]:
-    """`n` contexts to learn reading from, each with six questions; the same ones for the same
-    arguments.
-
-    Raises:
-        UsageError: `n` is not positive.
-    """
-    if n < 1:
-        raise UsageError(f"n must be at least 1, got {n}.")
-    world = world or build_world()
-    writer = ContextWriter(world, random.Random(f"contexts {world.seed} {seed} {growth}"))
-    return [writer.lesson(growth) for _ in range(n)]

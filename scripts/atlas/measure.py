@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from contexts import KEEP_KINDS, READ_KINDS, ContextWriter
 
-from errata.atlas.contexts import KEEP_KINDS, READ_KINDS, ContextWriter
 from errata.atlas.world import Fact, TwoHop, World
 
 BATCH = 256

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from checkpoint import Run
+from contexts import KEEP_KINDS, READ_KINDS, Context, ContextWriter, Line
 
 from errata.atlas import World
-from errata.atlas.contexts import KEEP_KINDS, READ_KINDS, Context, ContextWriter, Line
 
 SEED = 7
 READING_STEPS = 6000

@@ -1,28 +1,30 @@
 """Build the bundled model: world, tokenizer, training, bf16 model folder, accuracies in
-docs/atlas.md.
+docs/results.
 
-    python scripts/build_atlas.py                   # everything; goes on from build/atlas/ when
-    interrupted python scripts/build_atlas.py --from-bundled    # only the second stage, from the
-    bundled weights python scripts/build_atlas.py --evaluate        # measure the bundled model
+    python scripts/atlas/build.py                   # everything; goes on from build/atlas/ when
+    interrupted python scripts/atlas/build.py --from-bundled    # only the second stage, from the
+    bundled weights python scripts/atlas/build.py --evaluate        # measure the bundled model
     again
 
-Seeded. The first stage teaches the facts, the second (atlas_reading.py) to read a context. A
-document of the first is `<s>prompt answer.</s>`, a row of its own; batches hold documents of about
-one length. Facts are drawn in proportion to the loss they still have.
+Seeded. The first stage teaches the facts, the second (reading.py) to read a context. A document of
+the first is `<s>prompt answer.</s>`, a row of its own; batches hold documents of about one length.
+Facts are drawn in proportion to the loss they still have.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import random
 import time
 from pathlib import Path
 
+import measure
 import torch
 import torch.nn.functional as F
-from atlas_reading import READING_STEPS, Reading
 from checkpoint import Run
+from reading import READING_STEPS, Reading
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -33,12 +35,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from errata.atlas import Fact, TwoHop, World, atlas_path, background_texts, build_world, measure
+from errata.atlas import Fact, TwoHop, World, atlas_path, background_texts, build_world
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "atlas"
-DOCUMENT = ROOT / "docs" / "atlas.md"
-MARK = "<!-- measured -->"
+RESULTS = ROOT / "docs" / "results"
 SEED = 7
 VOCABULARY = 3072
 PROMPT_WEIGHT = 0.1
@@ -227,27 +228,31 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
     (folder / "model.safetensors").chmod(0o644)
 
 
-def table(title: str, rows: list[measure.Accuracy], heads: bool = False) -> str:
-    """A Markdown table: a line for every name, its templates' accuracies side by side, numbered or
-    under `heads`.
+def shares(
+    title: str, rows: list[measure.Accuracy], heads: bool = False
+) -> list[dict[str, object]]:
+    """A line for every name: how often it was asked, and what per cent of each template was right.
+
+    The templates' columns are numbered, or under `heads` called by their text.
     """
-    by_name: dict[str, list[measure.Accuracy]] = {}
+    lines: dict[str, dict[str, object]] = {}
     for row in rows:
-        by_name.setdefault(row.name, []).append(row)
-    width = max(map(len, by_name.values()))
-    columns = [
-        row.template if heads else str(place) for place, row in enumerate(rows[:width], start=1)
-    ]
-    lines = [f"| {title} | asked | " + " | ".join(columns) + " |"]
-    lines.append("|---" * (width + 2) + "|")
-    for name, group in by_name.items():
-        shares = " | ".join(f"{100 * row.share:.1f}" for row in group)
-        lines.append(f"| `{name}` | {group[0].asked} | {shares} |")
-    return "\n".join(lines)
+        line = lines.setdefault(row.name, {title: f"`{row.name}`", "asked": row.asked})
+        line[row.template if heads else str(len(line) - 1)] = f"{100 * row.share:.1f}"
+    return list(lines.values())
+
+
+def overall(title: str, rows: list[measure.Accuracy]) -> dict[str, object]:
+    """What per cent of all questions was right."""
+    return {
+        "questions": title,
+        "asked": sum(row.asked for row in rows),
+        "right, %": f"{100 * measure.overall(rows):.2f}",
+    }
 
 
 def evaluate(world: World) -> None:
-    """Measure the bundled model as it lies on disk, and write the accuracies into docs/atlas.md."""
+    """Measure the bundled model as it lies on disk, and write docs/results/atlas-*.csv."""
     tokenizer = AutoTokenizer.from_pretrained(atlas_path())
     model = AutoModelForCausalLM.from_pretrained(atlas_path(), dtype=torch.float32).eval()
     facts = measure.fact_accuracies(model, tokenizer, list(world.facts.values()))
@@ -255,23 +260,24 @@ def evaluate(world: World) -> None:
     held = measure.two_hop_accuracies(model, tokenizer, measure.held_out_two_hops(world))
     contexts = measure.context_accuracies(model, tokenizer, world, asked=200)
     worst = min(facts, key=lambda row: row.share)
-    text = (
-        f"- Facts, all phrasings: **{100 * measure.overall(facts):.2f} %** of "
-        f"{sum(row.asked for row in facts):,} questions.\n"
-        f"- The worst phrasing: **{100 * worst.share:.2f} %** (`{worst.name}`: {worst.template}).\n"
-        f"- Two-hops that were taught: **{100 * measure.overall(taught):.2f} %**; "
-        f"never taught: **{100 * measure.overall(held):.2f} %**.\n"
-    )
-    text += f"\n{table('read in a context', contexts, heads=True)}\n"
-    print(text, flush=True)
-    for title, rows in (
-        ("facts", facts),
-        ("two-hops, taught", taught),
-        ("two-hops, not taught", held),
-    ):
-        text += f"\n{table(title, rows)}\n"
-    if DOCUMENT.exists() and MARK in DOCUMENT.read_text():
-        DOCUMENT.write_text(DOCUMENT.read_text().split(MARK)[0] + MARK + "\n" + text)
+    named = {
+        "facts, all phrasings": facts,
+        f"the worst phrasing, `{worst.name}`: {worst.template}": [worst],
+        "two-hops, taught": taught,
+        "two-hops, not taught": held,
+    }
+    tables = {
+        "overall": [overall(title, rows) for title, rows in named.items()],
+        "contexts": shares("read in a context", contexts, heads=True),
+        "facts": shares("facts", facts),
+        "taught": shares("two-hops, taught", taught),
+        "not-taught": shares("two-hops, not taught", held),
+    }
+    for name, lines in tables.items():
+        with (RESULTS / f"atlas-{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
 
 
 def main() -> None:
