@@ -17,13 +17,12 @@ import argparse
 import csv
 import math
 import random
-import time
 from pathlib import Path
 
 import measure
 import torch
 import torch.nn.functional as F
-from checkpoint import Run
+from checkpoint import SEED, Run, batches
 from reading import READING_STEPS, Reading
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -40,10 +39,11 @@ from errata.atlas import Fact, TwoHop, World, atlas_path, background_texts, buil
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "atlas"
 RESULTS = ROOT / "docs" / "results"
-SEED = 7
 VOCABULARY = 3072
 PROMPT_WEIGHT = 0.1
 PROSE_WEIGHT = 0.3
+DRAWN = 16000
+"""Documents that are drawn at a time."""
 Doc = tuple[list[int], int]
 """Token ids, and where the answer begins (0: prose)."""
 
@@ -101,20 +101,6 @@ def encode(tokenizer: PreTrainedTokenizerFast, asked: list[Fact | TwoHop]) -> li
     return docs
 
 
-def batches(
-    docs: list[tuple[int, Doc]], tokens: int, rng: random.Random
-) -> list[list[tuple[int, Doc]]]:
-    """Documents grouped by length, about `tokens` to a batch, in random order."""
-    docs = sorted(docs, key=lambda item: (len(item[1][0]), rng.random()))
-    out: list[list[tuple[int, Doc]]] = [[]]
-    for item in docs:
-        if out[-1] and (len(out[-1]) + 1) * len(item[1][0]) > tokens:
-            out.append([])
-        out[-1].append(item)
-    rng.shuffle(out)
-    return out
-
-
 def collate(items: list[tuple[int, Doc]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded ids, the weight of predicting each id, and where it is a part of an answer."""
     width = max(len(ids) for _, (ids, _) in items)
@@ -145,34 +131,33 @@ class Training(Run):
         ]
         self.share = [1.0 if isinstance(unit, Fact) else 0.5 for unit in self.units]
         self.loss = [3.0] * len(self.units)
+        self.seen: list[float] = []
+        self.steps = options.steps
         self.model = new_model()
+        self.forward = torch.compile(self.model, dynamic=True) if options.compile else self.model
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True
         )
-        self.checkpoint = BUILD / "checkpoint.pt"
+        self.checkpoint = BUILD / "facts.pt"
         self.begin()
 
-    def draw(self, rng: random.Random, count: int) -> list[list[tuple[int, Doc]]]:
+    def draw(self, rng: random.Random) -> list[list[tuple[int, Doc]]]:
         """The next batches: units by what they still lack, one phrasing each, and some prose."""
-        weights = [
-            share * (0.08 + min(loss, 1.5))
-            for share, loss in zip(self.share, self.loss, strict=True)
-        ]
-        chosen = rng.choices(range(len(self.units)), weights, k=count)
-        items = [(unit, rng.choice(self.docs[unit])) for unit in chosen]
-        items += [(-1, rng.choice(self.prose)) for _ in range(count * 4 // 100)]
-        return batches(items, self.options.batch_tokens, rng)
+        items = [(unit, rng.choice(self.docs[unit])) for unit in self.chosen(rng, DRAWN)]
+        items += [(-1, rng.choice(self.prose)) for _ in range(DRAWN * 4 // 100)]
+        items.sort(key=lambda item: (len(item[1][0]), rng.random()))
+        return batches(items, lambda item: len(item[1][0]), self.options.batch_tokens, rng)
 
-    def learn(self, forward: object, items: list[tuple[int, Doc]]) -> float:
-        """One step; returns the mean loss on answer tokens."""
+    def learn(self, items: list[tuple[int, Doc]]) -> None:
+        """Take one step."""
         x, weight, answer = collate(items)
-        steps, warm = self.options.steps, 300
-        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.step / steps))
+        warm = 300
+        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.step / self.steps))
         rate = min(1.0, (self.step + 1) / warm) * cosine
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate * max(rate, 0.01)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = forward(input_ids=x, use_cache=False).logits  # type: ignore[operator]
+            logits = self.forward(input_ids=x, use_cache=False).logits
         each = F.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), x[:, 1:].flatten(), reduction="none"
         )
@@ -188,36 +173,20 @@ class Training(Run):
         for (unit, _), value in zip(items, worst, strict=True):
             if unit >= 0:
                 self.loss[unit] = 0.7 * self.loss[unit] + 0.3 * value
-        return float((each.detach() * asked).sum() / asked.sum().clamp(min=1))
+        self.seen.append(float((each.detach() * asked).sum() / asked.sum().clamp(min=1)))
 
-    def run(self) -> None:
-        """Train to the last step."""
-        self.model.train()
-        forward = torch.compile(self.model, dynamic=True) if self.options.compile else self.model
-        began, saved, seen = time.time() - self.seconds, time.time(), [0.0]
-        while self.step < self.options.steps:
-            for items in self.draw(random.Random(f"{SEED} {self.step}"), 16000):
-                seen.append(self.learn(forward, items))
-                self.seconds = time.time() - began
-                if self.step % 100 == 0:
-                    facts = [
-                        min(v, 9.0) for v, s in zip(self.loss, self.share, strict=True) if s == 1.0
-                    ]
-                    hops = [v for v, s in zip(self.loss, self.share, strict=True) if s != 1.0]
-                    print(
-                        f"step {self.step} loss {sum(seen) / len(seen):.3f} "
-                        f"facts<.3 {sum(v < 0.3 for v in facts) / len(facts):.3f} "
-                        f"hops<.3 {sum(v < 0.3 for v in hops) / len(hops):.3f} "
-                        f"{self.tokens / self.seconds:.0f} tokens/s {self.seconds:.0f} s",
-                        flush=True,
-                    )
-                    seen = []
-                if time.time() - saved > 180:
-                    self.save()
-                    saved = time.time()
-                if self.step >= self.options.steps:
-                    break
-        self.save()
+    def progress(self) -> str:
+        """The mean loss on answer tokens, and the shares of facts and two-hops that are known."""
+        facts = [
+            loss < 0.3 for loss, share in zip(self.loss, self.share, strict=True) if share == 1.0
+        ]
+        hops = [
+            loss < 0.3 for loss, share in zip(self.loss, self.share, strict=True) if share != 1.0
+        ]
+        mean = sum(self.seen) / len(self.seen)
+        self.seen.clear()
+        known = f"facts<.3 {sum(facts) / len(facts):.3f} hops<.3 {sum(hops) / len(hops):.3f}"
+        return f"loss {mean:.3f} {known} {self.tokens / self.seconds:.0f} tokens/s"
 
 
 def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

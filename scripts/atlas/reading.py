@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 import random
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +21,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from checkpoint import Run
+from checkpoint import SEED, Run, batches
 from contexts import KEEP_KINDS, READ_KINDS, Context, ContextWriter, Line
 
 from errata.atlas import World
 
-SEED = 7
 READING_STEPS = 6000
 RATE, WARM = 2e-3, 50
 CONTEXT_TOKENS, ORDINARY_TOKENS = 1024, 384
@@ -55,6 +53,9 @@ class Row:
     answers: list[tuple[int, int, str]] = field(default_factory=list)
     views: list[tuple[list[int], int, int]] = field(default_factory=list)
     unit: int = -1
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def add(self, ids: Sequence[int], weight: float, part: int = 0, at: int | None = None) -> None:
         """Append tokens, which go on where the row stands or from position `at`."""
@@ -122,17 +123,6 @@ def ordinary_row(doc: Doc, unit: int) -> Row:
     return row
 
 
-def batches(rows: list[Row], tokens: int, rng: random.Random) -> list[list[Row]]:
-    """Rows grouped by length, about `tokens` to a batch, in random order."""
-    out: list[list[Row]] = [[]]
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if out[-1] and (len(out[-1]) + 1) * len(row.ids) > tokens:
-            out.append([])
-        out[-1].append(row)
-    rng.shuffle(out)
-    return out
-
-
 def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids, weights, positions, and what is seen from where (a mask that is added)."""
     width = max(len(row.ids) for row in rows)
@@ -191,21 +181,14 @@ class Reading(Run):
     def draw(self, rng: random.Random) -> Iterator[list[list[Row]]]:
         """The next steps: for each, contexts, and ordinary documents by what they still lack."""
         self.writer.rng = rng
-        lessons = batches(
-            [self.encoder.row(self.writer.lesson(self.growth())) for _ in range(200)],
-            CONTEXT_TOKENS,
-            rng,
-        )
-        weights = [
-            share * (0.08 + min(loss, 1.5))
-            for share, loss in zip(self.share, self.loss, strict=True)
-        ]
-        chosen = rng.choices(range(len(self.docs)), weights, k=len(lessons) * ORDINARY_TOKENS // 20)
+        lessons = [self.encoder.row(self.writer.lesson(self.growth())) for _ in range(200)]
+        contexts = batches(sorted(lessons, key=Row.__len__), Row.__len__, CONTEXT_TOKENS, rng)
+        chosen = self.chosen(rng, len(contexts) * ORDINARY_TOKENS // 20)
         rows = [ordinary_row(rng.choice(self.docs[unit]), unit) for unit in chosen]
         rows += [ordinary_row(rng.choice(self.prose), -1) for _ in range(len(rows) * 4 // 100)]
-        ordinary = batches(rows, ORDINARY_TOKENS, rng)
-        for place, lesson in enumerate(lessons):
-            yield [lesson, ordinary[place % len(ordinary)]]
+        ordinary = batches(sorted(rows, key=Row.__len__), Row.__len__, ORDINARY_TOKENS, rng)
+        for place, context in enumerate(contexts):
+            yield [context, ordinary[place % len(ordinary)]]
 
     def strangeness(self, rows: list[Row], states: torch.Tensor) -> torch.Tensor:
         """How far the lines' last states are from what they were alone, in the model that came in:
@@ -252,7 +235,7 @@ class Reading(Run):
         return (each * weights[:, 1:][wanted]).sum(), float(weights.sum()), strange
 
     def learn(self, groups: list[list[Row]]) -> None:
-        """One step."""
+        """Take one step."""
         cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.step / self.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (self.step + 1) / WARM) * max(cosine, 0.02)
@@ -263,23 +246,10 @@ class Reading(Run):
         self.optimizer.zero_grad()
         self.step += 1
 
-    def run(self) -> None:
-        """Train to the last step."""
-        self.model.train()
-        began, saved = time.time() - self.seconds, time.time()
-        while self.step < self.steps:
-            for groups in self.draw(random.Random(f"{SEED} {self.step}")):
-                self.learn(groups)
-                self.seconds = time.time() - began
-                if self.step % 100 == 0:
-                    shares = ", ".join(
-                        f"{name} {sum(v) / len(v):.2f}" for name, v in sorted(self.right.items())
-                    )
-                    print(f"reading step {self.step}, {self.seconds:.0f} s: {shares}", flush=True)
-                    self.right.clear()
-                if time.time() - saved > 180:
-                    self.save()
-                    saved = time.time()
-                if self.step >= self.steps:
-                    break
-        self.save()
+    def progress(self) -> str:
+        """The share of right answers to each kind of question."""
+        shares = ", ".join(
+            f"{name} {sum(right) / len(right):.2f}" for name, right in sorted(self.right.items())
+        )
+        self.right.clear()
+        return shares
