@@ -117,13 +117,8 @@ def thresholds_table(bench: Bench) -> Rows:
         chosen = method.patch.signs.threshold
         for threshold in (*SWEPT, None):
             at = chosen if threshold is None else threshold
-            row: dict[str, Any] = {
-                "stream": name,
-                "threshold": f"calibrated: {chosen:.2f}" if threshold is None else at,
-            }
-            for kind, answers in found.items():
-                row[kind] = sum(score >= at and right for score, right in answers) / len(answers)
-            yield row
+            label = f"calibrated: {chosen:.2f}" if threshold is None else at
+            yield {"stream": name, "threshold": label, **_passing(found, at)}
 
 
 def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, bool]]]:
@@ -148,6 +143,14 @@ def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, b
     return found
 
 
+def _passing(found: dict[str, list[tuple[float, bool]]], threshold: float) -> dict[str, float]:
+    """Kind of prompt -> the share that reaches the threshold with the right candidate."""
+    return {
+        kind: sum(score >= threshold and right for score, right in answers) / len(answers)
+        for kind, answers in found.items()
+    }
+
+
 def subjects_table(bench: Bench) -> Rows:
     """What a prompt must mention, when an edit does not name its subject: who mentions it, and what
     it comes to.
@@ -165,13 +168,7 @@ def subjects_table(bench: Bench) -> Rows:
             if subject is not None:
                 method.subject = lambda edit, of=subject, method=method: of(method, edit)
             found = _best(method, stream)
-            chosen = method.patch.signs.threshold
-            row: dict[str, Any] = {"stream": name, "subject": way}
-            for kind, answers in found.items():
-                row[kind] = sum(score >= chosen and right for score, right in answers) / len(
-                    answers
-                )
-            yield row
+            yield {"stream": name, "subject": way, **_passing(found, method.patch.signs.threshold)}
 
 
 def _rare(method: Folio, edit: Edit) -> str:

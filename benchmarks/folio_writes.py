@@ -87,11 +87,10 @@ def writes_table(bench: Bench) -> Rows:
 
 
 def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequence[str]) -> Written:
-    edit, lm = case.edit, method.lm
-    ending = lm.ending_of(edit.prompt, edit.target)
+    edit = case.edit
 
     def rows(prompt: str) -> tuple[Tensor, Tensor]:
-        keys, labels = _read(method, lm.batch([lm.encode(prompt, edit.target, ending)]))
+        keys, labels = _read(method, _answer(method.lm, prompt, case))
         return keys, method.solved(keys, labels)
 
     keys, values = rows(edit.prompt)
@@ -116,13 +115,11 @@ def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
 def _tried(
     method: Folio, written: Sequence[tuple[Case, Written]], adding: Adding
 ) -> dict[str, float]:
-    lm, patch = method.lm, method.patch
+    patch = method.patch
     right, stayed = [], []
     for case, rows in written:
-        edit = case.edit
-        ending = lm.ending_of(edit.prompt, edit.target)
         for text in case.rephrases:
-            keys, labels = _read(method, lm.batch([lm.encode(text, edit.target, ending)]))
+            keys, labels = _read(method, _answer(method.lm, text, case))
             right.append(
                 bool(
                     (
@@ -130,10 +127,8 @@ def _tried(
                     ).all()
                 )
             )
-        probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(
-            case.locality
-        )
-        for asked in method.background.asked([probe.prompt for probe in probes]) if probes else ():
+        probes = _misrouted(case)
+        for asked in method.background.asked(probes) if probes else ():
             key = asked.key[None]
             moved = patch.base.logits(key + adding(method, rows, key))
             stayed.append(bool(moved.argmax() == patch.base.logits(key).argmax()))
@@ -141,6 +136,16 @@ def _tried(
         "rephrasings": sum(right) / len(right),
         "misrouted probes that stay": sum(stayed) / len(stayed),
     }
+
+
+def _misrouted(case: Case) -> list[str]:
+    """Prompts that a wrong route would change: other questions about the subject, else all of the
+    file's.
+    """
+    return [
+        probe.prompt
+        for probe in [p for p in case.locality if p.kind == "same_subject"] or case.locality
+    ]
 
 
 def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,10 +222,11 @@ def places_table(bench: Bench) -> Rows:
                     "seconds per edit": seconds,
                 }
         begun = time.process_time()
-        written = []
-        for case in some:
-            keys, labels = _read(method, _answer(lm, case.edit.prompt, case))
-            written.append((case, Written(keys, method.solved(keys, labels), [], [])))
+        read = [_read(method, _answer(lm, case.edit.prompt, case)) for case in some]
+        written = [
+            (case, Written(keys, method.solved(keys, labels), [], []))
+            for case, (keys, labels) in zip(some, read, strict=True)
+        ]
         seconds = (time.process_time() - begun) / len(some)
         for gain in (1.0, 2.0):
             found = _tried(method, written, _fixed(gain))
@@ -288,10 +294,8 @@ def _tried_below(
             _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
             with _adding(lm, layers, columns, gain * values[:, : len(columns)]):
                 right.append(bool((lm.run(batch).logits[0, columns].argmax(-1) == labels).all()))
-        for probe in [probe for probe in case.locality if probe.kind == "same_subject"] or list(
-            case.locality
-        ):
-            batch = lm.prompt_batch([probe.prompt])
+        for prompt in _misrouted(case):
+            batch = lm.prompt_batch([prompt])
             before = lm.run(batch).logits[0, -1].argmax()
             with _adding(
                 lm, layers, torch.tensor([batch.input_ids.shape[1] - 1]), gain * values[:, :1]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errata.analyses.given import Given, measured, new_figure
 from errata.config import MethodConfig
-
-MEASURES = ("reliability", "generalization", "locality")
+from errata.evaluation import MEASURES
 
 
 def beside(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, Any]:
@@ -17,7 +16,7 @@ def beside(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, Any]
 
 
 def draw(
-    found: Mapping[str, Mapping[str, float | None]], names: tuple[str, str, str] = MEASURES
+    found: Mapping[str, Mapping[str, float | None]], names: Sequence[str] = MEASURES[:3]
 ) -> Any:
     """Three bars for each variant, of so many figures."""
     figure, axes = new_figure(8, 0.5 * len(found) + 1.2)
