@@ -1,5 +1,4 @@
-"""Seconds per step of an edit: the tail on cached inputs against the whole model, on the same rows
-and the same steps.
+"""Measures seconds per step of an edit: the upper layers on cached inputs, and the whole model.
 
     python benchmarks/edit_speed.py [--pairs 5] [--steps 4] [--hidden 320]
 
@@ -30,8 +29,8 @@ MODELS = ((12, 9), (32, 27))
 
 
 def random_rows() -> Batch:
-    """An edit and ten more rows with a prefix each, as WISE has them: a prompt of 20 tokens and a
-    target of 4.
+    """Draw an edit and ten rows with a prefix, as WISE has them: prompts of 20 tokens, targets of
+    4.
     """
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (ROWS, PROMPT + TARGET), generator=draw)
@@ -42,7 +41,7 @@ def random_rows() -> Batch:
 
 
 def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[float, float]:
-    """(seconds, loss after) of one edit of `steps` steps."""
+    """Learn one edit; returns (seconds, loss after)."""
     begun = time.process_time()
     tail = Tail(lm, layer, batch, cached=cached)
     rows, columns, labels = batch.label_positions(batch.target_mask)
@@ -58,7 +57,7 @@ def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[f
 
 
 def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> str:
-    """What a step takes in both ways, in words."""
+    """Time a step in both ways; returns a line to print."""
     sizes = {"hidden": hidden, "intermediate": hidden * 8 // 3 // 8 * 8, "heads": hidden // 64 or 1}
     lm, batch = random_model(layers=layers, vocabulary=VOCABULARY, **sizes), random_rows()
     for cached in (True, False):

@@ -44,7 +44,7 @@ EVERY = 5
 
 @dataclass
 class Bench:
-    """The models and files at hand, and the rows that the experiment has from an earlier call."""
+    """Models and files at hand, and the rows that an earlier call recorded."""
 
     model: str | None
     data: Path | None
@@ -74,7 +74,7 @@ class Bench:
 
 
 def all_streams(bench: Bench) -> Rows:
-    """All three, on the final model."""
+    """Evaluate the final model on each stream, with subjects and without."""
     known = {row["stream"]: row for row in bench.recorded}
     for conflict_free in (True, False):
         for name, model, cases in bench.streams(conflict_free):
@@ -87,7 +87,7 @@ def all_streams(bench: Bench) -> Rows:
 
 
 def many(bench: Bench) -> Rows:
-    """Ten thousand edits, of which some are asked for."""
+    """Write ten thousand edits, and evaluate some of them."""
     known = {row["stream"]: row for row in bench.recorded}
     for name, stream in (
         ("drawn again", drawn_again(10_000)),
@@ -106,7 +106,7 @@ def many(bench: Bench) -> Rows:
 
 
 def chat(bench: Bench) -> Rows:
-    """A model whose first token tells nothing."""
+    """Evaluate on a model that begins every answer alike."""
     model = chatty_atlas(Path("out/chatty-atlas"))
     for given in (True, False):
         cases = make_cases(300)
@@ -146,9 +146,7 @@ def _judged(
 
 
 def speed(bench: Bench) -> Rows:
-    """Seconds of one more edit, one call each, of taking one back, and of saving one more; bytes
-    per edit.
-    """
+    """Time one more edit, its undo and its saving, for several numbers of edits; bytes per edit."""
     model = bench.open("atlas")
     stream = [case.edit for case in enlarged(10_000)]
     done = 0
@@ -176,9 +174,7 @@ def speed(bench: Bench) -> Rows:
 
 
 def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
-    """What saving takes when there is one edit more than was saved, and opening. Wall clock: it is
-    the disk's time too.
-    """
+    """Time saving after one more edit, and opening; wall clock, as the disk's time counts."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder)
@@ -210,9 +206,7 @@ def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
 
 
 def beside(bench: Bench) -> Rows:
-    """Folio and WISE on the same edits, one after the other: what comes once, and what each edit
-    takes.
-    """
+    """Time Folio and WISE on the same edits: what is spent once, and what each edit takes."""
     stream = [case.edit for case in make_cases(141, seed=4)]
     seconds: dict[str, float] = {}
     for contender in contenders(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[
@@ -244,8 +238,8 @@ def beside(bench: Bench) -> Rows:
 
 
 def index(bench: Bench) -> Rows:
-    """Routing among many leaves: rephrasings of 1,000 edits that are always there, and what each
-    lookup costs.
+    """Measure routing among many leaves: rephrasings of 1,000 fixed edits, and the cost of a
+    lookup.
     """
     model = bench.open("atlas")
     method: Folio = model.method
@@ -283,9 +277,7 @@ def index(bench: Bench) -> Rows:
 
 
 def undo(bench: Bench) -> Rows:
-    """A hundred of a thousand taken back, in a random order, against a model that never had them;
-    and two orders.
-    """
+    """Compare a hundred undone edits with never written ones, and two orders of writing."""
     cases = make_cases(1000, seed=2)
     draw = torch.Generator().manual_seed(0)
     gone = [cases[place].edit.id for place in torch.randperm(1000, generator=draw)[:100].tolist()]
@@ -343,7 +335,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
 
 
 def main() -> None:
-    """Run experiments."""
+    """Run the experiments that are named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

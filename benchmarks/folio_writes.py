@@ -1,5 +1,4 @@
-"""How Folio writes: gains, values and places held against others. The right leaf is given, so that
-only the write is judged.
+"""Compares ways to write an edit with Folio: gains, values and places, with the right leaf given.
 
 A rephrasing counts when every token of the answer, its end included, is the model's choice with the
 leaf's values added at the tokens that predict it: then, and only then, free generation says it.
@@ -58,15 +57,15 @@ there.
 
 
 def writes_table(bench: Bench) -> Rows:
-    """Values that are solved alike and added differently."""
+    """Compare ways to add values that are solved alike."""
     ways: dict[str, Adding] = {f"gain {gain:g}": _fixed(gain) for gain in GAINS}
     ways |= {
         "gain 1 / cosine of the keys": _adaptive(1.0),
         "gain 2 / cosine of the keys": _adaptive(2.0),
         "gain 2, the value of the nearest key": _nearest_everywhere,
         f"gain 2, values averaged over {PREFIXES} prefixes": _averaged,
-        f"gain 1, nearest of {REWORDINGS} rewordings of the model's own": _reworded(1.0),
-        f"gain 2, nearest of {REWORDINGS} rewordings of the model's own": _reworded(2.0),
+        f"gain 1, nearest of {REWORDINGS} self-generated rewordings": _reworded(1.0),
+        f"gain 2, nearest of {REWORDINGS} self-generated rewordings": _reworded(2.0),
     }
     for name, model, cases in bench.streams(counterfact=200, atlas=200):
         method = bench.open(model).method
@@ -196,9 +195,7 @@ def _reworded(gain: float) -> Adding:
 
 
 def places_table(bench: Bench) -> Rows:
-    """Values added to what a block's value matrix says, by the answer's token, against the head's
-    input.
-    """
+    """Compare values added to the output of a block's value matrix with values at the head's input."""
     for name, model, cases in bench.streams(counterfact=SOME, atlas=SOME):
         method = bench.open(model).method
         method.patch.remove()
@@ -246,9 +243,7 @@ def _answer(lm: LM, prompt: str, case: Case) -> Batch:
 
 @contextlib.contextmanager
 def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> Iterator[None]:
-    """values (layers, n, hidden) are added to what the layers' value matrices say at columns (n,)
-    of the only row.
-    """
+    """Add values (layers, n, hidden) to the outputs of the layers' value matrices at columns (n,)."""
 
     def change(value: Tensor) -> Callable[[Tensor], Tensor]:
         def changed(said: Tensor) -> Tensor:
@@ -266,7 +261,7 @@ def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> I
 
 
 def _solved_below(lm: LM, case: Case, layers: Sequence[int]) -> Tensor:
-    """Values (layers, n, hidden) that make the answer certain, by Adam; one loss for all."""
+    """Solve for values (layers, n, hidden) that make the answer certain, by Adam on one loss."""
     batch = _answer(lm, case.edit.prompt, case)
     _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     values = torch.zeros(len(layers), len(columns), lm.architecture.hidden_size, requires_grad=True)

@@ -1,5 +1,4 @@
-"""What a lookup among stored keys costs, and what a deletion costs: `KeyIndex` at 1,000, 10,000 and
-100,000 keys.
+"""Measures what `KeyIndex` takes for a lookup and a deletion, among 1,000 to 100,000 keys.
 
     python benchmarks/index.py [--sizes 1000 10000 100000] [--width 4096] [--lookups 200] [--rivals]
 
@@ -37,7 +36,7 @@ CHECKED = 20
 
 
 def make_keys(kind: str, n: int, width: int, seed: int) -> Tensor:
-    """Keys (n, width) of one population; another seed draws others from the same."""
+    """Draw keys (n, width); another seed draws others from the same population."""
     draw = torch.Generator().manual_seed(seed)
     if kind == "random":
         return torch.randn(n, width, generator=draw)
@@ -60,7 +59,7 @@ def make_keys(kind: str, n: int, width: int, seed: int) -> Tensor:
 
 
 def clocked(calls: list[Callable[[], Any]]) -> dict[str, float]:
-    """Median and 95th percentile of the calls' milliseconds."""
+    """Time calls; returns median and 95th percentile in milliseconds."""
     took = []
     for call in calls:
         begun = time.process_time()
@@ -73,7 +72,7 @@ def clocked(calls: list[Callable[[], Any]]) -> dict[str, float]:
 
 
 def recall(index: KeyIndex, keys: Tensor, queries: Tensor, within: float) -> float:
-    """The share of queries answered as reading all keys in float64 answers them."""
+    """The share of queries with the answer that a scan of all keys in float64 gives."""
     right = 0
     for query in queries:
         true = torch.cat(
@@ -126,7 +125,7 @@ def measure(kind: str, n: int, width: int, lookups: int, rivals: bool) -> list[d
 
 
 def measure_rivals(keys: Tensor, queries: Tensor) -> list[dict[str, Any]]:
-    """faiss: all keys, and inverted lists that read 16 of sqrt(n)."""
+    """Measure faiss: a flat index, and inverted lists of which 16 of sqrt(n) are read."""
     import faiss
 
     faiss.omp_set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What an installed memory costs while generating, as a share of the base model's own time.
+"""Measures what an installed memory adds to the time of generation.
 
     python benchmarks/overhead.py [--rounds 5] [--tokens 64] [--memory wise|folio] [--leaves 10000]
 
@@ -38,14 +38,14 @@ FOLIO, ROWS = FolioConfig().leaves, 6
 
 
 class Generation:
-    """A greedy generation that is taken on pass by pass."""
+    """A greedy generation that runs one forward pass at a time."""
 
     def __init__(self, model: PreTrainedModel, ids: torch.Tensor) -> None:
         self.model, self.ids, self.cache = model, ids, DynamicCache(config=model.config)
         self.width = ids.shape[1]
 
     def forward(self) -> float:
-        """One pass: the prompt's, then a token's. Returns its seconds."""
+        """Run one pass, the prompt's or the next token's; returns its seconds."""
         mask = torch.ones(self.ids.shape[0], self.width, dtype=torch.long)
         begun = time.process_time()
         logits = self.model(
@@ -58,7 +58,7 @@ class Generation:
 
 
 def side_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> SideMemory:
-    """WISE's, merged."""
+    """Make a merged side memory of WISE."""
     draw = torch.Generator().manual_seed(2)
     delta = torch.randn(lm.architecture.d_out, lm.architecture.d_in, generator=draw) * 0.01
     return SideMemory(
@@ -82,8 +82,8 @@ def mapped(
 
 
 def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory:
-    """Folio's; `ids` (batch, width) are the prompts, of which each row mentions the subject of ten
-    leaves, or none.
+    """Make a Folio memory; each row of `ids` (batch, width) mentions the subject of ten leaves, or
+    none.
     """
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
@@ -127,7 +127,7 @@ MEMORIES = {"wise": side_memory, "folio": folio_memory}
 
 @torch.no_grad()
 def measure(lm: LM, kind: str, leaves: int, batch: int, to: str, tokens: int, rounds: int) -> str:
-    """What an installed memory adds to the time of generation, in words."""
+    """Time generation with a memory and without; returns a line to print."""
     draw = torch.Generator().manual_seed(1)
     shared = {id(tensor): tensor for tensor in lm.model.parameters()}
     edited = LM(copy.deepcopy(lm.model, shared), lm.tokenizer)

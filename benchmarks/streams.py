@@ -1,6 +1,4 @@
-"""Streams of cases to be written one after another: published files as they are, and large ones
-about atlas's world.
-"""
+"""Makes streams of cases: of published files, and large ones about the world of atlas."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ TASKS = {"zsre": "zsre", "counterfact": "counterfact", "knowedit": "knowedit-zsr
 
 
 def published(folder: Path, name: str, conflict_free: bool = False) -> list[Case]:
-    """The records of a published file as cases, without probes of the same subject that ask the
-    edited fact itself.
+    """Read a published file as cases, without same-subject probes that ask the edited fact itself.
 
     Args:
         folder: where the file is.
@@ -56,12 +53,12 @@ def published(folder: Path, name: str, conflict_free: bool = False) -> list[Case
 
 
 def without_subject(cases: Iterable[Case]) -> list[Case]:
-    """The same, and no edit says what it is about."""
+    """The same cases with edits that do not name their subject."""
     return [replace(case, edit=replace(case.edit, subject=None)) for case in cases]
 
 
 def drawn_again(n: int) -> list[Case]:
-    """`n` cases about the facts that atlas knows, each drawn with new answers as often as it takes.
+    """Make `n` cases about the facts of atlas, drawn again with new answers as often as needed.
 
     Later ones contradict earlier ones; see `final`.
     """
@@ -82,8 +79,7 @@ def final(cases: Iterable[Case]) -> list[Case]:
 
 
 def enlarged(n: int) -> list[Case]:
-    """`n` cases, no two about one fact: those of the world that atlas knows, then of other worlds
-    that it never met.
+    """Make `n` cases about different facts: of the world that atlas knows, then of other worlds.
 
     The worlds share names, so a locality probe of one may ask what a case of another edits; such
     probes are left out.

@@ -1,5 +1,4 @@
-"""WISE without each of its parts, on the same edits. After WISE (arXiv 2405.14768), tables 7 and 11
-and figure 12.
+"""Measures WISE without each of its parts: WISE (arXiv 2405.14768), tables 7 and 11, figure 12.
 
 The paper's ablations (routing loss, random prefixes) stand beside those of what is done here and
 not there (rewordings, contrasting prompts, rehearsal, a threshold above the background).
@@ -18,7 +17,7 @@ from errata.methods.association.wise.config import WiseConfig
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Free answers after all edits, whole and without each part."""
+    """Measure free answers after all edits, with all parts and without each one."""
     config = WiseConfig.from_dict(given.settings)
     return bars.beside(
         given,

@@ -1,5 +1,4 @@
-"""Shards that overlap against shards that share nothing. After WISE (arXiv 2405.14768), section
-2.3.3 and table 13.
+"""Compares overlapping with disjoint masks: WISE (arXiv 2405.14768), section 2.3.3, table 13.
 
 The paper's argument: entries that lie in several masks anchor the shards to each other, so that
 they merge without conflict.
@@ -22,7 +21,7 @@ RATIOS = {2: (0.2, 0.3, 0.5), 5: (0.1, 0.2)}
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Free answers after all edits, merged, for each number of shards and share."""
+    """Measure free answers of the merged memory, for each number of shards and mask ratio."""
     config = WiseConfig.from_dict({"variant": "merge", **given.settings})
     variants = {}
     for shards, ratios in RATIOS.items():

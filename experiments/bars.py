@@ -1,4 +1,4 @@
-"""Variants of one method side by side: what `merges` and `ablations` share."""
+"""Measures variants of a method on the same edits, and draws a group of bars for each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from errata.evaluation import MEASURES
 
 
 def beside(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, Any]:
-    """Free answers after all edits, for each variant: label -> measure -> share."""
+    """Measure free answers of each variant after all edits: label -> measure -> share."""
     return {label: said["generated"] for label, said in measured(given, variants).items()}
 
 
 def draw(
     found: Mapping[str, Mapping[str, float | None]], names: Sequence[str] = MEASURES[:3]
 ) -> Any:
-    """Three bars for each variant, of so many figures."""
+    """Draw three bars for each variant."""
     figure, axes = new_figure(8, 0.5 * len(found) + 1.2)
     axis = axes[0][0]
     for place, (name, colour) in enumerate(

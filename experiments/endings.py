@@ -1,5 +1,4 @@
-"""What the end token alone changes: methods that learn answers with it, and without, on the same
-edits.
+"""Measures what learning the end token of answers changes, method by method on the same edits.
 
 The field's scores cut answers off where the wanted one ends, or have it in the input already:
 whether the model stops there is nobody's question. Here answers are free, and a model that was not
@@ -24,7 +23,7 @@ SCORES = ("generated", "cut", "teacher_forced")
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Reliability after all edits by each of `SCORES`, with the end token and without it.
+    """Measure reliability by each of `SCORES`, with the end token and without it.
 
     Of the methods that are named, with commas between them; where none is, of all that need no
     training.
@@ -48,7 +47,7 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def draw(found: Mapping[str, Mapping[str, float | None]]) -> Any:
-    """Three bars for each method, with the end token and without."""
+    """Draw three bars for each method, with the end token and without."""
     return bars.draw(found, SCORES)
 
 

@@ -1,5 +1,4 @@
-"""What an edited model costs to ask, as the stream grows: the prompt's pass and each token's. After
-WISE, figures 6 and 13.
+"""Times the prompt's and a token's forward pass as the stream grows: WISE, figures 6 and 13.
 
 Medians of ten rounds, edited and base model by turns, so that whatever else the machine does falls
 on both.
@@ -24,9 +23,7 @@ ROUNDS, TOKENS = 10, 16
 
 @torch.no_grad()
 def passes(model: EditModel, prompts: Sequence[str]) -> tuple[float, float]:
-    """Seconds of (the prompt's pass, one token's pass, the mean of sixteen) of the model as it is
-    now.
-    """
+    """Time (the prompt's pass, a token's pass as the mean of sixteen) in seconds."""
     batch = model.lm.prompt_batch(prompts)
     clock = time.perf_counter if model.lm.device.type != "cpu" else time.process_time
 
@@ -54,8 +51,8 @@ def passes(model: EditModel, prompts: Sequence[str]) -> tuple[float, float]:
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Seconds of the edited and the base model after some, more and all edits, on edited prompts
-    and others.
+    """Time the edited and the base model after several numbers of edits, on edited and other
+    prompts.
     """
     base, tokenizer = given.base()
     model = errata.get_edit_model(base, given.config(), tokenizer)
@@ -94,7 +91,7 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """How much slower than the base model, over the edits."""
+    """Draw how much slower than the base model it is, over the edits."""
     figure, axes = new_figure(9, 3.4, columns=2)
     for axis, part in zip(axes[0], ("prompt", "token"), strict=True):
         for (name, said), colour, marker in zip(

@@ -1,5 +1,4 @@
-"""Shares of the matrix and numbers of shards: what is learned, and how often masks meet, against
-rho^k. WISE, figure 5.
+"""Measures mask ratios and numbers of shards, and how often masks overlap: WISE, figure 5.
 
 Wang et al., arXiv 2405.14768: k masks that each hold an entry with probability rho share rho^k of
 all entries. The shards are merged into one memory; too small a share learns little, too large a one
@@ -27,9 +26,7 @@ MEASURES = ("reliability", "generalization", "locality")
 
 
 def find(given: Given) -> dict[str, Any]:
-    """For each rho and k: the mean of the three measures after all edits, and the masks' overlap,
-    measured and expected.
-    """
+    """Measure the mean of the three measures and the overlap of masks, for each rho and k."""
     config = WiseConfig.from_dict({"variant": "merge", **given.settings})
     edits = len(given.cases)
 
@@ -56,8 +53,8 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def _overlap(model: Any, rho: float, k: int) -> dict[str, float]:
-    """The share of entries that lie in all of k masks, rho^k, and within what of it 95 % of random
-    masks are.
+    """The share of entries in all of k masks, rho^k, and the distance within which 95 % of masks
+    lie.
     """
     method: Wise = model.method
     masks = torch.stack([method.writer.new_shard(i).mask for i in range(k)])
@@ -72,7 +69,7 @@ def _overlap(model: Any, rho: float, k: int) -> dict[str, float]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """The mean of the measures as a map, with rho^k in each cell."""
+    """Draw the mean of the measures as a map, with rho^k in each cell."""
     figure, axes = new_figure(6, 3.8)
     axis = axes[0][0]
     shown = axis.imshow(found["average"], cmap="cividis", aspect="auto")

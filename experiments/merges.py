@@ -1,6 +1,4 @@
-"""Ways to make one memory of several shards, on the same edits. After WISE (arXiv 2405.14768),
-table 5 and section 3.3.
-"""
+"""Compares ways to merge shards: WISE (arXiv 2405.14768), table 5 and section 3.3."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ SHARDS = 2
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Free answers after all edits in two shards, for each way to merge."""
+    """Measure free answers after all edits in two shards, for each way to merge."""
     quota = max(1, math.ceil(len(given.cases) / SHARDS))
     fixed = {
         "variant": "retrieve",

@@ -1,5 +1,6 @@
-"""GRACE's radii as edits come in: they grow where edits agree and halve where they collide. After
-WISE, figure 10.
+"""Measures the radii of GRACE's codebook as the stream grows: WISE, figure 10.
+
+Radii grow where edits agree and halve where they collide.
 
 Hartvigsen et al., GRACE, arXiv 2211.11031. It also counts how many of the cases' other prompts fall
 into some key's reach.
@@ -23,7 +24,7 @@ POINTS = 25
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Radii after each part of the stream, and the share of other prompts in reach.
+    """Measure radii after each part of the stream, and the share of other prompts in reach.
 
     Raises:
         UsageError: the method keeps no codebook.
@@ -55,7 +56,7 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def _in_reach(model: EditModel, prompts: Sequence[str]) -> float | None:
-    """The share of prompts that change their answer, which is what being in a key's reach comes to."""
+    """The share of prompts whose answer changes, as it does within a key's radius."""
     if not prompts:
         return None
     before, after = model.ask_base(prompts, max_new_tokens=8), model.ask(prompts, max_new_tokens=8)
@@ -64,7 +65,7 @@ def _in_reach(model: EditModel, prompts: Sequence[str]) -> float | None:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """Quantiles of the radii, and what is in reach, over the edits."""
+    """Draw quantiles of the radii, and what is in reach, over the edits."""
     figure, axes = new_figure(9, 3.4, columns=2)
     edits, radii = found["edits"], found["radii"]
     for share, style in ((0.05, ":"), (0.5, "-"), (0.95, "--")):

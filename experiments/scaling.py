@@ -1,5 +1,4 @@
-"""WISE as the stream grows: Merge, Retrieve, Retrieve with replay, perfect routing. After WISE,
-table 6 and figure 6.
+"""Measures variants of WISE and perfect routing as the stream grows: WISE, table 6 and figure 6.
 
 Wang et al., arXiv 2405.14768. Retrieval precision is the share of edits whose own memory is the
 most active one; with perfect routing every question goes to the memory that holds its edit, and all
@@ -27,9 +26,7 @@ MEASURES = ("reliability", "generalization", "locality")
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Free answers of each variant after a thirtieth, a tenth, a third of the edits, and all of
-    them.
-    """
+    """Measure free answers after a thirtieth, a tenth, a third of the edits, and all of them."""
     config = WiseConfig.from_dict(given.settings)
     variants = {
         "Merge": replace(config, variant="merge"),
@@ -83,9 +80,7 @@ def precision(model: EditModel, cases: Sequence[Case]) -> float:
 
 
 def perfectly_routed(model: EditModel, cases: Sequence[Case]) -> dict[str, float | None]:
-    """Free answers where each question goes to the memory that holds its edit; all else the base
-    model answers.
-    """
+    """Measure free answers where each question is routed to the memory that holds its edit."""
     patch, holds = _wise(model).patch, _memory_of(model)
     memories = list(patch.memories)
     right: dict[str, list[bool]] = {"reliability": [], "generalization": []}
@@ -116,7 +111,7 @@ def perfectly_routed(model: EditModel, cases: Sequence[Case]) -> dict[str, float
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """A panel for each measure and one for precision; a line for each variant."""
+    """Draw a panel for each measure and one for precision, a line for each variant."""
     figure, axes = new_figure(12, 3.4, columns=4)
     looks = {
         "Merge": "#0072b2",

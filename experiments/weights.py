@@ -1,5 +1,4 @@
-"""How far an editor has moved each matrix of the model, as edits come in: the norm of what it added
-over the norm of W.
+"""Measures how far an editor has moved each matrix as the stream grows: ||dW|| / ||W||.
 
 Editors that write into the weights lose the model where this grows without bound. What lies beside
 the weights moves none of them, and is refused.
@@ -22,7 +21,7 @@ POINTS = 20
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Relative change of each matrix after each part of the stream.
+    """Measure the relative change of each matrix after each part of the stream.
 
     Raises:
         UsageError: the method changes no weights.
@@ -53,7 +52,7 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """A line for each matrix."""
+    """Draw a line for each matrix."""
     figure, axes = new_figure(7, 3.6)
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
     for number, (path, values) in enumerate(found["change"].items()):

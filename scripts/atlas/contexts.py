@@ -1,5 +1,4 @@
-"""Contexts: facts stated beside a question, from which a model learns to read, and by which its
-reading is measured.
+"""Writes contexts: facts stated beside a question, to teach a model to read and to measure it.
 
 A stated fact mostly contradicts what the model knows. Asked for it (`copy`: in the stated words,
 `update`: in others), the right answer is the stated one; asked for anything else (`neighbour`,

@@ -1,6 +1,4 @@
-"""What a model knows of the world, and how it reads a context: by greedy free generation that must
-stop.
-"""
+"""Measures what a model knows of the world and reads from a context, by greedy free generation."""
 
 from __future__ import annotations
 
