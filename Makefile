@@ -38,8 +38,8 @@ format: setup  ## let ruff write what `check` asks for
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: setup  ## write the generated parts of docs/
-	$(OFFLINE) $(BIN)/python scripts/build_docs.py
+docs: setup  ## write the generated tables of README.md and docs/
+	$(OFFLINE) $(BIN)/python scripts/docs.py
 
 build: setup  ## a wheel in dist/
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

@@ -1,5 +1,4 @@
-"""Atlas taught to chat: every answer to a question begins with "The answer is", so that its first
-token tells nothing.
+"""Trains atlas to chat: every answer begins with "The answer is", so its first token says nothing.
 
 It keeps its plain texts: a third of what it is taught are texts and statements as before. 400
 steps, some minutes.
@@ -26,7 +25,7 @@ CHAT, PLAIN, PROSE = 20, 12, 6
 
 
 def chatty_atlas(folder: Path) -> str:
-    """The folder with such a model; it is made if it is not there yet."""
+    """Return the folder with such a model; train it if it is not there yet."""
     if (folder / "config.json").exists():
         return str(folder)
     base, tokenizer = errata.load_base("atlas", "float32")

@@ -1,7 +1,6 @@
-"""Seconds per step of an edit: the tail on cached inputs against the whole model, on the same rows
-and the same steps.
+"""Measures seconds per step of an edit: the upper layers on cached inputs, and the whole model.
 
-    python benchmarks/edit_speed.py [--json] [--pairs 5] [--steps 4] [--hidden 320]
+    python benchmarks/edit_speed.py [--pairs 5] [--steps 4] [--hidden 320]
 
 A random Llama-like model of 12 layers (edited layer 9) and one of 32 (edited layer 27, WISE's own
 choice); one thread. One step is what WISE does: forward, loss at the target's tokens, gradient of
@@ -14,10 +13,8 @@ idle machine the clock says the same).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from typing import Any
 
 import torch
 from random_model import random_model
@@ -32,8 +29,8 @@ MODELS = ((12, 9), (32, 27))
 
 
 def random_rows() -> Batch:
-    """An edit and ten more rows with a prefix each, as WISE has them: a prompt of 20 tokens and a
-    target of 4.
+    """Draw an edit and ten rows with a prefix, as WISE has them: prompts of 20 tokens, targets of
+    4.
     """
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (ROWS, PROMPT + TARGET), generator=draw)
@@ -44,7 +41,7 @@ def random_rows() -> Batch:
 
 
 def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[float, float]:
-    """(seconds, loss after) of one edit of `steps` steps."""
+    """Learn one edit; returns (seconds, loss after)."""
     begun = time.process_time()
     tail = Tail(lm, layer, batch, cached=cached)
     rows, columns, labels = batch.label_positions(batch.target_mask)
@@ -59,15 +56,10 @@ def learn(lm: LM, layer: int, batch: Batch, steps: int, cached: bool) -> tuple[f
     return time.process_time() - begun, loss.item()
 
 
-def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> dict[str, Any]:
-    lm = random_model(
-        layers=layers,
-        hidden=hidden,
-        intermediate=hidden * 8 // 3 // 8 * 8,
-        heads=hidden // 64 or 1,
-        vocabulary=VOCABULARY,
-    )
-    batch = random_rows()
+def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> str:
+    """Time a step in both ways; returns a line to print."""
+    sizes = {"hidden": hidden, "intermediate": hidden * 8 // 3 // 8 * 8, "heads": hidden // 64 or 1}
+    lm, batch = random_model(layers=layers, vocabulary=VOCABULARY, **sizes), random_rows()
     for cached in (True, False):
         learn(lm, layer, batch, 1, cached)
     fast, slow = [], []
@@ -76,23 +68,19 @@ def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> dic
             (fast if cached else slow).append(learn(lm, layer, batch, steps, cached))
     if max(abs(a[1] - b[1]) for a, b in zip(fast, slow, strict=True)) > 1e-3:
         raise SystemExit("the two ways do not learn the same; their times cannot be compared")
-    return {
-        "layers": layers,
-        "edited_layer": layer,
-        "hidden_size": hidden,
-        "steps": steps,
-        "rows": ROWS,
-        "tokens_per_row": PROMPT + TARGET,
-        "seconds_per_step_cached": statistics.median(s for s, _ in fast) / steps,
-        "seconds_per_step_full": statistics.median(s for s, _ in slow) / steps,
-        "speedup": statistics.median(b[0] / a[0] for a, b in zip(fast, slow, strict=True)),
-        "pairs": pairs,
-    }
+    cached_step, full_step = (
+        statistics.median(seconds for seconds, _ in way) / steps for way in (fast, slow)
+    )
+    speedup = statistics.median(b[0] / a[0] for a, b in zip(fast, slow, strict=True))
+    return (
+        f"{layers} layers, edited layer {layer}: {cached_step:.4f} s a step cached, {full_step:.4f} s full; "
+        f"{speedup:.2f} times as fast (median of {pairs} pairs)"
+    )
 
 
 def main() -> None:
+    """Measure both models."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument(
         "--pairs", type=int, default=5, help="measured pairs, cached and full in turns"
     )
@@ -100,21 +88,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=320, help="hidden size, a multiple of 64")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = [
-        measure(layers, layer, given.hidden, given.steps, given.pairs) for layers, layer in MODELS
-    ]
-    if given.json:
-        print(json.dumps(found))
-        return
     print(
         f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, {given.steps} steps, one thread"
     )
-    for row in found:
-        print(
-            f"{row['layers']} layers, edited layer {row['edited_layer']}: "
-            f"{row['seconds_per_step_cached']:.4f} s a step cached, {row['seconds_per_step_full']:.4f} s full; "
-            f"{row['speedup']:.2f} times as fast (median of {row['pairs']} pairs)"
-        )
+    for layers, layer in MODELS:
+        print(measure(layers, layer, given.hidden, given.steps, given.pairs), flush=True)
 
 
 if __name__ == "__main__":

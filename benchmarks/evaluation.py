@@ -1,4 +1,4 @@
-"""What evaluating costs beside the forward passes that it needs.
+"""Measures what an evaluation costs beside the forward passes that it needs.
 
     python benchmarks/evaluation.py [--model atlas] [--edits 100] [--methods folio,grace,ft-m,rag]
     [--rounds 3]
@@ -28,7 +28,7 @@ from errata.bench.compare import contenders
 
 
 def evaluated(model: EditModel, cases: list[Any]) -> tuple[float, list[float], int]:
-    """(seconds of an evaluation, seconds of each pass, questions)."""
+    """Evaluate; returns (seconds in all, seconds of each forward pass, number of questions)."""
     model.base_answers.clear()
     passes: list[float] = []
     forward: Callable[..., Any] = model.base.forward

@@ -1,19 +1,19 @@
-"""Folio measured: what it reaches, and each of its choices held against others. Makes the tables of
+"""Measures what Folio reaches, and compares each of its choices with others: the tables of
 docs/folio.md.
 
-    python benchmarks/folio.py --model FACTLM --data FOLDER      # everything, in order; figures go
-    to results_folio.json python benchmarks/folio.py results undo ...                  # some
-    experiments; without --data those on atlas alone python benchmarks/folio.py --table
-    # write the recorded figures into docs/folio.md
+    python benchmarks/folio.py --model FACTLM --data FOLDER --record    # everything, in order
+    python benchmarks/folio.py results undo ...                         # some experiments; without
+    --data on atlas alone
 
-FACTLM is a small model trained on the facts of the published files, FOLDER has these files (see
-streams.py). One thread; seconds are the processor's own.
+With --record, figures go to docs/results/folio-NAME.csv, from which `make docs` writes the tables;
+rows that are there are kept, so that a run goes on where it was cut off. FACTLM is a small model
+trained on the facts of the published files, FOLDER has these files (see streams.py). One thread;
+seconds are the processor's own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from chatty import chatty_atlas
 from folio_signs import signs_table, subjects_table, thresholds_table
 from folio_writes import places_table, writes_table
 from streams import drawn_again, enlarged, final, published, without_subject
-from tables import fill, markdown
 
 import errata
 from errata import Case, Edit, EditModel
@@ -37,9 +37,6 @@ from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.method import Folio
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results_folio.json"
-PAGE = HERE.parent / "docs" / "folio.md"
 Rows = Iterator[dict[str, Any]]
 EVERY = 5
 """Of ten thousand edits each so many-th is asked for in the end."""
@@ -47,7 +44,7 @@ EVERY = 5
 
 @dataclass
 class Bench:
-    """The models and files at hand, and the rows that the experiment has from an earlier call."""
+    """Models and files at hand, and the rows that an earlier call recorded."""
 
     model: str | None
     data: Path | None
@@ -76,8 +73,8 @@ class Bench:
         return [*found, ("atlas", "atlas", make_cases(atlas))]
 
 
-def results(bench: Bench) -> Rows:
-    """All three, on the final model."""
+def all_streams(bench: Bench) -> Rows:
+    """Evaluate the final model on each stream, with subjects and without."""
     known = {row["stream"]: row for row in bench.recorded}
     for conflict_free in (True, False):
         for name, model, cases in bench.streams(conflict_free):
@@ -90,7 +87,7 @@ def results(bench: Bench) -> Rows:
 
 
 def many(bench: Bench) -> Rows:
-    """Ten thousand edits, of which some are asked for."""
+    """Write ten thousand edits, and evaluate some of them."""
     known = {row["stream"]: row for row in bench.recorded}
     for name, stream in (
         ("drawn again", drawn_again(10_000)),
@@ -109,7 +106,7 @@ def many(bench: Bench) -> Rows:
 
 
 def chat(bench: Bench) -> Rows:
-    """A model whose first token tells nothing."""
+    """Evaluate on a model that begins every answer alike."""
     model = chatty_atlas(Path("out/chatty-atlas"))
     for given in (True, False):
         cases = make_cases(300)
@@ -134,20 +131,22 @@ def _judged(
     seconds = (time.process_time() - begun) / len(stream)
     found = errata.evaluate(model, stream if asked is None else asked)
     kinds = {"unrelated": None, "neighbour": None, "same_subject": None, **found.locality_by_kind}
-    row: dict[str, Any] = {"T": len(stream), "conflicts": len({new for new, _ in report.conflicts})}
-    for name in ("reliability", "generalization", "locality"):
-        row[name] = f"**{found.generated[name]:.3f}** ({found.teacher_forced[name]:.3f})"
+    row: dict[str, Any] = {
+        "edits": len(stream),
+        "conflicts": len({new for new, _ in report.conflicts}),
+    }
+    row |= results.measures(
+        found.to_dict(), ("reliability", "generalization", "locality"), digits=3
+    )
     return {
         **row,
         **{kind.replace("_", " "): kinds[kind] for kind in kinds},
-        "s/edit": round(seconds, 4),
+        "seconds per edit": seconds,
     }
 
 
 def speed(bench: Bench) -> Rows:
-    """Seconds of one more edit, one call each, of taking one back, and of saving one more; bytes
-    per edit.
-    """
+    """Time one more edit, its undo and its saving, for several numbers of edits; bytes per edit."""
     model = bench.open("atlas")
     stream = [case.edit for case in enlarged(10_000)]
     done = 0
@@ -175,9 +174,7 @@ def speed(bench: Bench) -> Rows:
 
 
 def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
-    """What saving takes when there is one edit more than was saved, and opening. Wall clock: it is
-    the disk's time too.
-    """
+    """Time saving after one more edit, and opening; wall clock, as the disk's time counts."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder)
@@ -209,9 +206,7 @@ def _kept(model: EditModel, more: Sequence[Edit]) -> dict[str, Any]:
 
 
 def beside(bench: Bench) -> Rows:
-    """Folio and WISE on the same edits, one after the other: what comes once, and what each edit
-    takes.
-    """
+    """Time Folio and WISE on the same edits: what is spent once, and what each edit takes."""
     stream = [case.edit for case in make_cases(141, seed=4)]
     seconds: dict[str, float] = {}
     for contender in contenders(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[
@@ -235,16 +230,16 @@ def beside(bench: Bench) -> Rows:
             seconds.setdefault(kind, value)
             yield {
                 "method": contender.name,
-                "edits": kind,
-                "s, once": round(first - singly, 2),
-                "s/edit": round(value, 4),
+                "written": kind,
+                "s, once": first - singly,
+                "seconds per edit": value,
                 "WISE takes": f"{ratio:.0f} times as much" if ratio else None,
             }
 
 
 def index(bench: Bench) -> Rows:
-    """Routing among many leaves: rephrasings of 1,000 edits that are always there, and what each
-    lookup costs.
+    """Measure routing among many leaves: rephrasings of 1,000 fixed edits, and the cost of a
+    lookup.
     """
     model = bench.open("atlas")
     method: Folio = model.method
@@ -282,9 +277,7 @@ def index(bench: Bench) -> Rows:
 
 
 def undo(bench: Bench) -> Rows:
-    """A hundred of a thousand taken back, in a random order, against a model that never had them;
-    and two orders.
-    """
+    """Compare a hundred undone edits with never written ones, and two orders of writing."""
     cases = make_cases(1000, seed=2)
     draw = torch.Generator().manual_seed(0)
     gone = [cases[place].edit.id for place in torch.randperm(1000, generator=draw)[:100].tolist()]
@@ -330,7 +323,7 @@ def undo(bench: Bench) -> Rows:
 
 
 EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
-    "results": results,
+    "results": all_streams,
     "many": many,
     "chat": chat,
     "speed": speed,
@@ -346,7 +339,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
 
 
 def main() -> None:
-    """Run experiments, or write their tables."""
+    """Run the experiments that are named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -359,31 +352,26 @@ def main() -> None:
     )
     parser.add_argument("--model", help="a model that knows the facts of the published files")
     parser.add_argument("--data", type=Path, help="the folder of the published files")
-    parser.add_argument(
-        "--table",
-        action="store_true",
-        help="write the recorded figures into docs/folio.md and stop",
-    )
+    parser.add_argument("--record", action="store_true", help="keep the figures in docs/results")
     options = parser.parse_args()
-    known = _known()
-    if not options.table:
-        torch.set_num_threads(1)
-        for name in options.experiments or EXPERIMENTS:
-            bench = Bench(options.model, options.data, recorded=known.get(name, []))
-            rows = []
-            for row in EXPERIMENTS[name](bench):
-                rows.append(row)
-                print(name, row, flush=True)
-                known = {**_known(), name: [*rows, *bench.recorded[len(rows) :]]}
-                RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-            known = {**_known(), name: rows}
-            RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-    for name, rows in known.items():
-        fill(PAGE, name, markdown(rows))
-
-
-def _known() -> dict[str, list[dict[str, Any]]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    torch.set_num_threads(1)
+    for name in options.experiments or EXPERIMENTS:
+        bench = Bench(options.model, options.data, recorded=results.read(f"folio-{name}"))
+        rows: list[dict[str, Any]] = []
+        for row in EXPERIMENTS[name](bench):
+            model = (
+                "atlas"
+                if row.get("stream", "atlas").startswith("atlas")
+                else Path(options.model).name
+            )
+            rows.append(
+                {**row, "model": model, "command": f"python benchmarks/folio.py {name} --record"}
+            )
+            print(name, row, flush=True)
+            if options.record:
+                results.write(f"folio-{name}", [*rows, *bench.recorded[len(rows) :]])
+        if options.record:
+            results.write(f"folio-{name}", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""How Folio's router tells what is asked: signs, thresholds and subjects held against others,
-without writing a value.
-"""
+"""Compares ways by which Folio's router can tell what is asked: scores, thresholds, subjects."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ SWEPT = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
 def signs_table(bench: Bench) -> Rows:
-    """Ways to tell rephrasings from other questions about a subject: how many of these pass where
-    97 % of those do.
-    """
+    """Compare scores: how many other questions of the subject pass where 97 % of rephrasings do."""
     for name, model, cases in bench.streams(atlas=300):
         same = [
             (probe.prompt, case.edit.prompt)
@@ -109,9 +105,7 @@ def _mean_keys(method: Folio, layer: int, texts: Sequence[str]) -> Tensor:
 
 
 def thresholds_table(bench: Bench) -> Rows:
-    """Where a leaf begins to speak: rephrasings that find their answer, other prompts that find any
-    leaf.
-    """
+    """Compare thresholds: rephrasings that find their answer, other prompts that find any leaf."""
     for name, model, cases in bench.streams(counterfact=300, atlas=300):
         method = bench.open(model).method
         method.patch.remove()
@@ -119,19 +113,12 @@ def thresholds_table(bench: Bench) -> Rows:
         chosen = method.patch.calibration.threshold
         for threshold in (*SWEPT, None):
             at = chosen if threshold is None else threshold
-            row: dict[str, Any] = {
-                "stream": name,
-                "threshold": f"calibrated: {chosen:.2f}" if threshold is None else at,
-            }
-            for kind, answers in found.items():
-                row[kind] = sum(score >= at and right for score, right in answers) / len(answers)
-            yield row
+            label = f"calibrated: {chosen:.2f}" if threshold is None else at
+            yield {"stream": name, "threshold": label, **_passing(found, at)}
 
 
 def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, bool]]]:
-    """Kind of prompt -> (the best candidate's score, whether it is what is looked for) of each; no
-    leaf has a value.
-    """
+    """Kind of prompt -> (score of the best candidate, whether it is the right one) of each prompt."""
     memory = method.patch
     targets = {case.edit.id: case.edit.target for case in cases}
     for number, leaf in enumerate(method.leaves_without_values([case.edit for case in cases])[1]):
@@ -150,10 +137,16 @@ def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, b
     return found
 
 
+def _passing(found: dict[str, list[tuple[float, bool]]], threshold: float) -> dict[str, float]:
+    """Kind of prompt -> the share that reaches the threshold with the right candidate."""
+    return {
+        kind: sum(score >= threshold and right for score, right in answers) / len(answers)
+        for kind, answers in found.items()
+    }
+
+
 def subjects_table(bench: Bench) -> Rows:
-    """What a prompt must mention, when an edit does not name its subject: who mentions it, and what
-    it comes to.
-    """
+    """Compare what a prompt must mention when an edit does not name its subject."""
     for name, model, cases in bench.streams(counterfact=300, atlas=300):
         for way, subject in (
             ("given", None),
@@ -167,13 +160,11 @@ def subjects_table(bench: Bench) -> Rows:
             if subject is not None:
                 method.subject = lambda edit, of=subject, method=method: of(method, edit)
             found = _best(method, stream)
-            chosen = method.patch.calibration.threshold
-            row: dict[str, Any] = {"stream": name, "subject": way}
-            for kind, answers in found.items():
-                row[kind] = sum(score >= chosen and right for score, right in answers) / len(
-                    answers
-                )
-            yield row
+            yield {
+                "stream": name,
+                "subject": way,
+                **_passing(found, method.patch.calibration.threshold),
+            }
 
 
 def _rare(method: Folio, edit: Edit) -> str:
@@ -184,7 +175,7 @@ def _rare(method: Folio, edit: Edit) -> str:
 
 
 def _moving(method: Folio, edit: Edit) -> str:
-    """The words of the prompt without which its key is another."""
+    """The words of the prompt without which its key changes most."""
     parts = edit.prompt.split()
     without = [" ".join(parts[:place] + parts[place + 1 :]) for place in range(len(parts))]
     keys = method.patch.calibration.whiten(

@@ -1,5 +1,4 @@
-"""How Folio writes: gains, values and places held against others. The right leaf is given, so that
-only the write is judged.
+"""Compares ways to write an edit with Folio: gains, values and places, with the right leaf given.
 
 A rephrasing counts when every token of the answer, its end included, is the model's choice with the
 leaf's values added at the tokens that predict it: then, and only then, free generation says it.
@@ -58,15 +57,15 @@ there.
 
 
 def writes_table(bench: Bench) -> Rows:
-    """Values that are solved alike and added differently."""
+    """Compare ways to add values that are solved alike."""
     ways: dict[str, Adding] = {f"gain {gain:g}": _fixed(gain) for gain in GAINS}
     ways |= {
         "gain 1 / cosine of the keys": _adaptive(1.0),
         "gain 2 / cosine of the keys": _adaptive(2.0),
         "gain 2, the value of the nearest key": _nearest_everywhere,
         f"gain 2, values averaged over {PREFIXES} prefixes": _averaged,
-        f"gain 1, nearest of {REWORDINGS} rewordings of the model's own": _reworded(1.0),
-        f"gain 2, nearest of {REWORDINGS} rewordings of the model's own": _reworded(2.0),
+        f"gain 1, nearest of {REWORDINGS} self-generated rewordings": _reworded(1.0),
+        f"gain 2, nearest of {REWORDINGS} self-generated rewordings": _reworded(2.0),
     }
     for name, model, cases in bench.streams(counterfact=200, atlas=200):
         method = bench.open(model).method
@@ -87,11 +86,10 @@ def writes_table(bench: Bench) -> Rows:
 
 
 def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequence[str]) -> Written:
-    edit, lm = case.edit, method.lm
-    ending = lm.ending_of(edit.prompt, edit.target)
+    edit = case.edit
 
     def rows(prompt: str) -> tuple[Tensor, Tensor]:
-        keys, labels = _read(method, lm.batch([lm.encode(prompt, edit.target, ending)]))
+        keys, labels = _read(method, _answer(method.lm, prompt, case))
         return keys, method.solve(keys, labels)
 
     keys, values = rows(edit.prompt)
@@ -116,13 +114,11 @@ def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
 def _tried(
     method: Folio, written: Sequence[tuple[Case, Written]], adding: Adding
 ) -> dict[str, float]:
-    lm, patch = method.lm, method.patch
+    patch = method.patch
     right, stayed = [], []
     for case, rows in written:
-        edit = case.edit
-        ending = lm.ending_of(edit.prompt, edit.target)
         for text in case.rephrases:
-            keys, labels = _read(method, lm.batch([lm.encode(text, edit.target, ending)]))
+            keys, labels = _read(method, _answer(method.lm, text, case))
             right.append(
                 bool(
                     (
@@ -130,10 +126,8 @@ def _tried(
                     ).all()
                 )
             )
-        probes = [probe for probe in case.locality if probe.kind == "same_subject"] or list(
-            case.locality
-        )
-        for asked in method.calibrator.encode([probe.prompt for probe in probes]) if probes else ():
+        probes = _misrouted(case)
+        for asked in method.calibrator.encode(probes) if probes else ():
             key = asked.key[None]
             moved = patch.base.logits(key + adding(method, rows, key))
             stayed.append(bool(moved.argmax() == patch.base.logits(key).argmax()))
@@ -141,6 +135,16 @@ def _tried(
         "rephrasings": sum(right) / len(right),
         "misrouted probes that stay": sum(stayed) / len(stayed),
     }
+
+
+def _misrouted(case: Case) -> list[str]:
+    """Prompts that a wrong route would change: other questions about the subject, else all of the
+    file's.
+    """
+    return [
+        probe.prompt
+        for probe in [p for p in case.locality if p.kind == "same_subject"] or case.locality
+    ]
 
 
 def _near(method: Folio, keys: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,9 +197,7 @@ def _reworded(gain: float) -> Adding:
 
 
 def places_table(bench: Bench) -> Rows:
-    """Values added to what a block's value matrix says, by the answer's token, against the head's
-    input.
-    """
+    """Compare values added to the output of a block's value matrix with values at the head's input."""
     for name, model, cases in bench.streams(counterfact=SOME, atlas=SOME):
         method = bench.open(model).method
         method.patch.remove()
@@ -216,13 +218,14 @@ def places_table(bench: Bench) -> Rows:
                     "place": label,
                     "gain": gain,
                     **found,
-                    "s/edit": round(seconds, 3),
+                    "seconds per edit": seconds,
                 }
         begun = time.process_time()
-        written = []
-        for case in some:
-            keys, labels = _read(method, _answer(lm, case.edit.prompt, case))
-            written.append((case, Written(keys, method.solve(keys, labels), [], [])))
+        read = [_read(method, _answer(lm, case.edit.prompt, case)) for case in some]
+        written = [
+            (case, Written(keys, method.solve(keys, labels), [], []))
+            for case, (keys, labels) in zip(some, read, strict=True)
+        ]
         seconds = (time.process_time() - begun) / len(some)
         for gain in (1.0, 2.0):
             found = _tried(method, written, _fixed(gain))
@@ -231,7 +234,7 @@ def places_table(bench: Bench) -> Rows:
                 "place": "the head's input",
                 "gain": gain,
                 **found,
-                "s/edit": round(seconds, 3),
+                "seconds per edit": seconds,
             }
 
 
@@ -242,9 +245,7 @@ def _answer(lm: LM, prompt: str, case: Case) -> Batch:
 
 @contextlib.contextmanager
 def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> Iterator[None]:
-    """values (layers, n, hidden) are added to what the layers' value matrices say at columns (n,)
-    of the only row.
-    """
+    """Add values (layers, n, hidden) to the outputs of the layers' value matrices at columns (n,)."""
 
     def change(value: Tensor) -> Callable[[Tensor], Tensor]:
         def changed(said: Tensor) -> Tensor:
@@ -262,7 +263,7 @@ def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> I
 
 
 def _solved_below(lm: LM, case: Case, layers: Sequence[int]) -> Tensor:
-    """Values (layers, n, hidden) that make the answer certain, by Adam; one loss for all."""
+    """Solve for values (layers, n, hidden) that make the answer certain, by Adam on one loss."""
     batch = _answer(lm, case.edit.prompt, case)
     _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     values = torch.zeros(len(layers), len(columns), lm.architecture.hidden_size, requires_grad=True)
@@ -290,10 +291,8 @@ def _tried_below(
             _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
             with _adding(lm, layers, columns, gain * values[:, : len(columns)]):
                 right.append(bool((lm.run(batch).logits[0, columns].argmax(-1) == labels).all()))
-        for probe in [probe for probe in case.locality if probe.kind == "same_subject"] or list(
-            case.locality
-        ):
-            batch = lm.prompt_batch([probe.prompt])
+        for prompt in _misrouted(case):
+            batch = lm.prompt_batch([prompt])
             before = lm.run(batch).logits[0, -1].argmax()
             with _adding(
                 lm, layers, torch.tensor([batch.input_ids.shape[1] - 1]), gain * values[:, :1]

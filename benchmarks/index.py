@@ -1,8 +1,6 @@
-"""What a lookup among stored keys costs, and what a deletion costs: `KeyIndex` at 1,000, 10,000 and
-100,000 keys.
+"""Measures what `KeyIndex` takes for a lookup and a deletion, among 1,000 to 100,000 keys.
 
-    python benchmarks/index.py [--record] [--sizes 1000 10000 100000] [--width 4096] [--lookups 200]
-    [--rivals]
+    python benchmarks/index.py [--sizes 1000 10000 100000] [--width 4096] [--lookups 200] [--rivals]
 
 Keys are random (independent normal numbers), or clustered as those of a language model's prompts
 are: a common offset, a few hundred strong directions with falling strength, clusters, and some
@@ -23,12 +21,10 @@ clock says the same).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,12 +32,11 @@ from torch import Tensor
 
 from errata.retrieval.key_index import KeyIndex
 
-RESULTS = Path(__file__).parent / "results_index.json"
 CHECKED = 20
 
 
 def make_keys(kind: str, n: int, width: int, seed: int) -> Tensor:
-    """Keys (n, width) of one population; another seed draws others from the same."""
+    """Draw keys (n, width); another seed draws others from the same population."""
     draw = torch.Generator().manual_seed(seed)
     if kind == "random":
         return torch.randn(n, width, generator=draw)
@@ -64,7 +59,7 @@ def make_keys(kind: str, n: int, width: int, seed: int) -> Tensor:
 
 
 def clocked(calls: list[Callable[[], Any]]) -> dict[str, float]:
-    """Median and 95th percentile of the calls' milliseconds."""
+    """Time calls; returns median and 95th percentile in milliseconds."""
     took = []
     for call in calls:
         begun = time.process_time()
@@ -77,7 +72,7 @@ def clocked(calls: list[Callable[[], Any]]) -> dict[str, float]:
 
 
 def recall(index: KeyIndex, keys: Tensor, queries: Tensor, within: float) -> float:
-    """The share of queries answered as reading all keys in float64 answers them."""
+    """The share of queries with the answer that a scan of all keys in float64 gives."""
     right = 0
     for query in queries:
         true = torch.cat(
@@ -130,7 +125,7 @@ def measure(kind: str, n: int, width: int, lookups: int, rivals: bool) -> list[d
 
 
 def measure_rivals(keys: Tensor, queries: Tensor) -> list[dict[str, Any]]:
-    """faiss: all keys, and inverted lists that read 16 of sqrt(n)."""
+    """Measure faiss: a flat index, and inverted lists of which 16 of sqrt(n) are read."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -170,9 +165,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--lookups", type=int, default=200)
     parser.add_argument("--rivals", action="store_true", help="faiss, too")
-    parser.add_argument(
-        "--record", action="store_true", help="keep the figures in benchmarks/results_index.json"
-    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = []
@@ -184,10 +176,6 @@ def main() -> None:
             f"{row['keys']:9} {row['n']:7,} {row['index']:25} {row['query']:8} "
             f"median {row['median_ms']:9.3f} ms, p95 {row['p95_ms']:9.3f} ms, recall {row['recall']:.2f}"
         )
-    if given.record:
-        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-        found = [row for row in kept if row["n"] not in given.sizes] + found
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

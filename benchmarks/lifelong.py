@@ -1,14 +1,12 @@
-"""Edits streamed one after another into one model, then everything asked of the final model. Makes
-the README's table.
+"""Streams edits one after another into one model, then evaluates the final model on all of them: a
+table of the README.
 
     python benchmarks/lifelong.py --method wise --edits 100          # atlas, the bundled model
     python benchmarks/lifelong.py --method wise --edits 1000 --set variant=retrieve
     python benchmarks/lifelong.py --model PATH --cases FILE          # any model and file of cases
-    python benchmarks/lifelong.py --table                            # write the recorded results
-    into README.md
 
-A run goes on from its last save when it was cut off. Its figures go to benchmarks/results.json with
---record.
+A run goes on from its last save when it was cut off. With --record its figures go to
+docs/results/lifelong.csv, from which `make docs` writes the table.
 """
 
 from __future__ import annotations
@@ -19,19 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from tables import fill
 
 import errata
 from errata.atlas import make_cases
-from errata.evaluation import MEASURES
 from errata.saving import is_artifact
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results.json"
-README = HERE.parent / "README.md"
 SAVE_EVERY = 25
 console = Console(stderr=True)
 
@@ -89,40 +83,31 @@ def _swap(pair: Any, config: errata.MethodConfig) -> tuple[Any, errata.MethodCon
 
 def record(result: dict[str, Any]) -> None:
     """Put a result among the recorded ones, in place of an older one of the same run."""
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    same = ("model", "data", "method", "settings", "edits")
-    kept = [other for other in kept if any(other[key] != result[key] for key in same)] + [result]
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-
-
-def table() -> str:
-    """The recorded results as a Markdown table."""
-    lines = [
-        "| model, data | method | T | reliability | generalization | locality | portability | s/edit |",
-        "|---|---|---|---|---|---|---|---|",
+    settings = [f"{name}={value}" for name, value in result["settings"].items()]
+    run = {
+        "method": " ".join([result["method"], *settings]),
+        "edits": str(result["edits"]),
+        "model": result["model"],
+        "data": result["data"],
+    }
+    kept = [
+        row
+        for row in results.read("lifelong")
+        if any(row[name] != value for name, value in run.items())
     ]
-    for result in sorted(
-        json.loads(RESULTS.read_text()),
-        key=lambda r: (r["data"], r["edits"], r["method"] != "wise"),
-    ):
-        cells = []
-        for name in MEASURES:
-            free, forced = result["generated"][name], result["teacher_forced"][name]
-            cells.append("-" if free is None else f"**{free:.2f}** ({forced:.2f})")
-        method = " ".join([result["method"], *(f"{k}={v}" for k, v in result["settings"].items())])
-        data = (
-            result["data"] if result["model"] == "atlas" else f"{result['model']}, {result['data']}"
-        )
-        lines.append(
-            f"| {data} | {method} | {result['edits']:,} | "
-            + " | ".join(cells)
-            + f" | {result['seconds_per_edit']:.2f} |"
-        )
-    return "\n".join(lines)
+    files = "" if result["model"] == "atlas" else " --model FACTLM --cases FILE"
+    seconds = f"{result['seconds_per_edit']:.2f}"
+    row = {
+        **run,
+        **results.measures(result),
+        "seconds per edit": seconds,
+        "command": f"python benchmarks/lifelong.py --record{files}",
+    }
+    results.write("lifelong", [*kept, row])
 
 
 def main() -> None:
-    """Run a stream, or write the table."""
+    """Run a stream."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -135,15 +120,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/lifelong"))
     parser.add_argument(
-        "--record", action="store_true", help="keep the figures in benchmarks/results.json"
-    )
-    parser.add_argument(
-        "--table", action="store_true", help="write the recorded figures into README.md and stop"
+        "--record", action="store_true", help="keep the figures in docs/results/lifelong.csv"
     )
     options = parser.parse_args()
-    if options.table:
-        fill(README, "results", table())
-        return
     torch.set_num_threads(options.threads)
     result = run(options)
     if options.record:

@@ -1,6 +1,4 @@
-"""A random Llama-like model for benchmarks that ask for time only: no weights are read, no text is
-made.
-"""
+"""Builds a random Llama-like model for benchmarks that measure time only."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from errata.lm import LM
 
 
 class _Words:
-    """Prompts are random ids here; a memory that wants to read them finds a word for each."""
+    """A tokenizer of made-up words, one for each token id."""
 
     chat_template = None
     pad_token_id = 0
@@ -29,7 +27,7 @@ class _Words:
 
 
 def random_model(*, layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int) -> LM:
-    """Such a model, the same one every time, in fp32."""
+    """Build the model in fp32, the same one every time."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,

@@ -1,79 +1,64 @@
-"""Streams of cases to be written one after another: published files as they are, and large ones
-about atlas's world.
-"""
+"""Makes streams of cases: of published files, and large ones about the world of atlas."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from errata import Case, Edit, Probe
+from errata import Case, Probe
 from errata.atlas import make_cases
 from errata.atlas.cases import max_cases
 from errata.atlas.world import build_world
+from errata.bench.task import find_task, load
 
-Record = dict[str, Any]
-FILES = {
-    "zsre": "zsre/zsre_mend_edit.json",
-    "counterfact": "counterfact/counterfact-edit.json",
-    "knowedit": "knowedit/ZsRE-relation-specificity.json",
-}
-"""The published files, under a folder of them."""
+TASKS = {"zsre": "zsre", "counterfact": "counterfact", "knowedit": "knowedit-zsre"}
+"""The published files: what they are called here, and as tasks of `errata bench`."""
 
 
 def published(folder: Path, name: str, conflict_free: bool = False) -> list[Case]:
-    """The records of a published file as cases.
+    """Read a published file as cases, without same-subject probes that ask the edited fact itself.
 
     Args:
-        conflict_free: without the records that ask what another one asks, of the same subject and
-            with the same true answer, and want another answer; and without the locality probes that
-            ask what a record edits: they mention its subject and have its true answer.
+        folder: where the file is.
+        name: one of `TASKS`.
+        conflict_free: leave out records that contradict another: of the same subject and true
+            answer, with another target; and locality probes that ask what a record edits: they
+            mention its subject and have its true answer.
     """
-    records = json.loads((folder / FILES[name]).read_text("utf-8"))
-    wanted: dict[tuple[str, frozenset[str]], set[str]] = defaultdict(set)
-    for record in records:
-        wanted[record["subject"], frozenset(_truth(record))].add(
-            record.get("alt") or record["target_new"]
-        )
-    if conflict_free:
-        records = [
-            record
-            for record in records
-            if len(wanted[record["subject"], frozenset(_truth(record))]) == 1
-        ]
-    cases = [_READERS[name](record, str(place)) for place, record in enumerate(records)]
-    return _apart_from([*wanted], cases) if conflict_free else cases
+    data = load(find_task(TASKS[name]), folder)
+    targets: dict[tuple[str | None, frozenset[str]], set[str]] = defaultdict(set)
+    subjects: dict[str, set[str]] = defaultdict(set)
+    for case, truth in zip(data.cases, data.truths, strict=True):
+        targets[case.edit.subject, truth].add(case.edit.target)
+        for answer in truth if case.edit.subject else ():
+            subjects[answer].add(case.edit.subject)
 
-
-def _apart_from(edited: Iterable[tuple[str, frozenset[str]]], cases: Iterable[Case]) -> list[Case]:
-    """The cases without the probes that ask for what is edited, (subject, true answers)."""
-    by_answer = defaultdict(list)
-    for subject, truth in edited:
-        for answer in truth:
-            by_answer[answer].append(subject)
-
-    def stays(probe: Probe) -> bool:
-        return not any(
-            subject in probe.prompt for subject in by_answer[(probe.answer or "").lower()]
+    def asks_own_fact(probe: Probe, truth: frozenset[str]) -> bool:
+        return probe.kind == "same_subject" and bool(
+            truth & {a.lower() for a in (probe.answer or "", *probe.also)}
         )
 
-    return [
-        replace(case, locality=tuple(probe for probe in case.locality if stays(probe)))
-        for case in cases
-    ]
+    def asks_another(probe: Probe) -> bool:
+        return any(subject in probe.prompt for subject in subjects[(probe.answer or "").lower()])
+
+    found = []
+    for case, truth in zip(data.cases, data.truths, strict=True):
+        if not conflict_free or len(targets[case.edit.subject, truth]) == 1:
+            probes = [probe for probe in case.locality if not asks_own_fact(probe, truth)]
+            probes = [probe for probe in probes if not (conflict_free and asks_another(probe))]
+            found.append(replace(case, locality=tuple(probes), portability=()))
+    return found
 
 
 def without_subject(cases: Iterable[Case]) -> list[Case]:
-    """The same, and no edit says what it is about."""
+    """The same cases with edits that do not name their subject."""
     return [replace(case, edit=replace(case.edit, subject=None)) for case in cases]
 
 
 def drawn_again(n: int) -> list[Case]:
-    """`n` cases about the facts that atlas knows, each drawn with new answers as often as it takes.
+    """Make `n` cases about the facts of atlas, drawn again with new answers as often as needed.
 
     Later ones contradict earlier ones; see `final`.
     """
@@ -94,8 +79,7 @@ def final(cases: Iterable[Case]) -> list[Case]:
 
 
 def enlarged(n: int) -> list[Case]:
-    """`n` cases, no two about one fact: those of the world that atlas knows, then of other worlds
-    that it never met.
+    """Make `n` cases about different facts: of the world that atlas knows, then of other worlds.
 
     The worlds share names, so a locality probe of one may ask what a case of another edits; such
     probes are left out.
@@ -121,51 +105,3 @@ def enlarged(n: int) -> list[Case]:
         )
         for case, asks in chosen.values()
     ]
-
-
-def _truth(record: Record) -> set[str]:
-    return _answers(record.get("answers") or record["ground_truth"])
-
-
-def _edit(record: Record, prompt: str, target: str, name: str) -> Edit:
-    return Edit(prompt, target, record["subject"] if record["subject"] in prompt else None, id=name)
-
-
-def _zsre(record: Record, name: str) -> Case:
-    probe = Probe(record["loc"], record["loc_ans"], "unrelated")
-    return Case(_edit(record, record["src"], record["alt"], name), (record["rephrase"],), (probe,))
-
-
-def _counterfact(record: Record, name: str) -> Case:
-    probe = Probe(record["locality_prompt"], record["locality_ground_truth"], "neighbour")
-    return Case(
-        _edit(record, record["prompt"], record["target_new"], name),
-        (record["rephrase_prompt"],),
-        (probe,),
-    )
-
-
-def _knowedit(record: Record, name: str) -> Case:
-    """Probes whose true answer is the edited fact's own ask the edited fact, and are left out."""
-    own = _truth(record)
-    probes = [probe for found in record["locality"].values() for probe in found]
-    others = [probe for probe in probes if not own & _answers(probe["ground_truth"])]
-    return Case(
-        _edit(record, record["prompt"], record["target_new"], name),
-        (record["rephrase_prompt"],),
-        tuple(
-            Probe(probe["prompt"], sorted(_answers(probe["ground_truth"]))[0], "same_subject")
-            for probe in others
-        ),
-    )
-
-
-def _answers(given: Any) -> set[str]:
-    return (
-        set().union(*(_answers(each) for each in given))
-        if isinstance(given, list)
-        else {str(given).lower()}
-    )
-
-
-_READERS = {"zsre": _zsre, "counterfact": _counterfact, "knowedit": _knowedit}

@@ -470,7 +470,7 @@ def mutations() -> list[tuple[str, Mutation]]:
         ("lock: folder", lock("folder")),
         ("lock: left", lock("left")),
         ("folio: circle", circle),
-        ("folio: swapped", swapped_leaves),
+        ("folio: replace_name", swapped_leaves),
         ("config: deep", raw(deep)),
         ("config: huge number", raw(b'{"errata_version": ' + b"9" * 5000 + b"}")),
         ("config: list", raw(b"[]")),
@@ -521,7 +521,7 @@ def mutations() -> list[tuple[str, Mutation]]:
         for kind in ("pipe", "zero", "link", "loop", "folder", "sparse")
     ]
     often: list[tuple[str, Mutation]] = [
-        ("byte", flip), ("truncated", truncate), ("extended", extend), ("removed", remove), ("swapped", swap),
+        ("byte", flip), ("truncated", truncate), ("extended", extend), ("removed", remove), ("replace_name", swap),
         ("field", field), ("setting", setting), ("state", state), ("state, deep", deep_state),
     ]  # fmt: skip
     return found + often * 4

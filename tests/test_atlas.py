@@ -9,6 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from contexts import KEEP_KINDS, READ_KINDS, Context, ContextWriter
+from measure import (
+    Accuracy,
+    context_accuracies,
+    fact_accuracies,
+    free_answers,
+    held_out_two_hops,
+    overall,
+)
 
 from errata.atlas import (
     World,
@@ -17,15 +26,6 @@ from errata.atlas import (
     build_world,
     make_cases,
     max_cases,
-)
-from errata.atlas.contexts import KEEP_KINDS, READ_KINDS, context_lessons
-from errata.atlas.measure import (
-    Accuracy,
-    context_accuracies,
-    fact_accuracies,
-    free_answers,
-    held_out_two_hops,
-    overall,
 )
 from errata.atlas.phrasings import HOPS, RELATIONS
 from errata.cases import LOCALITY_KINDS, Case, read_cases
@@ -200,21 +200,24 @@ def test_too_many_cases_are_refused_with_the_maximum(world: World, n: int) -> No
 # --- contexts
 
 
+def lessons(world: World, n: int, seed: int, growth: float) -> list[Context]:
+    writer = ContextWriter(world, random.Random(seed))
+    return [writer.lesson(growth) for _ in range(n)]
+
+
 def test_lessons_are_deterministic_and_grow(world: World) -> None:
-    first, grown = context_lessons(50, 3, 0.0, world), context_lessons(300, 3, 1.0, world)
-    assert first == context_lessons(50, 3, 0.0) != context_lessons(50, 4, 0.0)
+    first, grown = lessons(world, 50, 3, 0.0), lessons(world, 300, 3, 1.0)
+    assert first == lessons(build_world(), 50, 3, 0.0) != lessons(world, 50, 4, 0.0)
     assert {(context.stated, context.demonstrations) for context in first} == {(1, 0)}
     assert {1, 6, 12} <= {context.stated for context in grown} and {0, 4} <= {
         c.demonstrations for c in grown
     }
-    with pytest.raises(UsageError):
-        context_lessons(0)
 
 
 def test_a_context_reads_as_it_should(world: World) -> None:
     by_prompt = {prompt: fact for fact in world.facts.values() for prompt in fact.prompts()}
     contradicted = asked = 0
-    for context in context_lessons(200, 1, 1.0, world):
+    for context in lessons(world, 200, 1, 1.0):
         assert context.text == "".join(
             f"{line.before} {line.answer}.{line.end}" for line in context.lines
         )

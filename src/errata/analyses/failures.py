@@ -1,5 +1,4 @@
-"""How edits fail, in the WISE paper's kinds (arXiv 2405.14768, appendix B): partly wrong, wrong
-entity, only the paraphrase.
+"""Sorts wrong answers into the kinds of the WISE paper (arXiv 2405.14768, appendix B).
 
 It reads the measurements that `errata bench` left, and asks no model anything.
 """
@@ -27,7 +26,7 @@ EXAMPLES = 5
 
 
 def kind_of(answer: Answer) -> str | None:
-    """Which of `KINDS` a wrong answer is; None where it is right."""
+    """Name the kind of a wrong answer, of `KINDS`; None for a right one."""
     if answer.right:
         return None
     said, wanted = normalize(answer.after).split(), normalize(answer.wanted).split()
@@ -41,7 +40,7 @@ def kind_of(answer: Answer) -> str | None:
 
 
 def find(measured: Sequence[Measured]) -> dict[str, Any]:
-    """Counts and examples of each kind, for each measurement: reliability and generalization."""
+    """Count the kinds of each measurement, with examples, in reliability and generalization."""
     found: dict[str, Any] = {}
     for each in measured:
         if each.row.figures is None or each.row.method is None:
@@ -79,7 +78,7 @@ def find(measured: Sequence[Measured]) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """A bar of kinds for each measurement, as shares of what was asked."""
+    """Draw a bar of kinds for each measurement, as shares of all questions."""
     figure, axes = new_figure(8, 0.32 * len(found) + 1.4)
     axis = axes[0][0]
     colours = ("#0072b2", "#56b4e9", "#bababa", "#d55e00", "#000000", "#e69f00")

@@ -1,6 +1,4 @@
-"""Where a side memory does its work: the same edits at one block after another. After WISE (arXiv
-2405.14768), figure 4.
-"""
+"""Measures a side memory at one block after another: WISE (arXiv 2405.14768), figure 4."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ MOST = 12
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Free answers after all edits, for each block."""
+    """Measure free answers after all edits, for each block."""
     base, tokenizer = given.base()
     count = LM(base, tokenizer).architecture.n_layers
     layers = (
@@ -34,7 +32,7 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """A line for each measure."""
+    """Draw a line for each measure."""
     figure, axes = new_figure(7, 3.4)
     for name, colour, marker in zip(
         MEASURES, ("#0072b2", "#d55e00", "#009e73"), "os^", strict=True

@@ -1,5 +1,4 @@
-"""The logit lens: what a model would say if it stopped thinking after each block, before and after
-an edit.
+"""The logit lens: what each block's state predicts, before and after an edit.
 
 nostalgebraist, "interpreting GPT: the logit lens", 2020. Each block's state at the prompt's last
 token goes through the final norm and the head. It shows where the old answer arises, and where an
@@ -26,8 +25,8 @@ SHOWN = 50
 
 @torch.no_grad()
 def lens(lm: LM, prompt: str) -> Tensor:
-    """(blocks + 1, vocabulary): log-probabilities of the next token from each block's state, and
-    from the model itself.
+    """Log-probabilities of the next token from each block's state and the model: (blocks + 1,
+    vocabulary).
     """
     batch = lm.prompt_batch([prompt])
     architecture = lm.architecture
@@ -45,7 +44,7 @@ def lens(lm: LM, prompt: str) -> Tensor:
 
 
 def final_norm(lm: LM) -> Any:
-    """What the model does to the last block's state before the head reads it.
+    """Find the norm between the last block and the head.
 
     Raises:
         UsageError: between the last block and the head lies something other than one module.
@@ -60,9 +59,7 @@ def final_norm(lm: LM) -> Any:
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Mean probability of the old and the new answer's first token after each block, in the base
-    and the edited model.
-    """
+    """Measure the old and the new answer's probability after each block, base and edited."""
     config = given.config()
     cases = list(given.cases)[:SHOWN]
     model: EditModel = given.edited(config)
@@ -93,7 +90,7 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """Two panels: the old and the new answer, block by block."""
+    """Draw the old and the new answer's probability, block by block."""
     figure, axes = new_figure(9, 3.4, columns=2)
     for axis, what in zip(axes[0], ("old", "new"), strict=True):
         for who, colour, marker in (("base", "#0072b2", "o"), ("edited", "#d55e00", "s")):

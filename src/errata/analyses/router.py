@@ -1,7 +1,6 @@
-"""The router's activations: edits, rephrasings and unrelated prompts, and the threshold between
-them.
+"""Measures a router's activations on edits, rephrasings and other prompts, against its threshold.
 
-After figure 3 of WISE (arXiv 2405.14768). It draws what a `SideMemory` sees and judges nothing.
+After figure 3 of WISE (arXiv 2405.14768). It only reads a `SideMemory`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class RouterView:
 
 
 def view_router(model: EditModel, cases: Sequence[Case]) -> RouterView:
-    """Activations of the cases' prompts, by group.
+    """Compute the activations of the cases' prompts, by group.
 
     Raises:
         ConfigError: the method has no router, or nothing has been written yet.
@@ -73,7 +72,7 @@ def view_router(model: EditModel, cases: Sequence[Case]) -> RouterView:
 
 
 def auc(inside: Sequence[float], outside: Sequence[float]) -> float:
-    """The chance that a prompt in scope is more active than one out of it; a tie counts half."""
+    """The probability that a prompt in scope is more active than one out of it; ties count half."""
     ranked = sorted([(value, 0) for value in outside] + [(value, 1) for value in inside])
     rank, total, place = 1, 0.0, 0
     while place < len(ranked):
@@ -88,8 +87,7 @@ def auc(inside: Sequence[float], outside: Sequence[float]) -> float:
 
 
 def find(given: Given) -> dict[str, Any]:
-    """Activations over thresholds after some, more and all edits, by group; AUC, and who is above
-    the threshold.
+    """Measure activations over thresholds after 1 %, 10 % and all edits; AUC and shares above.
 
     Raises:
         ConfigError: the method has no router.
@@ -109,9 +107,7 @@ def find(given: Given) -> dict[str, Any]:
 
 
 def side_by_side(views: Mapping[int, RouterView]) -> dict[str, Any]:
-    """Views after so many edits, ready to be drawn: activations, the share above the threshold,
-    AUC.
-    """
+    """Collect views for `draw`: activations, shares above the threshold, AUC, per number of edits."""
     found: dict[str, Any] = {"edits": [], "activations": [], "above": [], "auc": []}
     for edits, view in views.items():
         inside = [
@@ -131,7 +127,7 @@ def side_by_side(views: Mapping[int, RouterView]) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """A panel for each number of edits: every prompt's activation over its threshold."""
+    """Draw a panel for each number of edits: every prompt's activation over its threshold."""
     figure, axes = new_figure(3.8 * len(found["edits"]), 4.4, columns=len(found["edits"]))
     for axis, edits, groups, area in zip(
         axes[0], found["edits"], found["activations"], found["auc"], strict=True

@@ -1,9 +1,8 @@
-"""Causal tracing: which states carry a fact. Meng et al., ROME, arXiv 2202.05262, section 2 and
-figure 1.
+"""Causal tracing: finds the hidden states that carry a fact (ROME, arXiv 2202.05262, section 2).
 
 The subject's embeddings are blurred until the model forgets the answer; then one state at a time,
-of one token at one block, is put back as it was. How much of the answer's probability comes back is
-that state's indirect effect. The same is done with what the blocks' MLPs say, over a window of
+of one token at one block, is restored. How much of the answer's probability comes back is that
+state's indirect effect. The same is done with the outputs of the blocks' MLPs, over a window of
 blocks.
 """
 
@@ -40,7 +39,7 @@ PARTS = (
 
 @torch.no_grad()
 def trace(lm: LM, prompt: str, subject: str, answer: str, seed: int = 0) -> dict[str, Any]:
-    """Indirect effects of a prompt's states.
+    """Measure the indirect effects of a prompt's states.
 
     Returns:
         "tokens" of the prompt, "subject" (first and last place), "clean" and "blurred": the
@@ -122,9 +121,7 @@ def _around(layer: int, reach: int, count: int) -> range:
 def _put_back(
     modules: Sequence[nn.Module], layers: Sequence[int], token: int, probability: Any
 ) -> Tensor:
-    """The answer's mean probability where these modules say of a token what they say in the clean
-    row, the first.
-    """
+    """The answer's mean probability with the modules' clean outputs restored at one token."""
 
     def clean(said: Tensor) -> Tensor:
         rows = said.reshape(NOISES + 1, -1, said.shape[-1]).clone()
@@ -139,7 +136,7 @@ def _put_back(
 
 
 def find(given: Given) -> dict[str, Any]:
-    """The mean indirect effect by the token's part and the block, over facts that the model knows.
+    """Average the indirect effects by part of the prompt and block, over facts the model knows.
 
     Raises:
         UsageError: no case names its subject, or the model knows none of them.
@@ -185,7 +182,7 @@ def _lm(given: Given) -> LM:
 
 
 def _parts(found: dict[str, Any]) -> Iterator[int | None]:
-    """Which of `PARTS` each token of a prompt is; None before the subject."""
+    """The index in `PARTS` of each token of a prompt; None before the subject."""
     first, last = found["subject"]
     end = len(found["tokens"]) - 1
     for place in range(end + 1):
@@ -202,7 +199,7 @@ def _parts(found: dict[str, Any]) -> Iterator[int | None]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """Two heat maps: states, and MLPs in a window."""
+    """Draw two heat maps: states, and MLPs in a window."""
     figure, axes = new_figure(10, 3.4, columns=2)
     top = max(max(map(max, found[name])) for name in ("states", "mlps"))
     for axis, (name, title) in zip(

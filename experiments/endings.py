@@ -1,0 +1,55 @@
+"""Measures what learning the end token of answers changes, method by method on the same edits.
+
+The field's scores cut answers off where the wanted one ends, or have it in the input already:
+whether the model stops there is nobody's question. Here answers are free, and a model that was not
+taught to stop may go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import bars
+from command import run
+
+import errata
+from errata.analyses.given import Given, measured
+from errata.bench.compare import ALL, contenders
+from errata.config import MethodConfig
+
+SCORES = ("generated", "cut", "teacher_forced")
+
+
+def find(given: Given) -> dict[str, Any]:
+    """Measure reliability by each of `SCORES`, with the end token and without it.
+
+    Of the methods that are named, with commas between them; where none is, of all that need no
+    training.
+    """
+    names = given.method.split(",") if given.method else [ALL]
+    options = [
+        f"{name}.{setting}={value}" for name in names for setting, value in given.settings.items()
+    ]
+    variants: dict[str, MethodConfig] = {}
+    for contender in contenders(names, given.base()[0].config, options):
+        method = errata.method_class(contender.method) if contender.method else None
+        if method is not None and (given.method or not method.needs_training):
+            config = method.config_class.from_dict(contender.settings)
+            variants[contender.name] = replace(config, end_token=True)
+            variants[f"{contender.name}, no end"] = replace(config, end_token=False)
+    found = measured(given, variants)
+    return {
+        label: {score: said[score]["reliability"] for score in SCORES}
+        for label, said in found.items()
+    }
+
+
+def draw(found: Mapping[str, Mapping[str, float | None]]) -> Any:
+    """Draw three bars for each method, with the end token and without."""
+    return bars.draw(found, SCORES)
+
+
+if __name__ == "__main__":
+    run(find, draw)
