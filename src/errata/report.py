@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from errata.conflicts import Conflict
 from errata.edit import Edit
-from errata.errors import EditError
-
-OnConflict = Literal["replace", "keep", "error"]
-"""What becomes of an edit that asks what an older one asks and wants another answer."""
 
 
 @dataclass(frozen=True)
@@ -26,25 +23,64 @@ class EditResult:
 
 @dataclass(frozen=True)
 class EditReport:
-    """What became of one call of `EditModel.edit`.
+    """What became of the edits that were given to `EditModel.edit` or `edit_stream`.
 
     Attributes:
         results: one per edit written, in order; empty when checking was turned off.
-        skipped: ids of edits that were in the model already.
-        conflicts: (new id, older id) of edits that ask the same and want another answer; see
-            `EditModel.edit`.
+        skipped: ids of edits that were not written: those in the model already, and `left_out`.
+        conflicts: (new id, older id) of edits that ask the same and want another answer.
         warnings: (id, what to know) of edits that were written and may not do what was meant.
+        written: the edits that were written, in order.
+        left_out: ids of edits that gave way to older ones.
+        total: edits that are in the model now.
+        seconds: what `edit_stream` took to write, without saving and checking.
     """
 
     results: list[EditResult] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    conflicts: list[tuple[str, str]] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
+    written: list[Edit] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    total: int = 0
+    seconds: float = 0.0
 
     @property
     def success_rate(self) -> float | None:
         """Share of the edits written that the model now answers with their target."""
         return sum(r.success for r in self.results) / len(self.results) if self.results else None
+
+    @property
+    def already_present(self) -> int:
+        """How many of the edits were in the model already, or came twice."""
+        return len(self.skipped) - len(self.left_out)
+
+    def extended(self, part: EditReport, seconds: float) -> EditReport:
+        """Return this report with the edits of one more part, written in so many seconds."""
+        return replace(
+            self,
+            warnings=self.warnings + part.warnings,
+            written=self.written + part.written,
+            total=part.total,
+            seconds=self.seconds + seconds,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts, conflicts, warnings, and one result per edit written, ready for JSON."""
+        results: list[dict[str, Any]] = [{"id": edit.id} for edit in self.written]
+        for row, result in zip(
+            results, self.results, strict=False
+        ):  # no results: nothing was checked
+            row.update(answer=result.answer, success=result.success)
+        return {
+            "written": len(self.written),
+            "skipped": self.already_present,
+            "edits": self.total,
+            "conflicts": self.conflicts,
+            "left_out": self.left_out,
+            "warnings": self.warnings,
+            "results": results,
+        }
 
 
 @dataclass(frozen=True)
@@ -79,32 +115,3 @@ class Explanation:
     edit_id: str | None
     threshold: float
     reasons: list[Reason]
-
-
-def conflict_error(conflicts: Sequence[tuple[str, str]], edits: Iterable[Edit]) -> EditError:
-    """What to say of conflicts, (new id, older id), where there may be none; edits are all that
-    they may name.
-    """
-    known = {edit.id: edit for edit in edits}
-    new, old = (known[name] for name in conflicts[0])
-    more = f" ({len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
-    return EditError(
-        f"{new.id} ({new.prompt!r}, {new.target!r}) asks what {old.id} ({old.prompt!r}, {old.target!r}) asks and wants "
-        f"another answer{more}; nothing was written. Take one out, or let the later one win (replace) or the older one stay "
-        "(keep)."
-    )
-
-
-def older_kept(
-    edits: Sequence[Edit], conflicts: Sequence[tuple[str, str]]
-) -> tuple[list[Edit], list[tuple[str, str]], list[str]]:
-    """(the edits that remain; the conflicts (new id, older id) that decided it; the ids of those
-    left out).
-    """
-    gone: dict[str, None] = {}
-    decided = []
-    for new, older in conflicts:
-        if older not in gone:
-            gone[new] = None
-            decided.append((new, older))
-    return [edit for edit in edits if edit.id not in gone], decided, list(gone)

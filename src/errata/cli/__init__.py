@@ -55,8 +55,8 @@ class Verbs(TyperGroup):
         except ErrataError as error:
             screen.complain(str(error))
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            screen.complain("stopped.")
+        except KeyboardInterrupt as stop:
+            screen.complain(str(stop) or "stopped.")
             raise typer.Exit(130) from None
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):

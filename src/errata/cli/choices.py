@@ -14,8 +14,8 @@ from errata.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from errata import EditModel, MethodConfig
+    from errata.conflicts import OnConflict
     from errata.methods.base import Method
-    from errata.report import OnConflict
 
 
 @dataclass(frozen=True)

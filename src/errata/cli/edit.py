@@ -58,22 +58,25 @@ def edit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
+    from errata import edit_stream
     from errata.cli.choices import Choices, conflict_choice, spread_by
+    from errata.cli.edit_report import show_report, show_warnings
     from errata.cli.reading import check_edits_fit
-    from errata.cli.writing import write
     from errata.config import check_device, check_dtype
     from errata.edit import read_numbered_edits
 
     choice = conflict_choice(on_conflict)
     check_dtype(dtype)
     check_device(device_map)
-    wanted = read_numbered_edits(edits)
-    chosen = Choices(method, options or (), preset)
-    with open_to_edit(model, out, chosen, dtype, device_map, wait) as (edited, folder):
-        check_edits_fit(edited, edits, wanted)
-        with spread_by(executor):
-            report = write(edited, [edit for _, edit in wanted], folder, save_every, check, choice)
+    numbered = read_numbered_edits(edits)
+    choices = Choices(method, options or (), preset)
+    with open_to_edit(model, out, choices, dtype, device_map, wait) as (edited, folder):
+        check_edits_fit(edited, edits, numbered)
+        with spread_by(executor), screen.steps() as progress:
+            wanted = [edit for _, edit in numbered]
+            report = edit_stream(edited, wanted, folder, save_every, check, choice, progress)
+    show_warnings(report)
     if as_json:
-        screen.print_json(report.to_dict())
+        screen.print_json({"folder": str(folder), **report.to_dict()})
     else:
-        report.show()
+        show_report(report, folder)

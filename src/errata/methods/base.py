@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from errata.config import MethodConfig
-from errata.edit import Edit, Example, same_answer
+from errata.conflicts import Conflict, same_prompt_conflicts
+from errata.edit import Edit, Example
 from errata.errors import ConfigError, EditError, UnknownNameError, quoted, suggest
 from errata.lm import LM
 from errata.patches import Patch
@@ -144,20 +145,13 @@ class Method(ABC):
                     f"{name} needs to know each edit's subject; {quoted(edit.prompt)} has none: give the field 'subject'."
                 )
 
-    def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
-        """(new id, older id) of edits that ask what an older one asks and want another answer.
+    def conflicts(self, edits: Sequence[Edit]) -> list[Conflict]:
+        """Find (new id, older id) of edits that ask what an older one asks and want another answer.
 
         Older ones are those in the ledger, and those before it among the new. Unless a method knows
         better, edits ask the same when their prompts are. The base model must carry no patch.
         """
-        asked = {edit.prompt: edit for edit in self.edits}
-        found = []
-        for edit in edits:
-            older = asked.get(edit.prompt)
-            if older is not None and not same_answer(older.target, edit.target):
-                found.append((edit.id, older.id))
-            asked[edit.prompt] = edit
-        return found
+        return same_prompt_conflicts(edits, self.edits)
 
     def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
         """(edit id, what a person should know of it) of edits just written. The base model must
