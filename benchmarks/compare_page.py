@@ -18,8 +18,8 @@ from typing import Any
 from measured import measured
 from tables import fill, markdown
 
-from errata.bench.compare import table
-from errata.bench.stream import Row
+from errata.bench.stream import Result
+from errata.bench.tables import comparison_table
 from errata.evaluation import MEASURES
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ def main() -> None:
     if sys.argv[1:]:
         RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for mark, rows in known.items():
-        fill(PAGE, mark, table([Row(**row) for row in rows]))
+        fill(PAGE, mark, comparison_table([Result(**row) for row in rows]))
     fill(README, "atlas", markdown(short(known["atlas"])))
 
 

@@ -32,7 +32,7 @@ from tables import fill, markdown
 import errata
 from errata import Case, Edit, EditModel
 from errata.atlas import make_cases
-from errata.bench.compare import contenders
+from errata.bench.plan import runs_of
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaves import Leaf
 from errata.methods.association.folio.method import Folio
@@ -214,11 +214,9 @@ def beside(bench: Bench) -> Rows:
     """
     stream = [case.edit for case in make_cases(141, seed=4)]
     seconds: dict[str, float] = {}
-    for contender in contenders(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[
-        1:
-    ]:
+    for run in runs_of(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[1:]:
         base, tokenizer = errata.load_base("atlas", "float32")
-        config = errata.method_class(contender.name).config_class.from_dict(contender.settings)
+        config = errata.method_class(run.name).config_class.from_dict(run.settings)
         model = errata.get_edit_model(base, config, tokenizer)
 
         def took(parts: Sequence[Sequence[Any]]) -> float:
@@ -234,7 +232,7 @@ def beside(bench: Bench) -> Rows:
             ratio = seconds[kind] / value if kind in seconds else None
             seconds.setdefault(kind, value)
             yield {
-                "method": contender.name,
+                "method": run.name,
                 "edits": kind,
                 "s, once": round(first - singly, 2),
                 "s/edit": round(value, 4),

@@ -1,20 +1,21 @@
 """`edit_stream` writes edits into a model, part after part, saves as it goes, and goes on after a
 kill.
 
-It is the only loop that does. It edits nothing itself: each part is one call of `EditModel.edit`.
+It is the only loop that does; `prepare_and_save` is its like for methods that are trained first.
+Neither edits or trains: each part is one call of `EditModel.edit`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from errata.arguments import listed
 from errata.config import LARGEST, check_range
 from errata.conflicts import OnConflict, accept, new_among
-from errata.edit import Edit
+from errata.edit import Edit, Example
 from errata.model import EditModel
 from errata.report import EditReport
 from errata.saving import is_artifact
@@ -129,3 +130,57 @@ def _write(
         report = report.extended(part, time.perf_counter() - began)
         saved.save(report, last=start + size >= len(edits))
     return report
+
+
+def prepare_and_save(
+    model: EditModel,
+    examples: Sequence[Example],
+    folder: str | Path,
+    due: Callable[[int, float], bool],
+    progress: OnProgress = lambda what, done, total: None,
+    on_save: Callable[[float], None] = lambda seconds: None,
+) -> int:
+    """Train the method of a model, save it as it goes, and return how many steps were made.
+
+    Called again (after a kill with `load(folder)`), it goes on where it stopped.
+
+    Args:
+        model: has no edits yet.
+        examples: what the method learns from.
+        folder: where the model is saved.
+        due: told (steps, seconds) since the last save; whether to save now. The end is saved
+            anyway.
+        progress: called after each step.
+        on_save: called after each save with the seconds that went into training since the last.
+
+    Raises:
+        ConfigError, EditError: as `EditModel.prepare`.
+        StorageError, UsageError: as `EditModel.save_pretrained`.
+        KeyboardInterrupt: after Ctrl-C; its text says what is saved.
+    """
+    total, made, saved, began = model.method.steps_left, 0, 0, time.perf_counter()
+
+    def save() -> None:
+        nonlocal saved, began
+        seconds = time.perf_counter() - began
+        model.save_pretrained(folder)
+        on_save(seconds)
+        saved, began = made, time.perf_counter()
+
+    def step(count: int) -> None:
+        nonlocal made
+        made += count
+        progress("training", made, total)
+        if due(made - saved, time.perf_counter() - began):
+            save()
+
+    try:
+        model.prepare(examples, step)
+        if made > saved or not made:
+            save()
+    except KeyboardInterrupt:
+        kept = (
+            f"{saved} of {total} steps are saved in {folder}" if saved else "no step was saved yet"
+        )
+        raise KeyboardInterrupt(f"stopped; {kept}. The same command goes on from there.") from None
+    return made

@@ -11,15 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from errata.analyses import bars
-from errata.analyses.given import Given
+from errata.analyses.given import AnalysisContext
 from errata.methods.association.wise.config import WiseConfig
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Free answers after all edits, whole and without each part."""
-    config = WiseConfig.from_dict(given.settings)
+    config = WiseConfig.from_dict(context.settings)
     return bars.beside(
-        given,
+        context,
         {
             "whole": config,
             "no routing loss": replace(

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errata.analyses.given import Given, measured, new_figure
+from errata.analyses.given import AnalysisContext, measured
+from errata.bench.charts import new_figure
 from errata.config import MethodConfig
 
 MEASURES = ("reliability", "generalization", "locality")
 
 
-def beside(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, Any]:
+def beside(context: AnalysisContext, variants: Mapping[str, MethodConfig]) -> dict[str, Any]:
     """Free answers after all edits, for each variant: label -> measure -> share."""
-    return {label: said["generated"] for label, said in measured(given, variants).items()}
+    return {label: said["generated"] for label, said in measured(context, variants).items()}
 
 
 def draw(

@@ -28,7 +28,7 @@ def markdown(measured: Sequence[Measured]) -> str:
     """Every stream's tables in Markdown."""
     parts = ["# Report\n"]
     for stream in _streams(measured):
-        parts.append(f"## {_title(stream)}\n\n{about(stream[0].row)}\n")
+        parts.append(f"## {_title(stream)}\n\n{about(stream[0].result)}\n")
         parts += [table.markdown() for table in _tables(stream)]
     return "\n".join(parts)
 
@@ -49,10 +49,10 @@ def html(measured: Sequence[Measured]) -> str:
 
 
 def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
-    yield f'<section id="s{place}"><h2>{escape(_title(stream))}</h2><p>{escape(about(stream[0].row))}</p>'
+    yield f'<section id="s{place}"><h2>{escape(_title(stream))}</h2><p>{escape(about(stream[0].result))}</p>'
     figures = (
         (
-            charts.over_time(stream, stream[0].row.metrics),
+            charts.over_time(stream, stream[0].result.metrics),
             "The shares that count, over the stream; bars are 95 % intervals.",
         ),
         (
@@ -77,16 +77,21 @@ def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
 def _tables(stream: Sequence[Measured]) -> list[Table]:
     kept = retention_table(stream)
     own = [main_table(stream), scores_table(stream), kinds_table(stream)]
-    return [*own, *([kept] if kept else []), *paper_tables(stream[0].row.task), runs_table(stream)]
+    return [
+        *own,
+        *([kept] if kept else []),
+        *paper_tables(stream[0].result.task),
+        runs_table(stream),
+    ]
 
 
 def _streams(measured: Sequence[Measured]) -> Iterator[list[Measured]]:
-    for _, group in groupby(measured, key=lambda each: stream_name(each.row)):
+    for _, group in groupby(measured, key=lambda each: stream_name(each.result)):
         yield list(group)
 
 
 def _title(stream: Sequence[Measured]) -> str:
-    data, model, reading = stream_name(stream[0].row)
+    data, model, reading = stream_name(stream[0].result)
     return f"{data.split(' ')[0]} on {model}, {reading}"
 
 

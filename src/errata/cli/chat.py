@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
+from errata.cli import options, screen
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
+    model: options.Opened,
     base: Annotated[
         bool, typer.Option("--base", help="Ask the base model, without the edits.")
     ] = False,

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
-from errata.cli.opening import OutFolder, Wait, open_to_edit
+from errata.cli import options, screen
+from errata.cli.opening import open_to_edit
 from errata.storage.locking import WAIT
 
 
@@ -24,22 +24,16 @@ def edit(
     edits: Annotated[
         Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")
     ],
-    out: OutFolder = None,
+    out: options.OutFolder = None,
     method: Annotated[
         str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")
     ] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
+    settings: options.Settings = None,
+    preset: options.Preset = None,
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")
-    ] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")
-    ] = None,
-    wait: Wait = WAIT,
+    dtype: options.SavedDtype = "auto",
+    device_map: options.DeviceMap = None,
+    wait: options.Wait = WAIT,
     on_conflict: Annotated[
         str,
         typer.Option(
@@ -69,7 +63,7 @@ def edit(
     check_dtype(dtype)
     check_device(device_map)
     numbered = read_numbered_edits(edits)
-    choices = Choices(method, options or (), preset)
+    choices = Choices(method, settings or (), preset)
     with open_to_edit(model, out, choices, dtype, device_map, wait) as (edited, folder):
         check_edits_fit(edited, edits, numbered)
         with spread_by(executor), screen.steps() as progress:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
+from errata.cli import options, screen
 
 SHOWN = 5
 """Edits that were thought of, most to be shown."""
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="A folder of edits.")],
+    model: options.Folder,
     prompts: Annotated[
         list[str], typer.Argument(help="What to ask; each is explained on its own.")
     ],

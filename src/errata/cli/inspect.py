@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
+from errata.cli import options, screen
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(help="A hub name, a local folder, or the bundled 'atlas'.")
-    ],
+    model: options.ModelArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show where a model keeps its facts, and which methods can edit it."""

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
-
-import typer
 
 from errata.cli import screen
 from errata.cli.choices import Choices
@@ -29,23 +27,6 @@ Answers = Callable[..., list[str]]
 
 TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 """The names of the base models whose own code may run, as `--trust-remote-code` gave them."""
-Wait = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        metavar="SECONDS",
-        help="How long to wait while another process writes there; 0: not at all.",
-    ),
-]
-OutFolder = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Folder to save in; one begun before is by default its own."),
-]
-
-Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder of edits.")]
-"""Names of folders stay text until `folder_named` has seen that they are not empty: no path would
-tell that.
-"""
 
 
 @contextmanager
