@@ -148,8 +148,8 @@ def prepare_and_save(
         model: has no edits yet.
         examples: what the method learns from.
         folder: where the model is saved.
-        due: told (steps, seconds) since the last save; whether to save now. The end is saved
-            anyway.
+        due: takes the steps and seconds since the last save, and says whether to save now. The end
+            is saved anyway.
         progress: called after each step.
         on_save: called after each save with the seconds that went into training since the last.
 

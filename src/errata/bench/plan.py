@@ -14,6 +14,7 @@ import errata
 from errata import presets
 from errata.atlas import make_cases, training_cases
 from errata.bench.conflicts import POLICIES, apply_policy
+from errata.bench.published import read_text
 from errata.bench.recipe import read_fields
 from errata.bench.stream import UNEDITED, Run, Stream
 from errata.bench.task import GENERATED, TaskData, find_task, load
@@ -331,13 +332,7 @@ def _longest(lm: LM, cases: Sequence[Case]) -> int:
 
 def _neutral(path: Path) -> tuple[str, ...]:
     """Read the paragraphs of a file of plain text, the first that are longer than a heading."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
-        ) from error
-    found = tuple(line.strip() for line in lines if len(line.split()) > 20)
+    found = tuple(line.strip() for line in read_text(path).splitlines() if len(line.split()) > 20)
     if not found:
         raise UsageError(
             f"{path}: no line of it has more than twenty words; drift is measured on such."

@@ -1,4 +1,4 @@
-"""The report: one page of HTML that needs nothing else, and the same tables in Markdown. It
+"""Makes the report: one page of HTML that needs nothing else, and the same tables in Markdown. It
 computes nothing.
 """
 
@@ -25,7 +25,7 @@ from errata.evaluation import MEANINGS
 
 
 def markdown(measured: Sequence[Measured]) -> str:
-    """Every stream's tables in Markdown."""
+    """Return every stream's tables in Markdown."""
     parts = ["# Report\n"]
     for stream in _streams(measured):
         parts.append(f"## {_title(stream)}\n\n{about(stream[0].result)}\n")
@@ -34,7 +34,7 @@ def markdown(measured: Sequence[Measured]) -> str:
 
 
 def html(measured: Sequence[Measured]) -> str:
-    """The page."""
+    """Return the page."""
     streams = list(_streams(measured))
     body = ["<h1>Report</h1>", f"<p>{escape(_meanings())}</p>"]
     if len(streams) > 1:
@@ -66,9 +66,9 @@ def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
     )
     tables = _tables(stream)
     yield _table(place, tables[0])
-    for drawn, said in figures:
+    for drawn, caption in figures:
         if drawn:
-            yield f"<figure>{drawn}<figcaption>{escape(said)}</figcaption></figure>"
+            yield f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
     for table in tables[1:]:
         yield _table(place, table)
     yield "</section>"
@@ -100,7 +100,7 @@ def _meanings() -> str:
 
 
 def _table(place: int, table: Table) -> str:
-    """A table; where a row comes from one run, its first cells lead to it."""
+    """Return a table; where a row comes from one run, its first cells lead to it."""
     head = "".join(f"<th>{escape(name)}</th>" for name in table.head)
     wide = "<div class='wide'>"
     lines = []

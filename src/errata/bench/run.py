@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -165,7 +166,7 @@ class _Measuring:
             self.model,
             cases,
             max_new_tokens=stream.new_tokens,
-            progress=lambda done, total: self.progress("asking", done, total),
+            progress=partial(self.progress, "asking"),
         )
         self.progress("reading", 0, 1)
         with self.model.disable_edits():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,9 +34,9 @@ def eval(
     numbered = read_numbered_cases(cases)
     model = open_artifact(folder)
     check_cases_fit(model.lm, cases, numbered)
-    with screen.bar("asking") as progress:
+    with screen.steps() as progress:
         found = errata.evaluate(
-            model, [case for _, case in numbered], batch_size, progress=progress
+            model, [case for _, case in numbered], batch_size, progress=partial(progress, "asking")
         )
     if answers:
         lines = (

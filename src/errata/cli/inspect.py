@@ -54,6 +54,6 @@ def inspect(
         **facts,
         **{f"method {name}": fit for name, fit in methods.items()},
     }.items():
-        said = " x ".join(map(str, value)) if isinstance(value, list) else value
-        shown.add_row(name.replace("_", " "), screen.plain(said))
+        text = " x ".join(map(str, value)) if isinstance(value, list) else value
+        shown.add_row(name.replace("_", " "), screen.plain(text))
     screen.show(shown)

@@ -1,4 +1,4 @@
-"""What a verb's MODEL stands for: a folder of edits, or a base model. It loads; it edits nothing."""
+"""Loads what a verb's MODEL stands for: a folder of edits, or a base model. It edits nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """A spinner while a model is loaded. Without a network the hub is not asked again and again for
+    """Show a spinner while a model is loaded; without a network, keep the hub from being tried for
     a minute.
     """
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
@@ -47,7 +47,7 @@ def loading(name: str | Path) -> Iterator[None]:
 
 
 def load_base(model: str, dtype: str = "auto", device_map: str | None = None) -> tuple[Any, Any]:
-    """A base model and its tokenizer."""
+    """Load a base model and its tokenizer."""
     import errata
 
     with loading(model):
@@ -57,7 +57,7 @@ def load_base(model: str, dtype: str = "auto", device_map: str | None = None) ->
 def open_artifact(
     path: str | Path, dtype: str = "auto", device_map: str | None = None
 ) -> EditModel:
-    """The edited model of a folder; which base model that takes is said before it is loaded."""
+    """Load the edited model of a folder; name its base model before that is loaded."""
     import errata
     from errata.saving import read_artifact
 
@@ -68,7 +68,7 @@ def open_artifact(
 
 
 def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -> EditModel | LM:
-    """The edited model of a folder, or a base model by itself."""
+    """Load the edited model of a folder, or a base model by itself."""
     import errata
     from errata.saving import is_artifact
 
@@ -78,7 +78,9 @@ def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -
 
 
 def open_to_ask(model: str) -> tuple[Answers, Answers]:
-    """(what answers with the edits, what answers without); the same twice for a base model."""
+    """Return what answers with the edits, and what answers without; the same twice for a base
+    model.
+    """
     import errata
 
     opened = open_model(model)
@@ -91,7 +93,7 @@ def open_to_ask(model: str) -> tuple[Answers, Answers]:
 
 @contextmanager
 def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
-    """Be the only one who writes into a folder, from before it is opened until it is saved for the
+    """Keep others from writing into a folder, from before it is opened until it is saved for the
     last time.
 
     Raises:
@@ -107,13 +109,14 @@ def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
 def open_to_edit(
     model: str, out: str | None, choices: Choices, dtype: str, device_map: str | None, wait: float
 ) -> Iterator[tuple[EditModel, Path]]:
-    """(the model to write edits into, the folder to save it in): a new one, or one that goes on
-    where it stopped.
+    """Open the model to write edits into and the folder to save it in: a new one, or one that goes
+    on where it stopped.
 
     Nobody else writes into the folder meanwhile.
 
     Raises:
-        UsageError: there is no folder to save in, or what is asked for is not what was begun there.
+        UsageError: there is no folder to save in, or what was begun there has another method or
+            setting.
         FolderBusyError: another process writes into it, and still does after so many seconds.
     """
     from errata.saving import is_artifact

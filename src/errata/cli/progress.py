@@ -9,14 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import TaskID
 
 from errata.cli import screen
 from errata.cli.opening import TRUSTED, loading, writing_into
@@ -94,13 +87,7 @@ def checkpoints(text: str, option: str) -> tuple[int, ...]:
 @contextlib.contextmanager
 def run_bars(count: int) -> Iterator[OnRunProgress]:
     """Show a bar for every run, as it starts."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=screen.err, disable=not screen.err.is_terminal) as shown:
+    with screen.bars(transient=False) as shown:
         tasks: dict[str, TaskID] = {}
 
         def progress(name: str, what: str, done: int, total: int) -> None:
