@@ -24,7 +24,7 @@ import torch
 import errata
 from errata import EditModel
 from errata.atlas import make_cases
-from errata.bench.compare import contenders
+from errata.bench.plan import runs_of
 
 
 def evaluated(model: EditModel, cases: list[Any]) -> tuple[float, list[float], int]:
@@ -61,20 +61,18 @@ def main() -> None:
     cases = make_cases(given.edits)
     print("| method | questions | passes | seconds | of which passes | all / passes |")
     print("|---|---|---|---|---|---|")
-    for contender in contenders(
+    for run in runs_of(
         given.methods.split(","), errata.load_base(given.model, "float32")[0].config
     )[1:]:
         base, tokenizer = errata.load_base(given.model, "float32")
-        config = errata.method_class(contender.method or "").config_class.from_dict(
-            contender.settings
-        )
+        config = errata.method_class(run.method or "").config_class.from_dict(run.settings)
         model = errata.get_edit_model(base, config, tokenizer)
         model.edit([case.edit for case in cases], check=False)
         rounds = [evaluated(model, cases) for _ in range(given.rounds + 1)][1:]
         ratio = statistics.median(took / sum(passes) for took, passes, _ in rounds)
         took, passes, questions = rounds[-1]
         cells = [
-            contender.name,
+            run.name,
             str(questions),
             str(len(passes)),
             f"{took:.2f}",

@@ -32,7 +32,7 @@ from streams import drawn_again, enlarged, final, published, without_subject
 import errata
 from errata import Case, Edit, EditModel
 from errata.atlas import make_cases
-from errata.bench.compare import contenders
+from errata.bench.plan import runs_of
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.method import Folio
@@ -149,9 +149,8 @@ def speed(bench: Bench) -> Rows:
     """Time one more edit, its undo and its saving, for several numbers of edits; bytes per edit."""
     model = bench.open("atlas")
     stream = [case.edit for case in enlarged(10_000)]
-    done = 0
     for there in (1, 10, 100, 1000, 9900):
-        model.edit(stream[done:there], check=False)
+        errata.edit_stream(model, stream[:there], check=False)
         writes, undos, more = [], [], stream[there : there + 100]
         for edit in more:
             begun = time.process_time()
@@ -161,7 +160,6 @@ def speed(bench: Bench) -> Rows:
             begun = time.process_time()
             model.undo(edit.id)
             undos.append(time.process_time() - begun)
-        done = there
         leaves = model.method.patch.leaves
         size = sum(leaf.keys.nbytes + leaf.values.nbytes for leaf in leaves) / len(leaves)
         yield {
@@ -209,11 +207,9 @@ def beside(bench: Bench) -> Rows:
     """Time Folio and WISE on the same edits: what is spent once, and what each edit takes."""
     stream = [case.edit for case in make_cases(141, seed=4)]
     seconds: dict[str, float] = {}
-    for contender in contenders(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[
-        1:
-    ]:
+    for run in runs_of(["wise", "folio"], errata.load_base("atlas", "float32")[0].config)[1:]:
         base, tokenizer = errata.load_base("atlas", "float32")
-        config = errata.method_class(contender.name).config_class.from_dict(contender.settings)
+        config = errata.method_class(run.name).config_class.from_dict(run.settings)
         model = errata.get_edit_model(base, config, tokenizer)
 
         def took(parts: Sequence[Sequence[Any]]) -> float:
@@ -229,7 +225,7 @@ def beside(bench: Bench) -> Rows:
             ratio = seconds[kind] / value if kind in seconds else None
             seconds.setdefault(kind, value)
             yield {
-                "method": contender.name,
+                "method": run.name,
                 "written": kind,
                 "s, once": first - singly,
                 "seconds per edit": value,

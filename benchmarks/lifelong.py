@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ import errata
 from errata.atlas import make_cases
 from errata.saving import is_artifact
 
-SAVE_EVERY = 25
 console = Console(stderr=True)
 
 
@@ -50,16 +48,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     clock = saved / "seconds.txt"
     seconds = float(clock.read_text()) if clock.exists() else 0.0
     with Progress(console=console) as progress:
-        bar = progress.add_task("editing", total=len(cases), completed=len(model.edits))
-        for start in range(len(model.edits), len(cases), SAVE_EVERY):
-            part = cases[start : start + SAVE_EVERY]
-            began = time.perf_counter()
-            for case in part:
-                model.edit([case.edit], check=False)
-                progress.advance(bar)
-            seconds += time.perf_counter() - began
-            model.save_pretrained(saved)
-            clock.write_text(f"{seconds}\n")
+        bar = progress.add_task("editing", total=len(cases))
+
+        def on_save(report: errata.EditReport) -> None:
+            clock.write_text(f"{seconds + report.seconds}\n")
+
+        report = errata.edit_stream(
+            model,
+            [case.edit for case in cases],
+            saved,
+            save_every=1,
+            check=False,
+            progress=lambda what, done, total: progress.update(bar, completed=done),
+            on_save=on_save,
+        )
+        seconds += report.seconds
         asking = progress.add_task("asking", total=None)
         found = errata.evaluate(
             model, cases, progress=lambda d, t: progress.update(asking, completed=d, total=t)

@@ -1,11 +1,10 @@
 """Records what `errata compare` and `errata bench` measured in docs/results, from which `make docs`
 writes tables.
 
-errata compare atlas --edits 1000 --methods all --out ATLAS
-errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train zsre_train.jsonl --out
-ZSRE    # and CF errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER    # and
-counterfact, hallucination, temporal python benchmarks/record.py compare-atlas=ATLAS
-compare-zsre=ZSRE records-zsre=runs/zsre
+    errata compare atlas --edits 1000 --methods all --out ATLAS
+    errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train train.jsonl --out ZSRE
+    errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER
+    python benchmarks/record.py compare-atlas=ATLAS compare-zsre=ZSRE records-zsre=runs/zsre
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Any
 
 import results
 
-from errata.bench.stream import Row
+from errata.bench.stream import Result
 from errata.evaluation import MEASURES
 from errata.methods import variants
 
 
-def record(name: str, rows: list[Row]) -> None:
+def record(name: str, rows: list[Result]) -> None:
     """Write docs/results/NAME.csv, the longest stream first; `compare-DATA` and `records-TASK` have
     their own columns.
     """
@@ -35,7 +34,7 @@ def record(name: str, rows: list[Row]) -> None:
     results.write(name, [columns(row, rows[0].edits) for row in rows])
 
 
-def _compared(row: Row, longest: int) -> dict[str, Any]:
+def _compared(row: Result, longest: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"left out": row.skipped}
     if row.figures:
         figures |= results.measures(row.figures, MEASURES[:3])
@@ -62,7 +61,7 @@ def _compared(row: Row, longest: int) -> dict[str, Any]:
     }
 
 
-def _of_records(row: Row, longest: int) -> dict[str, Any]:
+def _of_records(row: Result, longest: int) -> dict[str, Any]:
     figures = row.figures or {}
     drift = row.drift or {}
     return {
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER")
     for argument in parser.parse_args().folders:
         name, _, folder = argument.partition("=")
-        rows = [row for file in Path(folder, "rows").glob("*.jsonl") if (row := Row.read(file))]
+        rows = [row for file in Path(folder, "rows").glob("*.jsonl") if (row := Result.read(file))]
         if not rows:
             parser.error(f"{argument!r} is not NAME=FOLDER, where FOLDER has rows/*.jsonl")
         record(name, rows)

@@ -12,15 +12,15 @@ from typing import Any
 import bars
 from command import run
 
-from errata.analyses.given import Given
+from errata.analyses.given import AnalysisContext
 from errata.methods.association.wise.config import WiseConfig
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure free answers after all edits, with all parts and without each one."""
-    config = WiseConfig.from_dict(given.settings)
+    config = WiseConfig.from_dict(context.settings)
     return bars.beside(
-        given,
+        context,
         {
             "whole": config,
             "no routing loss": replace(

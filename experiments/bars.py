@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from errata.analyses.given import Given, measured, new_figure
+from errata.analyses.given import AnalysisContext, measured
+from errata.bench.charts import new_figure
 from errata.config import MethodConfig
 from errata.evaluation import MEASURES
 
 
-def beside(given: Given, variants: Mapping[str, MethodConfig]) -> dict[str, Any]:
+def beside(context: AnalysisContext, variants: Mapping[str, MethodConfig]) -> dict[str, Any]:
     """Measure free answers of each variant after all edits: label -> measure -> share."""
-    return {label: said["generated"] for label, said in measured(given, variants).items()}
+    return {label: said["generated"] for label, said in measured(context, variants).items()}
 
 
 def draw(

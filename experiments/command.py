@@ -1,6 +1,4 @@
-"""The command line that all experiments share: `python experiments/NAME.py --edits 100 --set
-steps=20`.
-"""
+"""The command line of all experiments: `python experiments/NAME.py --edits 100 --set steps=20`."""
 
 from __future__ import annotations
 
@@ -10,13 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.analyses.given import Given, keep
-from errata.bench.plan import Plan, stream_of
+from errata.analyses.given import AnalysisContext, keep
+from errata.bench.plan import Plan, load_plan
 from errata.errors import ErrataError
 
 
 def run(
-    find: Callable[[Given], Any], draw: Callable[[Any], Any], arguments: Sequence[str] | None = None
+    find: Callable[[AnalysisContext], Any],
+    draw: Callable[[Any], Any],
+    arguments: Sequence[str] | None = None,
 ) -> None:
     """Run an experiment, and keep its numbers as NAME.json and its figure as NAME.png.
 
@@ -28,9 +28,9 @@ def run(
     name = Path(find.__code__.co_filename).stem
     options = _parser(name, sys.modules[find.__module__].__doc__).parse_args(arguments)
     try:
-        given = _given(options, Path(options.out or f"out/{name}"))
-        found = find(given)
-        for path in keep(given, name, found, draw(found)):
+        context = _context(options, Path(options.out or f"out/{name}"))
+        found = find(context)
+        for path in keep(context, name, found, draw(found)):
             print(path)
     except ErrataError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -55,18 +55,17 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _given(options: argparse.Namespace, folder: Path) -> Given:
-    stream = stream_of(
-        Plan(options.task, options.model, edits=options.edits, data=options.data)
-    ).stream
+def _context(options: argparse.Namespace, folder: Path) -> AnalysisContext:
+    plan = Plan(options.task, options.model, methods=(), edits=options.edits, data=options.data)
+    stream = load_plan(plan).stream
     settings = dict(option.split("=", 1) for option in options.set)
-    return Given(
+    return AnalysisContext(
         options.model,
         stream.cases[: options.edits],
         folder,
         options.method,
         settings,
-        tell=_progress,
+        progress=_progress,
     )
 
 

@@ -15,34 +15,34 @@ import bars
 from command import run
 
 import errata
-from errata.analyses.given import Given, measured
-from errata.bench.compare import ALL, contenders
+from errata.analyses.given import AnalysisContext, measured
+from errata.bench.plan import ALL, runs_of
 from errata.config import MethodConfig
 
 SCORES = ("generated", "cut", "teacher_forced")
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure reliability by each of `SCORES`, with the end token and without it.
 
     Of the methods that are named, with commas between them; where none is, of all that need no
     training.
     """
-    names = given.method.split(",") if given.method else [ALL]
+    names = context.method.split(",") if context.method else [ALL]
     options = [
-        f"{name}.{setting}={value}" for name in names for setting, value in given.settings.items()
+        f"{name}.{setting}={value}" for name in names for setting, value in context.settings.items()
     ]
     variants: dict[str, MethodConfig] = {}
-    for contender in contenders(names, given.base()[0].config, options):
-        method = errata.method_class(contender.method) if contender.method else None
-        if method is not None and (given.method or not method.needs_training):
-            config = method.config_class.from_dict(contender.settings)
-            variants[contender.name] = replace(config, end_token=True)
-            variants[f"{contender.name}, no end"] = replace(config, end_token=False)
-    found = measured(given, variants)
+    for run in runs_of(names, context.base()[0].config, options):
+        method = errata.method_class(run.method) if run.method else None
+        if method is not None and (context.method or not method.needs_training):
+            config = method.config_class.from_dict(run.settings)
+            variants[run.name] = replace(config, end_token=True)
+            variants[f"{run.name}, no end"] = replace(config, end_token=False)
+    found = measured(context, variants)
     return {
-        label: {score: said[score]["reliability"] for score in SCORES}
-        for label, said in found.items()
+        label: {score: scores[score]["reliability"] for score in SCORES}
+        for label, scores in found.items()
     }
 
 

@@ -15,8 +15,10 @@ import torch
 from command import run
 
 import errata
-from errata.analyses.given import Given, new_figure
+from errata.analyses.given import AnalysisContext
+from errata.bench.charts import new_figure
 from errata.model import EditModel
+from errata.stream import edit_stream
 
 ROUNDS, TOKENS = 10, 16
 
@@ -50,22 +52,22 @@ def passes(model: EditModel, prompts: Sequence[str]) -> tuple[float, float]:
     return first, later / TOKENS
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Time the edited and the base model after several numbers of edits, on edited and other
     prompts.
     """
-    base, tokenizer = given.base()
-    model = errata.get_edit_model(base, given.config(), tokenizer)
-    cases = list(given.cases)
+    base, tokenizer = context.base()
+    model = errata.get_edit_model(base, context.config(), tokenizer)
+    cases = list(context.cases)
     sizes = sorted({max(1, len(cases) // part) for part in (100, 10, 3, 1)})
     asked = {
         "edited prompts": [case.edit.prompt for case in cases[:8]],
         "other prompts": [probe.prompt for case in cases for probe in case.locality][:8],
     }
-    found: dict[str, Any] = {"method": given.config().method, "edits": sizes, "asked": {}}
+    found: dict[str, Any] = {"method": context.config().method, "edits": sizes, "asked": {}}
     for number, edits in enumerate(sizes, start=1):
-        given.tell("timing", number, len(sizes))
-        model.edit([case.edit for case in cases[len(model.edits) : edits]], check=False)
+        context.progress("timing", number, len(sizes))
+        edit_stream(model, [case.edit for case in cases[:edits]], check=False)
         for name, prompts in asked.items():
             if not prompts:
                 continue

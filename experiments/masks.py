@@ -15,7 +15,8 @@ import torch
 from command import run
 
 import errata
-from errata.analyses.given import Given, measured, new_figure
+from errata.analyses.given import AnalysisContext, measured
+from errata.bench.charts import new_figure
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.method import Wise
 from errata.solvers.merging import expected_overlap
@@ -25,20 +26,20 @@ SHARDS = (2, 3, 4, 5)
 MEASURES = ("reliability", "generalization", "locality")
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure the mean of the three measures and the overlap of masks, for each rho and k."""
-    config = WiseConfig.from_dict({"variant": "merge", **given.settings})
-    edits = len(given.cases)
+    config = WiseConfig.from_dict({"variant": "merge", **context.settings})
+    edits = len(context.cases)
 
     def of(rho: float, k: int) -> WiseConfig:
         return replace(
             config, mask_ratio=rho, edits_per_shard=max(1, math.ceil(edits / k)), shards_per_merge=1
         )
 
-    found = measured(given, {f"{rho} {k}": of(rho, k) for rho in RATIOS for k in SHARDS})
+    found = measured(context, {f"{rho} {k}": of(rho, k) for rho in RATIOS for k in SHARDS})
     average: list[list[float]] = []
     overlaps: list[list[dict[str, float]]] = []
-    base, tokenizer = given.base()
+    base, tokenizer = context.base()
     for rho in RATIOS:
         average.append([])
         overlaps.append([])

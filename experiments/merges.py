@@ -9,24 +9,24 @@ from typing import Any
 import bars
 from command import run
 
-from errata.analyses.given import Given
+from errata.analyses.given import AnalysisContext
 from errata.methods.association.wise.config import WiseConfig
 from errata.solvers.merging import MERGES
 
 SHARDS = 2
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure free answers after all edits in two shards, for each way to merge."""
-    quota = max(1, math.ceil(len(given.cases) / SHARDS))
+    quota = max(1, math.ceil(len(context.cases) / SHARDS))
     fixed = {
         "variant": "retrieve",
         "shards_per_merge": SHARDS,
         "edits_per_shard": quota,
         "mask_ratio": 0.5,
     }
-    config = WiseConfig.from_dict({**fixed, **given.settings})
-    return bars.beside(given, {name: replace(config, merge_method=name) for name in MERGES})
+    config = WiseConfig.from_dict({**fixed, **context.settings})
+    return bars.beside(context, {name: replace(config, merge_method=name) for name in MERGES})
 
 
 draw = bars.draw

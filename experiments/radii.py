@@ -14,7 +14,8 @@ from typing import Any
 from command import run
 
 import errata
-from errata.analyses.given import Given, new_figure, streamed
+from errata.analyses.given import AnalysisContext, streamed
+from errata.bench.charts import new_figure
 from errata.errors import UsageError
 from errata.methods.association.grace.patch import Codebook
 from errata.model import EditModel
@@ -23,14 +24,14 @@ POINTS = 25
 """Times that the codebook is looked at."""
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure radii after each part of the stream, and the share of other prompts in reach.
 
     Raises:
         UsageError: the method keeps no codebook.
     """
-    config = given.config()
-    base, tokenizer = given.base()
+    config = context.config()
+    base, tokenizer = context.base()
     model = errata.get_edit_model(base, config, tokenizer)
     book = model.method.patch
     if not isinstance(book, Codebook):
@@ -38,8 +39,8 @@ def find(given: Given) -> dict[str, Any]:
             f"{config.method} keeps no codebook; give a method with -m that has keys with a radius."
         )
     others = {
-        "rephrasings": [prompt for case in given.cases for prompt in case.rephrases],
-        "other prompts": [probe.prompt for case in given.cases for probe in case.locality],
+        "rephrasings": [prompt for case in context.cases for prompt in case.rephrases],
+        "other prompts": [probe.prompt for case in context.cases for probe in case.locality],
     }
     found: dict[str, Any] = {
         "method": config.method,
@@ -47,7 +48,7 @@ def find(given: Given) -> dict[str, Any]:
         "radii": [],
         "in reach": {name: [] for name in others},
     }
-    for edits in streamed(given, model, POINTS):
+    for edits in streamed(context, model, POINTS):
         found["edits"].append(edits)
         found["radii"].append(sorted(float(entry.radius) for entry in book.entries.values()))
         for name, prompts in others.items():

@@ -14,34 +14,36 @@ from typing import Any
 from command import run
 
 import errata
-from errata.analyses.given import Given, new_figure
+from errata.analyses.given import AnalysisContext
+from errata.bench.charts import new_figure
 from errata.cases import Case
 from errata.edit import same_answer
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.method import Wise
 from errata.model import EditModel
+from errata.stream import edit_stream
 
 REPLAY = 2
 MEASURES = ("reliability", "generalization", "locality")
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure free answers after a thirtieth, a tenth, a third of the edits, and all of them."""
-    config = WiseConfig.from_dict(given.settings)
+    config = WiseConfig.from_dict(context.settings)
     variants = {
         "Merge": replace(config, variant="merge"),
         "Retrieve": replace(config, variant="retrieve"),
         "Retrieve, replay": replace(config, variant="retrieve", memo=REPLAY),
     }
-    cases = list(given.cases)
+    cases = list(context.cases)
     sizes = sorted({max(1, len(cases) // part) for part in (30, 10, 3, 1)})
     found: dict[str, Any] = {"edits": sizes, "measured": {}, "precision": {}}
     for label, settings in variants.items():
-        base, tokenizer = given.base()
+        base, tokenizer = context.base()
         model = errata.get_edit_model(base, settings, tokenizer)
         for number, edits in enumerate(sizes, start=1):
-            given.tell(label, number, len(sizes))
-            model.edit([case.edit for case in cases[len(model.edits) : edits]], check=False)
+            context.progress(label, number, len(sizes))
+            edit_stream(model, [case.edit for case in cases[:edits]], check=False)
             now = cases[:edits]
             found["measured"].setdefault(label, []).append(errata.evaluate(model, now).generated)
             if label != "Merge":

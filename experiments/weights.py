@@ -11,7 +11,8 @@ from typing import Any
 from command import run
 
 import errata
-from errata.analyses.given import Given, new_figure, streamed
+from errata.analyses.given import AnalysisContext, streamed
+from errata.bench.charts import new_figure
 from errata.errors import UsageError
 from errata.lm.weights import read_weight
 from errata.patches.delta import WeightDelta
@@ -20,14 +21,14 @@ POINTS = 20
 """Times that the weights are looked at."""
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure the relative change of each matrix after each part of the stream.
 
     Raises:
         UsageError: the method changes no weights.
     """
-    config = given.config()
-    base, tokenizer = given.base()
+    config = context.config()
+    base, tokenizer = context.base()
     model = errata.get_edit_model(base, config, tokenizer)
     patch = model.method.patch
     if not isinstance(patch, WeightDelta):
@@ -44,7 +45,7 @@ def find(given: Given) -> dict[str, Any]:
         "edits": [],
         "change": {path: [] for path in norms},
     }
-    for edits in streamed(given, model, POINTS):
+    for edits in streamed(context, model, POINTS):
         found["edits"].append(edits)
         for path, norm in norms.items():
             found["change"][path].append(float(patch.deltas[path].float().norm()) / norm)

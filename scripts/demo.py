@@ -45,9 +45,13 @@ def edited(
     model = errata.get_edit_model(base, config, tokenizer)
     with bars() as progress:
         writing = progress.add_task(f"{name}: editing, one by one", total=len(cases))
-        for case in cases:
-            model.edit([case.edit], check=False)
-            progress.advance(writing)
+        errata.edit_stream(
+            model,
+            [case.edit for case in cases],
+            save_every=1,
+            check=False,
+            progress=lambda what, done, total: progress.update(writing, completed=done),
+        )
         asking = progress.add_task(f"{name}: asking the final model", total=None)
         found = errata.evaluate(
             model,

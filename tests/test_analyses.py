@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 import errata
 from errata.analyses import failures, lens, tracing
-from errata.analyses.given import Given, measured
+from errata.analyses.given import AnalysisContext, measured
 from errata.analyses.router import RouterView, auc, view_router
 from errata.atlas import make_cases
-from errata.bench.stream import Row
+from errata.bench.stream import Result
 from errata.cases import Case, Probe
 from errata.cli import app
 from errata.errors import ConfigError
@@ -158,10 +158,10 @@ def test_an_unknown_analysis_is_refused_with_a_suggestion():
 
 
 def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):
-    given_ = Given("atlas", ATLAS[:1], tmp_path)
+    given_ = AnalysisContext("atlas", ATLAS[:1], tmp_path)
     config = errata.FineTuningConfig(steps=1)
     first = measured(given_, {"a": config})
-    monkeypatch.setattr(Given, "edited", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(AnalysisContext, "edited", lambda *_: pytest.fail("measured again"))
     assert measured(given_, {"b": config}) == {"b": first["a"]}
 
 
@@ -231,7 +231,7 @@ def test_kinds_of_failure(tmp_path):
         wrong("Bo", "Ana Brisk", measure="generalization", right=True),
         wrong("Bo", "Bo", edit="b"),
     ]
-    row = Row("k", "ft", "ft", {}, "atlas", "made up", 2, summary(2, answers).to_dict())
+    row = Result("k", "ft", "ft", {}, "atlas", "made up", 2, summary(2, answers).to_dict())
     row.save(tmp_path / "rows" / "ft-2.jsonl", answers)
     result = CliRunner().invoke(app, ["failures", str(tmp_path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output

@@ -26,13 +26,20 @@ from typer.testing import CliRunner
 
 import errata
 from errata import Case, Edit
-from errata.bench.compare import compare, contenders
+from errata.bench.conflicts import apply_policy
 from errata.bench.drift import drift, fluency
-from errata.bench.plan import Plan, read_recipe, stream_of
-from errata.bench.readings import read_as
+from errata.bench.executors import measure
+from errata.bench.plan import Plan, load_plan, read_recipe, runs_of
 from errata.bench.report import html, markdown
-from errata.bench.results import Measured, differences, interval, read_folders, retention
-from errata.bench.stream import UNEDITED, Contender, Row, Stream
+from errata.bench.results import (
+    Measured,
+    differences,
+    interval,
+    read_folders,
+    retention,
+    retentions,
+)
+from errata.bench.stream import UNEDITED, Result, Run, Stream
 from errata.bench.tables import about, main_table, paper_tables, retention_table, scores_table
 from errata.cases import cases_to_json_lines
 from errata.cli import app
@@ -65,33 +72,25 @@ def measured(folder, name, edits, answers, method="ft", **more):
     """A measurement on disk, of the answers given."""
     figures = summary(edits, answers).to_dict()
     metrics = ("reliability", "generalization", "locality")
-    row = Row(
-        f"key-{name}-{edits}",
-        name,
-        method,
-        {"steps": 2},
-        "atlas",
-        "made up",
-        edits,
-        figures,
-        metrics=metrics,
-        **more,
+    key, settings = f"key-{name}-{edits}", {"steps": 2}
+    result = Result(
+        key, name, method, settings, "atlas", "made up", edits, figures, metrics=metrics, **more
     )
     path = folder / "rows" / f"{name}-{edits}.jsonl"
-    row.save(path, answers)
-    return Measured(Row.read(path), path, name)
+    result.save(path, answers)
+    return Measured(Result.read(path), path, name)
 
 
 def test_a_measurement_is_read_back_as_it_was_written(tmp_path):
     answers = [answer("a", True), answer("a", False, "locality", kind="neighbour")]
     found = measured(tmp_path, "ft", 1, answers, drift={"perplexity": 2.0}, conflicts=(2, 5))
-    assert found.answers == answers and found.row.figures == summary(1, answers).to_dict()
+    assert found.answers == answers and found.result.figures == summary(1, answers).to_dict()
     lines = [json.loads(line) for line in found.path.read_text().splitlines()]
     assert [line["type"] for line in lines] == ["row", "answer", "answer"] and tuple(
-        found.row.conflicts
+        found.result.conflicts
     ) == (2, 5)
     found.path.write_text('{"type": "row", "broken')
-    assert Row.read(found.path) is None and Row.read(tmp_path / "none") is None
+    assert Result.read(found.path) is None and Result.read(tmp_path / "none") is None
     with pytest.raises(UsageError, match="no measurement in it"):
         read_folders([tmp_path / "elsewhere"])
 
@@ -129,7 +128,7 @@ def test_retention_by_cohort(tmp_path):
     assert found.forgetting == pytest.approx(
         (0.0 + 0.5) / 2
     ) and found.backward_transfer == pytest.approx((0.0 - 0.5) / 2)
-    assert retention(runs[:1]) is None
+    assert retentions(runs[:1]) == {}
     also = [
         measured(tmp_path, "wise", edits, [answer(name, True) for name in "abc"[:edits]], "wise")
         for edits in (1, 3)
@@ -177,7 +176,8 @@ def test_what_differs_beyond_noise(tmp_path):
     assert not found.paired and not found.beyond_noise and found.low < 0 < found.high
     assert (
         differences(
-            one, [dataclasses.replace(more[0], row=dataclasses.replace(more[0].row, name="x"))]
+            one,
+            [dataclasses.replace(more[0], result=dataclasses.replace(more[0].result, name="x"))],
         )
         == []
     )
@@ -252,11 +252,11 @@ def test_the_page_and_its_tables(tmp_path):
         seconds_per_edit=0.5,
         made=made,
     )
-    Row(
+    Result(
         "k", "wise", "wise", {}, "atlas", "made up", 10, skipped="would take | long", task="zsre"
     ).save(tmp_path / "rows" / "wise-10.jsonl")
     found = read_folders([tmp_path])
-    assert [(each.row.edits, each.row.name) for each in found] == [
+    assert [(each.result.edits, each.result.name) for each in found] == [
         (2, "ft"),
         (10, "unedited"),
         (10, "ft"),
@@ -270,8 +270,8 @@ def test_the_page_and_its_tables(tmp_path):
     )
     assert len(
         scores_table(found).rows
-    ) == 3 * 2 and "4 of 10 records contradict another (40%)" in about(found[1].row)
-    assert "cannot be above 0.900" in about(found[1].row)
+    ) == 3 * 2 and "4 of 10 records contradict another (40%)" in about(found[1].result)
+    assert "cannot be above 0.900" in about(found[1].result)
     text = markdown(found)
     assert "would take \\| long" in text and "Published: WISE" in text and "| abc |" in text
     assert len(paper_tables("zsre")) == 3 and paper_tables("atlas") == []
@@ -288,9 +288,9 @@ def test_the_page_and_its_tables(tmp_path):
 @pytest.mark.parametrize("name", ["zsre", "counterfact", "hallucination", "temporal"])
 def test_the_recipes_that_come_with_errata(name):
     (plan,) = read_recipe(Path(__file__).parent.parent / "benchmarks" / "recipes" / f"{name}.yaml")
-    racers = contenders(plan.methods, errata.load_base("atlas")[0].config, plan.settings)
-    assert plan.task == name and len(racers) == 9 and plan.edits == plan.checkpoints[-1]
-    assert next(each for each in racers if each.name == "alphaedit").settings["steps"] == 40
+    runs = runs_of(plan.methods, errata.load_base("atlas")[0].config, plan.settings)
+    assert plan.task == name and len(runs) == 9 and plan.edits == plan.checkpoints[-1]
+    assert next(each for each in runs if each.name == "alphaedit").settings["steps"] == 40
 
 
 def test_flags_count_before_a_recipe(tmp_path, monkeypatch):
@@ -386,8 +386,8 @@ def test_drift_is_measured_on_a_tasks_irrelevant_texts(tmp_path):
     record |= {"answers": ["Ilo"], "loc": "nq question: who sings", "loc_ans": "Bo"}
     (tmp_path / "zsre_mend_edit.json").write_text(json.dumps([record]))
     (tmp_path / "loc_prompts.json").write_text(json.dumps([{"loc_prompt": "nq question: what"}]))
-    assert stream_of(Plan("zsre", data=tmp_path)).stream.neutral == ("nq question: what",)
-    assert stream_of(Plan("atlas", edits=1)).stream.neutral == ()
+    assert load_plan(Plan("zsre", data=tmp_path)).stream.neutral == ("nq question: what",)
+    assert load_plan(Plan("atlas", edits=1)).stream.neutral == ()
 
 
 def test_no_right_answer_is_cut_off(tmp_path):
@@ -398,10 +398,10 @@ def test_no_right_answer_is_cut_off(tmp_path):
     cases = [{"prompt": "Who is it?", "target": target} for target in ("Kelor", long)]
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
     plan = Plan("jsonl", data=tmp_path / "cases.jsonl", reading="published")
-    room = stream_of(plan).stream.new_tokens
+    room = load_plan(plan).stream.new_tokens
     lm = errata.LM(*errata.load_base("atlas"))
     assert room == len(lm.encode("Who is it?", long, ".").ids) - len(lm.encode_prompt("Who is it?"))
-    assert stream_of(Plan("atlas", edits=1)).stream.new_tokens == 24
+    assert load_plan(Plan("atlas", edits=1)).stream.new_tokens == 24
 
 
 CASES = errata.atlas.make_cases(4, seed=5)
@@ -431,7 +431,7 @@ def command(tmp_path, out):
 def figures(folder):
     found = read_folders([folder])
     return [
-        (each.row.name, each.row.edits, each.row.figures, each.row.drift, each.answers)
+        (each.result.name, each.result.edits, each.result.figures, each.result.drift, each.answers)
         for each in found
     ]
 
@@ -464,11 +464,8 @@ def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_aga
     from ray.cluster_utils import Cluster
 
     atlas = errata.load_base("atlas", "float32")
-    reading = read_as("published", CASES, [frozenset()] * len(CASES))
-    racers = [
-        Contender(UNEDITED, None),
-        *(Contender(f"ft{n}", "ft", {"steps": n, "lr": 0.01}) for n in (2,)),
-    ]
+    reading = apply_policy("published", CASES, [frozenset()] * len(CASES))
+    runs = [Run(UNEDITED, None), *(Run(f"ft{n}", "ft", {"steps": n, "lr": 0.01}) for n in (2,))]
 
     def stream(folder):
         shared = {"save_every": 1, "threads": 1}
@@ -487,7 +484,7 @@ def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_aga
                 continue
             for number in filter(str.isdigit, os.listdir("/proc")):
                 with contextlib.suppress(OSError):
-                    if b"ray::_race_on_ray" in Path("/proc", number, "cmdline").read_bytes():
+                    if b"ray::_run_on_ray" in Path("/proc", number, "cmdline").read_bytes():
                         os.kill(int(number), signal.SIGKILL)
                         killed.append(number)
                         return
@@ -499,19 +496,19 @@ def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_aga
         assert len([node for node in ray.nodes() if node["Alive"]]) == 2
         hunter = threading.Thread(target=kill)
         hunter.start()
-        spread = compare(stream("spread"), racers, 1, lambda *_: None, executor="ray")
+        spread = measure(stream("spread"), runs, 1, lambda *_: None, executor="ray")
         hunter.join()
     finally:
         ray.shutdown()
         cluster.shutdown()
-    alone = compare(stream("alone"), racers, 1, lambda *_: None)
+    alone = measure(stream("alone"), runs, 1, lambda *_: None)
     assert killed, "no worker was seen"
     assert [(row.name, row.edits, row.figures) for row in spread] == [
         (row.name, row.edits, row.figures) for row in alone
     ]
     assert len(alone) == 2 and figures(tmp_path / "spread") == figures(tmp_path / "alone")
     with pytest.raises(UsageError, match="there is no executor 'rey'"):
-        compare(stream("alone"), racers, 1, lambda *_: None, executor="rey")
+        measure(stream("alone"), runs, 1, lambda *_: None, executor="rey")
 
 
 def test_report_and_diff_on_the_command_line(tmp_path):

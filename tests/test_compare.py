@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 
 import errata
 from errata.atlas import make_cases, training_cases
-from errata.bench.compare import compare, contenders, rows, table
-from errata.bench.readings import read_as
-from errata.bench.run import run
-from errata.bench.stream import UNEDITED, Contender, Stream
+from errata.bench.conflicts import apply_policy
+from errata.bench.executors import measure
+from errata.bench.plan import runs_of
+from errata.bench.run import measure_run
+from errata.bench.stream import UNEDITED, Run, Stream
+from errata.bench.tables import comparison_table
 from errata.cases import cases_to_json_lines
 from errata.cli import app
 from errata.errors import ConfigError, UnknownNameError, UsageError
@@ -30,8 +32,8 @@ from errata.methods import variants
 from errata.storage.cache import fingerprint
 
 CASES = make_cases(3, seed=5)
-READING = read_as("published", CASES, [frozenset()] * 3)
-FAST = Contender("ft", "ft", {"steps": 2, "lr": 0.01})
+READING = apply_policy("published", CASES, [frozenset()] * 3)
+FAST = Run("ft", "ft", {"steps": 2, "lr": 0.01})
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +56,17 @@ def stream(atlas, tmp_path):
     )
 
 
-def told(*_):
+def ignored(*_):
     pass
 
 
 def read(stream, name, edits):
-    return json.loads(stream.row_file(name, edits).read_text().splitlines()[0])
+    return json.loads(stream.result_file(name, edits).read_text().splitlines()[0])
 
 
 def test_a_row_is_what_evaluate_says_of_the_final_model(stream, atlas):
-    run(Contender(UNEDITED, None), stream, told)
-    run(FAST, stream, told)
+    measure_run(Run(UNEDITED, None), stream, ignored)
+    measure_run(FAST, stream, ignored)
     model = errata.get_edit_model(atlas[0], errata.FineTuningConfig(steps=2, lr=0.01), atlas[1])
     for edits in (1, 3):
         model.edit([case.edit for case in CASES[:edits]], check=False)
@@ -90,7 +92,7 @@ def test_a_row_is_what_evaluate_says_of_the_final_model(stream, atlas):
 
 
 def test_rows_are_kept_and_only_what_is_missing_is_measured(stream, monkeypatch):
-    run(FAST, stream, told)
+    measure_run(FAST, stream, ignored)
     first = {n: read(stream, "ft", n) for n in (1, 3)}
     asked = []
     evaluate = errata.evaluate
@@ -99,43 +101,41 @@ def test_rows_are_kept_and_only_what_is_missing_is_measured(stream, monkeypatch)
         "evaluate",
         lambda model, cases, **more: (asked.append(len(cases)), evaluate(model, cases, **more))[1],
     )
-    run(FAST, stream, told)
+    measure_run(FAST, stream, ignored)
     assert asked == []
-    stream.row_file("ft", 1).unlink()  # the model that is saved has more edits by now
-    run(FAST, stream, told)
+    stream.result_file("ft", 1).unlink()  # the model that is saved has more edits by now
+    measure_run(FAST, stream, ignored)
     assert asked == [1] and read(stream, "ft", 1)["figures"] == first[1]["figures"]
-    stream.row_file("ft", 3).write_text('{"key": "broken off')
+    stream.result_file("ft", 3).write_text('{"key": "broken off')
     other = dataclasses.replace(FAST, settings={"steps": 1, "lr": 0.01})
-    assert stream.kept_row(FAST, 3) is None and stream.kept_row(other, 1) is None
-    run(FAST, stream, told)
+    assert stream.kept_result(FAST, 3) is None and stream.kept_result(other, 1) is None
+    measure_run(FAST, stream, ignored)
     assert asked == [1, 3] and read(stream, "ft", 3)["figures"] == first[3]["figures"]
-    assert [row.edits for row in rows(stream, [other])] == []
+    assert [row.edits for row in stream.results([other])] == []
 
 
 def test_what_takes_too_long_is_left_out_and_says_so(stream):
-    run(FAST, dataclasses.replace(stream, limit=1e-9), told)
+    measure_run(FAST, dataclasses.replace(stream, limit=1e-9), ignored)
     one, three = read(stream, "ft", 1), read(stream, "ft", 3)
     assert one["figures"] and three["figures"] is None and "would take" in three["skipped"]
-    text = table(list(rows(stream, [FAST])))
+    text = comparison_table(stream.results([FAST]))
     assert text.count("\n") == 3 and "would take" in text.splitlines()[3]
     for limit, kept in ((1e-9, True), (1e-10, True), (1.0, False), (None, False)):
-        assert (dataclasses.replace(stream, limit=limit).kept_row(FAST, 3) is not None) == kept
-    run(FAST, dataclasses.replace(stream, limit=600.0), told)
+        assert (dataclasses.replace(stream, limit=limit).kept_result(FAST, 3) is not None) == kept
+    measure_run(FAST, dataclasses.replace(stream, limit=600.0), ignored)
     assert read(stream, "ft", 3)["figures"], "there is more time now"
 
 
 def test_a_method_that_refuses_has_rows_that_say_why(stream):
-    run(Contender("ft", "ft", {"layer": 77}), stream, told)
+    measure_run(Run("ft", "ft", {"layer": 77}), stream, ignored)
     assert "no layer 77" in read(stream, "ft", 3)["failed"]
-    assert stream.kept_row(Contender("ft", "ft", {"layer": 77}), 3) is None, (
-        "a failure is tried again"
-    )
+    assert stream.kept_result(Run("ft", "ft", {"layer": 77}), 3) is None, "a failure is tried again"
 
 
 def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path, monkeypatch):
     monkeypatch.setattr("errata.bench.run.SAVE_SECONDS", 0.0)
     stream = dataclasses.replace(stream, training=training_cases(6, CASES, 1), checkpoints=(1,))
-    trained = Contender("mend", "mend", {"layer": 5, "training_steps": 4, "batch": 2})
+    trained = Run("mend", "mend", {"layer": 5, "training_steps": 4, "batch": 2})
     seen = []
 
     def cut(_, what, done, total):
@@ -145,22 +145,22 @@ def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path,
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(trained, stream, lambda *said: cut(None, *said))
+        measure_run(trained, stream, lambda *said: cut(None, *said))
     assert seen == [(1, 4), (2, 4), (3, 4)]
     seen.clear()
-    run(trained, stream, lambda *said: cut(None, *said))
-    assert seen == [(1, 2), (2, 2)]  # two steps were saved; the third was being told of
+    measure_run(trained, stream, lambda *said: cut(None, *said))
+    assert seen == [(1, 2), (2, 2)]  # two steps were saved; the third was being ignored of
     unbroken = dataclasses.replace(stream, folder=tmp_path / "unbroken")
-    run(trained, unbroken, told)
+    measure_run(trained, unbroken, ignored)
     assert read(stream, "mend", 1)["figures"] == read(unbroken, "mend", 1)["figures"]
     assert read(stream, "mend", 1)["training_seconds"] > 0
 
 
 def test_processes(stream):
-    """Each contender in its own; one that dies takes no other with it."""
-    racers = [Contender(UNEDITED, None), FAST, Contender("dies", "no such method")]
+    """Each run in its own; one that dies takes no other with it."""
+    runs = [Run(UNEDITED, None), FAST, Run("dies", "no such method")]
     seen = set()
-    found = compare(stream, racers, 2, lambda name, what, done, total: seen.add((name, what)))
+    found = measure(stream, runs, 2, lambda name, what, done, total: seen.add((name, what)))
     assert [(row.edits, row.name) for row in found] == [
         (n, name) for n in (1, 3) for name in (UNEDITED, "ft", "dies")
     ]
@@ -171,22 +171,22 @@ def test_processes(stream):
 
 def test_names_and_settings(atlas):
     config = atlas[0].config
-    every = contenders(["all"], config)
-    assert [racer.name for racer in every] == [UNEDITED, *variants()]
-    assert {racer.method for racer in every[1:]} == set(errata.method_names())
-    (_, made) = contenders(["ft-m", UNEDITED], config, ["ft-m.steps=7"])
+    every = runs_of(["all"], config)
+    assert [run.name for run in every] == [UNEDITED, *variants()]
+    assert {run.method for run in every[1:]} == set(errata.method_names())
+    (_, made) = runs_of(["ft-m", UNEDITED], config, ["ft-m.steps=7"])
     assert (
         made.method == "ft"
         and made.settings["objective"] == "target_new"
         and made.settings["steps"] == 7
     )
     with pytest.raises(UnknownNameError, match="Did you mean 'wise'"):
-        contenders(["wisse"], config)
+        runs_of(["wisse"], config)
     with pytest.raises(ConfigError, match="no setting 'stepps'"):
-        contenders(["ft"], config, ["ft.stepps=7"])
+        runs_of(["ft"], config, ["ft.stepps=7"])
     for wrong in ("steps=7", "wise.steps=7", "ft.steps", "ft="):
         with pytest.raises(UsageError, match=r"NAME\.setting=value"):
-            contenders(["ft"], config, [wrong])
+            runs_of(["ft"], config, [wrong])
 
 
 def test_training_cases_ask_for_no_fact_of_the_stream():

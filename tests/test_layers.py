@@ -15,10 +15,10 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 FILES = sorted((SRC / "errata").rglob("*.py"))
 
 ORDER = (
-    "errors arguments sharing files locking state spelling inflection parts words edit report config presets architecture "
-    "hooks cache identity cluster encoding chat endings lm subject tail statistics moments values merging index masks "
-    "retrieval patches spreading tuning methods generation delegation saving patched edited_module asking model loading "
-    "cases answers evaluate ability atlas store "
+    "errors arguments sharing files locking state spelling inflection parts words edit config conflicts report "
+    "presets architecture hooks cache identity cluster encoding chat endings lm subject tail statistics moments "
+    "values merging index masks retrieval patches spreading tuning methods generation delegation saving patched "
+    "edited_module asking model loading stream cases answers evaluate ability atlas store "
     "bench analyses transfer images agents "
     "serve cli __main__"
 ).split()

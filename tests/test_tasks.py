@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from errata import Case, Edit, Probe
+from errata.bench.conflicts import apply_policy
 from errata.bench.published import read_records, texts_at
-from errata.bench.readings import read_as
 from errata.bench.task import Task, find_task, load, task_names
 from errata.errors import EditError, UnknownNameError, UsageError
 
@@ -294,21 +294,21 @@ def contradicting():
 
 
 def test_contradictions_are_counted_and_cap_what_can_be_reached():
-    found = read_as("published", *contradicting())
+    found = apply_policy("published", *contradicting())
     assert (found.conflicts, found.records, len(found.cases)) == (3, 4, 4)
     assert [found.ceiling(n) for n in (1, 2, 3, 4)] == [1.0, 1.0, 1.0, 0.75]
     assert found.judged(3) == found.cases[:3]
 
 
 def test_without_contradictions_nor_probes_that_ask_what_is_edited():
-    found = read_as("conflict-free", *contradicting())
+    found = apply_policy("conflict-free", *contradicting())
     assert [case.edit.id for case in found.cases] == ["3"] and found.probes_left_out == 1
     assert found.cases[0].locality == (Probe("Else?", "Ilo"),)
     assert (found.conflicts, found.records, found.ceiling(1)) == (3, 4, 1.0)
 
 
 def test_the_later_edit_is_the_right_one():
-    found = read_as("later", *contradicting())
+    found = apply_policy("later", *contradicting())
     assert [case.edit.target for case in found.cases] == ["Ana", "ana ", "Bo", "Cid"]
     assert [case.edit.target for case in found.judged(3)] == ["Ana", "ana ", "Bo"]
     judged = found.judged(4)
@@ -328,7 +328,7 @@ def test_where_no_truth_is_known_equal_prompts_ask_the_same():
         Case(Edit("who is it?", "Bo")),
         Case(Edit("Who?", "Bo")),
     ]
-    found = read_as("published", cases, [frozenset()] * 3)
+    found = apply_policy("published", cases, [frozenset()] * 3)
     assert found.conflicts == 2 and found.ceiling(3) == pytest.approx(2 / 3)
 
 
@@ -362,7 +362,7 @@ def test_the_published_files(task, cases, rephrases, kinds):
 @needs_published
 def test_how_often_the_published_files_contradict_themselves():
     data = load(find_task("zsre"), PUBLISHED)
-    found = read_as("conflict-free", data.cases, data.truths)
+    found = apply_policy("conflict-free", data.cases, data.truths)
     assert (found.conflicts, len(found.cases)) == (202, 298) and len(data.training) == 998
     data = load(find_task("counterfact"), PUBLISHED)
-    assert read_as("published", data.cases, data.truths).conflicts == 0
+    assert apply_policy("published", data.cases, data.truths).conflicts == 0

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from errata.model.loading import load
     from errata.report import EditReport, Explanation
     from errata.saving import load_base
+    from errata.stream import edit_stream
 
 __version__ = "0.1.0"
 
@@ -81,6 +82,7 @@ __all__ = [
     "SeracConfig",
     "UltraEditConfig",
     "WiseConfig",
+    "edit_stream",
     "evaluate",
     "get_edit_model",
     "load",
@@ -137,6 +139,7 @@ _HOMES = {
     "model": ("EditModel", "get_edit_model"),
     "report": ("EditReport", "Explanation"),
     "saving": ("load_base",),
+    "stream": ("edit_stream",),
 }
 """Module -> the public names that live there; the same as above, for when the program runs."""
 

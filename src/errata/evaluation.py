@@ -50,7 +50,7 @@ SCORES = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What was asked, what was wanted, what the base and the edited model said.
+    """One prompt, the answer wanted, and the answers of the base and of the edited model.
 
     Attributes:
         measure: of `MEASURES`, or "ood": text that is read and not asked for.
@@ -115,7 +115,7 @@ class Evaluation:
     portability_by_kind: dict[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, without the single answers, ready for JSON."""
+        """Return the figures, without the single answers, ready for JSON."""
         return {
             each.name: getattr(self, each.name) for each in fields(self) if each.name != "answers"
         }
@@ -138,7 +138,7 @@ def evaluate(
     max_new_tokens: int = 24,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Ask the final model everything the cases hold; the base model's answers are kept with the
+    """Ask the final model all prompts of the cases; the base model's answers are kept with the
     model.
 
     Args:
@@ -150,33 +150,33 @@ def evaluate(
     """
     cases = as_list(cases, Case, "cases")
     questions = _questions(cases)
-    asked = [question for question in questions if question.measure != "ood"]
-    total, done = 2 * len(asked), 0
+    open_questions = [question for question in questions if question.measure != "ood"]
+    total, done = 2 * len(open_questions), 0
 
-    def answered(ask: Callable[..., list[str]]) -> list[str]:
+    def answers_of(ask: Callable[..., list[str]]) -> list[str]:
         nonlocal done
         answers = []
-        for start in range(0, len(asked), 8 * batch_size):
-            part = [question.prompt for question in asked[start : start + 8 * batch_size]]
+        for start in range(0, len(open_questions), 8 * batch_size):
+            part = [question.prompt for question in open_questions[start : start + 8 * batch_size]]
             answers += ask(part, batch_size=batch_size, max_new_tokens=max_new_tokens)
             done += len(part)
             if progress is not None:
                 progress(done, total)
         return answers
 
-    nothing = [""] * (len(questions) - len(asked))
-    before = answered(model.ask_base) + nothing
+    nothing = [""] * (len(questions) - len(open_questions))
+    before = answers_of(model.ask_base) + nothing
     pairs = [
-        (each.prompt, each.wanted or said or ".")
-        for each, said in zip(questions, before, strict=True)
+        (each.prompt, each.wanted or answer or ".")
+        for each, answer in zip(questions, before, strict=True)
     ]
     rows = [model.lm.encode(prompt, answer) for prompt, answer in pairs]
     with leaving_room(max([max_new_tokens, *(len(row.ids) - row.prompt_length for row in rows)])):
-        after = answered(model.ask) + nothing
+        after = answers_of(model.ask) + nothing
         scores, base = _scored(model, questions, pairs, batch_size)
-    said = zip(questions, before, after, strict=True)
+    asked = zip(questions, before, after, strict=True)
     answers = [
-        _answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(said)
+        _answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(asked)
     ]
     return summary(len(cases), answers)
 
@@ -187,7 +187,7 @@ def _scored(
     pairs: Sequence[tuple[str, str]],
     batch_size: int,
 ) -> tuple[dict[int, Score], dict[int, tuple[Score, float | None]]]:
-    """(place of a question -> its pair's score; place of one of locality -> the base model's, and
+    """Return (question's place -> its pair's score; place of one of locality -> the base's, and
     KL(base || edited)).
     """
     local = [place for place, question in enumerate(questions) if question.measure == "locality"]
@@ -209,7 +209,7 @@ def _scored(
 
 
 def _divergence(base: Score, edited: Score) -> float | None:
-    """KL(base || edited) per token, in nats."""
+    """Return KL(base || edited) per token, in nats."""
     if base.log_probs is None or edited.log_probs is None:
         return None
     return float((base.log_probs.exp() * (base.log_probs - edited.log_probs)).sum(-1).mean())
@@ -276,7 +276,7 @@ def _answer(
 
 
 def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
-    """The figures of single answers, of so many edits."""
+    """Sum up single answers, of so many edits."""
     by = {
         name: [answer for answer in answers if answer.measure == name]
         for name in (*MEASURES, "ood")
@@ -320,7 +320,7 @@ def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
 
 
 def counted(answer: Answer, score: str) -> float:
-    """How much an answer counts by one of `SCORES`: 0 to 1."""
+    """Return how much an answer counts by one of `SCORES`: 0 to 1."""
     return float(
         getattr(
             answer, {"generated": "right", "teacher_forced": "token_accuracy"}.get(score, score)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from errata.conflicts import Conflict
 from errata.edit import Edit
-from errata.errors import EditError
-
-OnConflict = Literal["replace", "keep", "error"]
-"""What is done with an edit that asks what an older one asks and wants another answer."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +27,27 @@ class EditResult:
 
 @dataclass(frozen=True)
 class EditReport:
-    """The result of one call of `EditModel.edit`.
+    """What became of the edits that were given to `EditModel.edit` or `edit_stream`.
 
     Attributes:
         results: one per edit written, in order; empty when checking was turned off.
-        skipped: ids of edits that were in the model already.
-        conflicts: (new id, older id) of edits that ask the same and want another answer; see
-            `EditModel.edit`.
-        warnings: (id, message) of edits that were written and may not do what was meant.
+        skipped: ids of edits that were not written: those in the model already, and `left_out`.
+        conflicts: (new id, older id) of edits that ask the same and want another answer.
+        warnings: (id, what to know) of edits that were written and may not do what was meant.
+        written: the edits that were written, in order.
+        left_out: ids of edits that gave way to older ones.
+        total: edits that are in the model now.
+        seconds: what `edit_stream` took to write, without saving and checking.
     """
 
     results: list[EditResult] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    conflicts: list[tuple[str, str]] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
+    written: list[Edit] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    total: int = 0
+    seconds: float = 0.0
 
     @property
     def success_rate(self) -> float | None:
@@ -51,6 +55,38 @@ class EditReport:
         results.
         """
         return sum(r.success for r in self.results) / len(self.results) if self.results else None
+
+    @property
+    def already_present(self) -> int:
+        """How many of the edits were in the model already, or came twice."""
+        return len(self.skipped) - len(self.left_out)
+
+    def extended(self, part: EditReport, seconds: float) -> EditReport:
+        """Return this report with the edits of one more part, written in so many seconds."""
+        return replace(
+            self,
+            warnings=self.warnings + part.warnings,
+            written=self.written + part.written,
+            total=part.total,
+            seconds=self.seconds + seconds,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts, conflicts, warnings, and one result per edit written, ready for JSON."""
+        results: list[dict[str, Any]] = [{"id": edit.id} for edit in self.written]
+        for row, result in zip(
+            results, self.results, strict=False
+        ):  # no results: nothing was checked
+            row.update(answer=result.answer, success=result.success)
+        return {
+            "written": len(self.written),
+            "skipped": self.already_present,
+            "edits": self.total,
+            "conflicts": self.conflicts,
+            "left_out": self.left_out,
+            "warnings": self.warnings,
+            "results": results,
+        }
 
 
 @dataclass(frozen=True)
@@ -85,38 +121,3 @@ class Explanation:
     edit_id: str | None
     threshold: float
     reasons: list[Reason]
-
-
-def conflict_error(conflicts: Sequence[tuple[str, str]], edits: Iterable[Edit]) -> EditError:
-    """Return the error for conflicts, where none are allowed.
-
-    Args:
-        conflicts: (new id, older id) of each, at least one.
-        edits: the edits that these ids belong to, and maybe others.
-    """
-    by_id = {edit.id: edit for edit in edits}
-    new, old = (by_id[edit_id] for edit_id in conflicts[0])
-    more = f" ({len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
-    return EditError(
-        f"{new.id} ({new.prompt!r}, {new.target!r}) asks what {old.id} ({old.prompt!r}, "
-        f"{old.target!r}) asks and wants another answer{more}; nothing was written. "
-        "Take one out, or let the later one win (replace) or the older one stay (keep)."
-    )
-
-
-def keep_older(
-    edits: Sequence[Edit], conflicts: Sequence[tuple[str, str]]
-) -> tuple[list[Edit], list[tuple[str, str]], list[str]]:
-    """Leave out edits that conflict with an older one that stays.
-
-    Returns:
-        (the edits that stay, the conflicts (new id, older id) with an older one that stays, the ids
-        of the edits left out).
-    """
-    left_out: dict[str, None] = {}
-    decisive = []
-    for new, older in conflicts:
-        if older not in left_out:
-            left_out[new] = None
-            decisive.append((new, older))
-    return [edit for edit in edits if edit.id not in left_out], decisive, list(left_out)

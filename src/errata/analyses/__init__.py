@@ -20,7 +20,7 @@ ANALYSES = {
 
 
 def analysis(name: str) -> Any:
-    """The module of an analysis: `find(given)` and `draw(found)`.
+    """Return the module of an analysis: `find(context)` and `draw(found)`.
 
     Raises:
         UnknownNameError: there is none of this name.

@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from errata.analyses.given import new_figure
 from errata.answers import normalize
+from errata.bench.charts import new_figure
 from errata.bench.results import Measured
 from errata.evaluation import Answer
 
@@ -43,7 +43,7 @@ def find(measured: Sequence[Measured]) -> dict[str, Any]:
     """Count the kinds of each measurement, with examples, in reliability and generalization."""
     found: dict[str, Any] = {}
     for each in measured:
-        if each.row.figures is None or each.row.method is None:
+        if each.result.figures is None or each.result.method is None:
             continue
         asked = [
             answer for answer in each.answers if answer.measure in ("reliability", "generalization")
@@ -68,7 +68,7 @@ def find(measured: Sequence[Measured]) -> dict[str, Any]:
                     examples[kind].append(
                         {"prompt": answer.prompt, "wanted": answer.wanted, "said": answer.after}
                     )
-        found[f"{each.label}, {each.row.edits:,}"] = {
+        found[f"{each.label}, {each.result.edits:,}"] = {
             "asked": len(asked),
             "wrong": sum(counts.values()),
             "counts": {kind: counts[kind] for kind in KINDS},

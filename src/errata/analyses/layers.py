@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from errata.analyses.given import Given, measured, new_figure
+from errata.analyses.given import AnalysisContext, measured
+from errata.bench.charts import new_figure
 from errata.lm import LM
 from errata.methods.association.wise.config import WiseConfig
 
@@ -14,17 +15,17 @@ MOST = 12
 """Blocks that are tried; of more, so many evenly spaced, the first and the last among them."""
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure free answers after all edits, for each block."""
-    base, tokenizer = given.base()
+    base, tokenizer = context.base()
     count = LM(base, tokenizer).architecture.n_layers
     layers = (
         range(count)
         if count <= MOST
         else sorted({round(i * (count - 1) / (MOST - 1)) for i in range(MOST)})
     )
-    config = WiseConfig.from_dict(given.settings)
-    found = measured(given, {str(layer): replace(config, layer=layer) for layer in layers})
+    config = WiseConfig.from_dict(context.settings)
+    found = measured(context, {str(layer): replace(config, layer=layer) for layer in layers})
     return {
         "layers": list(layers),
         **{name: [said["generated"][name] for said in found.values()] for name in MEASURES},

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.analyses.given import Given, new_figure
+from errata.analyses.given import AnalysisContext
+from errata.bench.charts import new_figure
 from errata.errors import UsageError
 from errata.lm import LM
 from errata.lm.hooks import capture_output
@@ -58,18 +59,18 @@ def final_norm(lm: LM) -> Any:
     return last[0]
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure the old and the new answer's probability after each block, base and edited."""
-    config = given.config()
-    cases = list(given.cases)[:SHOWN]
-    model: EditModel = given.edited(config)
+    config = context.config()
+    cases = list(context.cases)[:SHOWN]
+    model: EditModel = context.edited(config)
     found: dict[str, list[Tensor]] = {
         f"{who}, {what}": [] for who in ("base", "edited") for what in ("old", "new")
     }
     with model.disable_edits():
         old = model.lm.generate([case.edit.prompt for case in cases], max_new_tokens=8)
     for number, (case, answer) in enumerate(zip(cases, old, strict=True), start=1):
-        given.tell("reading", number, len(cases))
+        context.progress("reading", number, len(cases))
         prompt = case.edit.prompt
         length = len(model.lm.encode_prompt(prompt))
         tokens = {

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import errata
-from errata.analyses.given import Given, new_figure
+from errata.analyses.given import AnalysisContext
+from errata.bench.charts import new_figure
 from errata.cases import Case
 from errata.errors import ConfigError
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
 from errata.model import EditModel
+from errata.stream import edit_stream
 
 COLOURS = ("#0072b2", "#56b4e9", "#000000", "#e69f00", "#d55e00")
 
@@ -86,22 +88,22 @@ def auc(inside: Sequence[float], outside: Sequence[float]) -> float:
     return (total - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside))
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Measure activations over thresholds after 1 %, 10 % and all edits; AUC and shares above.
 
     Raises:
         ConfigError: the method has no router.
     """
-    config = WiseConfig.from_dict(given.settings)
-    cases = list(given.cases)
+    config = WiseConfig.from_dict(context.settings)
+    cases = list(context.cases)
     views = {}
-    base, tokenizer = given.base()
+    base, tokenizer = context.base()
     model = errata.get_edit_model(base, config, tokenizer)
     for number, edits in enumerate(
         sorted({max(1, len(cases) // 100), max(1, len(cases) // 10), len(cases)}), start=1
     ):
-        given.tell("editing", number, 3)
-        model.edit([case.edit for case in cases[len(model.edits) : edits]], check=False)
+        context.progress("editing", number, 3)
+        edit_stream(model, [case.edit for case in cases[:edits]], check=False)
         views[edits] = view_router(model, cases[:edits])
     return side_by_side(views)
 

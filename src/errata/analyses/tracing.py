@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.analyses.given import Given, new_figure
+from errata.analyses.given import AnalysisContext
+from errata.bench.charts import new_figure
 from errata.errors import UsageError
 from errata.lm import LM
 from errata.lm.hooks import replace_output
@@ -135,14 +136,14 @@ def _put_back(
     return found
 
 
-def find(given: Given) -> dict[str, Any]:
+def find(context: AnalysisContext) -> dict[str, Any]:
     """Average the indirect effects by part of the prompt and block, over facts the model knows.
 
     Raises:
         UsageError: no case names its subject, or the model knows none of them.
     """
-    lm = _lm(given)
-    named = [case.edit for case in given.cases if case.edit.subject]
+    lm = _lm(context)
+    named = [case.edit for case in context.cases if case.edit.subject]
     said = lm.generate([edit.prompt for edit in named], max_new_tokens=8) if named else []
     known = [(edit, answer) for edit, answer in zip(named, said, strict=True) if answer][:FACTS]
     if not known:
@@ -154,7 +155,7 @@ def find(given: Given) -> dict[str, Any]:
     clean, blurred = [], []
     example: dict[str, Any] = {}
     for number, (edit, answer) in enumerate(known, start=1):
-        given.tell("tracing", number, len(known))
+        context.progress("tracing", number, len(known))
         found = trace(lm, edit.prompt, str(edit.subject), answer, seed=number)
         example = example or found
         clean.append(found["clean"])
@@ -176,8 +177,8 @@ def find(given: Given) -> dict[str, Any]:
     }
 
 
-def _lm(given: Given) -> LM:
-    base, tokenizer = given.base()
+def _lm(context: AnalysisContext) -> LM:
+    base, tokenizer = context.base()
     return LM(base, tokenizer)
 
 

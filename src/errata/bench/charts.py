@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from errata.bench.results import Measured, retention
+from errata.bench.results import Measured, retentions
 from errata.cases import LOCALITY_KINDS
 from errata.errors import UsageError
 
@@ -21,25 +21,25 @@ MAPS = "cividis"
 
 
 def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | None:
-    """A panel for each share that counts: the contenders over T, with intervals. None where there
-    is nothing to draw.
+    """Draw a panel for each share that counts: the runs over T, with intervals. None where there is
+    nothing to draw.
 
-    With more contenders than colours, those with the best mean at the end have them, and the others
-    are grey.
+    With more runs than colours, those with the best mean at the end have them, and the others are
+    grey.
     """
     shares = [
         metric
         for metric in metrics
-        if any(each.row.figures and each.figure(metric) for each in measured)
+        if any(each.result.figures and each.figure(metric) for each in measured)
     ]
-    names = list(dict.fromkeys(each.label for each in measured if each.row.figures))
-    edits = sorted({each.row.edits for each in measured if each.row.figures})
+    names = list(dict.fromkeys(each.label for each in measured if each.result.figures))
+    edits = sorted({each.result.edits for each in measured if each.result.figures})
     if not shares or not names:
         return None
-    by = {(each.label, each.row.edits): each for each in measured if each.row.figures}
+    by = {(each.label, each.result.edits): each for each in measured if each.result.figures}
     ranked = sorted(names, key=lambda name: -_final(by, name, edits, shares))
     looks = {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate(ranked[: len(COLOURS)])}
-    figure, axes = _figure(1, len(shares), (3.3 * len(shares) + 1.9, 3.4))
+    figure, axes = new_figure(3.3 * len(shares) + 1.9, 3.4, columns=len(shares))
     for axis, metric in zip(axes[0], shares, strict=True):
         for name in reversed(ranked):
             colour, marker = looks.get(name, (REST, "."))
@@ -81,24 +81,26 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
 def _final(
     by: dict[tuple[str, int], Measured], name: str, edits: Sequence[int], shares: Sequence[str]
 ) -> float:
-    """The mean of what counts at the longest stream that it went through."""
+    """Return the mean of what counts at the longest stream that a run went through."""
     last = by[name, max(t for t in edits if (name, t) in by)]
     found = [figure.value for metric in shares if (figure := last.figure(metric))]
     return sum(found) / len(found) if found else 0.0
 
 
 def locality_map(measured: Sequence[Measured]) -> str | None:
-    """Locality of each contender by kind, after the most edits. None where only one kind, or none,
+    """Draw locality of each run by kind, after the most edits. None where only one kind, or none,
     is asked.
     """
-    last = max((each.row.edits for each in measured if each.row.figures), default=0)
-    done = [each for each in measured if each.row.figures and each.row.edits == last]
-    values = [(each, each.row.figures["locality_by_kind"]) for each in done if each.row.figures]
+    last = max((each.result.edits for each in measured if each.result.figures), default=0)
+    done = [each for each in measured if each.result.figures and each.result.edits == last]
+    values = [
+        (each, each.result.figures["locality_by_kind"]) for each in done if each.result.figures
+    ]
     kinds = [kind for kind in LOCALITY_KINDS if any(found[kind] is not None for _, found in values)]
     if len(kinds) < 2:
         return None
     grid = [[found[kind] for kind in kinds] for _, found in values]
-    figure, axes = _figure(1, 1, (1.4 * len(kinds) + 2.2, 0.3 * len(grid) + 1.0))
+    figure, axes = new_figure(1.4 * len(kinds) + 2.2, 0.3 * len(grid) + 1.0)
     _heat(
         axes[0][0],
         grid,
@@ -110,22 +112,15 @@ def locality_map(measured: Sequence[Measured]) -> str | None:
 
 
 def retention_maps(measured: Sequence[Measured], most: int = 12) -> str | None:
-    """A map of cohorts and checkpoints for each contender, the first `most`. None with one
+    """Draw a map of cohorts and checkpoints for each run, the first `most`. None with one
     checkpoint only.
     """
-    found = []
-    for name in dict.fromkeys(
-        each.label for each in measured if each.row.figures and each.row.method
-    ):
-        kept = retention([each for each in measured if each.label == name and each.row.figures])
-        if kept is not None:
-            found.append((name, kept))
-    found = found[:most]
+    found = list(retentions(measured).items())[:most]
     if not found:
         return None
     columns = min(4, len(found))
     lines = -(-len(found) // columns)
-    figure, axes = _figure(lines, columns, (2.9 * columns, 2.5 * lines))
+    figure, axes = new_figure(2.9 * columns, 2.5 * lines, columns, lines)
     for place in range(lines * columns):
         axis = axes[place // columns][place % columns]
         if place >= len(found):
@@ -146,7 +141,7 @@ def retention_maps(measured: Sequence[Measured], most: int = 12) -> str | None:
 def _heat(
     axis: Any, grid: Sequence[Sequence[float | None]], down: Sequence[str], across: Sequence[str]
 ) -> None:
-    """Shares as colours, with their numbers."""
+    """Draw shares as colours, with their numbers."""
     axis.imshow(
         [[float("nan") if v is None else v for v in row] for row in grid],
         vmin=0,
@@ -171,17 +166,22 @@ def _heat(
     axis.tick_params(length=0)
 
 
-def _figure(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """Make a figure; return it and its axes [rows][columns].
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("figures need matplotlib: pip install 'errata[figures]'.") from error
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(lines, columns, squeeze=False)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _svg(figure: Any) -> str:
-    """The figure, to stand in a page; the same for the same data."""
+    """Return the figure as SVG, to stand in a page; the same for the same data."""
     import matplotlib
 
     drawn = io.StringIO()

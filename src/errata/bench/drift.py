@@ -1,5 +1,5 @@
-"""What an edited model has become beside its edits: how far it has moved on neutral text, and
-whether it still speaks.
+"""Measures side effects of edits: how far the model has moved on neutral text, and whether its text
+is still fluent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ second, it is not.
 
 @torch.no_grad()
 def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
-    """How far the edited model is from its base on texts that no edit is about.
+    """Measure how far the edited model is from its base on texts that no edit is about.
 
     Returns:
         "perplexity" of the edited model, "base_perplexity", and "divergence": KL(base || edited),
@@ -55,7 +55,7 @@ def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
 
 
 def _expected(model: EditModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """(log-probabilities (n, vocabulary), what stands there (n,)) at all tokens of rows but their
+    """Return (log-probabilities (n, vocabulary), labels (n,)) at all tokens of rows but their
     first.
     """
     batch = model.lm.batch(rows)
@@ -66,8 +66,7 @@ def _expected(model: EditModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def fluency(model: EditModel, prompts: Sequence[str]) -> float | None:
-    """N-gram entropy of what the model says when it must go on for 100 tokens: low where it repeats
-    itself.
+    """Measure the n-gram entropy of answers of 100 tokens: low where the model repeats itself.
 
     The mean over answers of 2/3 of the bigrams' and 4/3 of the trigrams' entropy, in bits, over 2
     (ROME, arXiv 2202.05262, GE). None where the context is too short.
@@ -78,8 +77,8 @@ def fluency(model: EditModel, prompts: Sequence[str]) -> float | None:
     length = min(LONG, room)
     if length < SHORT:
         return None
-    said = model.ask(prompts, max_new_tokens=length, min_new_tokens=length)
-    return sum(map(_entropy, said)) / len(said)
+    answers = model.ask(prompts, max_new_tokens=length, min_new_tokens=length)
+    return sum(map(_entropy, answers)) / len(answers)
 
 
 def _entropy(text: str) -> float:

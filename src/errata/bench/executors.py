@@ -1,9 +1,8 @@
-"""Where contenders run: in processes of this machine, or spread over a cluster by Ray. It measures
-nothing.
+"""Where runs are measured: in processes of this machine, or spread over a cluster by Ray.
 
-A process a contender makes its peak memory its own, and one that dies takes no other with it. On a
-cluster, the stream's folder must be one that all machines see: a contender whose machine dies is
-started on another, where it left off.
+A process a run makes its peak memory its own, and one that dies takes no other with it. On a
+cluster, the stream's folder must be one that all machines see: a run whose machine dies is started
+on another, where it left off.
 """
 
 from __future__ import annotations
@@ -15,73 +14,101 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from errata.bench.run import run
-from errata.bench.stream import Contender, Stream, blank_row
+from errata.bench.run import measure_run, save_failure
+from errata.bench.stream import Result, Run, Stream
 from errata.cluster import RETRIES, cluster, distribute
+from errata.errors import UsageError, suggest
+from errata.stream import OnProgress
 
-Shown = Callable[[str, str, int, int], None]
-"""Called with (contender, what it is doing, how much of it is done, out of how much)."""
+OnRunProgress = Callable[[str, str, int, int], None]
+"""Called with (run, what it is doing, how much of it is done, out of how much)."""
 
 
-def locally(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown) -> None:
-    """Each contender in a process of its own, `jobs` at a time."""
+def measure(
+    stream: Stream, runs: Sequence[Run], jobs: int, progress: OnRunProgress, executor: str = "local"
+) -> list[Result]:
+    """Measure every run on the stream, several at a time; the unedited model goes first and alone.
+
+    Results that are in the stream's folder are kept. A run that fails has results that say why.
+
+    Args:
+        stream: what they go through.
+        runs: who does.
+        jobs: how many at a time, here; a cluster takes as many as it has room for.
+        progress: called as they go on.
+        executor: of `EXECUTORS`.
+
+    Returns:
+        One result per run and checkpoint, in order of checkpoints.
+
+    Raises:
+        UsageError: there is no such executor, or it is not installed.
+    """
+    if executor not in EXECUTORS:
+        raise UsageError(f"there is no executor {executor!r}.{suggest(executor, EXECUTORS)}")
+    waiting = [run for run in runs if stream.missing(run)]
+    for group in (
+        [run for run in waiting if run.method is None],
+        [run for run in waiting if run.method is not None],
+    ):
+        if group:
+            EXECUTORS[executor](group, stream, jobs, progress)
+    return stream.results(runs)
+
+
+def locally(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgress) -> None:
+    """Measure each run in a process of its own, `jobs` at a time."""
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
-    running: list[tuple[Contender, Any]] = []
-    queue = list(racers)
+    running: list[tuple[Run, Any]] = []
+    queue = list(runs)
     try:
         while queue or running:
             while queue and len(running) < jobs:
-                racer = queue.pop(0)
-                process = context.Process(target=_race, args=(racer, stream, messages), daemon=True)
+                run = queue.pop(0)
+                process = context.Process(
+                    target=_run_in_process, args=(run, stream, messages), daemon=True
+                )
                 process.start()
-                running.append((racer, process))
-            _pass_on(messages, shown)
-            for racer, process in [pair for pair in running if not pair[1].is_alive()]:
-                running.remove((racer, process))
+                running.append((run, process))
+            _pass_on(messages, progress)
+            for run, process in [pair for pair in running if not pair[1].is_alive()]:
+                running.remove((run, process))
                 if process.exitcode:
-                    _note_death(
-                        racer, stream, f"its process ended with exit code {process.exitcode}"
+                    save_failure(
+                        run, stream, f"its process ended with exit code {process.exitcode}"
                     )
     finally:
         for _, process in running:
             process.terminate()
 
 
-def _race(racer: Contender, stream: Stream, messages: Any) -> None:
-    """What a contender's process does."""
+def _run_in_process(run: Run, stream: Stream, messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    _quietly(racer, stream, lambda what, done, total: messages.put((racer.name, what, done, total)))
+    _quietly(run, stream, lambda what, done, total: messages.put((run.name, what, done, total)))
 
 
-def _quietly(racer: Contender, stream: Stream, tell: Callable[[str, int, int], None]) -> None:
+def _quietly(run: Run, stream: Stream, progress: OnProgress) -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    run(racer, stream, tell)
+    measure_run(run, stream, progress)
 
 
-def _pass_on(messages: Any, shown: Shown) -> None:
+def _pass_on(messages: Any, progress: OnRunProgress) -> None:
     """Show what has come in; wait a moment when nothing has."""
     try:
-        shown(*messages.get(timeout=0.2))
+        progress(*messages.get(timeout=0.2))
         while True:
-            shown(*messages.get_nowait())
+            progress(*messages.get_nowait())
     except queue_module.Empty:
         pass
 
 
-def _note_death(racer: Contender, stream: Stream, why: str) -> None:
-    """Rows that say so, where a contender ended without having measured."""
-    for edits in stream.checkpoints:
-        if stream.kept_row(racer, edits) is None:
-            blank_row(racer, stream, edits, failed=why).save(stream.row_file(racer.name, edits))
-
-
-def on_ray(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown) -> None:
-    """Each contender as a task of Ray's: on the cluster of $RAY_ADDRESS, else on one that is begun
-    here.
+def on_ray(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgress) -> None:
+    """Measure each run as a task of Ray's: on the cluster of $RAY_ADDRESS, else on one that is
+    begun here.
 
     Raises:
         UsageError: Ray is not installed, or the cluster cannot be reached.
@@ -90,26 +117,26 @@ def on_ray(racers: Sequence[Contender], stream: Stream, jobs: int, shown: Shown)
     with cluster(jobs * threads) as ray:
         task = ray.remote(
             num_cpus=threads, num_gpus=int(stream.device_map is not None), max_retries=RETRIES
-        )(_race_on_ray)
-        running = {task.remote(racer, stream): racer for racer in racers}
-        for racer in racers:
-            shown(racer.name, "waiting or running", 0, 1)
+        )(_run_on_ray)
+        running = {task.remote(run, stream): run for run in runs}
+        for run in runs:
+            progress(run.name, "waiting or running", 0, 1)
         while running:
             (ended, *_), _ = ray.wait(list(running), num_returns=1)
-            racer = running.pop(ended)
+            run = running.pop(ended)
             try:
                 ray.get(ended)
-                shown(racer.name, "measured", 1, 1)
+                progress(run.name, "measured", 1, 1)
             except ray.exceptions.RayError as error:
-                _note_death(racer, stream, f"its task failed: {str(error).splitlines()[0]}")
+                save_failure(run, stream, f"its task failed: {str(error).splitlines()[0]}")
 
 
-def _race_on_ray(racer: Contender, stream: Stream) -> None:
-    """What a task does; its progress is the stream's folder. What its method can spread are tasks
-    of their own.
+def _run_on_ray(run: Run, stream: Stream) -> None:
+    """Measure a run in a task; its progress is the stream's folder, and what its method can spread
+    are further tasks.
     """
     with distribute():
-        _quietly(racer, stream, lambda what, done, total: None)
+        _quietly(run, stream, lambda what, done, total: None)
 
 
 EXECUTORS = MappingProxyType({"local": locally, "ray": on_ray})

@@ -1,7 +1,7 @@
 """General ability: what lm-evaluation-harness measures of an edited model, beside the same of its
 base.
 
-The harness meets an edited model as an ordinary one of Hugging Face. It is told one thing more:
+The harness takes an edited model as an ordinary one of Hugging Face, and passes one thing more:
 which tokens are the prompt. A request of (context, continuation) is a question and an answer, and a
 routed memory decides on the question alone, as it does when the question is asked. A text that is
 read from its beginning (perplexity) is a prompt as a whole.
@@ -44,30 +44,32 @@ Likelihood = tuple[float, bool]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request in tokens.
+class HarnessRequest:
+    """A request of the harness in tokens.
 
     Attributes:
-        ids: context and continuation, as far as they fit; the last is predicted, never given.
+        ids: context and continuation, as far as they fit; the last is predicted, never read.
         prompt_length: how many of them a memory decides on.
-        said_length: how many, at the end, are the continuation.
+        continuation_length: how many, at the end, are the continuation.
     """
 
     ids: tuple[int, ...]
     prompt_length: int
-    said_length: int
+    continuation_length: int
 
     @property
-    def given(self) -> Row:
+    def input_row(self) -> Row:
         """What the model reads."""
         return Row(self.ids[:-1], self.prompt_length)
 
     def likelihood(self, logits: Tensor) -> Likelihood:
-        """From the logits (tokens, vocabulary) behind all that was given."""
-        expected = logits[-self.said_length :].float().log_softmax(-1)
-        said = torch.tensor(self.ids[-self.said_length :], device=logits.device)
-        return float(expected.gather(1, said[:, None]).sum()), bool(
-            (expected.argmax(-1) == said).all()
+        """Compute the continuation's likelihood from the logits (tokens, vocabulary) behind all
+        that was read.
+        """
+        log_probs = logits[-self.continuation_length :].float().log_softmax(-1)
+        tokens = torch.tensor(self.ids[-self.continuation_length :], device=logits.device)
+        return float(log_probs.gather(1, tokens[:, None]).sum()), bool(
+            (log_probs.argmax(-1) == tokens).all()
         )
 
 
@@ -85,10 +87,10 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         tokenizer = copy.deepcopy(self.lm.tokenizer)  # the harness sets its padding
         if tokenizer.pad_token is None:
             tokenizer.pad_token_id = self.lm.pad_id
-        asked = (
+        pretrained = (
             model if isinstance(model, EditModel) else model.model
-        )  # `EditModel.generate` says what the prompt is
-        super().__init__(pretrained=asked, tokenizer=tokenizer, batch_size=batch_size)
+        )  # `EditModel.generate` knows what the prompt is
+        super().__init__(pretrained=pretrained, tokenizer=tokenizer, batch_size=batch_size)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
@@ -97,19 +99,19 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Likelihood]:
-        """Requests that differ in their last token only, as choices of one letter do, are one row
-        of a batch.
+        """Score requests; those that differ in their last token only, as choices of one letter do,
+        are one row.
         """
-        asked = [self._asked(*request) for request in requests]
-        alike: dict[Row, set[Asked]] = {}
-        for each in asked:
-            alike.setdefault(each.given, set()).add(each)
-        found: dict[Asked, Likelihood] = {}
+        encoded = [self._encoded(*request) for request in requests]
+        alike: dict[Row, set[HarnessRequest]] = {}
+        for each in encoded:
+            alike.setdefault(each.input_row, set()).add(each)
+        found: dict[HarnessRequest, Likelihood] = {}
         with tqdm(
             total=len(alike), desc="Running loglikelihood requests", disable=disable_tqdm or None
         ) as shown:
 
-            def read(part: list[Row]) -> list[dict[Asked, Likelihood]]:
+            def read(part: list[Row]) -> list[dict[HarnessRequest, Likelihood]]:
                 batch = self.lm.batch(part)
                 with prompt_tokens(batch.prompt_mask):
                     logits = self.lm.run(batch).logits
@@ -123,15 +125,15 @@ class HarnessModel(HFLM):  # type: ignore[misc]
                 list(alike), read, self.batch_size, size=lambda row: len(row.ids)
             ):
                 found.update(likelihoods)
-        for (texts, *_), each in zip(requests, asked, strict=True):
+        for (texts, *_), each in zip(requests, encoded, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, found[each])
-        return [found[each] for each in asked]
+        return [found[each] for each in encoded]
 
-    def _asked(
+    def _encoded(
         self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]
-    ) -> Asked:
-        """What fits, the beginning left out."""
+    ) -> HarnessRequest:
+        """Return as much of a request as fits, cut at its beginning."""
         if len(continuation) > self.max_length:
             raise PromptTooLongError(
                 f"a continuation takes {len(continuation)} tokens; this model's context is {self.max_length}. "
@@ -145,7 +147,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             question = self.tok_encode(texts[0])
             prompt = len(question) if whole[: len(question)] == question else prompt
         cut = max(0, len(whole) - self.max_length - 1)
-        return Asked(tuple(whole[cut:]), prompt - cut, len(continuation))
+        return HarnessRequest(tuple(whole[cut:]), prompt - cut, len(continuation))
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def ability(
     fewshot: int | None = None,
     chat: bool = False,
 ) -> list[Figure]:
-    """Let lm-evaluation-harness measure a model, with its edits and without them.
+    """Measure a model with lm-evaluation-harness, with its edits and without them.
 
     Args:
         model: an edited model, or a language model without edits, which is measured once.
@@ -229,8 +231,8 @@ def ability(
 
 
 def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager:
-    """The folder's tasks where they are all that is asked for: to look through the harness's own
-    takes a while.
+    """Find tasks: the folder's alone where they are all that is named, as looking through the
+    harness's own is slow.
     """
     if not names:
         raise UsageError("no task is named; give at least one, e.g. hellaswag.")
@@ -260,8 +262,8 @@ def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager
 
 def _figures(base: dict[str, Any], edited: dict[str, Any] | None) -> Iterator[Figure]:
     for task, values in base["results"].items():
-        asked, version = base["samples"].get(task), base["versions"].get(task)
-        questions = None if asked is None else len({each["doc_id"] for each in asked})
+        samples, version = base["samples"].get(task), base["versions"].get(task)
+        questions = None if samples is None else len({each["doc_id"] for each in samples})
         for key, value in values.items():
             metric, _, sieve = key.partition(",")
             if not sieve or metric.endswith("_stderr") or _number(value) is None:
@@ -280,7 +282,7 @@ def _figures(base: dict[str, Any], edited: dict[str, Any] | None) -> Iterator[Fi
             )
             if edited is not None:
                 after = edited["results"][task]
-                moved = None if asked is None else _moved(asked, edited["samples"][task])
+                moved = None if samples is None else _moved(samples, edited["samples"][task])
                 figure = replace(
                     figure,
                     edited=float(after[key]),
@@ -295,13 +297,15 @@ def _number(value: Any) -> float | None:
 
 
 def _moved(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> int:
-    """Questions that are answered otherwise; each filter has its own record of the same answers."""
+    """Count the questions that are answered otherwise; each filter has its own record of the same
+    answers.
+    """
     pairs = zip(before, after, strict=True)
     return len({one["doc_id"] for one, other in pairs if not _same(one["resps"], other["resps"])})
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal texts, and likelihoods that differ by no more than rounding, in lists of lists."""
+    """Compare texts exactly and likelihoods up to rounding, in lists of lists."""
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, float):

@@ -1,5 +1,5 @@
-"""A language model's opinion of answers, from any server that speaks OpenAI's chat completions. It
-asks no edited model.
+"""Has answers judged by a language model on any server with OpenAI's chat completions. It asks no
+edited model.
 
 Free answers that are not the wanted one, word for word, may be right all the same ("in Osk, since
 May"). Whoever judges is named with every figure, and every opinion is kept beside the measurements,
@@ -34,7 +34,7 @@ SECONDS, TRIES = 60.0, 3
 
 @dataclass(frozen=True)
 class Judge:
-    """Who is asked.
+    """A language model that judges answers.
 
     Attributes:
         url: up to and without "/chat/completions".
@@ -49,13 +49,13 @@ class Judge:
     at_once: int = 4
 
     def ask(self, answer: Answer) -> bool:
-        """Whether an answer is right.
+        """Ask whether an answer is right.
 
         Raises:
             UsageError: the server cannot be reached, refuses, or says neither word.
         """
-        said = f"Question: {answer.prompt}\nRight answer: {answer.wanted}\nAnswer: {answer.after or '(nothing)'}"
-        turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": said}]
+        question = f"Question: {answer.prompt}\nRight answer: {answer.wanted}\nAnswer: {answer.after or '(nothing)'}"
+        turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
         body = {"model": self.model, "messages": turns, "temperature": 0, "max_tokens": 8}
         key = self.key or os.environ.get("OPENAI_API_KEY")
         headers = {"Content-Type": "application/json"} | (
@@ -82,8 +82,8 @@ class Judge:
 
 
 def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
-    """Opinions that are kept in a folder of measurements: the key of an answer -> (who judged,
-    whether it is right).
+    """Read the opinions in a folder of measurements: the key of an answer -> (who judged, whether
+    it is right).
     """
     path = folder / "judged.jsonl"
     if not path.exists():
@@ -91,15 +91,15 @@ def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            said = json.loads(line)
-            found[said["key"]] = (said["judge"], said["right"])
+            opinion = json.loads(line)
+            found[opinion["key"]] = (opinion["judge"], opinion["right"])
         except (ValueError, LookupError):
             continue  # a line that was cut off by a kill
     return found
 
 
 def key_of(answer: Answer) -> str:
-    """What an opinion depends on: what was asked, what is right, what was said."""
+    """Return what an opinion depends on, in short: prompt, right answer, answer."""
     return hashlib.sha256(
         json.dumps([answer.prompt, answer.wanted, answer.after]).encode()
     ).hexdigest()[:16]
@@ -133,8 +133,8 @@ def judge(
             (folder / "judged.jsonl").open("a", encoding="utf-8") as file,
             ThreadPoolExecutor(judge.at_once) as pool,
         ):
-            asked = pool.map(judge.ask, waiting.values())
-            for done, (key, right) in enumerate(zip(waiting, asked, strict=True), start=1):
+            opinions_of = pool.map(judge.ask, waiting.values())
+            for done, (key, right) in enumerate(zip(waiting, opinions_of, strict=True), start=1):
                 file.write(json.dumps({"key": key, "judge": judge.model, "right": right}) + "\n")
                 file.flush()
                 if progress is not None:
@@ -147,8 +147,8 @@ def judge(
 
 
 def judged_share(each: Measured, known: dict[str, tuple[str, bool]], measure: str) -> float | None:
-    """The share of answers that are right word for word or in the judge's opinion; None where an
-    opinion is lacking.
+    """Return the share of answers that are right word for word or in the judge's opinion; None
+    where one is lacking.
     """
     answers: Sequence[Answer] = [answer for answer in each.answers if answer.measure == measure]
     found = [

@@ -1,25 +1,28 @@
-"""`Plan`: what is asked for, by flags or by a recipe, and the stream that follows from it. It
-measures nothing.
+"""`Plan`: what a person wants measured, by flags or by a recipe; the stream and the runs that
+follow from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import errata
+from errata import presets
 from errata.atlas import make_cases, training_cases
-from errata.bench.readings import READINGS, read_as
+from errata.bench.conflicts import POLICIES, apply_policy
+from errata.bench.published import read_text
 from errata.bench.recipe import read_fields
-from errata.bench.stream import Stream
-from errata.bench.task import GENERATED, Task, TaskData, find_task, load
+from errata.bench.stream import UNEDITED, Run, Stream
+from errata.bench.task import GENERATED, TaskData, find_task, load
 from errata.cases import Case
 from errata.config import LARGEST, check_device, check_dtype, check_range, check_seed
-from errata.errors import PromptTooLongError, UsageError, quoted, suggest
+from errata.errors import PromptTooLongError, UnknownNameError, UsageError, quoted, suggest
 from errata.lm import LM
+from errata.methods import variants
 from errata.saving import BUNDLED
 from errata.storage.cache import fingerprint
 
@@ -29,6 +32,8 @@ TEXTS = 256
 """On which drift is measured, at most."""
 MOST_AT_ONCE = 4096
 """Processes, or threads of one."""
+ALL = "all"
+"""Stands for every method and variant."""
 SEVERAL = ("task", "model", "reading")
 """What a recipe may give a list of, for a plan each."""
 
@@ -45,11 +50,11 @@ class Plan:
         edits: the stream's length; None for all there are.
         checkpoints: numbers of edits after which everything is measured; the stream's length is
             added.
-        reading: of `READINGS`.
+        reading: what becomes of records that contradict each other, of `POLICIES`.
         data: the task's file, or a folder that it lies under; None takes it from the hub.
         train: a file of other records, for methods that are trained; None takes the task's own.
         text: a file of plain text on which drift is measured; None: the task's irrelevant texts,
-            else the model's own.
+            else self-generated text.
         out: the folder for measurements and saves.
         minutes: a method that would write for longer is left out.
         save_every: edits written in one call, and between two saves.
@@ -84,9 +89,9 @@ class Plan:
     trust_remote_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.reading not in READINGS:
+        if self.reading not in POLICIES:
             raise UsageError(
-                f"there is no reading {quoted(self.reading)}.{suggest(self.reading, READINGS)}"
+                f"there is no reading {quoted(self.reading)}.{suggest(self.reading, POLICIES)}"
             )
         if not self.checkpoints or min(self.checkpoints) < 1:
             raise UsageError(
@@ -114,12 +119,15 @@ class Plan:
 
 
 def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan]:
-    """The plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading` may be
-    lists.
+    """Read the plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading`
+    may be lists.
 
-    With more than one plan, each has a folder of its own under `out`. What is given besides counts
-    instead of what the recipe says; settings come behind its own, and where methods are given, its
-    own of other methods are passed over.
+    With more than one plan, each has a folder of its own under `out`.
+
+    Args:
+        path: the recipe.
+        given: fields that count instead of the recipe's; settings come behind its own, and where
+            methods are given, its own of other methods are passed over.
 
     Raises:
         UsageError: the file cannot be read, or says something unknown, or what a field cannot be.
@@ -127,23 +135,21 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
     hints = {
         name: hint for name, hint in get_type_hints(Plan).items() if name != "trust_remote_code"
     }  # a flag's alone
-    said = read_fields(path, hints, SEVERAL)
-    more = dict(given or {})
-    settings = said.get("settings", ())
-    if "all" not in more.get("methods", ["all"]):
-        settings = tuple(each for each in settings if each.partition(".")[0] in more["methods"])
-    said = {**said, **more, "settings": (*settings, *more.get("settings", ()))}
+    fields, flags = read_fields(path, hints, SEVERAL), dict(given or {})
+    settings = fields.get("settings", ())
+    if ALL not in flags.get("methods", [ALL]):
+        settings = tuple(each for each in settings if each.partition(".")[0] in flags["methods"])
+    fields |= {**flags, "settings": (*settings, *flags.get("settings", ()))}
     several = {
-        name: said[name] if isinstance(said[name], list) else [said[name]]
+        name: value if isinstance(value := fields.pop(name), list) else [value]
         for name in SEVERAL
-        if name in said
+        if name in fields
     }
-    rest = {name: value for name, value in said.items() if name not in several}
-    plans = []
     try:
-        for chosen in product(*several.values()):
-            named: dict[str, Any] = dict(zip(several, chosen, strict=True))
-            plans.append(Plan(**named, **rest))
+        plans = [
+            Plan(**dict(zip(several, chosen, strict=True)), **fields)
+            for chosen in product(*several.values())
+        ]
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     if len(plans) == 1:
@@ -155,31 +161,81 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
     ]
 
 
+def runs_of(names: Sequence[str], base_config: Any, options: Sequence[str] = ()) -> list[Run]:
+    """Make the runs of methods and variants, the unedited model first.
+
+    Settings are those measured or published for this model (`presets.toml`) where there are any,
+    else the method's own; what a variant's name stands for comes above them, and the options above
+    both.
+
+    Args:
+        names: methods and variants; `all` stands for every one.
+        base_config: the model's configuration.
+        options: `NAME.setting=value`.
+
+    Raises:
+        UnknownNameError: no such method or variant.
+        ConfigError: a setting is unknown or out of range.
+        UsageError: an option is not of that form.
+    """
+    known = variants()
+    wanted = list(
+        dict.fromkeys(known if ALL in names else (name for name in names if name != UNEDITED))
+    )
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError(
+                f"there is no method {name!r} to compare.{suggest(name, [*known, ALL])}"
+            )
+    given: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    for option in options:
+        target, _, value = option.partition("=")
+        name, _, setting = target.partition(".")
+        if not (value and setting) or name not in given:
+            raise UsageError(
+                f"--set takes NAME.setting=value, NAME one of {', '.join(wanted)}; got {option!r}."
+            )
+        given[name][setting] = value
+    runs = [Run(UNEDITED, None)]
+    for name in wanted:
+        method, variant = known[name]
+        settings = {**_preset(method, base_config), **variant, **given[name]}
+        config = errata.method_class(method).config_class.from_dict(settings)
+        runs.append(Run(name, method, {key: config.to_dict()[key] for key in settings}))
+    return runs
+
+
+def _preset(method: str, base_config: Any) -> dict[str, Any]:
+    try:
+        return presets.preset_for(method, base_config).settings
+    except UnknownNameError:
+        return {}
+
+
 @dataclass(frozen=True)
-class Planned:
+class LoadedPlan:
     """What came of a plan.
 
     Attributes:
         stream: what is measured.
-        config: the model's configuration.
-        task: what the plan named.
+        runs: what goes through it.
         too_long: cases of the file that do not fit the model's context, and are left out.
         empty: records of the file that want nothing, and are left out.
     """
 
     stream: Stream
-    config: Any
-    task: Task
+    runs: list[Run]
     too_long: int
     empty: int
 
 
-def stream_of(plan: Plan) -> Planned:
+def load_plan(plan: Plan) -> LoadedPlan:
     """Read a plan's task and model.
 
     Raises:
         UsageError: there are no cases for this model, too few, or some of them are trained on.
         EditError: the task's file is not what it should be.
+        UnknownNameError, ConfigError: as `runs_of`.
     """
     task = find_task(plan.task)
     if task.name == GENERATED and plan.data is None and plan.model not in BUNDLED:
@@ -191,18 +247,23 @@ def stream_of(plan: Plan) -> Planned:
         plan.model, plan.dtype, plan.device_map, plan.trust_remote_code
     )
     lm = LM(base, tokenizer)
-    fits = [_fits(lm, case) for case in data.cases]
-    cases = [case for case, good in zip(data.cases, fits, strict=True) if good]
-    truths = [truth for truth, good in zip(data.truths, fits, strict=True) if good]
-    reading = read_as(plan.reading, cases, truths)
-    edits = plan.edits or len(reading.cases)
-    if not reading.cases or len(reading.cases) < edits:
-        left = f", {len(fits) - len(cases)} do not fit the model" if len(cases) < len(fits) else ""
-        there = f"{len(reading.cases)} cases ({plan.reading}; {len(fits)} in the file{left})"
+    fitting = [
+        (case, truth)
+        for case, truth in zip(data.cases, data.truths, strict=True)
+        if _fits(lm, case)
+    ]
+    too_long = len(data.cases) - len(fitting)
+    policy = apply_policy(
+        plan.reading, [case for case, _ in fitting], [truth for _, truth in fitting]
+    )
+    edits = plan.edits or len(policy.cases)
+    if not policy.cases or len(policy.cases) < edits:
+        left = f", {too_long} do not fit the model" if too_long else ""
+        there = f"{len(policy.cases)} cases ({plan.reading}; {len(data.cases)} in the file{left})"
         raise UsageError(f"{data.source or plan.task} has {there}; --edits {edits} asks for more.")
-    asked = {prompt for case in reading.cases for prompt in (case.edit.prompt, *case.rephrases)}
     training = [case for case in data.training if _fits(lm, case)]
-    both = next((case for case in training if {case.edit.prompt, *case.rephrases} & asked), None)
+    prompts = {prompt for case in policy.cases for prompt in (case.edit.prompt, *case.rephrases)}
+    both = next((case for case in training if {case.edit.prompt, *case.rephrases} & prompts), None)
     if both is not None:
         raise UsageError(
             f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; take it out of one of them."
@@ -211,7 +272,7 @@ def stream_of(plan: Plan) -> Planned:
         plan.model,
         fingerprint(base),
         data.source,
-        reading,
+        policy,
         training,
         tuple(sorted({n for n in plan.checkpoints if n < edits} | {edits})),
         plan.folder,
@@ -221,12 +282,14 @@ def stream_of(plan: Plan) -> Planned:
         dtype=plan.dtype,
         device_map=plan.device_map,
         trust_remote_code=plan.trust_remote_code,
-        new_tokens=max(task.new_tokens, _longest(lm, reading.cases)),
-        neutral=tuple(_neutral(plan.text)) if plan.text else tuple(data.irrelevant[:TEXTS]),
+        new_tokens=max(task.new_tokens, _longest(lm, policy.cases)),
+        neutral=_neutral(plan.text) if plan.text else tuple(data.irrelevant[:TEXTS]),
         metrics=task.metrics,
         task=task.name,
     )
-    return Planned(stream, base.config, task, len(fits) - len(cases), data.empty)
+    return LoadedPlan(
+        stream, runs_of(plan.methods, base.config, plan.settings), too_long, data.empty
+    )
 
 
 def _generated(plan: Plan) -> TaskData:
@@ -238,27 +301,26 @@ def _generated(plan: Plan) -> TaskData:
 
 
 def _fits(lm: LM, case: Case) -> bool:
-    """Whether all that a case asks fits the model's context, with its answers."""
-    edit = case.edit
+    """Say whether all prompts of a case fit the model's context, with their answers."""
+    target = case.edit.target
     probes = [
         (probe.prompt, probe.answer or ".")
         for probe in (*case.locality, *case.portability, *case.ood)
     ]
     try:
-        for prompt, target in [
-            (edit.prompt, edit.target),
-            *((text, edit.target) for text in case.rephrases),
+        for prompt, answer in [
+            *((prompt, target) for prompt in (case.edit.prompt, *case.rephrases)),
             *probes,
         ]:
-            lm.encode(prompt, target, "")
+            lm.encode(prompt, answer, "")
     except PromptTooLongError:
         return False
     return True
 
 
 def _longest(lm: LM, cases: Sequence[Case]) -> int:
-    """Tokens of the longest right answer, a full stop and its end included: none is cut off before
-    it could be right.
+    """Return the tokens of the longest right answer, its full stop included: none is cut before it
+    could be right.
     """
     wanted = [(case.edit.prompt, case.edit.target) for case in cases]
     wanted += [
@@ -268,17 +330,11 @@ def _longest(lm: LM, cases: Sequence[Case]) -> int:
     return 1 + max(len(row.ids) - row.prompt_length for row in rows)
 
 
-def _neutral(path: Path) -> Iterator[str]:
-    """The paragraphs of a file of plain text, the first that are longer than a heading."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
-        ) from error
-    found: Sequence[str] = [line.strip() for line in lines if len(line.split()) > 20]
+def _neutral(path: Path) -> tuple[str, ...]:
+    """Read the paragraphs of a file of plain text, the first that are longer than a heading."""
+    found = tuple(line.strip() for line in read_text(path).splitlines() if len(line.split()) > 20)
     if not found:
         raise UsageError(
             f"{path}: no line of it has more than twenty words; drift is measured on such."
         )
-    yield from found[:TEXTS]
+    return found[:TEXTS]

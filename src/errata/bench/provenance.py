@@ -19,7 +19,7 @@ import errata
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure should be held against when another one differs."""
+    """Return versions, commit, machine and time, to be compared when figures differ."""
     return {**_unchanging(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -45,8 +45,8 @@ def _unchanging() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the source that runs, "+" behind it where files were changed since; None where it is not a
-    checkout.
+    """Return the commit of the source that runs, "+" behind it where files were changed; None
+    outside a checkout.
     """
     root = Path(errata.__file__).resolve().parents[2]
     if not (root / ".git").exists():

@@ -1,5 +1,5 @@
-"""Files as others publish them: a JSON list or JSON lines, and what stands where in a record. It
-knows no task.
+"""Reads files as others publish them: a JSON list or JSON lines, and what stands where in a record.
+It knows no task.
 """
 
 from __future__ import annotations
@@ -9,28 +9,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from errata.errors import EditError
+from errata.errors import EditError, UsageError
 
 Record = Mapping[str, Any]
 
 
+def read_text(path: Path, error_class: type[UsageError] = UsageError) -> str:
+    """Read a text, with or without a byte order mark.
+
+    Raises:
+        UsageError: (or another class) it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise error_class(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
+    except (OSError, ValueError) as error:
+        raise error_class(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from error
+
+
 def read_records(path: Path) -> list[Record]:
-    """The records of a file, of which there is at least one.
+    """Read the records of a file, of which there is at least one.
 
     Raises:
         EditError: the file cannot be read, is cut off or is no list of objects; the record is
             named, counted from 1.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise EditError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except UnicodeDecodeError as error:
-        raise EditError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
-    except ValueError as error:
-        raise EditError(f"{path}: cannot be read ({error}).") from error
     found: list[Record] = []
-    for number, value in enumerate(_values(path, text), start=1):
+    for number, value in enumerate(_values(path, read_text(path, EditError)), start=1):
         if not isinstance(value, dict):
             raise EditError(
                 f"{path}, record {number}: expected an object, got {type(value).__name__}."
@@ -42,8 +50,8 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _values(path: Path, text: str) -> Iterator[Any]:
-    """Value after value, of a list or one behind the other, so that it is known in which one a file
-    is cut off.
+    """Yield the values of a list, or one behind the other, one by one, so that it is known where a
+    file is cut off.
     """
     decoder, place, number = json.JSONDecoder(), 0, 1
 
@@ -53,7 +61,7 @@ def _values(path: Path, text: str) -> Iterator[Any]:
             place += 1
         return text[place : place + 1]
 
-    listed = skip(" \t\r\n\ufeff") == "["
+    listed = skip(" \t\r\n") == "["
     place += listed
     while (sign := skip(" \t\r\n")) and not (listed and sign == "]"):
         try:
@@ -67,8 +75,8 @@ def _values(path: Path, text: str) -> Iterator[Any]:
                 f"{path}, record {number}: lists or objects lie too deep in each other."
             ) from None
         except ValueError as error:  # a number of thousands of digits
-            said = str(error).partition(";")[0]
-            raise EditError(f"{path}, record {number}: a number is too long ({said}).") from error
+            reason = str(error).partition(";")[0]
+            raise EditError(f"{path}, record {number}: a number is too long ({reason}).") from error
         yield value
         number += 1
         if listed:
@@ -80,8 +88,8 @@ def _values(path: Path, text: str) -> Iterator[Any]:
 
 
 def values_at(record: Any, path: str) -> list[Any]:
-    """What stands at a dotted path; where it meets a list, in each of its elements. [] where a part
-    is missing.
+    """Return what stands at a dotted path; where it meets a list, in each of its elements. [] where
+    a part is missing.
     """
     found = [record]
     for part in path.split("."):
@@ -97,7 +105,8 @@ def values_at(record: Any, path: str) -> list[Any]:
 
 
 def texts_at(record: Any, path: str) -> list[str]:
-    """The texts at a dotted path, however deep the lists that they lie in; numbers are texts too.
+    """Return the texts at a dotted path, however deep the lists that they lie in; numbers are texts
+    too.
 
     Raises:
         EditError: something else lies there, or nothing does and the path does not end in "?".

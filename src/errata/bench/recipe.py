@@ -1,4 +1,4 @@
-"""A YAML file as plain values of the types that are asked for. It knows no plan.
+"""Reads a YAML file as plain values of given types. It knows no plan.
 
 Every scalar is read as a text and then as what its field wants, so nothing in the file makes an
 object of its own.
@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from errata.bench.published import read_text
 from errata.config import read_value
 from errata.errors import ConfigError, UsageError, quoted, suggest
 
 
 def read_fields(path: Path, hints: Mapping[str, Any], several: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a recipe.
+    """Read the fields of a recipe.
 
     Args:
         path: the file.
@@ -29,15 +30,16 @@ def read_fields(path: Path, hints: Mapping[str, Any], several: tuple[str, ...]) 
         UsageError: the file cannot be read or is no mapping, or a field is unknown or not of its
             type; both are named.
     """
-    said = _read(path)
-    if not isinstance(said, dict) or "task" not in said:
+    fields = _read(path)
+    if not isinstance(fields, dict) or "task" not in fields:
         raise UsageError(f"{path}: expected a mapping with at least a 'task'.")
-    for name in said:
+    for name in fields:
         if name not in hints:
             raise UsageError(f"{path}: unknown {quoted(name)}.{suggest(str(name), hints)}")
     try:
         return {
-            name: _field(name, value, hints[name], name in several) for name, value in said.items()
+            name: _field(name, value, hints[name], name in several)
+            for name, value in fields.items()
         }
     except ConfigError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -45,13 +47,7 @@ def read_fields(path: Path, hints: Mapping[str, Any], several: tuple[str, ...]) 
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
-        ) from error
+        return yaml.load(read_text(path), yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: not YAML: {error.problem}.") from error

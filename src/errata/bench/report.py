@@ -1,4 +1,4 @@
-"""The report: one page of HTML that needs nothing else, and the same tables in Markdown. It
+"""Makes the report: one page of HTML that needs nothing else, and the same tables in Markdown. It
 computes nothing.
 """
 
@@ -25,16 +25,16 @@ from errata.evaluation import MEANINGS
 
 
 def markdown(measured: Sequence[Measured]) -> str:
-    """Every stream's tables in Markdown."""
+    """Return every stream's tables in Markdown."""
     parts = ["# Report\n"]
     for stream in _streams(measured):
-        parts.append(f"## {_title(stream)}\n\n{about(stream[0].row)}\n")
+        parts.append(f"## {_title(stream)}\n\n{about(stream[0].result)}\n")
         parts += [table.markdown() for table in _tables(stream)]
     return "\n".join(parts)
 
 
 def html(measured: Sequence[Measured]) -> str:
-    """The page."""
+    """Return the page."""
     streams = list(_streams(measured))
     body = ["<h1>Report</h1>", f"<p>{escape(_meanings())}</p>"]
     if len(streams) > 1:
@@ -49,10 +49,10 @@ def html(measured: Sequence[Measured]) -> str:
 
 
 def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
-    yield f'<section id="s{place}"><h2>{escape(_title(stream))}</h2><p>{escape(about(stream[0].row))}</p>'
+    yield f'<section id="s{place}"><h2>{escape(_title(stream))}</h2><p>{escape(about(stream[0].result))}</p>'
     figures = (
         (
-            charts.over_time(stream, stream[0].row.metrics),
+            charts.over_time(stream, stream[0].result.metrics),
             "The shares that count, over the stream; bars are 95 % intervals.",
         ),
         (
@@ -66,9 +66,9 @@ def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
     )
     tables = _tables(stream)
     yield _table(place, tables[0])
-    for drawn, said in figures:
+    for drawn, caption in figures:
         if drawn:
-            yield f"<figure>{drawn}<figcaption>{escape(said)}</figcaption></figure>"
+            yield f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
     for table in tables[1:]:
         yield _table(place, table)
     yield "</section>"
@@ -77,16 +77,21 @@ def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
 def _tables(stream: Sequence[Measured]) -> list[Table]:
     kept = retention_table(stream)
     own = [main_table(stream), scores_table(stream), kinds_table(stream)]
-    return [*own, *([kept] if kept else []), *paper_tables(stream[0].row.task), runs_table(stream)]
+    return [
+        *own,
+        *([kept] if kept else []),
+        *paper_tables(stream[0].result.task),
+        runs_table(stream),
+    ]
 
 
 def _streams(measured: Sequence[Measured]) -> Iterator[list[Measured]]:
-    for _, group in groupby(measured, key=lambda each: stream_name(each.row)):
+    for _, group in groupby(measured, key=lambda each: stream_name(each.result)):
         yield list(group)
 
 
 def _title(stream: Sequence[Measured]) -> str:
-    data, model, reading = stream_name(stream[0].row)
+    data, model, reading = stream_name(stream[0].result)
     return f"{data.split(' ')[0]} on {model}, {reading}"
 
 
@@ -95,7 +100,7 @@ def _meanings() -> str:
 
 
 def _table(place: int, table: Table) -> str:
-    """A table; where a row comes from one run, its first cells lead to it."""
+    """Return a table; where a row comes from one run, its first cells lead to it."""
     head = "".join(f"<th>{escape(name)}</th>" for name in table.head)
     wide = "<div class='wide'>"
     lines = []

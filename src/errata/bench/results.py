@@ -1,5 +1,5 @@
-"""Measurements read back: figures with their intervals, what was kept of what was learnt, what
-differs beyond noise.
+"""Measurements read back: figures with their intervals, retention of what was learnt, differences
+beyond noise.
 
 Intervals are bootstrapped over edits, not over questions: the questions about one edit rise and
 fall together.
@@ -7,7 +7,7 @@ fall together.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,17 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from errata.bench.stream import Row, read_answers
+from errata.bench.stream import Result, read_answers
 from errata.errors import UsageError
 from errata.evaluation import MEASURES, SCORES, Answer, counted
 
 DRAWS = 1000
 """Bootstrap samples."""
-CERTAIN = 0.95
+TAILS = (0.025, 0.975)
+"""Between these quantiles lie 95 % of the draws."""
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A share with its bootstrapped interval.
 
     Attributes:
@@ -42,28 +43,27 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measured:
-    """A contender after so many edits.
+    """A run after so many edits, read back from disk.
 
     Attributes:
-        row: what was found.
+        result: what was found.
         path: the file.
-        label: the contender's name; the folder's behind it where two folders have the same
-            measurement.
+        label: the run's name; the folder's behind it where two folders have the same measurement.
     """
 
-    row: Row
+    result: Result
     path: Path
     label: str
 
     @cached_property
     def answers(self) -> list[Answer]:
-        """Every single answer."""
+        """Read every single answer."""
         return read_answers(self.path)
 
     def figure(
         self, measure: str, score: str = "generated", kind: str | None = None
-    ) -> Figure | None:
-        """A figure with its interval; None where nothing of the kind was asked.
+    ) -> Estimate | None:
+        """Return a figure with its interval; None where nothing of the kind was asked.
 
         Args:
             measure: of `MEASURES`.
@@ -75,7 +75,7 @@ class Measured:
     def _counted(
         self, measure: str, score: str, kind: str | None = None
     ) -> list[tuple[str, float]]:
-        """(edit, how the answer counts) of every question."""
+        """Return (edit, how the answer counts) of every question."""
         wanted = [
             a for a in self.answers if a.measure == measure and (kind is None or a.kind == kind)
         ]
@@ -83,7 +83,7 @@ class Measured:
 
 
 def read_folders(folders: Iterable[Path]) -> list[Measured]:
-    """All measurements of folders that `errata bench` or `errata compare` filled, in order of
+    """Read all measurements of folders that `errata bench` or `errata compare` filled, in order of
     streams, edits and names.
 
     Raises:
@@ -92,51 +92,59 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
     found = []
     for folder in folders:
         paths = sorted((folder / "rows").glob("*.jsonl"))
-        mine = [Measured(row, path, row.name) for path in paths if (row := Row.read(path))]
+        mine = [
+            Measured(result, path, result.name) for path in paths if (result := Result.read(path))
+        ]
         if not mine:
             raise UsageError(
                 f"{folder}: there is no measurement in it; `errata bench` writes them into its --out."
             )
         found += mine
-    seen = Counter((stream_name(each.row), each.label, each.row.edits) for each in found)
+    seen = Counter((stream_name(each.result), each.label, each.result.edits) for each in found)
     twice = {(stream, label) for (stream, label, _), count in seen.items() if count > 1}
     for place, each in enumerate(found):
-        if (stream_name(each.row), each.label) in twice:
+        if (stream_name(each.result), each.label) in twice:
             found[place] = replace(each, label=f"{each.label} ({each.path.parent.parent.name})")
     return sorted(
         found,
-        key=lambda each: (*stream_name(each.row), each.row.edits, each.row.method is not None),
+        key=lambda each: (
+            *stream_name(each.result),
+            each.result.edits,
+            each.result.method is not None,
+        ),
     )
 
 
-def stream_name(row: Row) -> tuple[str, str, str]:
-    """What has to be equal for two rows to stand in one table: data, model, reading."""
-    return Path(row.data).name, Path(row.model).name, row.reading
+def stream_name(result: Result) -> tuple[str, str, str]:
+    """Return what has to be equal for two results to stand in one table: data, model, policy for
+    contradictions.
+    """
+    return Path(result.data).name, Path(result.model).name, result.reading
 
 
-def interval(values: Sequence[tuple[str, float]]) -> Figure | None:
-    """The mean of (edit, value) pairs, bootstrapped over edits."""
+def interval(values: Sequence[tuple[str, float]]) -> Estimate | None:
+    """Return the mean of (edit, value) pairs, bootstrapped over edits."""
     if not values:
         return None
-    sums, counts = _by_edit(values)
-    drawn = _draws(len(sums))
-    means = (drawn @ sums) / (drawn @ counts)
-    low, high = np.quantile(means, [(1 - CERTAIN) / 2, (1 + CERTAIN) / 2])
-    return Figure(float(sums.sum() / counts.sum()), float(low), float(high), len(sums))
+    low, high = np.quantile(_drawn_means(values), TAILS).tolist()
+    mean = sum(value for _, value in values) / len(values)
+    return Estimate(mean, low, high, len({edit_id for edit_id, _ in values}))
 
 
-def _by_edit(values: Sequence[tuple[str, float]]) -> tuple[np.ndarray, np.ndarray]:
-    names = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in values))}
-    sums, counts = np.zeros(len(names)), np.zeros(len(names))
-    for name, value in values:
-        sums[names[name]] += value
-        counts[names[name]] += 1
-    return sums, counts
-
-
-def _draws(edits: int) -> np.ndarray:
-    """(draws, edits): how often each edit is drawn."""
-    return np.random.default_rng(0).multinomial(edits, np.full(edits, 1 / edits), size=DRAWS)
+def _drawn_means(values: Sequence[tuple[str, float]]) -> np.ndarray:
+    """Return the means (draws,) of (edit, value) pairs under resampled edits."""
+    places = {
+        edit_id: place
+        for place, edit_id in enumerate(dict.fromkeys(edit_id for edit_id, _ in values))
+    }
+    sums, counts = np.zeros(len(places)), np.zeros(len(places))
+    for edit_id, value in values:
+        sums[places[edit_id]] += value
+        counts[places[edit_id]] += 1
+    edits = len(places)
+    drawn = np.random.default_rng(0).multinomial(edits, np.full(edits, 1 / edits), size=DRAWS)
+    means: np.ndarray = (drawn @ sums) / (drawn @ counts)
+    return means
 
 
 @dataclass(frozen=True)
@@ -154,36 +162,47 @@ class Retention:
 
     checkpoints: tuple[int, ...]
     accuracy: tuple[tuple[float | None, ...], ...]
-    forgetting: float | None
-    backward_transfer: float | None
+    forgetting: float
+    backward_transfer: float
 
 
-def retention(measured: Sequence[Measured]) -> Retention | None:
-    """Of one contender at its checkpoints; None with fewer than two."""
-    runs = sorted(measured, key=lambda each: each.row.edits)
-    if len(runs) < 2:
-        return None
+def retentions(measured: Sequence[Measured]) -> dict[str, Retention]:
+    """Return for each edited run, by its label, what became of its cohorts; runs with one
+    checkpoint are passed over.
+    """
+    by_label: dict[str, list[Measured]] = defaultdict(list)
+    for each in measured:
+        if each.result.figures and each.result.method:
+            by_label[each.label].append(each)
+    return {label: retention(some) for label, some in by_label.items() if len(some) > 1}
+
+
+def retention(measured: Sequence[Measured]) -> Retention:
+    """Return what became of the cohorts of one run, at two checkpoints or more."""
+    ordered = sorted(measured, key=lambda each: each.result.edits)
     right = [
-        {a.edit_id: a.right for a in run.answers if a.measure == "reliability"} for run in runs
+        {a.edit_id: a.right for a in each.answers if a.measure == "reliability"} for each in ordered
     ]
     cohorts: list[list[str]] = []
     known: set[str] = set()
-    for said in right:
-        cohorts.append([name for name in said if name not in known])
-        known |= said.keys()
+    for at_checkpoint in right:
+        cohorts.append([edit_id for edit_id in at_checkpoint if edit_id not in known])
+        known |= at_checkpoint.keys()
     table = tuple(
         tuple(
-            sum(said[name] for name in cohort) / len(cohort) if place <= at else None
-            for at, said in enumerate(right)
+            sum(at_checkpoint[edit_id] for edit_id in cohort) / len(cohort)
+            if number <= place
+            else None
+            for place, at_checkpoint in enumerate(right)
         )
-        for place, cohort in enumerate(cohorts)
+        for number, cohort in enumerate(cohorts)
     )
-    earlier = [[value for value in row if value is not None] for row in table[:-1]]
+    earlier = [[share for share in shares if share is not None] for shares in table[:-1]]
     return Retention(
-        tuple(run.row.edits for run in runs),
+        tuple(each.result.edits for each in ordered),
         table,
-        sum(max(row) - row[-1] for row in earlier) / len(earlier),
-        sum(row[-1] - row[0] for row in earlier) / len(earlier),
+        sum(max(shares) - shares[-1] for shares in earlier) / len(earlier),
+        sum(shares[-1] - shares[0] for shares in earlier) / len(earlier),
     )
 
 
@@ -192,7 +211,7 @@ class Difference:
     """Two measurements held against each other.
 
     Attributes:
-        name, edits: the contender, and after how many edits.
+        name, edits: the run, and after how many edits.
         measure, score: what is counted, and how.
         before, after: the two figures.
         low, high: the difference lies between these, 95 %.
@@ -211,17 +230,17 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """The interval does not hold zero."""
+        """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
 
 
 def differences(first: Sequence[Measured], second: Sequence[Measured]) -> list[Difference]:
-    """What two runs have in common, figure by figure."""
-    other = {(each.row.name, each.row.edits): each for each in second}
+    """Compare what two measurements have in common, figure by figure."""
+    other = {(each.result.name, each.result.edits): each for each in second}
     found = []
     for one in first:
-        two = other.get((one.row.name, one.row.edits))
-        if two is None or one.row.figures is None or two.row.figures is None:
+        two = other.get((one.result.name, one.result.edits))
+        if two is None or one.result.figures is None or two.result.figures is None:
             continue
         for score in SCORES:
             for measure in MEASURES:
@@ -230,32 +249,31 @@ def differences(first: Sequence[Measured], second: Sequence[Measured]) -> list[D
 
 
 def _difference(one: Measured, two: Measured, measure: str, score: str) -> list[Difference]:
-    said = [
+    first, second = (
         [
             ((a.edit_id, a.prompt), float(counted(a, score)))
             for a in each.answers
             if a.measure == measure
         ]
         for each in (one, two)
-    ]
-    if not all(said):
+    )
+    if not first or not second:
         return []
-    before, after = (sum(value for _, value in some) / len(some) for some in said)
-    paired = [key for key, _ in said[0]] == [key for key, _ in said[1]]
+    before, after = (sum(value for _, value in values) / len(values) for values in (first, second))
+    paired = [key for key, _ in first] == [key for key, _ in second]
     if paired:
-        gained = [(key[0], new - old) for (key, old), (_, new) in zip(*said, strict=True)]
-        figure = interval(gained)
-        low, high = (figure.low, figure.high) if figure else (0.0, 0.0)
+        gained = interval(
+            [(key[0], new - old) for (key, old), (_, new) in zip(first, second, strict=True)]
+        )
+        low, high = (gained.low, gained.high) if gained else (0.0, 0.0)
     else:
-        means = []
-        for some in said:
-            sums, counts = _by_edit([(key[0], value) for key, value in some])
-            drawn = _draws(len(sums))
-            means.append((drawn @ sums) / (drawn @ counts))
+        means = [
+            _drawn_means([(key[0], value) for key, value in values]) for values in (first, second)
+        ]
         rng = np.random.default_rng(1)
-        low, high = np.quantile(
-            means[1] - rng.permutation(means[0]), [(1 - CERTAIN) / 2, (1 + CERTAIN) / 2]
-        ).tolist()
+        low, high = np.quantile(means[1] - rng.permutation(means[0]), TAILS).tolist()
     return [
-        Difference(one.row.name, one.row.edits, measure, score, before, after, low, high, paired)
+        Difference(
+            one.result.name, one.result.edits, measure, score, before, after, low, high, paired
+        )
     ]

@@ -1,7 +1,7 @@
-"""What is measured, on what: a stream of edits, those who go through it, and what is kept of it. It
-measures nothing.
+"""What is measured, on what: the stream of edits, the runs that go through it, and the results that
+are kept of them.
 
-A measurement is a file of JSON lines: one of type "row", and one of type "answer" for every single
+A result is a file of JSON lines: one of type "row", and one of type "answer" for every single
 answer.
 """
 
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import errata
+from errata.bench.conflicts import ConflictPolicy
 from errata.bench.provenance import provenance
-from errata.bench.readings import Reading
 from errata.cases import Case
-from errata.evaluation import Answer
+from errata.evaluation import MEASURES, Answer
 from errata.storage import files
 from errata.storage.files import storage_error
 
 UNEDITED = "unedited"
-"""The name of the base model among the contenders."""
+"""The name of the base model among the runs."""
 
 
 @dataclass(frozen=True)
-class Contender:
+class Run:
     """A method with its settings, under the name it has in the table. `method` is None for the
     unedited model.
     """
@@ -40,25 +40,25 @@ class Contender:
 
 @dataclass(frozen=True)
 class Stream:
-    """What all contenders go through.
+    """What all runs go through.
 
     Attributes:
         model: a bundled name, a folder or a hub name.
         fingerprint: of that model.
         data: what the cases are called.
-        reading: the edits, in order, with their probes, and how those are read that contradict each
-            other.
+        policy: the edits, in order, with their probes, and how those are judged that contradict
+            each other.
         training: cases that methods may be trained on; none of them in the stream.
         checkpoints: numbers of edits after which everything is measured, rising.
-        folder: where rows and saves go.
-        limit: seconds that a contender may take to reach a checkpoint; None for no limit.
+        folder: where results and saves go.
+        limit: seconds that a method may write for to reach a checkpoint; None for no limit.
         save_every: edits between two saves.
-        threads: processor threads of a contender; None leaves that to torch.
+        threads: processor threads of a run; None leaves that to torch.
         dtype: the type that the model is loaded in.
         device_map: as in transformers.
         trust_remote_code: names of models whose own code may run.
         new_tokens: a free answer is cut there if the model does not stop by itself.
-        neutral: texts that no edit is about, for drift; empty: text of the model's own making.
+        neutral: texts that no edit is about, for drift; empty: self-generated text.
         metrics: what counts, the first ones first; nothing is left out for that.
         task: what the benchmark is called.
     """
@@ -66,7 +66,7 @@ class Stream:
     model: str
     fingerprint: str
     data: str
-    reading: Reading
+    policy: ConflictPolicy
     training: list[Case]
     checkpoints: tuple[int, ...]
     folder: Path
@@ -78,56 +78,70 @@ class Stream:
     trust_remote_code: tuple[str, ...] = ()
     new_tokens: int = 24
     neutral: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
+    metrics: tuple[str, ...] = MEASURES
     task: str = ""
 
     @property
     def cases(self) -> list[Case]:
         """The edits, in order, with their probes."""
-        return self.reading.cases
+        return self.policy.cases
 
-    def row_file(self, name: str, edits: int) -> Path:
-        """Where a row is kept."""
+    def result_file(self, name: str, edits: int) -> Path:
+        """Return where a result is kept."""
         return self.folder / "rows" / f"{name}-{edits}.jsonl"
 
-    def key(self, contender: Contender, edits: int) -> str:
-        """What a row depends on, in short: another key is another measurement."""
+    def key(self, run: Run, edits: int) -> str:
+        """Return what a result depends on, in short: another key is another measurement."""
         cases = [case.to_dict() for case in self.cases[:edits]]
-        judged = [case.edit.target for case in self.reading.judged(edits)]
+        targets = [case.edit.target for case in self.policy.judged(edits)]
         training = [case.to_dict() for case in self.training]
-        asked = [
+        inputs = [
             self.fingerprint,
             self.dtype,
             cases,
-            judged,
+            targets,
             training,
             self.new_tokens,
             self.neutral,
         ]
-        said = [*asked, contender.method, contender.settings, errata.__version__]
+        everything = [*inputs, run.method, run.settings, errata.__version__]
         return hashlib.sha256(
-            json.dumps(said, sort_keys=True, ensure_ascii=False).encode()
+            json.dumps(everything, sort_keys=True, ensure_ascii=False).encode()
         ).hexdigest()[:16]
 
-    def kept_row(self, contender: Contender, edits: int) -> Row | None:
-        """The row of an earlier run, if it is of the same measurement and came to an end, or would
-        still take too long.
+    def kept_result(self, run: Run, edits: int) -> Result | None:
+        """Return the same measurement of an earlier call, if it came to an end, or would still take
+        too long.
         """
-        row = Row.read(self.row_file(contender.name, edits))
-        if row is None:
+        result = Result.read(self.result_file(run.name, edits))
+        if result is None or result.key != self.key(run, edits) or result.failed:
             return None
-        if row.key != self.key(contender, edits) or row.failed:
-            return None
-        longer = row.limit is not None and (self.limit is None or self.limit > row.limit)
-        return None if row.skipped and longer else row
+        longer = result.limit is not None and (self.limit is None or self.limit > result.limit)
+        return None if result.skipped and longer else result
+
+    def missing(self, run: Run) -> list[int]:
+        """Return the checkpoints at which a run is still to be measured."""
+        return [edits for edits in self.checkpoints if self.kept_result(run, edits) is None]
+
+    def results(self, runs: Sequence[Run]) -> list[Result]:
+        """Return the results that there are, failures too, in order of checkpoints."""
+        pairs = [(run, edits) for edits in self.checkpoints for run in runs]
+        found = [
+            (Result.read(self.result_file(run.name, edits)), self.key(run, edits))
+            for run, edits in pairs
+        ]
+        return [result for result, key in found if result is not None and result.key == key]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: a contender after `edits` edits.
+class Result:
+    """One line of the table: a run after `edits` edits.
 
     Attributes:
         key: what it depends on, see `Stream.key`.
+        name, method, settings: of the run.
+        model, data, task, metrics, checkpoints: of the stream.
+        edits: after how many it was measured.
         figures: `Evaluation.to_dict` of the final model; None when there is none, and `failed` or
             `skipped` says why.
         seconds_per_edit: of writing alone, over all edits so far.
@@ -138,15 +152,11 @@ class Row:
             prompts are edited ones.
         training_seconds: that `prepare` took, once; None for methods that are not trained.
         failed, skipped: why there are no figures.
-        limit: seconds of writing that there were for this row, where it was skipped; None in rows
-            of before that was kept.
-        reading: of `readings.READINGS`.
+        limit: seconds of writing that there were for this result, where it was skipped.
+        reading: the policy for records that contradict each other, of `conflicts.POLICIES`.
         conflicts: cases of the file that contradict another, and of how many.
-        ceiling: the reliability that a model reaches at most that gives one answer to a question.
-        metrics: what counts for this data, the first ones first.
-        task: what the benchmark is called.
+        ceiling: the best reliability of a model that gives one answer to a question.
         drift: of neutral text, see `drift.drift`; and "fluency", see `drift.fluency`.
-        checkpoints: of the run, as far as it is now.
         made: when, on what, with which versions, see `provenance.provenance`.
     """
 
@@ -169,56 +179,49 @@ class Row:
     reading: str = "published"
     conflicts: tuple[int, int] = (0, 0)
     ceiling: float = 1.0
-    metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
+    metrics: tuple[str, ...] = MEASURES
     task: str = ""
     drift: dict[str, float | None] | None = None
     checkpoints: tuple[int, ...] = ()
     made: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path, answers: Sequence[Answer] = ()) -> None:
-        """Write the row and the answers that it sums up, whole or not at all."""
+        """Write the result and the answers that it sums up, whole or not at all."""
         lines = [{"type": "row", **dataclasses.asdict(self)}]
         lines += [{"type": "answer", **dataclasses.asdict(answer)} for answer in answers]
         write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     @classmethod
-    def read(cls, path: Path) -> Row | None:
-        """The row of a file; None where there is none, or it is of another making."""
+    def read(cls, path: Path) -> Result | None:
+        """Read the result of a file; None where there is none, or it is of another version."""
         try:
             with path.open(encoding="utf-8") as file:
-                said = json.loads(file.readline())
-            kind = said.pop("type")
-            return cls(**said) if kind == "row" else None
+                fields = json.loads(file.readline())
+            return cls(**fields) if fields.pop("type") == "row" else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The single answers of a measurement."""
+    """Read the single answers behind a result."""
     with path.open(encoding="utf-8") as file:
-        said = [json.loads(line) for line in file]
-    return [
-        Answer(**{k: v for k, v in each.items() if k != "type"})
-        for each in said
-        if each["type"] == "answer"
-    ]
+        lines = [json.loads(line) for line in file]
+    return [Answer(**line) for line in lines if line.pop("type") == "answer"]
 
 
-def blank_row(contender: Contender, stream: Stream, edits: int, **more: Any) -> Row:
-    """A row without figures."""
-    settings = {name: value for name, value in contender.settings.items() if name != "method"}
-    key = stream.key(contender, edits)
-    return Row(
-        key,
-        contender.name,
-        contender.method,
-        settings,
+def blank_result(run: Run, stream: Stream, edits: int, **more: Any) -> Result:
+    """Make a result without figures."""
+    return Result(
+        stream.key(run, edits),
+        run.name,
+        run.method,
+        {name: value for name, value in run.settings.items() if name != "method"},
         stream.model,
         stream.data,
         edits,
-        reading=stream.reading.name,
-        conflicts=(stream.reading.conflicts, stream.reading.records),
-        ceiling=stream.reading.ceiling(edits),
+        reading=stream.policy.name,
+        conflicts=(stream.policy.conflicts, stream.policy.records),
+        ceiling=stream.policy.ceiling(edits),
         metrics=stream.metrics,
         task=stream.task,
         checkpoints=stream.checkpoints,
@@ -233,7 +236,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None where there is none, or it is damaged."""
+    """Read what `write_json` wrote; None where there is none, or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,5 +1,5 @@
-"""Measurements as tables of words: rows of cells under headings, which become Markdown or HTML
-elsewhere.
+"""Tables of measurements: rows of cells under headings, which become Markdown here and HTML in
+`report`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import product
 from typing import Any
 
 from errata.bench.judge import judged_share, opinions
-from errata.bench.results import Difference, Figure, Measured, retention
-from errata.bench.stream import Row
+from errata.bench.results import Difference, Estimate, Measured, retentions
+from errata.bench.stream import Result
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS
 from errata.evaluation import MEASURES, SCORES
 
 NONE = "–"
+DRIFT = {"perplexity": "{:.1f}", "divergence": "{:.2g}", "fluency": "{:.2f}"}
+"""What is shown of drift, and how."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,10 @@ class Table:
     runs: tuple[str | None, ...] = ()
 
     def markdown(self) -> str:
-        """The table in Markdown, with its title and note."""
-        lines = [
-            " | ".join(self.head),
-            " | ".join(["---"] * len(self.head)),
-            *(" | ".join(map(_plain, row)) for row in self.rows),
-        ]
-        return (
-            f"### {self.title}\n\n"
-            + "\n".join(f"| {line} |" for line in lines)
-            + f"\n\n{self.note}\n"
-        )
+        """Return the table in Markdown, with its title and note."""
+        cells = [self.head, ["---"] * len(self.head), *(map(_plain, row) for row in self.rows)]
+        lines = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        return f"### {self.title}\n\n{lines}\n\n{self.note}\n"
 
 
 def _plain(cell: str) -> str:
@@ -57,67 +53,95 @@ def _plain(cell: str) -> str:
 
 
 def main_table(measured: Sequence[Measured]) -> Table:
-    """What counts for the task, with intervals, and what it costs."""
-    metrics = measured[0].row.metrics
-    rows, runs = [], []
+    """Show what counts for the task, with intervals, and what it costs."""
+    metrics = measured[0].result.metrics
+    rows = []
     for each in measured:
-        row = each.row
-        cells = [f"{row.edits:,}", each.label]
-        if row.figures is None:
-            cells += [row.skipped or row.failed or "", *[NONE] * (len(metrics) + 3)]
+        result = each.result
+        if result.figures is None:
+            cells = [result.skipped or result.failed or "", *[NONE] * (len(metrics) + 3)]
         else:
-            cells += [_metric(each, metric) for metric in metrics]
-            cells += [
-                _number(row.seconds_per_edit, "{:.2f}"),
-                _number(row.peak_memory, "{:,.0f}"),
-                _kilobytes(row),
-                _slower(row),
-            ]
-        rows.append(tuple(cells))
-        runs.append(run_name(each))
+            cells = [*(_metric(each, metric) for metric in metrics), *_costs(result)]
+        rows.append((f"{result.edits:,}", each.label, *cells))
     head = ("T", "method", *metrics, "s/edit", "peak MiB", "saved kB", "slower, batch 1 / 8")
-    said = "Free answers with natural stop, on the final model, over all T edits: the share that is the wanted one, whole; "
-    said += "below it the 95 % interval (bootstrapped over edits)."
+    note = "Free answers with natural stop, on the final model, over all T edits: the share that is the wanted one, whole; "
+    note += "below it the 95 % interval (bootstrapped over edits)."
     if "perplexity" in metrics:
-        said += " Perplexity is that of the targets behind their prompts."
+        note += " Perplexity is that of the targets behind their prompts."
     if "ood" in metrics:
-        said += (
+        note += (
             " Ood is the share of other true texts about the edits whose loss is below -log 0.8."
         )
-    return Table("What counts", said, head, tuple(rows), tuple(runs))
+    return Table("What counts", note, head, tuple(rows), tuple(map(run_name, measured)))
+
+
+def comparison_table(results: Sequence[Result]) -> str:
+    """Return the results in Markdown: free answers, and teacher-forced figures in brackets; for
+    `errata compare`.
+    """
+    head = [
+        "T",
+        "method",
+        "reliability",
+        "generalization",
+        "locality",
+        *LOCALITY_KINDS,
+        "portability",
+    ]
+    head += ["s/edit", "peak MiB", "saved kB", "overhead 1 / 8"]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *map(_compared, results))]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _compared(result: Result) -> list[str]:
+    cells = [f"{result.edits:,}", result.name]
+    if result.figures is None:
+        return [*cells, _plain(result.skipped or result.failed or ""), *[""] * 10]
+    free, forced, kinds = (
+        result.figures[name] for name in ("generated", "teacher_forced", "locality_by_kind")
+    )
+    both = {
+        name: f"{free[name]:.2f} ({forced[name]:.2f})"
+        for name in MEASURES
+        if free[name] is not None
+    }
+    cells += [both.get(name, NONE) for name in ("reliability", "generalization", "locality")]
+    cells += [_number(kinds[kind], "{:.2f}") for kind in LOCALITY_KINDS]
+    cells += [both.get("portability", NONE), *_costs(result)]
+    return [cell.replace(NONE, "-") for cell in cells]
 
 
 def _metric(each: Measured, metric: str) -> str:
-    figures = each.row.figures or {}
+    figures = each.result.figures or {}
     if metric in ("perplexity", "ood"):
         return _number(figures.get(metric), "{:,.2f}")
     return with_interval(each.figure(metric))
 
 
-def with_interval(figure: Figure | None) -> str:
-    """A figure, and on a second line its interval."""
+def with_interval(figure: Estimate | None) -> str:
+    """Return a figure, and on a second line its interval."""
     return NONE if figure is None else f"{figure.value:.3f}\n{figure.low:.2f}–{figure.high:.2f}"
 
 
 def scores_table(measured: Sequence[Measured]) -> Table:
-    """The same answers, counted in every way that the field counts."""
-    done = [each for each in measured if each.row.figures]
+    """Show the same answers, counted in every way that the field counts."""
+    done = [each for each in measured if each.result.figures]
     shown = [
         measure
         for measure in MEASURES[:3]
         if any(_score(each, "generated", measure) is not None for each in done)
     ]
     known = {each.path: opinions(each.path.parent.parent) for each in done}
-    judges = sorted({who for said in known.values() for who, _ in said.values()})
-    rows = []
-    for each in done:
-        for measure in shown:
-            cells = [_number(_score(each, score, measure), "{:.3f}") for score in SCORES]
-            if judges:
-                cells.append(_number(judged_share(each, known[each.path], measure), "{:.3f}"))
-            rows.append((f"{each.row.edits:,}", each.label, measure, *cells))
-    runs = [run_name(each) for each in done for _ in shown]
-    note = " ".join(f"*{name}*: {what}." for name, what in SCORES.items())
+    judges = sorted({judge for found in known.values() for judge, _ in found.values()})
+    rows, runs = [], []
+    for each, measure in product(done, shown):
+        cells = [_number(_score(each, score, measure), "{:.3f}") for score in SCORES]
+        cells += (
+            [_number(judged_share(each, known[each.path], measure), "{:.3f}")] if judges else []
+        )
+        rows.append((f"{each.result.edits:,}", each.label, measure, *cells))
+        runs.append(run_name(each))
+    note = " ".join(f"*{name}*: {meaning}." for name, meaning in SCORES.items())
     if judges:
         note += f" *judged*: generated, or right in the opinion of {', '.join(judges)}."
     head = (
@@ -131,17 +155,16 @@ def scores_table(measured: Sequence[Measured]) -> Table:
 
 
 def _score(each: Measured, score: str, measure: str) -> float | None:
-    found: float | None = (each.row.figures or {})["scores"][score][measure]
+    found: float | None = (each.result.figures or {})["scores"][score][measure]
     return found
 
 
 def kinds_table(measured: Sequence[Measured]) -> Table:
-    """Locality and portability by kind, and drift."""
-    rows, runs = [], []
-    for each in measured:
-        if each.row.figures is None:
-            continue
-        figures, moved = each.row.figures, each.row.drift or {}
+    """Show locality and portability by kind, and drift."""
+    rows = []
+    done = [each for each in measured if each.result.figures]
+    for each in done:
+        figures, moved = each.result.figures or {}, each.result.drift or {}
         cells = [_number(figures["locality_by_kind"][kind], "{:.3f}") for kind in LOCALITY_KINDS]
         cells += [
             _number(figures["divergence_by_kind"].get(kind), "{:.2g}") for kind in LOCALITY_KINDS
@@ -150,14 +173,8 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
             _number(figures["portability_by_kind"].get(kind), "{:.3f}")
             for kind in PORTABILITY_KINDS
         ]
-        cells += [
-            _number(moved.get(name), form)
-            for name, form in (("perplexity", "{:.1f}"), ("divergence", "{:.2g}"))
-        ]
-        rows.append(
-            (f"{each.row.edits:,}", each.label, *cells, _number(moved.get("fluency"), "{:.2f}"))
-        )
-        runs.append(run_name(each))
+        cells += [_number(moved.get(name), form) for name, form in DRIFT.items()]
+        rows.append((f"{each.result.edits:,}", each.label, *cells))
     local = [kind.replace("_", " ") for kind in LOCALITY_KINDS]
     head = ("T", "method", *local, *(f"KL {kind}" for kind in local), *PORTABILITY_KINDS)
     note = (
@@ -165,19 +182,15 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
         "what is asked. Portability: the share of free answers that are right. Drift: perplexity of, and KL on, text that "
         "no edit is about. Fluency: n-gram entropy of 100 tokens, in bits."
     )
-    table = (*head, "text perplexity", "KL text", "fluency")
-    return Table("What else moved, by kind", note, table, tuple(rows), tuple(runs))
+    head += ("text perplexity", "KL text", "fluency")
+    return Table("What else moved, by kind", note, head, tuple(rows), tuple(map(run_name, done)))
 
 
 def retention_table(measured: Sequence[Measured]) -> Table | None:
-    """What became of each cohort of edits; None where there is one checkpoint only."""
-    followed = {}
-    for name in dict.fromkeys(
-        each.label for each in measured if each.row.figures and each.row.method
-    ):
-        found = retention([each for each in measured if each.label == name and each.row.figures])
-        if found is not None:
-            followed[name] = found
+    """Show what became of each cohort of edits; None where there is one checkpoint only."""
+    followed = retentions(measured)
+    if not followed:
+        return None
     times = sorted({edits for found in followed.values() for edits in found.checkpoints})
     rows: list[tuple[str, ...]] = []
     for name, found in followed.items():
@@ -198,8 +211,6 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
                 )
             )
             first = last + 1
-    if not rows:
-        return None
     head = (
         "method",
         "edits",
@@ -215,36 +226,32 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
 
 
 def paper_tables(task: str) -> list[Table]:
-    """What papers print about a task, marked as theirs."""
+    """Show what papers print about a task, marked as theirs."""
     known: list[dict[str, Any]] = tomllib.loads(
         files("errata.bench").joinpath("papers.toml").read_text("utf-8")
     )["table"]
-    found = []
+    note, found = "The paper's own figures, on its model and data.", []
     for table in known:
         if table["task"] == task:
             rows = tuple(
                 (f"{t:,}", name, *(f"{value:.2f}" for value in values))
                 for t, name, *values in table["rows"]
             )
-            head = ("T", "method", *table["columns"])
             found.append(
                 Table(
-                    f"Published: {table['paper']}",
-                    "The paper's own figures, on its model and data.",
-                    head,
-                    rows,
+                    f"Published: {table['paper']}", note, ("T", "method", *table["columns"]), rows
                 )
             )
     return found
 
 
 def runs_table(measured: Sequence[Measured]) -> Table:
-    """Where each figure comes from."""
+    """Show where each figure comes from."""
     rows = []
     for each in measured:
-        row, made = each.row, each.row.made
+        result, made = each.result, each.result.made
         settings = (
-            ", ".join(f"{name}={value}" for name, value in row.settings.items())
+            ", ".join(f"{name}={value}" for name, value in result.settings.items())
             or "the method's own"
         )
         versions = ", ".join(
@@ -252,7 +259,7 @@ def runs_table(measured: Sequence[Measured]) -> Table:
         )
         file = f"{each.path.parent.parent.name}/rows/{each.path.name}"
         commit, time = made.get("commit") or NONE, made.get("time", NONE)
-        rows.append((run_name(each), file, settings, versions, commit, time, row.key))
+        rows.append((run_name(each), file, settings, versions, commit, time, result.key))
     head = ("run", "file", "settings", "versions", "commit", "time", "key")
     note = "Every single answer stands in the file of its run, as JSON lines."
     return Table(
@@ -261,7 +268,7 @@ def runs_table(measured: Sequence[Measured]) -> Table:
 
 
 def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
-    """What differs between two runs, beyond noise or all of it."""
+    """Show what differs between two runs, beyond noise or all of it."""
     shown = [each for each in found if all_of_them or each.beyond_noise]
     rows = tuple(
         (
@@ -295,32 +302,38 @@ def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
 
 
 def run_name(each: Measured) -> str:
-    """What a measurement is called."""
-    return f"{each.label}, {each.row.edits:,}"
+    """Return what a measurement is called."""
+    return f"{each.label}, {each.result.edits:,}"
 
 
-def about(row: Row) -> str:
-    """What a stream is, in a sentence or two: data, model, reading, contradictions, ceiling."""
-    conflicts, records = row.conflicts
-    said = f"{row.data}, on {row.model.rstrip('/').rpartition('/')[2]}. "
+def about(result: Result) -> str:
+    """Describe a stream in a sentence or two: data, model, contradictions and their policy,
+    ceiling.
+    """
+    conflicts, records = result.conflicts
+    stream = f"{result.data}, on {result.model.rstrip('/').rpartition('/')[2]}. "
     if not conflicts:
-        return said + "No record contradicts another, so there is no ceiling below 1."
+        return stream + "No record contradicts another, so there is no ceiling below 1."
     share = f"{conflicts} of {records} records contradict another ({conflicts / records:.0%})"
-    how = {
-        "published": f"they are in the stream as published, so that reliability cannot be above {row.ceiling:.3f}",
+    policy = {
+        "published": f"they are in the stream as published, so that reliability cannot be above {result.ceiling:.3f}",
         "conflict-free": "they are left out, and locality probes that ask what is edited",
         "later": "the last answer to a question is the right one, for all records that ask it",
-    }[row.reading]
-    return f"{said}{share}: {how}."
+    }[result.reading]
+    return f"{stream}{share}: {policy}."
+
+
+def _costs(result: Result) -> tuple[str, str, str, str]:
+    """Return seconds per edit, peak memory, kilobytes on disk, and how much slower generation is."""
+    return (
+        _number(result.seconds_per_edit, "{:.2f}"),
+        _number(result.peak_memory, "{:,.0f}"),
+        NONE if result.bytes_saved is None else f"{result.bytes_saved / 1000:,.0f}",
+        " / ".join(f"{share:+.0%}" for share in result.overhead.values())
+        if result.overhead
+        else NONE,
+    )
 
 
 def _number(value: float | None, form: str) -> str:
     return NONE if value is None else form.format(value)
-
-
-def _kilobytes(row: Row) -> str:
-    return NONE if row.bytes_saved is None else f"{row.bytes_saved / 1000:,.0f}"
-
-
-def _slower(row: Row) -> str:
-    return " / ".join(f"{share:+.0%}" for share in row.overhead.values()) if row.overhead else NONE

@@ -45,7 +45,7 @@ class Task:
         hub: where they lie on the hub.
         irrelevant: a file of texts that no edit is about, and the path of the text in its records.
         operation: of its edits.
-        instead: what is to be said in the place of what a record has as its answer.
+        instead: the answer wanted in the place of what a record has as its answer.
         fields: the field map.
     """
 
@@ -65,13 +65,13 @@ class Task:
 
     @classmethod
     def read(cls, path: Path) -> Task:
-        """A task of a TOML file, its name the file's.
+        """Read the task of a TOML file, its name the file's.
 
         Raises:
             UsageError: the file cannot be read, or says something unknown or too little.
         """
-        said = read_task(path)
-        return cls(path.stem, **{**said, "metrics": tuple(said["metrics"])})
+        fields = read_task(path)
+        return cls(path.stem, **{**fields, "metrics": tuple(fields["metrics"])})
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TaskData:
 
 
 def task_names() -> list[str]:
-    """The tasks that come with errata."""
+    """Return the names of the tasks that come with errata."""
     return sorted(
         entry.name.removesuffix(".toml")
         for entry in _FOLDER.iterdir()
@@ -106,7 +106,7 @@ def task_names() -> list[str]:
 
 
 def find_task(name: str) -> Task:
-    """A task that comes with errata, or one of a TOML file.
+    """Read a task that comes with errata, or one of a TOML file.
 
     Raises:
         UnknownNameError: there is none of this name.
@@ -138,7 +138,7 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
     """
     path = _located(task, data)
     cases, truths, empty = _read(task, path)
-    asked = {prompt for case in cases for prompt in (case.edit.prompt, *case.rephrases)}
+    prompts = {prompt for case in cases for prompt in (case.edit.prompt, *case.rephrases)}
     training: list[Case] = []
     if train:
         training = _read(task, train)[0]
@@ -146,7 +146,7 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
         training = [
             case
             for case in _read(task, beside)[0]
-            if not {case.edit.prompt, *case.rephrases} & asked
+            if not {case.edit.prompt, *case.rephrases} & prompts
         ]
     texts: list[str] = []
     if task.irrelevant and (other := _beside(path, task.irrelevant["file"] + "?")):
@@ -196,7 +196,7 @@ def _beside(path: Path, name: str | None) -> Path | None:
 
 
 def _read(task: Task, path: Path) -> tuple[list[Case], list[frozenset[str]], int]:
-    """(cases, their truths, how many records are none)."""
+    """Read a file: (cases, their truths, how many records are none)."""
     if not task.fields:
         cases = read_cases(path)
         return cases, [frozenset()] * len(cases), 0
@@ -221,10 +221,10 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
             next(iter(texts_at(part, fields["subject"])), None) if "subject" in fields else None
         )
 
-        def said(of: Any, path: str, subject: str | None = subject) -> list[str]:
+        def texts_of(of: Any, path: str, subject: str | None = subject) -> list[str]:
             return [text.replace("{}", subject or "") for text in texts_at(of, path)]
 
-        prompt = said(part, fields["prompt"])[0]
+        prompt = texts_of(part, fields["prompt"])[0]
         truth = texts_at(part, fields["truth"]) if "truth" in fields else []
         target = task.instead or _target(part, fields["target"])
         if target is None:
@@ -232,7 +232,9 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
         name = f"{task.name}-{number:05d}" + (f"-{place}" if len(parts) > 1 else "")
         within = subject if subject and mentions(prompt, subject) else None
         edit = Edit(prompt, target, within, task.operation, name)  # type: ignore[arg-type]
-        rephrases = tuple(text for path in fields.get("rephrases", ()) for text in said(part, path))
+        rephrases = tuple(
+            text for path in fields.get("rephrases", ()) for text in texts_of(part, path)
+        )
         probes: dict[str, tuple[Probe, ...]] = {}
         for kind in PLACES:
             maps = [
@@ -243,27 +245,27 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
             probes[kind] = tuple(
                 probe
                 for each in maps
-                for probe in _probes(each, record if each.get("of") == "record" else part, said)
+                for probe in _probes(each, record if each.get("of") == "record" else part, texts_of)
             )
         yield Case(edit, rephrases, **probes), frozenset(text.lower() for text in truth)
 
 
 def _target(part: Any, path: str) -> str | None:
-    """What an edit wants; None where the field is there and empty."""
+    """Return what an edit wants; None where the field is there and empty."""
     there = bool(values_at(part, path))
     return next(iter(texts_at(part, path + "?" if there else path)), None)
 
 
-def _probes(given: Mapping[str, str], part: Any, said: Any) -> Iterator[Probe]:
-    """The probes that one line of a field map describes."""
+def _probes(given: Mapping[str, str], part: Any, texts_of: Any) -> Iterator[Probe]:
+    """Make the probes that one line of a field map describes."""
     kind = given["kind"]
     places = [part]
     if "each" in given:
         places = _flat(values_at(part, given["each"].removesuffix("?")))
     for place in places:
-        prompts = said(place, given["prompt"])
+        prompts = texts_of(place, given["prompt"])
         if "text" in given:  # a whole text, of which the prompt is the beginning
-            for text in said(place, given["text"]):
+            for text in texts_of(place, given["text"]):
                 yield Probe(prompts[0], text.removeprefix(prompts[0]).strip() or text, kind)
             continue
         answers = texts_at(place, given["answer"] + "?" if "each" in given else given["answer"])

@@ -1,4 +1,4 @@
-"""What may stand in a task's TOML file, and of which type. It reads no record."""
+"""Reads a task's TOML file, and checks what may stand in it, and of which type. It reads no record."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from errata.bench.published import read_text
 from errata.cases import Probe
 from errata.errors import EditError, UsageError, quoted, suggest
 
@@ -32,36 +33,30 @@ _PROBE = dict.fromkeys(("kind", "prompt", "answer", "also", "each", "of", "text"
 
 
 def read_task(path: Path) -> dict[str, Any]:
-    """What a task's file says, checked.
+    """Read a task's file, and check it.
 
     Raises:
         UsageError: it cannot be read, or says something unknown, too little, or of another type;
             the field is named.
     """
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
+        task = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not TOML: {' '.join(str(error).split())}.") from error
     except RecursionError:
         raise UsageError(f"{path}: lists or tables lie too deep in each other.") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})."
-        ) from error
     try:
-        _check("", said, _TASK, ("title", "version", "paper", "metrics", "new_tokens"))
+        _check("", task, _TASK, ("title", "version", "paper", "metrics", "new_tokens"))
         for name, known in (("hub", _HUB), ("irrelevant", _IRRELEVANT)):
-            if name in said:
-                _check(f"{name}.", said[name], known, known)
-        if "fields" in said:
-            fields = said["fields"]
+            if name in task:
+                _check(f"{name}.", task[name], known, known)
+        if "fields" in task:
+            fields = task["fields"]
             _check(
                 "fields.",
                 fields,
                 _FIELDS,
-                ("prompt",) if "instead" in said else ("prompt", "target"),
+                ("prompt",) if "instead" in task else ("prompt", "target"),
             )
             for place in PLACES:
                 for number, probe in enumerate(fields.get(place, ()), start=1):
@@ -75,17 +70,17 @@ def read_task(path: Path) -> dict[str, Any]:
                     Probe.from_json({"prompt": "?", "kind": probe["kind"]}, place)
     except (UsageError, EditError) as error:
         raise UsageError(f"{path}: {error}") from error
-    return said
+    return task
 
 
-def _check(where: str, said: Mapping[str, Any], known: Mapping[str, str], needed: Any) -> None:
-    for name, value in said.items():
+def _check(where: str, fields: Mapping[str, Any], known: Mapping[str, str], needed: Any) -> None:
+    for name, value in fields.items():
         if name not in known:
             raise UsageError(f"unknown {where}{quoted(name)}.{suggest(name, known)}")
         if not _is(known[name], value):
             raise UsageError(f"{where}{name} is {quoted(value)}; expected a {known[name]}.")
     for name in needed:
-        if name not in said:
+        if name not in fields:
             raise UsageError(f"{where}{name} is missing; expected a {known[name]}.")
 
 

@@ -12,39 +12,40 @@ import builtins
 import io
 import os
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from errata import __version__
-from errata.cli import (
-    ability,
-    analyze,
-    ask,
-    bench,
-    cases,
-    chat,
-    compare,
-    edit,
-    eval,
-    explain,
-    inspect,
-    judge,
-    list,
-    methods,
-    opening,
-    prepare,
-    report,
-    screen,
-    tasks,
-    undo,
-)
+from errata.cli import opening, screen
 from errata.errors import ErrataError
+
+VERBS = (
+    *(
+        "inspect",
+        "prepare",
+        "edit",
+        "ask",
+        "eval",
+        "chat",
+        "list",
+        "undo",
+        "cases",
+        "explain",
+        "compare",
+        "bench",
+    ),
+    *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods"),
+)
+"""In the order of `errata --help`."""
+HOMES = {"diff": "report", "failures": "analyze"}
+"""The files of verbs that have none of their own."""
 
 
 class Verbs(TyperGroup):
-    """The commands; the one place where an error becomes a line and an exit code."""
+    """Runs the commands; the one place where an error becomes a line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command. With ERRATA_DEBUG set, errors keep their traceback."""
@@ -55,8 +56,8 @@ class Verbs(TyperGroup):
         except ErrataError as error:
             screen.complain(str(error))
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            screen.complain("stopped.")
+        except KeyboardInterrupt as stop:
+            screen.complain(str(stop) or "stopped.")
             raise typer.Exit(130) from None
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):
@@ -75,32 +76,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-verbs = (
-    inspect.inspect,
-    prepare.prepare,
-    edit.edit,
-    ask.ask,
-    eval.eval,
-    chat.chat,
-    list.list,
-    undo.undo,
-    cases.cases,
-)
-for verb in (
-    *verbs,
-    explain.explain,
-    compare.compare,
-    bench.bench,
-    tasks.tasks,
-    report.report,
-    report.diff,
-    judge.judge,
-    ability.ability,
-    analyze.analyze,
-    analyze.failures,
-    methods.methods,
-):
-    app.command()(verb)
+for verb in VERBS:
+    app.command()(getattr(import_module(f"errata.cli.{HOMES.get(verb, verb)}"), verb))
 
 
 def _version(wanted: bool) -> None:

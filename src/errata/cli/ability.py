@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import sys
 from importlib.metadata import version
@@ -12,15 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import screen
-from errata.errors import StorageError
+from errata.cli import options, screen
 
 if TYPE_CHECKING:
     from errata.bench.harness import Figure
 
 
 def ability(
-    model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
+    model: options.Opened,
     tasks: Annotated[
         str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")
     ],
@@ -36,9 +36,7 @@ def ability(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")
-    ] = None,
+    device_map: options.DeviceMap = None,
     out: Annotated[
         Path | None, typer.Option(help="A file for the figures and where they come from, as JSON.")
     ] = None,
@@ -53,11 +51,11 @@ def ability(
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         from errata.bench.harness import ability as measure
     from errata.bench.provenance import provenance
-    from errata.bench.stream import write_json
     from errata.cli.opening import open_model
+    from errata.cli.reading import write_text
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    asked: dict[str, Any] = {
+    choices: dict[str, Any] = {
         "limit": limit,
         "fewshot": fewshot,
         "chat": chat,
@@ -65,27 +63,24 @@ def ability(
     }
     opened = open_model(model, dtype, device_map)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints now and then
-        figures = measure(opened, names, include_path=include_path, **asked)
+        figures = measure(opened, names, include_path=include_path, **choices)
     made = {**provenance(), "harness": version("lm-eval")}
-    said = {
+    document = {
         "model": model,
-        **asked,
+        **choices,
         "made": made,
         "figures": [dataclasses.asdict(f) for f in figures],
     }
     if as_json:
-        screen.print_json(said)
+        screen.print_json(document)
     else:
         show(figures)
     if out:
-        try:
-            write_json(out, said)
-        except OSError as error:
-            raise StorageError(f"{out}: cannot be written ({error.strerror or error}).") from error
+        write_text(out, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
 
 def show(figures: list[Figure]) -> None:
-    """A line for each metric; a model without edits has one column of values."""
+    """Print a line for each metric; a model without edits has one column of values."""
     edited = any(figure.edited is not None for figure in figures)
     shown = screen.table(
         "task", "metric", "base", *(("edited", "difference", "moved") if edited else ())
@@ -104,12 +99,12 @@ def show(figures: list[Figure]) -> None:
 
 
 def within(value: float | None, error: float | None) -> str:
-    """A value, and its standard error where there is one."""
+    """Return a value, and its standard error where there is one."""
     return digits(value) + ("" if error is None else f" ± {digits(error)}")
 
 
 def digits(value: float | None, sign: str = "") -> str:
-    """A value as it is read best: a share, or a perplexity."""
+    """Return a value as it is read best: a share, or a perplexity."""
     if value is None:
         return "-"
     return f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign}.4g}"

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
+from errata.cli import options, screen
 
 
 def ask(
-    model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
+    model: options.Opened,
     prompts: Annotated[list[str], typer.Argument(help="What to ask; each is answered on its own.")],
     base: Annotated[
         bool, typer.Option("--base", help="Ask the base model, without the edits.")

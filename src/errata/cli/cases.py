@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
-from errata.errors import StorageError, UnknownNameError, suggest
+from errata.cli.reading import write_text
+from errata.errors import UnknownNameError, suggest
 
 
 def cases(
@@ -28,8 +29,5 @@ def cases(
     lines = cases_to_json_lines(make_cases(n, seed))
     if out is None:
         screen.say(lines.removesuffix("\n"))
-        return
-    try:
-        out.write_text(lines, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    else:
+        write_text(out, lines)

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
+from errata.cli import options, screen
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A folder of edits, or a base model.")],
+    model: options.Opened,
     base: Annotated[
         bool, typer.Option("--base", help="Ask the base model, without the edits.")
     ] = False,
@@ -25,13 +25,13 @@ def chat(
     screen.err.print("Ask away. /base QUESTION asks the model without edits, /quit ends.")
     while True:
         try:
-            said = screen.err.input("> ").strip()
+            line = screen.err.input("> ").strip()
         except EOFError:
             return
-        if said == "/quit":
+        if line == "/quit":
             return
-        plain = base or said.startswith("/base ")
-        question = said.removeprefix("/base ").strip()
+        plain = base or line.startswith("/base ")
+        question = line.removeprefix("/base ").strip()
         if not question:
             continue
         try:

@@ -14,13 +14,13 @@ from errata.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from errata import EditModel, MethodConfig
+    from errata.conflicts import OnConflict
     from errata.methods.base import Method
-    from errata.report import OnConflict
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What was asked for; what was not (None, empty) is left to the method, or to what was begun.
+    """A method and settings; what is None or empty is left to the method, or to what was begun.
 
     Raises:
         UsageError: an option is not `name=value`; the method, a setting or the preset is unknown.
@@ -31,7 +31,7 @@ class Choices:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        if self.method is not None:  # what can be told wrong before a model is loaded, is
+        if self.method is not None:  # fails before a model is loaded, where it can
             method, settings = self._resolved()
             method.config_class.from_dict({**settings, **self.given})
             if self.preset != "auto":
@@ -39,7 +39,7 @@ class Choices:
 
     @property
     def name(self) -> str:
-        """What the method is called; the one that errata recommends when none is asked for."""
+        """The method's name; that of the recommended one where none is given."""
         from errata.methods import DEFAULT
 
         return self.method or DEFAULT
@@ -56,8 +56,8 @@ class Choices:
         }
 
     def config(self, base_config: Any) -> MethodConfig:
-        """The settings for a new model: the method's own, above them the preset's, what its name
-        stands for, those given.
+        """Return a new model's settings: the method's own, above them the preset's, its variant's,
+        those given.
         """
         method, settings = self._resolved()
         return method.config_class.from_dict(
@@ -92,8 +92,8 @@ class Choices:
             raise ConfigError(
                 f"{where} was begun with the method {name!r}, not {self.method!r}; give another --out."
             )
-        asked = {**self._of_preset(begun.base.config, old.method), **settings, **self.given}
-        new = type(old).from_dict({**old.to_dict(), **asked}).to_dict()
+        wanted = {**self._of_preset(begun.base.config, old.method), **settings, **self.given}
+        new = type(old).from_dict({**old.to_dict(), **wanted}).to_dict()
         for name, value in old.to_dict().items():
             if new[name] != value:
                 raise ConfigError(
@@ -101,7 +101,7 @@ class Choices:
                 )
 
     def _resolved(self) -> tuple[type[Method], dict[str, Any]]:
-        """(the method, the settings that its name stands for)."""
+        """Return the method, and the settings that its name stands for."""
         from errata.methods import resolve
 
         return resolve(self.name)
@@ -118,7 +118,7 @@ class Choices:
 
 
 def conflict_choice(given: str) -> OnConflict:
-    """What becomes of conflicts, as asked for.
+    """Read what becomes of conflicts.
 
     Raises:
         UsageError: it is none of the choices.
@@ -131,7 +131,7 @@ def conflict_choice(given: str) -> OnConflict:
 
 @contextlib.contextmanager
 def spread_by(executor: str) -> Iterator[None]:
-    """Within, what falls into parts is written where the executor says.
+    """Spread what falls into parts, within, to where the executor says.
 
     Raises:
         UsageError: there is no such executor, or Ray is not installed or not reached.

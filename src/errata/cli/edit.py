@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
-from errata.cli.opening import OutFolder, Wait, open_to_edit
+from errata.cli import options, screen
+from errata.cli.opening import open_to_edit
 from errata.storage.locking import WAIT
 
 
@@ -24,22 +24,16 @@ def edit(
     edits: Annotated[
         Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")
     ],
-    out: OutFolder = None,
+    out: options.OutFolder = None,
     method: Annotated[
         str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")
     ] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
+    settings: options.Settings = None,
+    preset: options.Preset = None,
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")
-    ] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")
-    ] = None,
-    wait: Wait = WAIT,
+    dtype: options.SavedDtype = "auto",
+    device_map: options.DeviceMap = None,
+    wait: options.Wait = WAIT,
     on_conflict: Annotated[
         str,
         typer.Option(
@@ -58,22 +52,25 @@ def edit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write edits into a model, saving as it goes; run it again to go on where it stopped."""
+    from errata import edit_stream
     from errata.cli.choices import Choices, conflict_choice, spread_by
+    from errata.cli.edit_report import show_report, show_warnings
     from errata.cli.reading import check_edits_fit
-    from errata.cli.writing import write
     from errata.config import check_device, check_dtype
     from errata.edit import read_numbered_edits
 
     choice = conflict_choice(on_conflict)
     check_dtype(dtype)
     check_device(device_map)
-    wanted = read_numbered_edits(edits)
-    chosen = Choices(method, options or (), preset)
-    with open_to_edit(model, out, chosen, dtype, device_map, wait) as (edited, folder):
-        check_edits_fit(edited, edits, wanted)
-        with spread_by(executor):
-            report = write(edited, [edit for _, edit in wanted], folder, save_every, check, choice)
+    numbered = read_numbered_edits(edits)
+    choices = Choices(method, settings or (), preset)
+    with open_to_edit(model, out, choices, dtype, device_map, wait) as (edited, folder):
+        check_edits_fit(edited, edits, numbered)
+        with spread_by(executor), screen.steps() as progress:
+            wanted = [edit for _, edit in numbered]
+            report = edit_stream(edited, wanted, folder, save_every, check, choice, progress)
+    show_warnings(report)
     if as_json:
-        screen.print_json(report.to_dict())
+        screen.print_json({"folder": str(folder), **report.to_dict()})
     else:
-        report.show()
+        show_report(report, folder)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from errata.cli import screen
-from errata.cli.opening import Folder, open_artifact
+from errata.cli import options, screen
+from errata.cli.opening import open_artifact
 
 
 def eval(
-    folder: Folder,
+    folder: options.Folder,
     cases: Annotated[
         Path, typer.Option(help="JSON lines: edits with rephrases, locality, portability.")
     ],
@@ -27,19 +28,22 @@ def eval(
     """Measure what the edited model says, against the targets and against its base."""
     import errata
     from errata.cases import read_numbered_cases
-    from errata.cli.reading import check_cases_fit, write_lines
+    from errata.cli.reading import check_cases_fit, write_text
     from errata.evaluation import MEANINGS
 
     numbered = read_numbered_cases(cases)
-    wanted = [case for _, case in numbered]
     model = open_artifact(folder)
     check_cases_fit(model.lm, cases, numbered)
-    with screen.bar("asking") as progress:
-        found = errata.evaluate(model, wanted, batch_size, progress=progress)
-    if answers:
-        write_lines(
-            answers, (json.dumps(dataclasses.asdict(a), ensure_ascii=False) for a in found.answers)
+    with screen.steps() as progress:
+        found = errata.evaluate(
+            model, [case for _, case in numbered], batch_size, progress=partial(progress, "asking")
         )
+    if answers:
+        lines = (
+            json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n"
+            for answer in found.answers
+        )
+        write_text(answers, "".join(lines))
     if as_json:
         screen.print_json(found.to_dict())
         return

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
+from errata.cli import options, screen
 
 SHOWN = 5
 """Edits that were thought of, most to be shown."""
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="A folder of edits.")],
+    model: options.Folder,
     prompts: Annotated[
         list[str], typer.Argument(help="What to ask; each is explained on its own.")
     ],
@@ -29,12 +29,12 @@ def explain(
     for prompt in prompts:
         check_characters("a question", prompt)
     edited = open_artifact(model)
-    told = edited.explain(prompts)
+    explanations = edited.explain(prompts)
     if as_json:
-        screen.print_json([dataclasses.asdict(each) for each in told])
+        screen.print_json([dataclasses.asdict(each) for each in explanations])
         return
     known = {edit.id: edit for edit in edited.edits}
-    for each in told:
+    for each in explanations:
         who = (
             "the base model answers"
             if each.edit_id is None
@@ -46,7 +46,7 @@ def explain(
         for reason in each.reasons[:SHOWN]:
             parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())
             edit = known[reason.edit_id]
-            said = screen.one_line(f"{reason.edit_id}  {edit.prompt} -> {edit.target}")
-            screen.say(f"  {reason.score:.3f}  {said}  ({parts}; {reason.place})")
+            candidate = screen.one_line(f"{reason.edit_id}  {edit.prompt} -> {edit.target}")
+            screen.say(f"  {reason.score:.3f}  {candidate}  ({parts}; {reason.place})")
         if not each.reasons:
             screen.say("  no edit is about what it mentions")

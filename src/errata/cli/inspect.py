@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
+from errata.cli import options, screen
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(help="A hub name, a local folder, or the bundled 'atlas'.")
-    ],
+    model: options.ModelArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show where a model keeps its facts, and which methods can edit it."""
@@ -56,6 +54,6 @@ def inspect(
         **facts,
         **{f"method {name}": fit for name, fit in methods.items()},
     }.items():
-        said = " x ".join(map(str, value)) if isinstance(value, list) else value
-        shown.add_row(name.replace("_", " "), screen.plain(said))
+        text = " x ".join(map(str, value)) if isinstance(value, list) else value
+        shown.add_row(name.replace("_", " "), screen.plain(text))
     screen.show(shown)

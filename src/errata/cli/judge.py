@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,8 @@ def judge(
     from errata.bench.results import read_folders
 
     measured = read_folders([folder])
-    with screen.bar("judging") as progress:
-        count = ask(Judge(url, model, at_once=at_once), folder, measured, progress)
+    with screen.steps() as progress:
+        count = ask(
+            Judge(url, model, at_once=at_once), folder, measured, partial(progress, "judging")
+        )
     screen.say(f"{count} answers judged")

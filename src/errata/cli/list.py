@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
-from errata.cli.opening import Folder
+from errata.cli import options, screen
 
 
 def list(
-    folder: Folder,
+    folder: options.Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of edits.")] = False,
 ) -> None:
     """List the edits in a folder, oldest first: when each was written, what it says, and who says

@@ -1,4 +1,4 @@
-"""What a verb's MODEL stands for: a folder of edits, or a base model. It loads; it edits nothing."""
+"""Loads what a verb's MODEL stands for: a folder of edits, or a base model. It edits nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
-
-import typer
 
 from errata.cli import screen
 from errata.cli.choices import Choices
@@ -29,28 +27,11 @@ Answers = Callable[..., list[str]]
 
 TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 """The names of the base models whose own code may run, as `--trust-remote-code` gave them."""
-Wait = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        metavar="SECONDS",
-        help="How long to wait while another process writes there; 0: not at all.",
-    ),
-]
-OutFolder = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Folder to save in; one begun before is by default its own."),
-]
-
-Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder of edits.")]
-"""Names of folders stay text until `folder_named` has seen that they are not empty: no path would
-tell that.
-"""
 
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """A spinner while a model is loaded. Without a network the hub is not asked again and again for
+    """Show a spinner while a model is loaded; without a network, keep the hub from being tried for
     a minute.
     """
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
@@ -66,7 +47,7 @@ def loading(name: str | Path) -> Iterator[None]:
 
 
 def load_base(model: str, dtype: str = "auto", device_map: str | None = None) -> tuple[Any, Any]:
-    """A base model and its tokenizer."""
+    """Load a base model and its tokenizer."""
     import errata
 
     with loading(model):
@@ -76,7 +57,7 @@ def load_base(model: str, dtype: str = "auto", device_map: str | None = None) ->
 def open_artifact(
     path: str | Path, dtype: str = "auto", device_map: str | None = None
 ) -> EditModel:
-    """The edited model of a folder; which base model that takes is said before it is loaded."""
+    """Load the edited model of a folder; name its base model before that is loaded."""
     import errata
     from errata.saving import read_artifact
 
@@ -87,7 +68,7 @@ def open_artifact(
 
 
 def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -> EditModel | LM:
-    """The edited model of a folder, or a base model by itself."""
+    """Load the edited model of a folder, or a base model by itself."""
     import errata
     from errata.saving import is_artifact
 
@@ -97,7 +78,9 @@ def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -
 
 
 def open_to_ask(model: str) -> tuple[Answers, Answers]:
-    """(what answers with the edits, what answers without); the same twice for a base model."""
+    """Return what answers with the edits, and what answers without; the same twice for a base
+    model.
+    """
     import errata
 
     opened = open_model(model)
@@ -110,7 +93,7 @@ def open_to_ask(model: str) -> tuple[Answers, Answers]:
 
 @contextmanager
 def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
-    """Be the only one who writes into a folder, from before it is opened until it is saved for the
+    """Keep others from writing into a folder, from before it is opened until it is saved for the
     last time.
 
     Raises:
@@ -126,13 +109,14 @@ def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
 def open_to_edit(
     model: str, out: str | None, choices: Choices, dtype: str, device_map: str | None, wait: float
 ) -> Iterator[tuple[EditModel, Path]]:
-    """(the model to write edits into, the folder to save it in): a new one, or one that goes on
-    where it stopped.
+    """Open the model to write edits into and the folder to save it in: a new one, or one that goes
+    on where it stopped.
 
     Nobody else writes into the folder meanwhile.
 
     Raises:
-        UsageError: there is no folder to save in, or what is asked for is not what was begun there.
+        UsageError: there is no folder to save in, or what was begun there has another method or
+            setting.
         FolderBusyError: another process writes into it, and still does after so many seconds.
     """
     from errata.saving import is_artifact

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
-from errata.cli.opening import OutFolder, Wait, open_to_edit
+from errata.cli import options, screen
+from errata.cli.opening import open_to_edit
 from errata.storage.locking import WAIT
 
 
@@ -24,23 +24,17 @@ def prepare(
     cases: Annotated[
         Path, typer.Option(help="JSON lines to learn from: edits with rephrases and locality.")
     ],
-    out: OutFolder = None,
+    out: options.OutFolder = None,
     method: Annotated[
         str | None,
         typer.Option("-m", "--method", help="One that needs training, see `errata methods`."),
     ] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")] = None,
+    settings: options.Settings = None,
+    preset: options.Preset = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two saves.")] = 200,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")
-    ] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")
-    ] = None,
-    wait: Wait = WAIT,
+    dtype: options.SavedDtype = "auto",
+    device_map: options.DeviceMap = None,
+    wait: options.Wait = WAIT,
 ) -> None:
     """Train a method that needs it, saving as it goes; run it again to go on where it stopped. Then
     edit the folder.
@@ -48,18 +42,17 @@ def prepare(
     from errata.cases import read_numbered_cases
     from errata.cli.choices import Choices
     from errata.cli.reading import check_cases_fit
-    from errata.cli.training import train
     from errata.config import check_device, check_dtype
     from errata.saving import is_artifact
+    from errata.stream import prepare_and_save
 
     check_dtype(dtype)
     check_device(device_map)
     numbered = read_numbered_cases(cases)
-    wanted = [case for _, case in numbered]
-    chosen = Choices(method, options or (), preset)
+    choices = Choices(method, settings or (), preset)
     if not any(is_artifact(place) for place in (model, out) if place):
-        chosen.check_trainable()
-    with open_to_edit(model, out, chosen, dtype, device_map, wait) as (edited, folder):
+        choices.check_trainable()
+    with open_to_edit(model, out, choices, dtype, device_map, wait) as (edited, folder):
         name, then = (
             edited.method.config.method,
             f"`errata edit {folder} --edits FILE` goes on from there",
@@ -68,5 +61,9 @@ def prepare(
             screen.say(f"{name} in {folder} is trained already; {then}")
             return
         check_cases_fit(edited.lm, cases, numbered)
-        made = train(edited, [case.example() for case in wanted], folder, save_every)
-    screen.say(f"{name} trained with {len(wanted)} cases, {made} steps, in {folder}; {then}")
+        examples = [case.example() for _, case in numbered]
+        with screen.steps() as progress:
+            made = prepare_and_save(
+                edited, examples, folder, lambda steps, _: steps >= save_every, progress
+            )
+    screen.say(f"{name} trained with {len(examples)} cases, {made} steps, in {folder}; {then}")

@@ -1,10 +1,10 @@
-"""Files that are given to the command line, checked against the model before anything is done: file
-and line are named.
+"""Checks files that are given to the command line before anything is done (file and line are
+named); writes others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edit]]) -> None:
-    """Every edit, under its line's number, can be written and fits the context, and no id stands
-    for two edits.
+    """Make sure that every edit, under its line's number, can be written and fits, and that no id
+    stands for two.
 
     Raises:
         ConfigError: the method must be trained first.
@@ -38,7 +38,7 @@ def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edi
 
 
 def check_cases_fit(lm: LM, path: Path, cases: Sequence[tuple[int, Case]]) -> None:
-    """Every prompt of the cases, under their lines' numbers, fits the context.
+    """Make sure that every prompt of the cases, under their lines' numbers, fits the context.
 
     Raises:
         PromptTooLongError: with file and line.
@@ -49,15 +49,6 @@ def check_cases_fit(lm: LM, path: Path, cases: Sequence[tuple[int, Case]]) -> No
                 lm.encode(prompt, case.edit.target)
             for probe in (*case.locality, *case.portability):
                 lm.encode(probe.prompt, probe.answer or ".")
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines of text.
-
-    Raises:
-        StorageError: the disk refused.
-    """
-    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,14 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -38,14 +31,14 @@ class _Stderr(Console):
 
 
 def visible(text: str) -> str:
-    """A text with control signs, signs of direction and halves of surrogate pairs written out, e.g.
+    """Write out a text's control signs, signs of direction and halves of surrogate pairs, e.g.
     \\x1b.
     """
     return _UNSEEN.sub(_written_out, text)
 
 
 def one_line(text: str) -> str:
-    """The same, with line breaks and tabs written out too."""
+    """Write out the same, and line breaks and tabs."""
     return _UNSEEN_OR_BROKEN.sub(_written_out, text)
 
 
@@ -57,38 +50,40 @@ err = _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: object) -> None:
-    """A text on stdout, and a line break."""
+    """Print a text on stdout, and a line break."""
     print(visible(str(text)), flush=True)
 
 
 def complain(message: str) -> None:
-    """One line on stderr, whatever the message looks like."""
+    """Print one line on stderr, whatever the message looks like."""
     print(f"errata: {visible(' '.join(message.split()))}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """A JSON document on stdout; what is not to be sent to a terminal is escaped as JSON does it."""
-    said = json.dumps(value, ensure_ascii=False, indent=2)
-    print(_UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", said))
+    """Print a JSON document on stdout; what is not to be sent to a terminal is escaped as JSON does
+    it.
+    """
+    document = json.dumps(value, ensure_ascii=False, indent=2)
+    print(_UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", document))
 
 
 def show(table: Table) -> None:
-    """A table on stdout; as wide as it likes where nobody looks at a terminal."""
+    """Print a table on stdout; as wide as it likes where nobody looks at a terminal."""
     Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
 
 
 def plain(value: object) -> Text:
-    """A cell that shows its text as it is, brackets too, in one line."""
+    """Make a cell that shows its text as it is, brackets too, in one line."""
     return Text(one_line(str(value)))
 
 
 def figure(share: float | None) -> str:
-    """A share with three digits, or a dash where there is none."""
+    """Format a share with three digits, or a dash where there is none."""
     return "-" if share is None else f"{share:.3f}"
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table in the house's style."""
+    """Make an empty table in the house's style."""
     made = Table(
         title=title,
         title_justify="left",
@@ -104,7 +99,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A spinner on stderr while something takes its time; libraries keep quiet meanwhile and
+    """Show a spinner on stderr while something takes its time; libraries keep quiet meanwhile and
     afterwards.
     """
     with err.status(what):
@@ -115,32 +110,22 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def bar(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on stderr; call what it gives with (done, total)."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda done, of: shown.update(task, completed=done, total=of)
-
-
-@contextlib.contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr for work of several parts; call what it gives with (what is being
-    done, done, total).
-    """
+def bars(transient: bool) -> Progress:
+    """Make an area for progress bars on stderr; nothing is shown where nobody looks at a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+    return Progress(*columns, console=err, transient=transient, disable=not err.is_terminal)
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a progress bar on stderr; call what it gives with (what is being done, done, total)."""
+    with bars(transient=True) as shown:
         task = shown.add_task("", total=None)
-        yield lambda what, done, of: shown.update(task, description=what, completed=done, total=of)
+        yield lambda what, done, total: shown.update(
+            task, description=what, completed=done, total=total
+        )

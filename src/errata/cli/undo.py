@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import screen
-from errata.cli.opening import Folder, Wait, open_artifact, writing_into
+from errata.cli import options, screen
+from errata.cli.opening import open_artifact, writing_into
 from errata.storage.locking import WAIT
 
 
 def undo(
-    folder: Folder,
+    folder: options.Folder,
     ids: Annotated[list[str], typer.Argument(help="Ids of edits, as `errata list` shows them.")],
-    wait: Wait = WAIT,
+    wait: options.Wait = WAIT,
 ) -> None:
     """Take edits back; the model is then one that never had them."""
     from errata.saving import read_artifact

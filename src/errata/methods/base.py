@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from errata.config import MethodConfig
-from errata.edit import Edit, Example, same_answer
+from errata.conflicts import Conflict, same_prompt_conflicts
+from errata.edit import Edit, Example
 from errata.errors import ConfigError, EditError, UnknownNameError, quoted, suggest
 from errata.lm import LM
 from errata.lm.encoding import Row
@@ -139,20 +140,13 @@ class Method(ABC):
                     "give the field 'subject'."
                 )
 
-    def conflicts(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+    def conflicts(self, edits: Sequence[Edit]) -> list[Conflict]:
         """Return (new id, older id) of edits with the same prompt and another answer.
 
         The older edit is in the ledger, or earlier among the new. A method may override which
         edits ask the same. The base model must carry no patch.
         """
-        by_prompt = {edit.prompt: edit for edit in self.edits}
-        pairs = []
-        for edit in edits:
-            older = by_prompt.get(edit.prompt)
-            if older is not None and not same_answer(older.target, edit.target):
-                pairs.append((edit.id, older.id))
-            by_prompt[edit.prompt] = edit
-        return pairs
+        return same_prompt_conflicts(edits, self.edits)
 
     def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
         """Return (edit id, warning) of edits just written. The base model must carry no patch."""

@@ -7,12 +7,12 @@ patch is up to the method.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args, overload
+from typing import Any, overload
 
 from transformers import PreTrainedModel
 
 from errata.arguments import as_list
-from errata.config import check_choice
+from errata.conflicts import Conflict, OnConflict, accept, new_among
 from errata.edit import Edit, Example, same_answer, with_timestamp
 from errata.errors import ConfigError, EditError
 from errata.lm import Score
@@ -22,14 +22,7 @@ from errata.lm.weights import add_to_weight
 from errata.methods.base import Progress, no_progress
 from errata.model.patched import PatchedModel
 from errata.patches.context import leaving_room
-from errata.report import (
-    EditReport,
-    EditResult,
-    Explanation,
-    OnConflict,
-    conflict_error,
-    keep_older,
-)
+from errata.report import EditReport, EditResult, Explanation
 
 
 class EditModel(PatchedModel):
@@ -65,8 +58,9 @@ class EditModel(PatchedModel):
         check: bool = True,
         progress: Progress = no_progress,
         on_conflict: OnConflict = "replace",
+        conflicts: Sequence[Conflict] | None = None,
     ) -> EditReport:
-        """Write edits into the model; call it again whenever there are more.
+        """Write edits into the model; call it again whenever there are more (or `edit_stream`).
 
         Cut off half-way, by an error in `progress` or from the keyboard, it has written whole edits
         or none.
@@ -78,6 +72,8 @@ class EditModel(PatchedModel):
             on_conflict: what becomes of an edit that asks what an older one asks and wants another
                 answer: it is written and meant to win (`replace`), left out (`keep`), or nothing is
                     written (`error`).
+            conflicts: what `conflicts` has found for these edits before; None: they are looked for
+                now.
 
         Raises:
             EditError: two different edits carry the same id, one lacks the subject that the method
@@ -85,36 +81,39 @@ class EditModel(PatchedModel):
             ConfigError: the method must be trained first, or edits are disabled.
             PromptTooLongError: an edit does not fit the model's context; nothing is written then.
         """
-        check_choice("on_conflict", on_conflict, get_args(OnConflict))
         given = as_list(edits, Edit, "edits")
         with self._lock.exclusive("edit"):
             warnings = []
             with self._base_alone("edit"):
                 self._check_enabled("edit")
-                new, skipped = self._sort_out(given)
+                new, present = new_among(given, self.edits)
                 if new:
                     self.method.check(new)
-                longest = self._check_texts(new)
-                if on_conflict == "error":
-                    self.refuse_conflicts(new)
-                conflicts = self.conflicts(new)
-                if on_conflict == "keep":
-                    new, conflicts, gone = keep_older(new, conflicts)
-                    skipped += gone
-                if new:
-                    self.method.write(new := [with_timestamp(edit) for edit in new], progress)
-                    warnings = self.method.warnings(new)
-            results = self._asked_back(new, longest) if check and new else []
-        return EditReport(results, skipped, conflicts, warnings)
+                self._check_texts(new)
+                found = self.method.conflicts(new) if conflicts is None else conflicts
+                accepted = accept(new, found, on_conflict, self.edits)
+                written = [with_timestamp(edit) for edit in accepted.edits]
+                if written:
+                    self.method.write(written, progress)
+                    warnings = self.method.warnings(written)
+            return EditReport(
+                self.check_edits(written) if check and written else [],
+                present + accepted.left_out,
+                accepted.conflicts,
+                warnings,
+                written,
+                accepted.left_out,
+                len(self.edits),
+            )
 
-    def _check_texts(self, edits: Sequence[Edit]) -> int:
-        """The tokens of the longest answer, and of how it ends.
+    def _check_texts(self, edits: Sequence[Edit]) -> None:
+        """Make sure that edits can be encoded.
 
         Raises:
             EditError: an edit holds a special token.
             PromptTooLongError: one does not fit the model's context.
         """
-        longest, special = 0, special_tokens(self.tokenizer)
+        special = special_tokens(self.tokenizer)
         for edit in edits:
             for name, text in (("prompt", edit.prompt), ("target", edit.target)):
                 if (token := special_token_in(text, special, self.tokenizer)) is not None:
@@ -123,21 +122,25 @@ class EditModel(PatchedModel):
                         "model would not say as text; take it out (how answers end is learned "
                         "without it)."
                     )
-            row = self.lm.encode(edit.prompt, edit.target, "")
-            longest = max(longest, len(row.ids) - row.prompt_length + 1)  # a full stop, perhaps
-        return longest
+            self.lm.encode(edit.prompt, edit.target, "")
 
-    def _asked_back(self, edits: Sequence[Edit], longest: int) -> list[EditResult]:
-        length = max(longest, ANSWER_LENGTH)
+    def check_edits(self, edits: Edit | Iterable[Edit]) -> list[EditResult]:
+        """Ask each edit's prompt, and report the model's free answer and whether it is the target."""
+        given = as_list(edits, Edit, "edits")
+        rows = [self.lm.encode(edit.prompt, edit.target, "") for edit in given]
+        full_stop = 1
+        length = max(
+            [ANSWER_LENGTH, *(len(row.ids) - row.prompt_length + full_stop for row in rows)]
+        )
         with leaving_room(length):
-            answers = self.ask([edit.prompt for edit in edits], max_new_tokens=length)
+            answers = self.ask([edit.prompt for edit in given], max_new_tokens=length)
         return [
-            EditResult(edit, said, same_answer(said, edit.target))
-            for edit, said in zip(edits, answers, strict=True)
+            EditResult(edit, answer, same_answer(answer, edit.target))
+            for edit, answer in zip(given, answers, strict=True)
         ]
 
-    def conflicts(self, edits: Edit | Iterable[Edit]) -> list[tuple[str, str]]:
-        """(new id, older id) of edits that ask what an older one asks and want another answer.
+    def conflicts(self, edits: Edit | Iterable[Edit]) -> list[Conflict]:
+        """Find (new id, older id) of edits that ask what an older one asks and want another answer.
 
         Older ones are those in the model, and those before it among them. Edits that are in the
         model are passed over.
@@ -146,17 +149,6 @@ class EditModel(PatchedModel):
         with self._base_alone("conflicts"):
             held = {edit.id for edit in self.edits}
             return self.method.conflicts([edit for edit in given if edit.id not in held])
-
-    def refuse_conflicts(self, edits: Edit | Iterable[Edit]) -> None:
-        """Make sure that there are none.
-
-        Raises:
-            EditError: two edits ask the same and want different answers; both are named.
-        """
-        given = as_list(edits, Edit, "edits")
-        found = self.conflicts(given)
-        if found:
-            raise conflict_error(found, [*self.edits, *given])
 
     @overload
     def ask(self, prompts: str, **options: Any) -> str: ...
@@ -295,20 +287,3 @@ class EditModel(PatchedModel):
                 add_to_weight(self.base.get_submodule(path), delta)
             self._unloaded = True
         return self.base
-
-    def _sort_out(self, edits: Sequence[Edit]) -> tuple[list[Edit], list[str]]:
-        """(edits to write, ids already in)."""
-        held = {edit.id: edit for edit in self.edits}
-        new, skipped = [], []
-        for edit in edits:
-            if edit.id in held:
-                if held[edit.id] != edit:
-                    raise EditError(
-                        f"the id {edit.id!r} already belongs to another edit: "
-                        f"{held[edit.id].prompt!r}."
-                    )
-                skipped.append(edit.id)
-                continue
-            held[edit.id] = edit
-            new.append(edit)
-        return new, skipped

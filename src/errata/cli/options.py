@@ -1,0 +1,44 @@
+"""The options that several verbs take, each described once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option(help="A hub name, a local folder, or the bundled 'atlas'.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A hub name, a local folder, or the bundled 'atlas'.")
+]
+Opened = Annotated[str, typer.Argument(help="A folder of edits, or a base model.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder of edits.")]
+"""Names of folders stay text until `folder_named` has seen that they are not empty: no path would
+tell that.
+"""
+OutFolder = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder to save in; one begun before is by default its own."),
+]
+Wait = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        metavar="SECONDS",
+        help="How long to wait while another process writes there; 0: not at all.",
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16.")]
+SavedDtype = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is as saved.")]
+DeviceMap = Annotated[str | None, typer.Option(help="As in transformers, e.g. auto or cuda.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting.")
+]
+MethodSettings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME.SETTING=VALUE", help="A setting.")
+]
+Preset = Annotated[str | None, typer.Option(help="Published settings: a name, or auto.")]
+Minutes = Annotated[
+    float, typer.Option(min=0, help="A method that would write for longer is left out.")
+]
+Jobs = Annotated[int, typer.Option(min=1, help="Methods at a time, each in a process of its own.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads of each.")]
