@@ -2,11 +2,13 @@
 scale of its values.
 
 The text is sampled from the model itself, seeded, so it needs no corpus and fits any language,
-tokenizer and size.
+tokenizer and size. It is the same for all methods and for every run, so it is kept on disk (see
+`cache.py`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ import torch
 from errata.lm.endings import plainly
 from errata.lm.hooks import capture_input, capture_output
 from errata.lm.lm import LM
+from errata.saving.identity import tokenizer_digest
+from errata.storage.cache import cached_json, fingerprint
 
 BATCH = 128
 
@@ -29,13 +33,39 @@ class ValueScale:
     value_norm: float
 
 
-@torch.no_grad()
+def key_of(lm: LM) -> str:
+    """What all depends on that is derived from a base model without edits: the key under which it
+    is kept on disk.
+    """
+    config = {
+        name: value
+        for name, value in lm.model.config.to_dict().items()
+        if name not in _SAYS_NOTHING
+    }
+    model = fingerprint(lm.model), str(lm.model.dtype), lm.device.type, config
+    return json.dumps([*model, tokenizer_digest(lm.tokenizer), lm.end_ids, lm.chat], default=str)
+
+
+_SAYS_NOTHING = ("_name_or_path", "transformers_version")
+"""Of a model's config: where it came from."""
+
+
 def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int = 1) -> list[str]:
-    """Sample `count` texts of up to `length` new tokens from the model, starting from nothing.
+    """Sample `count` texts of up to `length` new tokens from the model, starting from nothing; or
+    those sampled before.
 
     Args:
         shortest: new tokens before the model may end a text.
     """
+    key = f"{key_of(lm)} {count} {length} {seed} {shortest}"
+    texts: list[str] = cached_json(
+        "background", key, lambda: _sampled(lm, count, length, seed, shortest)
+    )
+    return texts
+
+
+@torch.no_grad()
+def _sampled(lm: LM, count: int, length: int, seed: int, shortest: int) -> list[str]:
     start = lm.tokenizer.bos_token_id
     start = start if start is not None else next(iter(lm.end_ids), lm.pad_id)
     if lm.context_length:

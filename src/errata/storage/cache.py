@@ -1,5 +1,5 @@
-"""Tensors that are dear to make and the same every time: made once, then kept on disk, under what
-they depend on.
+"""What is dear to make and the same every time: made once, then kept on disk, under what it depends
+on.
 
 The folder is `$ERRATA_CACHE`, else `~/.cache/errata`; it may be deleted at any time. A file that is
 damaged is made anew, and a disk that refuses costs time, never an edit.
@@ -8,10 +8,12 @@ damaged is made anew, and a disk that refuses costs time, never an edit.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,6 +67,15 @@ def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
             error.strerror or error,
         )
     return made
+
+
+def cached_json(kind: str, key: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, which JSON can hold, from disk if it was made before; see `cached`."""
+
+    def written() -> Tensor:
+        return torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)
+
+    return json.loads(cached(kind, key, written).numpy().tobytes())
 
 
 def _read(path: Path) -> Tensor | None:

@@ -4,20 +4,23 @@ answers begin to tell.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
 from errata.lm import LM
-from errata.lm.background import background_texts, open_prompt
+from errata.lm.background import background_texts, key_of, open_prompt
 from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaves import EncodedPrompt, RouterCalibration
+from errata.storage.cache import cached_json
 from errata.words.names import WordWeights
 
 TEXT_LENGTH = 24
@@ -64,28 +67,37 @@ class FolioBackground:
         self._begun: tuple[tuple[str, ...], tuple[Cache, Tensor]] | None = None
         self._answers: dict[str, str] = {}
 
-    @torch.no_grad()
     def signs(self) -> RouterCalibration:
-        """What text is like that no edit is about, and what it takes to speak."""
+        """What text is like that no edit is about, and what it takes to speak; kept on disk (see
+        `cache.py`).
+        """
         config = self.config
         texts = background_texts(self.lm, config.background, TEXT_LENGTH, config.seed, shortest=4)
-        read = self._read(texts)
-        center, scale = read.mean(0), read.std(0).clamp(min=1e-6)
-        self.base.measure(texts[:MEASURED])
-        reference_prompts = tuple(open_prompt(text) for text in texts[:JUDGES])
-        threshold = (
-            self._threshold(texts, reference_prompts)
-            if config.threshold is None
-            else config.threshold
+        settings = config.threshold, config.least, config.false_route
+        key = json.dumps([key_of(self.lm), texts, settings])
+        kept = cached_json("folio", key, lambda: self._looked_at(texts))
+        self.base.logit_scale = kept["sharpness"]
+        center, scale = (
+            torch.tensor(kept[name], device=self.lm.device) for name in ("center", "scale")
         )
+        weights = WordWeights(kept["counts"], len(texts))
         return RouterCalibration(
-            WordWeights.over(texts),
-            center,
-            scale,
-            self.base.logit_scale,
-            threshold,
-            reference_prompts,
+            weights, center, scale, kept["sharpness"], kept["threshold"], _judges(texts)
         )
+
+    @torch.no_grad()
+    def _looked_at(self, texts: Sequence[str]) -> dict[str, Any]:
+        """What `signs` keeps of texts."""
+        read = self._read(texts)
+        self.base.measure(texts[:MEASURED])
+        threshold = self.config.threshold
+        return {
+            "counts": WordWeights.over(texts).counts,
+            "center": read.mean(0).tolist(),
+            "scale": read.std(0).clamp(min=1e-6).tolist(),
+            "sharpness": self.base.logit_scale,
+            "threshold": self._threshold(texts, _judges(texts)) if threshold is None else threshold,
+        }
 
     @torch.no_grad()
     def leads(
@@ -202,11 +214,13 @@ class FolioBackground:
         """What the head reads behind the reference_prompts and leads of one length, (leads,
         reference_prompts, hidden).
         """
-        asked = [self.lm.encode_prompt(prompt) for prompt in reference_prompts]
         if not leads[0]:
-            return self._tips(asked)[None]
+            return self._tips([self.lm.encode_prompt(prompt) for prompt in reference_prompts])[None]
         if self._begun is None or self._begun[0] != reference_prompts:
-            self._begun = reference_prompts, self.base.begin(asked)
+            self._begun = (
+                reference_prompts,
+                self.base.begin([self.lm.encode_prompt(prompt) for prompt in reference_prompts]),
+            )
         ends = torch.tensor(leads, device=self.lm.device)
         return self.base.tips_behind(self._begun[1], ends).float()
 
@@ -224,3 +238,7 @@ class FolioBackground:
             return [row[mask] for row, mask in zip(inputs, batch.prompt_mask, strict=True)]
 
         return torch.cat(in_batches(texts, reading, BATCH, size=len)).float()
+
+
+def _judges(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(open_prompt(text) for text in texts[:JUDGES])
