@@ -19,6 +19,7 @@ from edited import (
     same_state,
 )
 from families import tiny_model, tiny_tokenizer
+from grid import grid, patch_kind
 
 import errata
 from errata import Edit, EditModel
@@ -26,14 +27,13 @@ from errata.errors import BaseMismatchError, EditError, PromptTooLongError, Unkn
 from errata.lm import LM
 
 METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
-EVERYWHERE = pytest.mark.parametrize(
-    ("family", "method", "settings"),
-    [
-        pytest.param(family, *variant, id=f"{name}-{family}")
-        for variant, name in zip(VARIANTS, IDS, strict=True)
-        for family in FAMILIES
-    ],
+EVERYWHERE = grid(
+    "family method settings",
+    [(family, *variant) for variant in VARIANTS for family in FAMILIES],
+    lambda family, method, settings: {(method, *settings.items()), (family, patch_kind(method))},
+    [f"{name}-{family}" for name in IDS for family in FAMILIES],
 )
+"""Each variant of a method meets a family, each kind of patch meets every family."""
 
 
 @EVERYWHERE
