@@ -13,18 +13,21 @@ import pytest
 
 import errata
 from errata.patches.base import Patch
+from errata.patches.routed import RoutedPatch
 
 Cell = tuple[Any, ...]
 
 
 def patch_kind(method: str) -> type[Patch]:
-    """The kind of patch that a method leaves behind, as it says itself."""
+    """The kind of patch that a method leaves behind, as it says itself: those that hook a model
+    alike are one.
+    """
     kind: type[Patch] = get_type_hints(errata.method_class(method).patch.fget)["return"]
-    return kind
+    return next((base for base in kind.__mro__ if {Patch, RoutedPatch} & {*base.__bases__}), Patch)
 
 
 def token_places(family: str) -> str:
-    """How a family knows where a token stands, and what its cache keeps of it."""
+    """How a family knows where a token stands, so what padding and caches may get wrong."""
     special = {
         "gpt2": "learned",
         "gpt_neo": "learned",
@@ -32,7 +35,7 @@ def token_places(family: str) -> str:
         "bloom": "alibi",
         "mpt": "alibi",
     }
-    return special.get(family, "sliding" if family.startswith("gemma2") else "rotary")
+    return special.get(family, "rotary")
 
 
 def covering(cells: Sequence[Cell], matters: Callable[..., set[Hashable]]) -> list[int]:

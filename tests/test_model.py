@@ -34,6 +34,8 @@ EVERYWHERE = grid(
     [f"{name}-{family}" for name in IDS for family in FAMILIES],
 )
 """Each variant of a method meets a family, each kind of patch meets every family."""
+ONCE = grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
+"""Each method, in one variant."""
 
 
 @EVERYWHERE
@@ -89,7 +91,7 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     model.undo(*(edit.id for edit in EDITS))
     assert model.edits == []
     is_base()
-    model.edit(EDITS, check=False)
+    model.edit(EDITS[:3], check=False)
     freed = LM(model.unload(), tiny_tokenizer())
     assert (
         torch.equal(logits_of(freed.model, freed), expected) and freed.generate(PROMPTS) == answers
@@ -135,7 +137,7 @@ def test_one_seed_gives_the_same_bytes(method, settings, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-@METHODS
+@ONCE
 def test_reports_duplicates_conflicts_and_ids(method, settings):
     model = edit_model("llama", method, **settings)
     done = []
@@ -178,7 +180,7 @@ def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     assert model.edits == [EDITS[0], EDITS[3], near]
 
 
-@METHODS
+@ONCE
 def test_it_looks_like_the_base_model(method, settings):
     model = edit_model("llama", method, EDITS[:2], **settings)
     assert model.config is model.base.config and model.device == model.base.device
@@ -200,21 +202,23 @@ def test_it_looks_like_the_base_model(method, settings):
         _ = model.no_such_thing
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("wise", {"steps": 200, "step_size": 0.2}),
-        ("wise", {"steps": 200, "step_size": 0.2, "variant": "retrieve"}),
-        ("ft", {"steps": 80, "lr": 0.02, "objective": "target_new"}),
-    ],
-    ids=["wise", "retrieve", "ft"],
+LEARNING = {
+    "wise": {"steps": 200, "step_size": 0.2},
+    "retrieve": {"steps": 200, "step_size": 0.2, "variant": "retrieve"},
+    "ft": {"steps": 80, "lr": 0.02, "objective": "target_new"},
+}
+
+
+@grid(
+    "family name",
+    [(family, name) for family in ("llama", "gpt2") for name in LEARNING],
+    lambda family, name: {family, name},
 )
-def test_it_learns(family, method, settings):
+def test_it_learns(family, name):
     """Random models are stubborn, so many steps; the edit's own prompt is answered freely, to its
     end, with the target.
     """
-    model = edit_model(family, method, **settings)
+    model = edit_model(family, "ft" if name == "ft" else "wise", **LEARNING[name])
     pair = [(EDITS[0].prompt, EDITS[0].target)]
     before = model.lm.score(pair)[0].loss
     report = model.edit(EDITS[:1])
@@ -235,7 +239,7 @@ def test_of_two_answers_to_one_question_the_later_wins():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
-@METHODS
+@ONCE
 def test_half_precision(method, settings, dtype, tmp_path):
     config = edit_model("llama", method, **settings).method.config
     model = EditModel(tiny_model("llama").to(dtype), config, tiny_tokenizer())

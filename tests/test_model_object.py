@@ -7,12 +7,14 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from edited import EDITS, KINDS, PROMPTS, edit_model, logits_of, same_state
 from families import tiny_model, tiny_tokenizer
+from grid import grid, patch_kind
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, pipeline
 from transformers.utils import PushToHubMixin
@@ -27,6 +29,13 @@ from errata.methods.base import Method
 from errata.model.delegation import HARMLESS, INSTEAD
 
 METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
+HOOKED = grid(
+    "method settings",
+    KINDS,
+    lambda method, settings: {patch_kind(method)},
+    [name for name, _ in KINDS],
+)
+"""A method for each way in which patches hook a model."""
 SOME = pytest.mark.parametrize("method", ["ft", "folio", "wise", "rag", "adapter", "prefix-tuning"])
 
 
@@ -227,9 +236,13 @@ def general_methods() -> list[str]:
     return sorted(found)
 
 
+@pytest.fixture(scope="module")
+def model():
+    return edit_model("llama", "ft", EDITS[:1])
+
+
 @pytest.mark.parametrize("name", general_methods())
-def test_what_every_model_can_do_is_ours_or_harmless_or_refused(name):
-    model = edit_model("llama", "ft", EDITS[:1])
+def test_what_every_model_can_do_is_ours_or_harmless_or_refused(model, name):
     found = getattr(model, name)
     if name in HARMLESS:
         assert found == getattr(model.base, name) or name == "loss_function"
@@ -519,8 +532,16 @@ def test_a_long_target_is_checked_whole():
     assert report.results[0].answer == long.target
 
 
-@pytest.mark.parametrize("token", ["</s>", "<s>", "<pad>", "<|im_end|>"])
-@SOME
+@grid(
+    "token method",
+    [
+        *product(
+            ("</s>", "<s>", "<pad>", "<|im_end|>"),
+            ("ft", "folio", "wise", "rag", "adapter", "prefix-tuning"),
+        )
+    ],
+    lambda token, method: {token, method},
+)
 def test_special_tokens_are_refused_before_anything_is_written(token, method):
     model = edit_model("llama", method, EDITS[:1])
     model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
@@ -620,7 +641,7 @@ def test_unloaded_inside_a_block_it_stays_unloaded():
 # what the caller has around
 
 
-@METHODS
+@HOOKED
 def test_inference_mode_around_it_changes_nothing(method, settings, tmp_path):
     nothing_changes(torch.inference_mode(), method, settings, tmp_path)
 
@@ -654,7 +675,7 @@ def nothing_changes(around, method, settings, folder) -> None:
     same_state(loaded, plain, 1e-5)
 
 
-@METHODS
+@HOOKED
 def test_autocast_around_it(method, settings):
     """What is written is the same; what is asked goes through the model as the caller wants it."""
     plain = edit_model("llama", method, EDITS[:3], **settings)
@@ -725,8 +746,12 @@ def test_an_edit_cut_off_by_progress_leaves_whole_edits(method, settings):
     is_whole(model, method, settings)
 
 
-@METHODS
-@pytest.mark.parametrize("verb", ["edit", "undo"])
+@grid(
+    "method settings verb",
+    [(*kind, verb) for kind in KINDS for verb in ("edit", "undo")],
+    lambda method, settings, verb: {method, (patch_kind(method), verb)},
+    [f"{name}-{verb}" for name, _ in KINDS for verb in ("edit", "undo")],
+)
 def test_cut_off_in_the_middle_it_holds_what_it_says(method, settings, verb, monkeypatch):
     """A block of the model itself stops at its n-th call."""
     for at in (0, 20):
