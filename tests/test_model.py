@@ -26,6 +26,8 @@ from errata import Edit, EditModel
 from errata.errors import BaseMismatchError, EditError, PromptTooLongError, UnknownNameError
 from errata.lm import LM
 
+FEW = 6
+"""New tokens of an answer where only the same is asked of two."""
 METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
 EVERYWHERE = grid(
     "family method settings",
@@ -47,7 +49,7 @@ def test_saved_loaded_and_gone_on_with(family, method, settings, tmp_path):
     assert loaded.edits == EDITS[:5] and loaded.method.config == model.method.config
     assert torch.equal(logits_of(loaded, loaded.lm), before)
     assert torch.equal(logits_of(model, model.lm), before), "saving changed the model"
-    assert loaded.ask(PROMPTS) == model.ask(PROMPTS)
+    assert loaded.ask(PROMPTS, max_new_tokens=FEW) == model.ask(PROMPTS, max_new_tokens=FEW)
     same_state(loaded, model)
     for each in (model, loaded):
         each.edit(EDITS[5:], check=False)
@@ -65,7 +67,7 @@ def test_saved_loaded_and_gone_on_with(family, method, settings, tmp_path):
 def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     base = LM(tiny_model(family), tiny_tokenizer())
     expected, weights = logits_of(base.model, base), base.model.state_dict()
-    answers = base.generate(PROMPTS)
+    answers = base.generate(PROMPTS, max_new_tokens=FEW)
     model = edit_model(family, method, EDITS, **settings)
 
     def is_base():
@@ -74,7 +76,11 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
             torch.equal(now[name], weights[name]) for name in weights
         )
         assert torch.equal(logits_of(model, model.lm), expected)
-        assert model.ask(PROMPTS) == answers == model.ask_base(PROMPTS)
+        assert (
+            model.ask(PROMPTS, max_new_tokens=FEW)
+            == answers
+            == model.ask_base(PROMPTS, max_new_tokens=FEW)
+        )
 
     edited = logits_of(model, model.lm)
     assert not torch.equal(edited, expected)
@@ -87,14 +93,17 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     with pytest.raises(ZeroDivisionError), model.disable_edits():
         raise ZeroDivisionError
     assert torch.equal(logits_of(model, model.lm), edited)
-    assert model.ask_base(PROMPTS) == answers and torch.equal(logits_of(model, model.lm), edited)
+    assert model.ask_base(PROMPTS, max_new_tokens=FEW) == answers and torch.equal(
+        logits_of(model, model.lm), edited
+    )
     model.undo(*(edit.id for edit in EDITS))
     assert model.edits == []
     is_base()
     model.edit(EDITS[:3], check=False)
     freed = LM(model.unload(), tiny_tokenizer())
     assert (
-        torch.equal(logits_of(freed.model, freed), expected) and freed.generate(PROMPTS) == answers
+        torch.equal(logits_of(freed.model, freed), expected)
+        and freed.generate(PROMPTS, max_new_tokens=FEW) == answers
     )
 
 

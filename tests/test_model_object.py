@@ -350,11 +350,14 @@ def test_what_is_no_base_model_is_told():
 @METHODS
 def test_a_copy_answers_the_same_and_is_its_own(method, settings):
     model = edit_model("llama", method, EDITS[:3], **settings)
-    edited, answers = logits_of(model, model.lm), model.ask(PROMPTS)
+    edited, answers = logits_of(model, model.lm), model.ask(PROMPTS, max_new_tokens=6)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert isinstance(other, EditModel) and other.base is not model.base
         assert torch.equal(logits_of(model, model.lm), edited), "copying changed the model"
-        assert torch.equal(logits_of(other, other.lm), edited) and other.ask(PROMPTS) == answers
+        assert (
+            torch.equal(logits_of(other, other.lm), edited)
+            and other.ask(PROMPTS, max_new_tokens=6) == answers
+        )
         same_state(other, model)
         other.edit(EDITS[3:5], check=False)
         other.undo(EDITS[0].id)
@@ -655,15 +658,15 @@ def nothing_changes(around, method, settings, folder) -> None:
     """Edited, asked, loaded and copied within it, a model is what it is without."""
     plain = edit_model("llama", method, EDITS[:3], **settings)
     plain.save_pretrained(folder)
-    wanted, answers = logits_of(plain, plain.lm), plain.ask(PROMPTS)
+    wanted, answers = logits_of(plain, plain.lm), plain.ask(PROMPTS, max_new_tokens=6)
     model, other = edit_model("llama", method, **settings), tiny_model("llama")
     with around:
         model.edit(EDITS[:3])
-        assert model.ask(PROMPTS) == answers
+        assert model.ask(PROMPTS, max_new_tokens=6) == answers
         batch = model.lm.prompt_batch(PROMPTS)
         model(batch.input_ids, attention_mask=batch.attention_mask)
         loaded = EditModel.from_pretrained(other, folder, tiny_tokenizer())
-        assert loaded.ask(PROMPTS) == answers
+        assert loaded.ask(PROMPTS, max_new_tokens=6) == answers
         loaded = copy.deepcopy(loaded)
     assert torch.equal(logits_of(model, model.lm), wanted)
     for each in (model, loaded):
@@ -682,7 +685,7 @@ def test_autocast_around_it(method, settings):
     model = edit_model("llama", method, **settings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.edit(EDITS[:3])
-        said = model.ask(PROMPTS)
+        said = model.ask(PROMPTS, max_new_tokens=6)
         logits = logits_of(model, model.lm)
     same_state(model, plain)
     assert logits.isfinite().all() and len(said) == len(PROMPTS)
