@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -36,7 +37,8 @@ HOOKED = grid(
     [name for name, _ in KINDS],
 )
 """A method for each way in which patches hook a model."""
-SOME = pytest.mark.parametrize("method", ["ft", "folio", "wise", "rag", "adapter", "prefix-tuning"])
+SOME_METHODS = ("ft", "folio", "wise", "rag", "adapter", "prefix-tuning")
+SOME = pytest.mark.parametrize("method", SOME_METHODS)
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
@@ -463,12 +465,10 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="module", params=["ft", "folio"])
-def plain(request):
-    """(method, report, answers, base answers, figures) of a model whose generation_config says
-    nothing.
-    """
-    return request.param, *told_by(edit_model("llama", request.param))
+@cache
+def undisturbed(method):
+    """(report, answers, base answers, figures) of a model whose generation_config says nothing."""
+    return told_by(edit_model("llama", method))
 
 
 def told_by(model: EditModel) -> tuple[object, ...]:
@@ -482,13 +482,17 @@ def told_by(model: EditModel) -> tuple[object, ...]:
     )
 
 
-@pytest.mark.parametrize("settings", HOSTILE, ids=lambda each: " ".join(each))
-def test_ask_and_edit_do_not_go_by_the_generation_config(settings, plain):
-    method, *wanted = plain
+@grid(
+    "method settings",
+    [*product(("ft", "folio"), HOSTILE)],
+    lambda method, settings: {method, *settings},
+    [f"{method}-{' '.join(settings)}" for method, settings in product(("ft", "folio"), HOSTILE)],
+)
+def test_ask_and_edit_do_not_go_by_the_generation_config(method, settings):
     model = edit_model("llama", method)
     for name, value in settings.items():
         setattr(model.base.generation_config, name, value)
-    assert list(told_by(model)) == wanted
+    assert told_by(model) == undisturbed(method)
     assert model.edits == EDITS[:2]
     assert all(
         getattr(model.base.generation_config, name) == value for name, value in settings.items()
@@ -537,12 +541,7 @@ def test_a_long_target_is_checked_whole():
 
 @grid(
     "token method",
-    [
-        *product(
-            ("</s>", "<s>", "<pad>", "<|im_end|>"),
-            ("ft", "folio", "wise", "rag", "adapter", "prefix-tuning"),
-        )
-    ],
+    [*product(("</s>", "<s>", "<pad>", "<|im_end|>"), SOME_METHODS)],
     lambda token, method: {token, method},
 )
 def test_special_tokens_are_refused_before_anything_is_written(token, method):
@@ -649,7 +648,7 @@ def test_inference_mode_around_it_changes_nothing(method, settings, tmp_path):
     nothing_changes(torch.inference_mode(), method, settings, tmp_path)
 
 
-@SOME
+@grid("method", [(method,) for method in SOME_METHODS], lambda method: {method_class(method).phase})
 def test_no_grad_around_it_changes_nothing(method, tmp_path):
     nothing_changes(torch.no_grad(), method, {}, tmp_path)
 
