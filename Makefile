@@ -1,15 +1,16 @@
 # What CI runs is what a person runs. `make` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# What is never imported need not be compiled: a third of an installation's time.
+PIP_INSTALL := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 # Nothing here downloads a model; one thread a process is the fastest on a small busy machine.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: help setup demo test stress check format docs build clean
+.PHONY: help setup demo test test-all stress check format docs build clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: .venv/.stamp  ## create .venv and install errata with its extras; quick when nothing changed
 
@@ -23,8 +24,11 @@ setup: .venv/.stamp  ## create .venv and install errata with its extras; quick w
 demo: setup  ## a tour in a minute: edit a small model, ask it, undo
 	$(OFFLINE) $(BIN)/python scripts/demo.py
 
-test: setup  ## all tests, offline; PYTEST_ARGS='-k merging' picks some
-	$(OFFLINE) $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+test: setup  ## the tests, offline, and the ten slowest; PYTEST_ARGS='-k merging' picks some
+	$(OFFLINE) $(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+
+test-all: setup  ## as test, with those marked grid (all methods on all families) and long (more rounds)
+	$(OFFLINE) $(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS) -m ''
 
 stress: setup  ## minutes of processes, threads, fuzzed lines and hostile folders; nothing may be lost or wrong
 	$(OFFLINE) $(BIN)/python scripts/stress.py

@@ -93,7 +93,8 @@ def processes(seconds: int, seed: int) -> list[str]:
         root = Path(place)
         base = make_base(root / "base")
         folder = make_artifact(base, "folio", root / "edits")
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # torch is imported once for all
+        context.set_forkserver_preload(["errata.model", "errata.cli"])
         queue = context.Queue()
         began = [
             context.Process(target=_work, args=(folder, seconds, seed, n, queue)) for n in range(4)

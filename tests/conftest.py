@@ -1,8 +1,12 @@
-"""One thread, no network, one time, and `from families import ...` for every test."""
+"""One thread, no network, one time, one cache for all workers, and `from families import ...` for
+every test.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -12,10 +16,9 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["SOURCE_DATE_EPOCH"] = (
     "1790000000"  # edits are stamped with one time: folders are compared byte for byte
 )
-os.environ["ERRATA_CACHE"] = tempfile.mkdtemp(prefix="errata-cache-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers use that of the process which began them
+    os.environ["ERRATA_CACHE"] = tempfile.mkdtemp(prefix="errata-cache-")
+    atexit.register(shutil.rmtree, os.environ["ERRATA_CACHE"], ignore_errors=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which only those do who run tests
 sys.path.insert(0, str(Path(__file__).parent))
-
-import torch
-
-torch.set_num_threads(1)

@@ -113,7 +113,7 @@ def logits_of(model: Any, lm: Any) -> Tensor:
     """Logits of all prompts, in one batch and one by one, flattened."""
     with torch.no_grad():
         parts = [lm.run(lm.prompt_batch(PROMPTS)).logits]
-        parts += [lm.run(lm.prompt_batch([prompt])).logits for prompt in PROMPTS[:3]]
+        parts += [lm.run(lm.prompt_batch([prompt])).logits for prompt in PROMPTS[:2]]
     return torch.cat([part.flatten() for part in parts])
 
 

@@ -106,7 +106,7 @@ FAMILIES_TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "olmo2": partial(_build, "Olmo2", **_GROUPED),
     "stablelm": partial(_build, "StableLm", **_GROUPED),
     "cohere": partial(_build, "Cohere", **_GROUPED, logit_scale=1.0),
-    "granite": partial(_build, "Granite", **_GROUPED),
+    "granite": partial(_build, "Granite", **_GROUPED, logits_scaling=2.0),
 }
 
 TWELVE = (

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from edited import EDITS, PROMPTS, edit_model, logits_of, same_state
+from edited import EDITS, PROMPTS, logits_of, pinned_wise, same_state
 from families import tiny_model, tiny_tokenizer
 
 from errata import EditModel, read_edits, saving
@@ -27,7 +27,7 @@ def loaded(path):
 def two(tmp_path_factory):
     """Folders `old` (two edits) and `new` (all six) of one model; tests copy them."""
     root = tmp_path_factory.mktemp("artifacts")
-    model = edit_model("llama", "wise", EDITS[:2])
+    model = pinned_wise(EDITS[:2])
     model.save_pretrained(root / "old")
     model.edit(EDITS[2:], check=False)
     model.save_pretrained(root / "new")
@@ -167,7 +167,7 @@ def test_an_emptied_model_is_saved_and_loaded(two, tmp_path):
 
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
 def test_an_undo_writes_its_own_shard_anew_and_no_other(variant):
-    model = edit_model("llama", "wise", EDITS, variant=variant)
+    model = pinned_wise(EDITS, variant=variant)
     assert [len(shard.edits) for shard in model.method.shards] == [2, 2, 2]
     before = [shard.delta.clone() for shard in model.method.shards]
     masks = [shard.mask.clone() for shard in model.method.shards]
@@ -181,7 +181,7 @@ def test_an_undo_writes_its_own_shard_anew_and_no_other(variant):
     assert [edit.id for edit in model.edits] == [
         edit.id for edit in EDITS if edit.id != EDITS[3].id
     ]
-    alone = edit_model("llama", "wise", EDITS[:3], variant=variant)
+    alone = pinned_wise(EDITS[:3], variant=variant)
     torch.testing.assert_close(after[1], alone.method.shards[1].delta, rtol=0, atol=1e-5)
     model.edit([EDITS[3]], check=False)
     assert torch.equal(model.method.shards[0].delta, before[0])
@@ -189,9 +189,9 @@ def test_an_undo_writes_its_own_shard_anew_and_no_other(variant):
 
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
 def test_undone_in_the_last_shard_is_as_never_done(variant):
-    model = edit_model("llama", "wise", EDITS, variant=variant)
+    model = pinned_wise(EDITS, variant=variant)
     model.undo(EDITS[5].id)
-    same_state(model, never := edit_model("llama", "wise", EDITS[:5], variant=variant), 1e-5)
+    same_state(model, never := pinned_wise(EDITS[:5], variant=variant), 1e-5)
     torch.testing.assert_close(
         logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-4
     )
@@ -203,7 +203,7 @@ def test_an_edit_that_fails_leaves_the_ledger_whole(variant, monkeypatch):
     """Whatever breaks inside a write (a full memory, Ctrl-C): what was there before is still there,
     and more can come.
     """
-    model = edit_model("llama", "wise", EDITS[:3], variant=variant)
+    model = pinned_wise(EDITS[:3], variant=variant)
     before = logits_of(model, model.lm)
     encode = type(model.lm).ending_of
 
@@ -218,4 +218,4 @@ def test_an_edit_that_fails_leaves_the_ledger_whole(variant, monkeypatch):
     monkeypatch.undo()
     assert model.edits[:3] == EDITS[:3] and torch.equal(logits_of(model, model.lm), before)
     model.edit(EDITS[3:], check=False)
-    same_state(model, edit_model("llama", "wise", EDITS, variant=variant), 1e-5)
+    same_state(model, pinned_wise(EDITS, variant=variant), 1e-5)

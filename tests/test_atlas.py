@@ -140,7 +140,7 @@ def _facts_of(world: World, cases: list[Case]) -> list[tuple[str, str]]:
     return [by_prompt[case.edit.prompt].key for case in cases]
 
 
-@pytest.mark.parametrize("n", [1, 1000, "all"])
+@pytest.mark.parametrize("n", [1, 1000, pytest.param("all", marks=pytest.mark.long)])
 def test_cases_never_contradict_each_other(world: World, n: int | str) -> None:
     cases = make_cases(max_cases(world) if n == "all" else int(n), seed=2, world=world)
     by_prompt = {prompt: fact for fact in world.facts.values() for prompt in fact.prompts()}

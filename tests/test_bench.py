@@ -436,11 +436,12 @@ def figures(folder):
     ]
 
 
-def test_killed_at_any_moment_and_called_again_it_gives_the_same_tables(tmp_path):
-    """Killed three times at moments drawn by chance, then left alone; and once unbroken."""
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_killed_at_any_moment_and_called_again_it_gives_the_same_tables(tmp_path, times):
+    """Killed at moments drawn by chance, then left alone; and once unbroken."""
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     rng, cut = random.Random(time.time_ns()), []
-    for _ in range(3):
+    for _ in range(times):
         process = subprocess.Popen(
             [sys.executable, "-m", "errata.cli", *command(tmp_path, broken)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

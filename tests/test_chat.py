@@ -4,12 +4,14 @@ turn by turn.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from edited import edit_model
 from families import tiny_model, tiny_tokenizer
+from grid import grid
 
 from errata import Edit, EditModel
 from errata.errors import ConfigError
@@ -200,8 +202,16 @@ def test_special_tokens_of_a_template_are_told_from_words():
     assert lm.conversation(written(tokenizer, *TALK)).questions == (QUESTION, TALK[0][1])
 
 
-@pytest.mark.parametrize("shape", ["llama3", "chatml with a system of its own", "parts", "vicuna"])
-@pytest.mark.parametrize("method", ["rag", "wise", "folio", "grace"])
+@grid(
+    "shape method",
+    [
+        *product(
+            ("llama3", "chatml with a system of its own", "parts", "vicuna"),
+            ("rag", "wise", "folio", "grace"),
+        )
+    ],
+    lambda shape, method: {shape, method, (shape, method == "wise")},
+)
 def test_edits_are_found_in_every_kind_of_template(shape, method):
     """The edit's own prompt, through `apply_chat_template` as a caller writes it, is answered as
     `ask` answers it.

@@ -226,7 +226,7 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     cases = tmp_path / "cases.jsonl"
     cases.write_text(cases_to_json_lines(CASES))
 
-    def command(out: Path) -> list[str]:
+    def words(out: Path) -> list[str]:
         steps = [
             "--set",
             "ft.steps=2",
@@ -240,21 +240,11 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
             "1",
             "--json",
         ]
-        return [
-            sys.executable,
-            "-m",
-            "errata.cli",
-            "compare",
-            "atlas",
-            "--cases",
-            str(cases),
-            *steps,
-            "--out",
-            str(out),
-        ]
+        return ["compare", "atlas", "--cases", str(cases), *steps, "--out", str(out)]
 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-m", "errata.cli", *words(broken)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     until = time.monotonic() + 120
     while not (broken / "rows" / "ft-1.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.05)
@@ -263,7 +253,8 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     kept = (broken / "rows" / "ft-1.jsonl").read_bytes()
     found = []
     for out in (broken, whole):
-        done = subprocess.run(command(out), capture_output=True, text=True, check=True)
+        done = CliRunner().invoke(app, words(out))
+        assert done.exit_code == 0, done.output
         found.append(
             [
                 (row["name"], row["edits"], row["figures"], row["bytes_saved"])

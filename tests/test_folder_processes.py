@@ -437,7 +437,8 @@ def test_two_who_make_the_same_cached_tensor(tmp_path, monkeypatch):
     )
 
 
-def test_four_processes_at_random():
+@pytest.mark.parametrize("seconds", [1, pytest.param(5, marks=pytest.mark.long)])
+def test_four_processes_at_random(seconds):
     from stress_folders import processes
 
-    assert processes(3, 0) == []
+    assert processes(seconds, 0) == []

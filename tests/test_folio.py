@@ -8,7 +8,7 @@ import dataclasses
 
 import pytest
 import torch
-from edited import EDITS, edit_model, logits_of
+from edited import EDITS, edit_model, logits_of, same_state
 from families import tiny_model, tiny_tokenizer
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -20,7 +20,7 @@ from errata.cli import app
 from errata.errors import ConfigError, EditError
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input
-from errata.methods.association.folio.calibration import MAX_THRESHOLD
+from errata.methods.association.folio.calibration import MAX_THRESHOLD, Calibrator
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio
@@ -207,6 +207,33 @@ def test_the_threshold_keeps_different_questions_apart():
     assert [told.edit_id for told in flat.explain([EDITS[0].prompt])] == [EDITS[0].id]
     fixed = edit_model("llama", "folio", EDITS[:1], threshold=0.5)
     assert fixed.method.patch.calibration.threshold == 0.5
+
+
+def test_what_is_known_of_the_background_is_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))
+    looked = []
+    look = Calibrator._measure
+    monkeypatch.setattr(
+        Calibrator,
+        "_measure",
+        lambda self, texts: looked.append(self.config) or look(self, texts),
+    )
+    first, *others = [edit_model("granite", "folio", EDITS[:3]) for _ in range(2)]
+    for other in others:
+        same_state(first, other)
+        assert torch.equal(logits_of(first, first.lm), logits_of(other, other.lm))
+        assert other.method.patch.base.logit_scale == first.method.patch.base.logit_scale != 1
+    assert len(looked) == 1
+    for changed in (
+        {"threshold": 0.5},
+        {"false_route": 0.5},
+        {"min_threshold": 0.9},
+        {"background": 8},
+        {"seed": 1},
+    ):
+        edit_model("granite", "folio", EDITS[:1], **changed)
+        edit_model("granite", "folio", EDITS[:1], **changed, gain=2.0, steps=4)
+    assert len(looked) == 6
 
 
 def test_logits_that_are_scaled_behind_the_head_count_as_the_model_says_them():

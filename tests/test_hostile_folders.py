@@ -17,6 +17,7 @@ import pytest
 import torch
 from edited import EDITS, IDS, PROMPTS, VARIANTS, edit_model, logits_of
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
+from grid import grid
 from typer.testing import CliRunner
 
 import errata
@@ -29,7 +30,7 @@ from errata.errors import (
     UnknownNameError,
     UsageError,
 )
-from errata.saving.identity import tokenizer_digest, weights_digest
+from errata.storage.identity import tokenizer_digest, weights_digest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
@@ -360,12 +361,11 @@ def test_a_config_that_was_changed_by_hand(setting):
         errata.load(setting.folder)
 
 
-@pytest.mark.parametrize("at", range(len(VARIANTS)), ids=IDS)
-def test_a_state_that_is_not_what_it_must_be(at):
+@grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
+def test_a_state_that_is_not_what_it_must_be(method, settings):
     """Of each method, each tensor: gone, longer, shorter, wider, of another type; each value: gone,
     or of another type.
     """
-    method, settings = VARIANTS[at]
     model = edit_model("llama", method, EDITS[:5], **settings)
     right, (tensors, values) = logits_of(model, model.lm), model.method.state()
     values = json.loads(json.dumps(values))
@@ -488,10 +488,11 @@ def test_a_folder_that_nobody_may_look_into(setting, monkeypatch):
         assert code == 1 and "cannot be read (Permission denied)" in said
 
 
-def test_a_spoiled_folder_at_random():
+@pytest.mark.parametrize("count", [8, pytest.param(60, marks=pytest.mark.long)])
+def test_a_spoiled_folder_at_random(count):
     from stress_folders import hostile
 
-    assert hostile(30, 1) == []
+    assert hostile(count, 1) == []
 
 
 def test_the_mutations_spoil_something(setting, made):

@@ -19,21 +19,25 @@ from edited import (
     same_state,
 )
 from families import tiny_model, tiny_tokenizer
+from grid import grid, patch_kind
 
 import errata
 from errata import Edit, EditModel
 from errata.errors import BaseMismatchError, EditError, PromptTooLongError, UnknownNameError
 from errata.lm import LM
 
+FEW = 6
+"""New tokens of an answer where only the same is asked of two."""
 METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
-EVERYWHERE = pytest.mark.parametrize(
-    ("family", "method", "settings"),
-    [
-        pytest.param(family, *variant, id=f"{name}-{family}")
-        for variant, name in zip(VARIANTS, IDS, strict=True)
-        for family in FAMILIES
-    ],
+EVERYWHERE = grid(
+    "family method settings",
+    [(family, *variant) for variant in VARIANTS for family in FAMILIES],
+    lambda family, method, settings: {(method, *settings.items()), (family, patch_kind(method))},
+    [f"{name}-{family}" for name in IDS for family in FAMILIES],
 )
+"""Each variant of a method meets a family, each kind of patch meets every family."""
+ONCE = grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
+"""Each method, in one variant."""
 
 
 @EVERYWHERE
@@ -45,7 +49,7 @@ def test_saved_loaded_and_gone_on_with(family, method, settings, tmp_path):
     assert loaded.edits == EDITS[:5] and loaded.method.config == model.method.config
     assert torch.equal(logits_of(loaded, loaded.lm), before)
     assert torch.equal(logits_of(model, model.lm), before), "saving changed the model"
-    assert loaded.ask(PROMPTS) == model.ask(PROMPTS)
+    assert loaded.ask(PROMPTS, max_new_tokens=FEW) == model.ask(PROMPTS, max_new_tokens=FEW)
     same_state(loaded, model)
     for each in (model, loaded):
         each.edit(EDITS[5:], check=False)
@@ -63,7 +67,7 @@ def test_saved_loaded_and_gone_on_with(family, method, settings, tmp_path):
 def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     base = LM(tiny_model(family), tiny_tokenizer())
     expected, weights = logits_of(base.model, base), base.model.state_dict()
-    answers = base.generate(PROMPTS)
+    answers = base.generate(PROMPTS, max_new_tokens=FEW)
     model = edit_model(family, method, EDITS, **settings)
 
     def is_base():
@@ -72,7 +76,11 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
             torch.equal(now[name], weights[name]) for name in weights
         )
         assert torch.equal(logits_of(model, model.lm), expected)
-        assert model.ask(PROMPTS) == answers == model.ask_base(PROMPTS)
+        assert (
+            model.ask(PROMPTS, max_new_tokens=FEW)
+            == answers
+            == model.ask_base(PROMPTS, max_new_tokens=FEW)
+        )
 
     edited = logits_of(model, model.lm)
     assert not torch.equal(edited, expected)
@@ -85,14 +93,17 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     with pytest.raises(ZeroDivisionError), model.disable_edits():
         raise ZeroDivisionError
     assert torch.equal(logits_of(model, model.lm), edited)
-    assert model.ask_base(PROMPTS) == answers and torch.equal(logits_of(model, model.lm), edited)
+    assert model.ask_base(PROMPTS, max_new_tokens=FEW) == answers and torch.equal(
+        logits_of(model, model.lm), edited
+    )
     model.undo(*(edit.id for edit in EDITS))
     assert model.edits == []
     is_base()
-    model.edit(EDITS, check=False)
+    model.edit(EDITS[:3], check=False)
     freed = LM(model.unload(), tiny_tokenizer())
     assert (
-        torch.equal(logits_of(freed.model, freed), expected) and freed.generate(PROMPTS) == answers
+        torch.equal(logits_of(freed.model, freed), expected)
+        and freed.generate(PROMPTS, max_new_tokens=FEW) == answers
     )
 
 
@@ -135,7 +146,7 @@ def test_one_seed_gives_the_same_bytes(method, settings, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-@METHODS
+@ONCE
 def test_reports_duplicates_conflicts_and_ids(method, settings):
     model = edit_model("llama", method, **settings)
     done = []
@@ -178,7 +189,7 @@ def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     assert model.edits == [EDITS[0], EDITS[3], near]
 
 
-@METHODS
+@ONCE
 def test_it_looks_like_the_base_model(method, settings):
     model = edit_model("llama", method, EDITS[:2], **settings)
     assert model.config is model.base.config and model.device == model.base.device
@@ -200,21 +211,23 @@ def test_it_looks_like_the_base_model(method, settings):
         _ = model.no_such_thing
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("wise", {"steps": 200, "step_size": 0.2}),
-        ("wise", {"steps": 200, "step_size": 0.2, "variant": "retrieve"}),
-        ("ft", {"steps": 80, "lr": 0.02, "objective": "target_new"}),
-    ],
-    ids=["wise", "retrieve", "ft"],
+LEARNING = {
+    "wise": {"steps": 200, "step_size": 0.2},
+    "retrieve": {"steps": 200, "step_size": 0.2, "variant": "retrieve"},
+    "ft": {"steps": 80, "lr": 0.02, "objective": "target_new"},
+}
+
+
+@grid(
+    "family name",
+    [(family, name) for family in ("llama", "gpt2") for name in LEARNING],
+    lambda family, name: {family, name},
 )
-def test_it_learns(family, method, settings):
+def test_it_learns(family, name):
     """Random models are stubborn, so many steps; the edit's own prompt is answered freely, to its
     end, with the target.
     """
-    model = edit_model(family, method, **settings)
+    model = edit_model(family, "ft" if name == "ft" else "wise", **LEARNING[name])
     pair = [(EDITS[0].prompt, EDITS[0].target)]
     before = model.lm.score(pair)[0].loss
     report = model.edit(EDITS[:1])
@@ -235,7 +248,7 @@ def test_of_two_answers_to_one_question_the_later_wins():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
-@METHODS
+@ONCE
 def test_half_precision(method, settings, dtype, tmp_path):
     config = edit_model("llama", method, **settings).method.config
     model = EditModel(tiny_model("llama").to(dtype), config, tiny_tokenizer())

@@ -7,12 +7,15 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from edited import EDITS, KINDS, PROMPTS, edit_model, logits_of, same_state
 from families import tiny_model, tiny_tokenizer
+from grid import grid, patch_kind
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, pipeline
 from transformers.utils import PushToHubMixin
@@ -27,7 +30,15 @@ from errata.methods.base import Method
 from errata.model.delegation import HARMLESS, INSTEAD
 
 METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
-SOME = pytest.mark.parametrize("method", ["ft", "folio", "wise", "rag", "adapter", "prefix-tuning"])
+HOOKED = grid(
+    "method settings",
+    KINDS,
+    lambda method, settings: {patch_kind(method)},
+    [name for name, _ in KINDS],
+)
+"""A method for each way in which patches hook a model."""
+SOME_METHODS = ("ft", "folio", "wise", "rag", "adapter", "prefix-tuning")
+SOME = pytest.mark.parametrize("method", SOME_METHODS)
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
@@ -227,9 +238,13 @@ def general_methods() -> list[str]:
     return sorted(found)
 
 
+@pytest.fixture(scope="module")
+def model():
+    return edit_model("llama", "ft", EDITS[:1])
+
+
 @pytest.mark.parametrize("name", general_methods())
-def test_what_every_model_can_do_is_ours_or_harmless_or_refused(name):
-    model = edit_model("llama", "ft", EDITS[:1])
+def test_what_every_model_can_do_is_ours_or_harmless_or_refused(model, name):
     found = getattr(model, name)
     if name in HARMLESS:
         assert found == getattr(model.base, name) or name == "loss_function"
@@ -337,11 +352,14 @@ def test_what_is_no_base_model_is_told():
 @METHODS
 def test_a_copy_answers_the_same_and_is_its_own(method, settings):
     model = edit_model("llama", method, EDITS[:3], **settings)
-    edited, answers = logits_of(model, model.lm), model.ask(PROMPTS)
+    edited, answers = logits_of(model, model.lm), model.ask(PROMPTS, max_new_tokens=6)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert isinstance(other, EditModel) and other.base is not model.base
         assert torch.equal(logits_of(model, model.lm), edited), "copying changed the model"
-        assert torch.equal(logits_of(other, other.lm), edited) and other.ask(PROMPTS) == answers
+        assert (
+            torch.equal(logits_of(other, other.lm), edited)
+            and other.ask(PROMPTS, max_new_tokens=6) == answers
+        )
         same_state(other, model)
         other.edit(EDITS[3:5], check=False)
         other.undo(EDITS[0].id)
@@ -447,12 +465,10 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="module", params=["ft", "folio"])
-def plain(request):
-    """(method, report, answers, base answers, figures) of a model whose generation_config says
-    nothing.
-    """
-    return request.param, *told_by(edit_model("llama", request.param))
+@cache
+def undisturbed(method):
+    """(report, answers, base answers, figures) of a model whose generation_config says nothing."""
+    return told_by(edit_model("llama", method))
 
 
 def told_by(model: EditModel) -> tuple[object, ...]:
@@ -466,13 +482,17 @@ def told_by(model: EditModel) -> tuple[object, ...]:
     )
 
 
-@pytest.mark.parametrize("settings", HOSTILE, ids=lambda each: " ".join(each))
-def test_ask_and_edit_do_not_go_by_the_generation_config(settings, plain):
-    method, *wanted = plain
+@grid(
+    "method settings",
+    [*product(("ft", "folio"), HOSTILE)],
+    lambda method, settings: {method, *settings},
+    [f"{method}-{' '.join(settings)}" for method, settings in product(("ft", "folio"), HOSTILE)],
+)
+def test_ask_and_edit_do_not_go_by_the_generation_config(method, settings):
     model = edit_model("llama", method)
     for name, value in settings.items():
         setattr(model.base.generation_config, name, value)
-    assert list(told_by(model)) == wanted
+    assert told_by(model) == undisturbed(method)
     assert model.edits == EDITS[:2]
     assert all(
         getattr(model.base.generation_config, name) == value for name, value in settings.items()
@@ -519,8 +539,11 @@ def test_a_long_target_is_checked_whole():
     assert report.results[0].answer == long.target
 
 
-@pytest.mark.parametrize("token", ["</s>", "<s>", "<pad>", "<|im_end|>"])
-@SOME
+@grid(
+    "token method",
+    [*product(("</s>", "<s>", "<pad>", "<|im_end|>"), SOME_METHODS)],
+    lambda token, method: {token, method},
+)
 def test_special_tokens_are_refused_before_anything_is_written(token, method):
     model = edit_model("llama", method, EDITS[:1])
     model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
@@ -620,12 +643,12 @@ def test_unloaded_inside_a_block_it_stays_unloaded():
 # what the caller has around
 
 
-@METHODS
+@HOOKED
 def test_inference_mode_around_it_changes_nothing(method, settings, tmp_path):
     nothing_changes(torch.inference_mode(), method, settings, tmp_path)
 
 
-@SOME
+@grid("method", [(method,) for method in SOME_METHODS], lambda method: {method_class(method).phase})
 def test_no_grad_around_it_changes_nothing(method, tmp_path):
     nothing_changes(torch.no_grad(), method, {}, tmp_path)
 
@@ -634,15 +657,15 @@ def nothing_changes(around, method, settings, folder) -> None:
     """Edited, asked, loaded and copied within it, a model is what it is without."""
     plain = edit_model("llama", method, EDITS[:3], **settings)
     plain.save_pretrained(folder)
-    wanted, answers = logits_of(plain, plain.lm), plain.ask(PROMPTS)
+    wanted, answers = logits_of(plain, plain.lm), plain.ask(PROMPTS, max_new_tokens=6)
     model, other = edit_model("llama", method, **settings), tiny_model("llama")
     with around:
         model.edit(EDITS[:3])
-        assert model.ask(PROMPTS) == answers
+        assert model.ask(PROMPTS, max_new_tokens=6) == answers
         batch = model.lm.prompt_batch(PROMPTS)
         model(batch.input_ids, attention_mask=batch.attention_mask)
         loaded = EditModel.from_pretrained(other, folder, tiny_tokenizer())
-        assert loaded.ask(PROMPTS) == answers
+        assert loaded.ask(PROMPTS, max_new_tokens=6) == answers
         loaded = copy.deepcopy(loaded)
     assert torch.equal(logits_of(model, model.lm), wanted)
     for each in (model, loaded):
@@ -654,14 +677,14 @@ def nothing_changes(around, method, settings, folder) -> None:
     same_state(loaded, plain, 1e-5)
 
 
-@METHODS
+@HOOKED
 def test_autocast_around_it(method, settings):
     """What is written is the same; what is asked goes through the model as the caller wants it."""
     plain = edit_model("llama", method, EDITS[:3], **settings)
     model = edit_model("llama", method, **settings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.edit(EDITS[:3])
-        said = model.ask(PROMPTS)
+        said = model.ask(PROMPTS, max_new_tokens=6)
         logits = logits_of(model, model.lm)
     same_state(model, plain)
     assert logits.isfinite().all() and len(said) == len(PROMPTS)
@@ -725,8 +748,12 @@ def test_an_edit_cut_off_by_progress_leaves_whole_edits(method, settings):
     is_whole(model, method, settings)
 
 
-@METHODS
-@pytest.mark.parametrize("verb", ["edit", "undo"])
+@grid(
+    "method settings verb",
+    [(*kind, verb) for kind in KINDS for verb in ("edit", "undo")],
+    lambda method, settings, verb: {method, (patch_kind(method), verb)},
+    [f"{name}-{verb}" for name, _ in KINDS for verb in ("edit", "undo")],
+)
 def test_cut_off_in_the_middle_it_holds_what_it_says(method, settings, verb, monkeypatch):
     """A block of the model itself stops at its n-th call."""
     for at in (0, 20):

@@ -13,13 +13,18 @@ from itertools import chain
 import pytest
 import torch
 from families import TWELVE
+from grid import grid, token_places
 from routed import PROMPTS, Routed, routed
 
 from errata.patches.routed import MAIN
 
-FAMILIES = pytest.mark.parametrize("family", TWELVE)
-COUNTS = pytest.mark.parametrize("count", [1, 3])
-NEW = 6
+SETTINGS = grid(
+    "family count",
+    [(family, count) for family in TWELVE for count in (1, 3)],
+    lambda family, count: {family, (token_places(family), count)},
+)
+"""Each family meets one memory or three, and so does each way in which tokens are placed."""
+NEW = 4
 
 
 @cache
@@ -61,8 +66,7 @@ def last_prompt_logits(logits, batch):
     return torch.stack([logits[i, column] for i, column in enumerate(columns)])
 
 
-@FAMILIES
-@COUNTS
+@SETTINGS
 def test_forward_alone_in_a_batch_and_padded_on_either_side(family, count):
     at = setting(family, count)
     lm = at.model.lm
@@ -86,8 +90,7 @@ def test_forward_alone_in_a_batch_and_padded_on_either_side(family, count):
     assert moved.tolist() == [route != MAIN for route in at.routes], "the memories must show"
 
 
-@FAMILIES
-@COUNTS
+@SETTINGS
 def test_teacher_forced_with_the_target_appended(family, count):
     at = setting(family, count)
     lm = at.model.lm
@@ -120,8 +123,7 @@ def test_teacher_forced_with_the_target_appended(family, count):
     assert seen == [at.routes, at.routes]
 
 
-@FAMILIES
-@COUNTS
+@SETTINGS
 def test_generated_token_by_token(family, count):
     at = setting(family, count)
     lm = at.model.lm
@@ -137,8 +139,7 @@ def test_generated_token_by_token(family, count):
     ]
 
 
-@FAMILIES
-@COUNTS
+@SETTINGS
 def test_beams_samples_and_several_return_sequences(family, count):
     at = setting(family, count)
     lm = at.model.lm

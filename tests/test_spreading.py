@@ -21,7 +21,7 @@ from errata.solvers.moments import NullSpace, SecondMoment
 from errata.solvers.multi_layer import stream_gain, window_of
 from errata.solvers.values import with_prefix
 
-WINDOW = {"layer": 2, "window": 2, "steps": 4, "prefixes": 2}
+WINDOW = {"layer": 2, "window": 2, "steps": 2, "prefixes": 2}
 
 
 def drawn(*shape, seed=0):

@@ -9,6 +9,7 @@ from families import chat_tokenizer, tiny_model, tiny_tokenizer
 from errata.lm import LM
 from errata.lm.background import background_texts, names_in, open_prompt, prompt_about, value_scale
 from errata.lm.hooks import capture_input, capture_output
+from errata.storage.cache import cache_folder
 
 
 @pytest.mark.parametrize(
@@ -72,20 +73,62 @@ def test_about_another_subject(text, prompt):
     assert prompt_about(text, "Kelor") == prompt
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
-def test_background_is_seeded_and_leaves_the_generator_alone(family):
+def test_background_is_seeded_and_leaves_the_generator_alone(
+    family, tmp_path, monkeypatch, own_cache
+):
     lm = LM(tiny_model(family), tiny_tokenizer())
     torch.manual_seed(7)
     state = torch.get_rng_state()
     texts = background_texts(lm, 6, 10, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(8)
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "another"))
     assert background_texts(lm, 6, 10, seed=3) == texts and len(texts) == 6
     other = background_texts(lm, 6, 10, seed=4)
     assert other != texts and len(set(texts + other)) > 6
 
 
-def test_background_has_the_length_asked_for(monkeypatch):
+def test_background_is_sampled_once_for_a_model_and_its_tokenizer(monkeypatch, own_cache):
+    def lm_of(family="llama", tokenizer=None, **config):
+        model = tiny_model(family)
+        model.config.update(config)
+        return LM(model, tokenizer or tiny_tokenizer())
+
+    changed = lm_of()
+    with torch.no_grad():
+        changed.model.get_input_embeddings().weight.mul_(2)
+    asked = [
+        (lm_of(), 3, 6, 0),
+        (changed, 3, 6, 0),
+        (lm_of("gpt2"), 3, 6, 0),
+        (lm_of(rms_norm_eps=0.1), 3, 6, 0),
+    ]
+    asked += [
+        (lm_of(tokenizer=tiny_tokenizer("bos")), 3, 6, 0),
+        (lm_of(), 4, 6, 0),
+        (lm_of(), 3, 7, 0),
+        (lm_of(), 3, 6, 1),
+    ]
+    asked += [
+        (lm_of(), 3, 6, 0, 6),
+        (LM(lm_of().model.to(torch.bfloat16), tiny_tokenizer()), 3, 6, 0),
+    ]
+    texts = [background_texts(*each) for each in asked]
+    assert len(list(cache_folder().iterdir())) == len(asked)
+    monkeypatch.setattr(
+        type(tiny_model("llama")), "generate", lambda *_, **__: pytest.fail("it is there")
+    )
+    assert [background_texts(*each) for each in asked[:2] + asked[4:]] == texts[:2] + texts[4:]
+    assert background_texts(lm_of(_name_or_path="elsewhere"), 3, 6, 0) == texts[0]
+
+
+def test_background_has_the_length_asked_for(monkeypatch, own_cache):
     lm = LM(tiny_model("llama"), tiny_tokenizer())
     shapes = []
     decode = LM.decode

@@ -5,10 +5,12 @@ behind.
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
 from families import FAMILIES_TINY, N_LAYERS, tiny_model, tiny_tokenizer
+from grid import grid, token_places
 
 from errata.lm import LM
 from errata.lm.hooks import replace_output
@@ -50,8 +52,11 @@ def traces(model):
     return hooks, [m for m in modules if "forward" in vars(m)]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("family", FAMILIES_TINY)
+@grid(
+    "family layer",
+    [*product(FAMILIES_TINY, LAYERS)],
+    lambda family, layer: {family, (token_places(family), layer)},
+)
 def test_the_tail_is_the_model(family, layer):
     lm = lm_of(family)
     module = lm.architecture.value_module(lm.model, layer)

@@ -18,7 +18,7 @@ from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm import prompt_tokens
 
-NEW = 6
+NEW = 4
 METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
 VIRTUAL = ("prefix-tuning", "prompt-tuning")
 """Methods whose caches hold virtual tokens, and that decide nothing."""
@@ -68,7 +68,7 @@ def read(model: EditModel, ids: list[int], **options: Any) -> Any:
 def test_a_prefix_read_once_and_gone_on_from(method, settings):
     model = model_of(method, settings)
     moved = 0
-    for prompt in PROMPTS[:4]:
+    for prompt in PROMPTS[:2]:
         ids = model.lm.encode_prompt(prompt)
         wanted, with_cache = answer(model, ids), read(model, ids).logits[0, -1]
         with model.disable_edits():

@@ -5,11 +5,13 @@ and prefix tuning.
 from __future__ import annotations
 
 import inspect
+from itertools import product
 
 import pytest
 import torch
 from edited import EDITS, PROMPTS, edit_model, logits_of
 from families import TWELVE, tiny_model, tiny_tokenizer
+from grid import grid, token_places
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
@@ -74,11 +76,11 @@ def test_a_prefix_that_is_what_the_model_remembers_says_the_same(family):
     )
     assert sorted(remembered.memory) == list(range(lm.architecture.n_layers))
     with patch.on(lm):
-        expected, answers = logits_of(lm.model, lm), lm.generate(PROMPTS, max_new_tokens=6)
+        expected, answers = logits_of(lm.model, lm), lm.generate(PROMPTS, max_new_tokens=3)
     with remembered.on(lm):
         torch.testing.assert_close(logits_of(lm.model, lm), expected, rtol=0, atol=1e-4)
-        assert lm.generate(PROMPTS, max_new_tokens=6) == answers
-        assert lm.generate(PROMPTS, max_new_tokens=6, use_cache=False) == answers
+        assert lm.generate(PROMPTS, max_new_tokens=3) == answers
+        assert lm.generate(PROMPTS, max_new_tokens=3, use_cache=False) == answers
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "cohere", "bloom"])
@@ -114,8 +116,11 @@ def test_prefix_tuning_is_pefts_where_positions_are_relative(family="bloom"):
         torch.testing.assert_close(edited(input_ids=ids).logits, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mpt"])
-@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
+@grid(
+    "family method",
+    [*product(("llama", "gpt2", "opt", "mpt"), ("prompt-tuning", "prefix-tuning"))],
+    lambda family, method: {family, (token_places(family), method)},
+)
 def test_what_a_forward_call_gives_is_of_the_given_tokens(family, method):
     model = edit_model(family, method, EDITS[:2], tokens=N, lr=0.1)
     batch = model.lm.prompt_batch(PROMPTS[:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from edited import EDITS, logits_of
 from edited import pinned_wise as made
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
+from grid import grid, token_places
 
 from errata import Edit, EditModel, WiseConfig
 from errata.lm import LM
@@ -38,7 +40,7 @@ def near_and_far(model: EditModel) -> tuple[torch.Tensor, torch.Tensor]:
 # learning
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@grid("family", [("llama",), ("gpt2",), ("opt",)], lambda family: {token_places(family)})
 def test_with_steps_the_loss_falls_and_the_margin_grows(family):
     pair, losses, apart = [(EDITS[0].prompt, EDITS[0].target)], [], []
     for steps in (1, 8, 60):
@@ -56,8 +58,11 @@ def test_with_steps_the_loss_falls_and_the_margin_grows(family):
     assert apart[0] < apart[1] < apart[2] and apart[2] > 0
 
 
-@pytest.mark.parametrize("pool", ["last", "mean", "max"])
-@pytest.mark.parametrize("score", ["linear", "activated"])
+@grid(
+    "score pool",
+    [*product(("linear", "activated"), ("last", "mean", "max"))],
+    lambda score, pool: {score, pool},
+)
 def test_margins_are_trained(score, pool):
     settings = {"score": score, "pool": pool, "steps": 40}
     near, far = near_and_far(made(EDITS[:2], **settings))
@@ -322,7 +327,7 @@ def test_a_model_in_bf16(variant, tmp_path):
     assert report.success_rate == 1 and model.ask_base(PROMPTS[:1]) != model.ask(PROMPTS[:1]) == [
         "Rome"
     ]
-    model.edit(EDITS[1:4], check=False)
+    model.edit(EDITS[1:2], check=False)
     assert all(shard.delta.dtype == torch.float32 for shard in model.method.shards)
     module = model.lm.architecture.value_module(model.base, 2)
     assert read_weight(module).dtype == torch.bfloat16
@@ -331,7 +336,7 @@ def test_a_model_in_bf16(variant, tmp_path):
         tiny_model("llama").to(torch.bfloat16), tmp_path, tiny_tokenizer()
     )
     assert loaded.ask(PROMPTS) == model.ask(PROMPTS)
-    model.undo(*(edit.id for edit in EDITS[:4]))
+    model.undo(*(edit.id for edit in EDITS[:2]))
     assert model.ask(PROMPTS) == model.ask_base(PROMPTS)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from edited import EDITS, logits_of, same_state
 from edited import pinned_wise as made
+from grid import grid, token_places
 
 from errata import Edit, EditModel, WiseConfig
 from errata.errors import ConfigError
@@ -19,18 +22,17 @@ def shards_of(model: EditModel) -> list[Shard]:
     return model.method.shards
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"weight_decay": 0.3},
-        {"norm_clamp": 0.01},
-        {"weight_decay": 0.3, "norm_clamp": 0.01, "memo": 1},
-    ],
-    ids=["plain", "decay", "clamp", "all"],
-)
-def test_nothing_outside_a_mask_ever_changes(family, settings):
+HELD = {
+    "plain": {},
+    "decay": {"weight_decay": 0.3},
+    "clamp": {"norm_clamp": 0.01},
+    "all": {"weight_decay": 0.3, "norm_clamp": 0.01, "memo": 1},
+}
+
+
+@grid("family held", [*product(("llama", "gpt2"), HELD)], lambda family, held: {family, held})
+def test_nothing_outside_a_mask_ever_changes(family, held):
+    settings = HELD[held]
     plain = made(EDITS[:3], family)
     weights = {name: tensor.clone() for name, tensor in plain.base.state_dict().items()}
     model = made(EDITS[:3], family, **settings)
@@ -144,7 +146,13 @@ WAYS = [("ties", 1.0), ("ties", 0.1), ("linear", 1.0), ("dare_linear", 0.5)]
 
 @pytest.mark.parametrize(("method", "density"), WAYS)
 def test_full_shards_become_one_memory(method, density):
-    settings = {"edits_per_shard": 1, "merge_method": method, "merge_density": density}
+    settings = {
+        "edits_per_shard": 1,
+        "merge_method": method,
+        "merge_density": density,
+        "steps": 1,
+        "prefixes": 0,
+    }
     for weights in ("paper", "published"):
         model = made(EDITS[:5], merge_weights=weights, **settings)
         deltas = [shard.delta for shard in shards_of(model)]
@@ -179,11 +187,13 @@ def test_half_full_shards_and_unmerged_ones_are_memories_of_their_own():
     assert counts[4] == len(model.method.patch.memories) == 2
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"pool": "mean", "score": "activated"}], ids=["linear", "activated"]
+@grid(
+    "ratio score",
+    [*product((0.8, 1.0, 0.01), ("linear", "activated"))],
+    lambda ratio, score: {ratio, score},
 )
-@pytest.mark.parametrize("ratio", [0.8, 1.0, 0.01])
-def test_thresholds_are_measured_on_the_finished_memories(ratio, settings):
+def test_thresholds_are_measured_on_the_finished_memories(ratio, score):
+    settings = {"pool": "mean", "score": "activated"} if score == "activated" else {}
     model = made(
         EDITS[:5], steps=8, variant="retrieve", threshold_ratio=ratio, edits_per_shard=1, **settings
     )
@@ -197,7 +207,7 @@ def test_thresholds_are_measured_on_the_finished_memories(ratio, settings):
             assert expected > 2 * ratio * own[j, mine].min().item(), "here the background decides"
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@grid("family", [("llama",), ("gpt2",), ("opt",)], lambda family: {token_places(family)})
 def test_many_lanes_write_what_one_lane_writes(family):
     settings = {"memo": 1, "contrast": 1, "edits_per_shard": 2}
     narrow, wide = (made(EDITS, family, chunk_rows=rows, **settings) for rows in (1, 64))

@@ -2,11 +2,13 @@
 over it.
 
 The texts are sampled from the model itself with a fixed seed, so they need no corpus and fit any
-language, tokenizer and size.
+language, tokenizer and size. They are the same for all methods and every run, so they are kept on
+disk (see `storage/cache.py`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ import torch
 
 from errata.lm.hooks import capture_input, capture_output
 from errata.lm.lm import LM
+from errata.storage.cache import cached_json, fingerprint
+from errata.storage.identity import tokenizer_digest
 
 BATCH = 128
 
@@ -28,9 +32,21 @@ class ValueScale:
     value_norm: float
 
 
-@torch.no_grad()
+def key_of(lm: LM) -> str:
+    """Return the key under which anything computed from a base model without edits is cached."""
+    config = {
+        name: value for name, value in lm.model.config.to_dict().items() if name not in _ORIGIN
+    }
+    model = fingerprint(lm.model), str(lm.model.dtype), lm.device.type, config
+    return json.dumps([*model, tokenizer_digest(lm.tokenizer), lm.end_ids, lm.chat], default=str)
+
+
+_ORIGIN = ("_name_or_path", "transformers_version")
+"""Entries of a model's config that say where it came from."""
+
+
 def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int = 1) -> list[str]:
-    """Sample `count` self-generated texts from the model, starting from its first special token.
+    """Return `count` self-generated texts of the model, sampled once and then kept on disk.
 
     Args:
         lm: the base model, without patches.
@@ -39,6 +55,15 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
         seed: of the random generator; the caller's generator stays as it is.
         shortest: new tokens of a text, at least.
     """
+    key = f"{key_of(lm)} {count} {length} {seed} {shortest}"
+    texts: list[str] = cached_json(
+        "background", key, lambda: _sample(lm, count, length, seed, shortest)
+    )
+    return texts
+
+
+@torch.no_grad()
+def _sample(lm: LM, count: int, length: int, seed: int, shortest: int) -> list[str]:
     start = lm.tokenizer.bos_token_id
     start = start if start is not None else next(iter(lm.end_ids), lm.pad_id)
     if lm.context_length:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.edit import Edit
 from errata.errors import BaseMismatchError
 from errata.saving.base_models import name_of
-from errata.saving.identity import Identity, identity_of
+from errata.storage.identity import Identity, identity_of
 
 log = logging.getLogger(__name__)
 

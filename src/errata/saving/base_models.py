@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from errata.errors import ConfigError, UnknownNameError
-from errata.saving.identity import record_source
+from errata.storage.identity import record_source
 
 BUNDLED = {"atlas": Path(__file__).parent.parent / "atlas" / "model"}
 """Folders of the models that come with errata, by name."""

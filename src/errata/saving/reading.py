@@ -23,7 +23,6 @@ from errata.saving.artifact import (
     edits_digest,
     is_finite,
 )
-from errata.saving.identity import Identity
 from errata.saving.names import (
     CONFIG,
     LEDGER,
@@ -34,6 +33,7 @@ from errata.saving.names import (
     unreadable,
 )
 from errata.saving.snapshot import Snapshot, check_digest, read_consistently
+from errata.storage.identity import Identity
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 Kind = TypeVar("Kind")

@@ -24,12 +24,12 @@ from errata.saving.artifact import (
     is_finite,
 )
 from errata.saving.base_models import name_of
-from errata.saving.identity import identity_of
 from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, PART, TENSORS, is_artifact, is_part
 from errata.saving.reading import read_header
 from errata.saving.snapshot import read_consistently
 from errata.saving.transaction import abandon, commit, finish
 from errata.storage.files import folder_named, storage_error
+from errata.storage.identity import identity_of
 from errata.storage.locking import WAIT, locked
 
 

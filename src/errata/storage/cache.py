@@ -1,4 +1,4 @@
-"""A disk cache for expensive tensors, keyed by what they depend on.
+"""A disk cache for what is expensive to compute, keyed by what it depends on.
 
 The folder is `$ERRATA_CACHE`, else `~/.cache/errata`; it may be deleted at any time. A damaged file
 is computed again, and a disk that refuses costs time, never an edit.
@@ -7,10 +7,12 @@ is computed again, and a disk that refuses costs time, never an edit.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,6 +65,15 @@ def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
             error.strerror or error,
         )
     return tensor
+
+
+def cached_json(kind: str, key: str, make: Callable[[], Any]) -> Any:
+    """Return what `make` computes, which JSON can hold, from disk if it is there; see `cached`."""
+
+    def written() -> Tensor:
+        return torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)
+
+    return json.loads(cached(kind, key, written).numpy().tobytes())
 
 
 def _read(path: Path) -> Tensor | None:

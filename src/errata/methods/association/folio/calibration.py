@@ -7,21 +7,24 @@ different questions are. `Calibrator` also finds the prefix with which the model
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from errata.lm import LM
-from errata.lm.background import background_texts, open_prompt
+from errata.lm.background import background_texts, key_of, open_prompt
 from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead, Prefill
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
+from errata.storage.cache import cached_json
 from errata.words.names import WordWeights
 
 TEXT_LENGTH = 24
@@ -94,28 +97,41 @@ class Calibrator:
         self._prefill: tuple[tuple[str, ...], Prefill] | None = None
         self._answers: dict[str, str] = {}
 
-    @torch.no_grad()
     def calibrate(self) -> RouterCalibration:
-        """Generate background text and compute its statistics."""
+        """Compute the statistics of background text; they are kept on disk."""
         config = self.config
         texts = background_texts(self.lm, config.background, TEXT_LENGTH, config.seed, shortest=4)
-        inputs = self._head_inputs(texts)
-        center, scale = inputs.mean(0), inputs.std(0).clamp(min=1e-6)
-        self.base.fit_logit_scale(texts[:LOGIT_SCALE_TEXTS])
-        reference_prompts = tuple(open_prompt(text) for text in texts[:REFERENCE_PROMPTS])
-        threshold = (
-            self._threshold(texts, reference_prompts)
-            if config.threshold is None
-            else config.threshold
+        settings = config.threshold, config.min_threshold, config.false_route
+        key = json.dumps([key_of(self.lm), texts, settings])
+        kept = cached_json("folio", key, lambda: self._measure(texts))
+        self.base.logit_scale = kept["logit_scale"]
+        center, scale = (
+            torch.tensor(kept[name], device=self.lm.device) for name in ("center", "scale")
         )
         return RouterCalibration(
-            WordWeights.from_texts(texts),
+            WordWeights(kept["counts"], len(texts)),
             center,
             scale,
-            self.base.logit_scale,
-            threshold,
-            reference_prompts,
+            kept["logit_scale"],
+            kept["threshold"],
+            _reference_prompts(texts),
         )
+
+    @torch.no_grad()
+    def _measure(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Compute what `calibrate` keeps on disk."""
+        inputs = self._head_inputs(texts)
+        self.base.fit_logit_scale(texts[:LOGIT_SCALE_TEXTS])
+        threshold = self.config.threshold
+        if threshold is None:
+            threshold = self._threshold(texts, _reference_prompts(texts))
+        return {
+            "counts": WordWeights.from_texts(texts).counts,
+            "center": inputs.mean(0).tolist(),
+            "scale": inputs.std(0).clamp(min=1e-6).tolist(),
+            "logit_scale": self.base.logit_scale,
+            "threshold": threshold,
+        }
 
     @torch.no_grad()
     def answer_prefixes(
@@ -288,3 +304,7 @@ class Calibrator:
             return [row[mask] for row, mask in zip(inputs, batch.prompt_mask, strict=True)]
 
         return torch.cat(in_batches(texts, inputs_of, BATCH, size=len)).float()
+
+
+def _reference_prompts(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(open_prompt(text) for text in texts[:REFERENCE_PROMPTS])
