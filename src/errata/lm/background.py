@@ -30,7 +30,7 @@ class ValueScale:
 
 @torch.no_grad()
 def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int = 1) -> list[str]:
-    """Sample `count` self-generated texts from the model, starting from its first special token.
+    """Sample self-generated texts from the model, from its beginning-of-text token alone.
 
     Args:
         lm: the base model, without patches.
