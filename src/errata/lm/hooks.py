@@ -14,7 +14,6 @@ from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ArchitectureError
 
@@ -73,9 +72,7 @@ def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Te
     def capture(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured.append(_copy(_input(module, args, kwargs), detach))
 
-    with _removed_on_exit(
-        module.register_forward_pre_hook(_in_this_thread(capture), with_kwargs=True)
-    ):
+    with module.register_forward_pre_hook(_in_this_thread(capture), with_kwargs=True):
         yield captured
 
 
@@ -96,7 +93,7 @@ def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[T
     def capture(_: tuple[Any, ...], output: object) -> None:
         captured.append(_copy(tensor_of(module, output), detach))
 
-    with _removed_on_exit(module.register_forward_hook(_in_this_thread(capture))):
+    with module.register_forward_hook(_in_this_thread(capture)):
         yield captured
 
 
@@ -113,7 +110,7 @@ def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
     def swap(_: tuple[Any, ...], output: object) -> object:
         return with_output(output, change(tensor_of(module, output)))
 
-    with _removed_on_exit(module.register_forward_hook(_in_this_thread(swap))):
+    with module.register_forward_hook(_in_this_thread(swap)):
         yield
 
 
@@ -132,7 +129,7 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
         y = tensor_of(module, output)
         return with_output(output, y + extra(_input(module, args, kwargs)).to(y.dtype))
 
-    with _removed_on_exit(module.register_forward_hook(_in_this_thread(swap), with_kwargs=True)):
+    with module.register_forward_hook(_in_this_thread(swap), with_kwargs=True):
         yield
 
 
@@ -148,14 +145,6 @@ def _in_this_thread(act: Callable[..., Any]) -> Callable[..., Any]:
         return act(*args) if get_ident() == owner else None
 
     return hook
-
-
-@contextmanager
-def _removed_on_exit(handle: RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _copy(tensor: Tensor, detach: bool) -> Tensor:

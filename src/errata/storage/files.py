@@ -13,6 +13,9 @@ from pathlib import Path
 
 from errata.errors import StorageError, UsageError
 
+_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of every open: follow no link, translate no line ends."""
+
 
 def folder_named(path: str | Path) -> Path:
     """Return the path of a folder to write into.
@@ -35,14 +38,8 @@ def open_regular(path: Path, most: int) -> BufferedReader:
         OSError: there is no such file, it may not be read, it is larger, or it is something else (a
             link, a pipe, a device, a folder); the error's `filename` is its path.
     """
-    flags = (
-        os.O_RDONLY
-        | getattr(os, "O_NOFOLLOW", 0)
-        | getattr(os, "O_NONBLOCK", 0)
-        | getattr(os, "O_BINARY", 0)
-    )
     try:
-        handle = os.open(path, flags)
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _SAFELY)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "a link, not a file", str(path)) from error
@@ -74,13 +71,7 @@ def write_new(path: Path, content: bytes) -> None:
     Raises:
         OSError: it exists, or the disk refused.
     """
-    flags = (
-        os.O_WRONLY
-        | os.O_CREAT
-        | os.O_EXCL
-        | getattr(os, "O_NOFOLLOW", 0)
-        | getattr(os, "O_BINARY", 0)
-    )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY
     with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         file.write(content)
         file.flush()
