@@ -158,7 +158,7 @@ def __dir__() -> list[str]:
 
 
 class _Face(ModuleType):
-    """`errata.evaluate` is the function, also when the module of that name has just been imported."""
+    """`errata.evaluate` is the function, even after the module of that name was imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, ModuleType) and name in __all__:
