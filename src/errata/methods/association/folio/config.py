@@ -32,11 +32,7 @@ class FolioConfig(MethodConfig):
 
     method: ClassVar[str] = "folio"
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {
-            "mentioned": "min_subject_overlap",
-            "least": "min_threshold",
-            "leaves": "edits_per_file",
-        }
+        {"mentioned": "min_subject_overlap", "least": "min_threshold", "leaves": "edits_per_file"}
     )
 
     gain: float = 1.0
@@ -54,12 +50,7 @@ class FolioConfig(MethodConfig):
         for name in ("steps", "background", "edits_per_file"):
             check_range(name, getattr(self, name), 1, math.inf)
         check_range("gain", self.gain, 0, math.inf)
-        for name in (
-            "confidence",
-            "min_subject_overlap",
-            "threshold",
-            "min_threshold",
-            "false_route",
-        ):
+        shares = ("confidence", "min_subject_overlap", "threshold", "min_threshold", "false_route")
+        for name in shares:
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, 1)
