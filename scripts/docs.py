@@ -27,14 +27,27 @@ SHORT = {"edits": "T", "seconds per edit": "s/edit", "overhead at batch 1 / 8": 
 """Columns whose name is shorter in a table."""
 PAIR = "**{}** ({})"
 """A share of free answers, and teacher-forced accuracy."""
+IN_README = (
+    "unedited",
+    "folio",
+    "wise",
+    "grace",
+    "rag",
+    "serac",
+    "lora",
+    "ft-m",
+    "memit",
+    "alphaedit",
+)
+"""Methods in the table of the README; docs/compare.md has all."""
 Row = dict[str, Any]
 
 
 def tables() -> Iterator[tuple[str, str, list[Row]]]:
     """(page, name, rows) of every table."""
     yield "docs/methods.md", "methods", methods()
-    yield "README.md", "atlas", longest(read("compare-atlas"), *MEASURES, "seconds per edit")
-    yield "README.md", "results", lifelong(read("lifelong"))
+    shown = [row for row in read("compare-atlas") if row["method"] in IN_README]
+    yield "README.md", "atlas", longest(shown, *MEASURES, "seconds per edit")
     for data in ("atlas", "zsre", "counterfact"):
         yield "docs/compare.md", data, [compared(row) for row in read(f"compare-{data}")]
     for task in ("zsre", "counterfact", "hallucination", "temporal"):
@@ -100,22 +113,6 @@ def over_time(rows: Sequence[Row]) -> list[Row]:
         shown = found.setdefault(row["method"], {"reliability / locality": row["method"]})
         shown[f"T = {row['edits']}"] = f"{row['reliability']} / {row['locality']}"
     return [shown for method, shown in found.items() if method != "unedited"]
-
-
-def lifelong(rows: Sequence[Row]) -> list[Row]:
-    """The streams of `benchmarks/lifelong.py`, by data and length."""
-    ordered = sorted(
-        rows, key=lambda row: (row["data"], int(row["edits"]), row["method"] != "wise")
-    )
-    return [
-        {
-            "model, data": row["data"]
-            if row["model"] == "atlas"
-            else f"{row['model']}, {row['data']}"
-        }
-        | printed(row)
-        for row in ordered
-    ]
 
 
 def methods() -> list[Row]:

@@ -9,7 +9,7 @@ import masks
 import pytest
 from command import run
 
-from errata.analyses.given import Given
+from errata.analyses.given import AnalysisContext
 from errata.atlas import make_cases
 from errata.solvers.merging import MERGES
 
@@ -62,7 +62,7 @@ def test_overlapping_masks_stand_beside_disjoint_ones(measured):
 def test_masks_meet_as_often_as_theory_says(monkeypatch, tmp_path):
     monkeypatch.setattr(masks, "RATIOS", (0.2, 0.5))
     monkeypatch.setattr(masks, "SHARDS", (2, 3))
-    found = masks.find(Given("atlas", make_cases(2, seed=4), tmp_path, settings=QUICK))
+    found = masks.find(AnalysisContext("atlas", make_cases(2, seed=4), tmp_path, settings=QUICK))
     for row in found["overlap"]:
         for overlap in row:
             assert overlap["measured"] == pytest.approx(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.bench.stream import Row
+from errata.bench.stream import Result
 from errata.evaluation import MEASURES, Answer, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def test_what_was_measured_is_recorded_as_tables_print_it(
         "overhead": {"1": -0.004, "8": 0.06},
     }
     rows = [
-        Row(
+        Result(
             "k",
             "folio",
             "folio",
@@ -70,7 +70,7 @@ def test_what_was_measured_is_recorded_as_tables_print_it(
             figures,
             **measured,
         ),
-        Row(
+        Result(
             "k",
             "rome",
             "rome",
@@ -80,7 +80,7 @@ def test_what_was_measured_is_recorded_as_tables_print_it(
             1000,
             skipped="would take 72 min of writing",
         ),
-        Row("k", "folio", "folio", {}, "atlas", "atlas seed 0", 1, failed="out of memory"),
+        Result("k", "folio", "folio", {}, "atlas", "atlas seed 0", 1, failed="out of memory"),
     ]
     for place, row in enumerate(rows):
         row.save(tmp_path / "run" / "rows" / f"{place}.jsonl")

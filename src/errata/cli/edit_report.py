@@ -31,9 +31,8 @@ def show_report(report: EditReport, folder: Path) -> None:
     )
     present = f", {report.already_present} were there already" if report.already_present else ""
     left_out = f", {len(report.left_out)} left out" if report.left_out else ""
-    screen.say(
-        f"{len(report.written)} edits written{learned}{present}{left_out}; {report.total} in {folder}"
-    )
+    edits = "1 edit" if len(report.written) == 1 else f"{len(report.written)} edits"
+    screen.say(f"{edits} written{learned}{present}{left_out}; {report.total} in {folder}")
     for new, old in report.conflicts:
         outcome = "it is left out" if new in report.left_out else "the later one is meant to win"
         screen.err.print(
