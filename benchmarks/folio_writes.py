@@ -24,6 +24,7 @@ from errata.lm.background import background_texts
 from errata.lm.encoding import Batch
 from errata.lm.hooks import replace_output
 from errata.methods.association.folio.method import Folio
+from errata.methods.association.folio.values import solve_values
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.training_examples import TrainingExamples
 from errata.solvers.values import with_prefix
@@ -85,12 +86,17 @@ def writes_table(bench: Bench) -> Rows:
             }
 
 
+def _solve(method: Folio, keys: Tensor, labels: Tensor) -> Tensor:
+    scale = float(method.patch.calibration.scale.median())
+    return solve_values(method.patch.base, keys, labels, scale, method.config)
+
+
 def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequence[str]) -> Written:
     edit = case.edit
 
     def rows(prompt: str) -> tuple[Tensor, Tensor]:
         keys, labels = _read(method, _answer(method.lm, prompt, case))
-        return keys, method.solve(keys, labels)
+        return keys, _solve(method, keys, labels)
 
     keys, values = rows(edit.prompt)
     prefixed = [rows(with_prefix(text, edit.prompt))[1] for text in texts[:PREFIXES]]
@@ -223,7 +229,7 @@ def places_table(bench: Bench) -> Rows:
         begun = time.process_time()
         read = [_read(method, _answer(lm, case.edit.prompt, case)) for case in some]
         written = [
-            (case, Written(keys, method.solve(keys, labels), [], []))
+            (case, Written(keys, _solve(method, keys, labels), [], []))
             for case, (keys, labels) in zip(some, read, strict=True)
         ]
         seconds = (time.process_time() - begun) / len(some)

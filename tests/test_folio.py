@@ -20,7 +20,7 @@ from errata.cli import app
 from errata.errors import ConfigError, EditError
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input
-from errata.methods.association.folio.calibration import MAX_THRESHOLD, Calibrator
+from errata.methods.association.folio.calibrator import MAX_THRESHOLD, Calibrator
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio

@@ -13,24 +13,22 @@ after another forgets, and an edit costs tens of passes. Folio differs in three 
   order does not matter, and to undo an edit is to remove its leaf.
 - *Router.* A leaf answers if the prompt mentions its subject and the base model would continue the
   prompt as it would the edit's own; see `patch.py`. The threshold is calibrated on self-generated
-  text, see `calibration.py`.
+  text, see `calibrator.py`.
 
 An edit that gives another answer to a stored edit's question supersedes it until it is undone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from errata.edit import Edit, same_answer
 from errata.lm import LM
-from errata.methods.association.folio.calibration import Calibrator
+from errata.methods.association.folio.calibrator import Calibrator
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.files import (
     read_calibration,
@@ -42,6 +40,7 @@ from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.subject import subject_of
+from errata.methods.association.folio.values import solve_values
 from errata.methods.association.folio.warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.routed import MAIN
@@ -194,7 +193,8 @@ class Folio(Method):
         _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         inputs, _ = base.run(batch)
         keys = inputs[0, columns]
-        values = self.config.gain * self.solve(keys.float(), labels)
+        scale = float(self._patch.calibration.scale.median())
+        values = self.config.gain * solve_values(base, keys.float(), labels, scale, self.config)
         ((prefix, state),) = self._answer_prefixes([lm.encode_prompt(edit.prompt)], keys[:1])
         return Leaf(
             edit.id,
@@ -236,49 +236,6 @@ class Folio(Method):
     def subject(self, edit: Edit) -> str:
         """Return what a prompt must mention to ask for an edit."""
         return subject_of(edit, self._patch.calibration.weights)
-
-    def solve(self, keys: Tensor, labels: Tensor) -> Tensor:
-        """Return what to add to inputs of the head so that it predicts labels.
-
-        Each token's loss counts down to that of `confidence`, with the value and with `gain` times
-        the value: between the two, a token that was far behind may overtake it. Both losses are
-        convex, and some tokens lie far away, so the solver is L-BFGS. The best value seen is kept,
-        as the line search may get lost where the loss is flat.
-
-        Args:
-            keys: (n, hidden), the head's inputs, in fp32.
-            labels: (n,), the tokens to predict.
-
-        Returns:
-            (n, hidden), without `gain`.
-        """
-        scale = float(self._patch.calibration.scale.median())
-        values = torch.zeros_like(keys, requires_grad=True)
-        target_loss = -math.log(self.config.confidence)
-        labels = labels.to(keys.device).repeat(2)
-        lowest, best = math.inf, values.detach().clone()
-
-        def closure() -> Tensor:
-            nonlocal lowest, best
-            solver.zero_grad()
-            moved = torch.cat([keys + scale * values, keys + self.config.gain * scale * values])
-            losses = F.cross_entropy(self._patch.base.logits(moved), labels, reduction="none")
-            loss = F.relu(losses - target_loss).sum()
-            if loss.item() < lowest:
-                lowest, best = loss.item(), values.detach().clone()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
-
-        solver = torch.optim.LBFGS(
-            [values],
-            max_iter=self.config.steps,
-            history_size=20,
-            tolerance_change=1e-7,
-            line_search_fn="strong_wolfe",
-        )
-        with torch.enable_grad():
-            solver.step(closure)  # type: ignore[no-untyped-call]
-        return scale * best
 
     def _answer_prefixes(
         self, prompts: Sequence[Sequence[int]], keys: Tensor
