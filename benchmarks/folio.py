@@ -119,7 +119,9 @@ def chat(bench: Bench) -> Rows:
         prefixes = {leaf.answer_prefix for leaf in edited.method.patch.leaves}
         yield {
             **row,
-            "leads": " / ".join(sorted(repr(edited.lm.decode(list(each))) for each in prefixes)),
+            "answer prefix": " / ".join(
+                sorted(repr(edited.lm.decode(list(each))) for each in prefixes)
+            ),
         }
 
 

@@ -42,12 +42,12 @@ def signs_table(bench: Bench) -> Rows:
         rephrased = [(text, case.edit.prompt) for case in cases for text in case.rephrases]
         edited = bench.open(model)
         edited.method.patch.remove()
-        for sign, scored in _signs(edited.method, [*rephrased, *same]).items():
+        for score, scored in _signs(edited.method, [*rephrased, *same]).items():
             wanted, other = scored(rephrased), scored(same)
             bound = wanted.sort().values[int((1 - KEPT) * len(wanted))]
             yield {
                 "stream": name,
-                "sign": sign,
+                "score": score,
                 "threshold that 97 % of rephrasings pass": float(bound),
                 "other questions of the subject that pass": float((other >= bound).float().mean()),
             }
