@@ -29,9 +29,7 @@ MODELS = ((12, 9), (32, 27))
 
 
 def random_rows() -> Batch:
-    """Draw an edit and ten rows with a prefix, as WISE has them: prompts of 20 tokens, targets of
-    4.
-    """
+    """Draw an edit and ten rows with a prefix, as WISE has them (20 + 4 tokens)."""
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (ROWS, PROMPT + TARGET), generator=draw)
     place = torch.arange(PROMPT + TARGET).expand(ROWS, -1)

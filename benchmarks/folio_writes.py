@@ -40,8 +40,9 @@ SOME = 30
 
 @dataclass
 class Written:
-    """An edit's rows: the head's inputs behind its prompt, and what was solved there without gain,
-    (n, hidden); the same behind prefixes and in rewordings, (n, hidden) each.
+    """An edit's head inputs behind its prompt and the values solved there, (n, hidden) each.
+
+    Values are without gain. The same stands behind prefixes and in rewordings, (n, hidden) each.
     """
 
     keys: Tensor
@@ -103,9 +104,7 @@ def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequen
 
 
 def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(the head's inputs (n, hidden) where the answer is predicted, its tokens (n,)) of a batch of
-    one.
-    """
+    """Return (head inputs (n, hidden), tokens (n,)) of the answer in a batch of one."""
     _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     return method.patch.base.run(batch)[0][0, columns].float(), labels
 
@@ -138,9 +137,7 @@ def _tried(
 
 
 def _misrouted(case: Case) -> list[str]:
-    """Prompts that a wrong route would change: other questions about the subject, else all of the
-    file's.
-    """
+    """Return prompts that a wrong route would change: about the subject, else all."""
     return [
         probe.prompt
         for probe in [p for p in case.locality if p.kind == "same_subject"] or case.locality

@@ -1,5 +1,4 @@
-"""Streams edits one after another into one model, then evaluates the final model on all of them: a
-table of the README.
+"""Streams edits into one model, then evaluates it on all of them: a table of the README.
 
     python benchmarks/lifelong.py --method wise --edits 100          # atlas, the bundled model
     python benchmarks/lifelong.py --method wise --edits 1000 --set variant=retrieve

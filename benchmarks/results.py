@@ -1,5 +1,4 @@
-"""Reads and writes docs/results/NAME.csv: a line of a file is a line of a table in docs/, see
-scripts/docs.py.
+"""Reads and writes docs/results/NAME.csv: each line is a line of a table in docs/.
 
 Figures are rounded as the tables print them. The last columns say of which model and data they are,
 and which command gives them.

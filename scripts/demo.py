@@ -1,7 +1,6 @@
-"""What errata does, in one go: ask the bundled model, correct it with WISE, ask again, beside plain
-fine-tuning.
+"""Shows errata in one go: ask the bundled model, edit it with WISE, ask again, beside fine-tuning.
 
-python scripts/demo.py [--edits 50] [--out out/demo]
+    python scripts/demo.py [--edits 50] [--out out/demo]
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ def bars() -> Progress:
 def edited(
     config: errata.MethodConfig, cases: list[errata.Case], name: str
 ) -> tuple[errata.EditModel, Evaluation]:
-    """A fresh atlas with the cases' edits streamed into it one after another, and what it then
-    says.
-    """
+    """Stream the cases' edits into a fresh atlas; return it with its answers."""
     base, tokenizer = errata.load_base("atlas")
     model = errata.get_edit_model(base, config, tokenizer)
     with bars() as progress:

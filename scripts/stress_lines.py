@@ -1,5 +1,4 @@
-"""Thousands of spoiled lines through the readers of edits and cases and through `errata edit`:
-nothing may break or hang.
+"""Sends thousands of damaged lines through the readers and `errata edit`: none may break or hang.
 
     python scripts/stress_lines.py [COUNT] [SEED]
 
@@ -185,9 +184,7 @@ def in_time() -> Iterator[None]:
 
 
 def accepted(path: Path, line: bytes, failures: list[str]) -> list[Edit]:
-    """The edits of a file of one line; what is wrong with how it is read or with what is accepted
-    joins the failures.
-    """
+    """Read the edits of a one-line file; what is wrong with them joins the failures."""
     path.write_bytes(line)
     found: list[Edit] = []
     for read in (read_edits, read_cases):

@@ -1,5 +1,4 @@
-"""Ways to spoil a folder of edits: damaged ones, and such as somebody sends who means ill. It opens
-nothing.
+"""Ways to damage a folder of edits, or to forge one with ill intent. It opens nothing.
 
 A forger who changes a file can make its checksum anew (`Setting.signed`), and that of the whole as
 far as it is his to make.
@@ -29,9 +28,7 @@ CONFIG, TENSORS, LEDGER, COMPLETE, LOCK = (
 
 @dataclass
 class Setting:
-    """A folder of edits to be spoiled, its base model, a folder outside that must stay as it is, a
-    place for more.
-    """
+    """A folder of edits to damage, its base model, a folder that must stay, and spare room."""
 
     folder: Path
     base: Path

@@ -1,10 +1,8 @@
-"""Build the bundled model: world, tokenizer, training, bf16 model folder, accuracies in
-docs/results.
+"""Builds the bundled model: world, tokenizer, training, bf16 folder, accuracies.
 
-    python scripts/atlas/build.py                   # everything; goes on from build/atlas/ when
-    interrupted python scripts/atlas/build.py --from-bundled    # only the second stage, from the
-    bundled weights python scripts/atlas/build.py --evaluate        # measure the bundled model
-    again
+    python scripts/atlas/build.py                   # everything; resumes from build/atlas/
+    python scripts/atlas/build.py --from-bundled    # only the second stage, from the bundled weights
+    python scripts/atlas/build.py --evaluate        # measure the bundled model again
 
 Seeded. The first stage teaches the facts, the second (reading.py) to read a context. A document of
 the first is `<s>prompt answer.</s>`, a row of its own; batches hold documents of about one length.

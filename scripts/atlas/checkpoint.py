@@ -1,6 +1,4 @@
-"""A training run that survives a kill: model, optimizer and counts in one file, written whole or
-not at all.
-"""
+"""A training run that survives a kill: model, optimizer and counts in one atomic file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Reliability, generalization, locality, portability of an edited model, always the final one, over
-all its edits.
+"""Evaluates the final model on all its edits: reliability, generalization, locality, portability.
 
 Every figure says what it is. `generated`: the model answers freely, greedily, until it stops by
 itself; an answer counts when it is the wanted one, whole. `teacher_forced`: the papers' figure, the
@@ -138,8 +137,7 @@ def evaluate(
     max_new_tokens: int = 24,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Ask the final model all prompts of the cases; the base model's answers are kept with the
-    model.
+    """Ask the final model all prompts of the cases; cache the base model's answers.
 
     Args:
         model: the edited model.
@@ -187,9 +185,7 @@ def _scored(
     pairs: Sequence[tuple[str, str]],
     batch_size: int,
 ) -> tuple[dict[int, Score], dict[int, tuple[Score, float | None]]]:
-    """Return (question's place -> its pair's score; place of one of locality -> the base's, and
-    KL(base || edited)).
-    """
+    """Return (question's place -> its pair's score; locality place -> base's, KL)."""
     local = [place for place, question in enumerate(questions) if question.measure == "locality"]
     others = [place for place, question in enumerate(questions) if question.measure != "locality"]
     scores = dict(

@@ -1,5 +1,4 @@
-"""`edit_stream` writes edits into a model, part after part, saves as it goes, and goes on after a
-kill.
+"""`edit_stream` writes edits into a model in parts, saves as it goes, and resumes after a kill.
 
 It is the only loop that does; `prepare_and_save` is its like for methods that are trained first.
 Neither edits or trains: each part is one call of `EditModel.edit`.

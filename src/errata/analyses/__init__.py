@@ -1,6 +1,4 @@
-"""Analyses of an edited model, one per file: each finds numbers and draws them; `errata analyze
-NAME` keeps both.
-"""
+"""Analyses of an edited model, one per file: each finds numbers and draws them."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ ANALYSES = {
     "tracing": "causal tracing: which states carry a fact",
     "lens": "the logit lens: what each block would predict, before and after editing",
 }
-"""What can be analysed by `errata analyze`; `failures` reads measurements, see `errata failures`.
-"""
+"""What `errata analyze` can analyse; `failures` reads measurements, see `errata failures`."""
 
 
 def analysis(name: str) -> Any:

@@ -26,9 +26,7 @@ SHOWN = 50
 
 @torch.no_grad()
 def lens(lm: LM, prompt: str) -> Tensor:
-    """Log-probabilities of the next token from each block's state and the model: (blocks + 1,
-    vocabulary).
-    """
+    """Next-token log-probabilities of blocks and model: (blocks + 1, vocabulary)."""
     batch = lm.prompt_batch([prompt])
     architecture = lm.architecture
     blocks = [architecture.block(lm.model, layer) for layer in range(architecture.n_layers)]

@@ -24,8 +24,7 @@ COLOURS = ("#0072b2", "#56b4e9", "#000000", "#e69f00", "#d55e00")
 
 @dataclass(frozen=True)
 class RouterView:
-    """How far each prompt's largest activation is from the threshold of the memory that would take
-    it.
+    """Each prompt's largest activation, relative to the threshold of the nearest memory.
 
     Attributes:
         activations: group name -> activation / threshold per prompt; above 1 the side memory

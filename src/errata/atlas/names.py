@@ -1,6 +1,4 @@
-"""Invented names, unique and pronounceable, from a seeded generator; and the words that other
-answers are.
-"""
+"""Invented names, unique and pronounceable, from a seeded generator, and lists of other answers."""
 
 from __future__ import annotations
 

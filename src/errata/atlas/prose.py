@@ -1,5 +1,4 @@
-"""Plain prose about the invented world: what the model reads besides its facts, and text to
-calibrate on.
+"""Plain prose about the invented world: reading matter beside the facts, and calibration text.
 
 No text begins with the words of a prompt: the model would not know where its answer should stop.
 """
@@ -76,8 +75,7 @@ def _scene(rng: random.Random, cities: list[str], people: list[str], countries: 
 
 
 def background_texts(n: int, seed: int = 0, world: World | None = None) -> list[str]:
-    """`n` short paragraphs of plain prose, none of them a question: text that no edit should
-    change.
+    """`n` short paragraphs of plain prose, with no question: text that no edit should change.
 
     Raises:
         UsageError: `n` is not positive.

@@ -1,6 +1,4 @@
-"""The report's figures, as SVG: lines over T, locality by kind, what is retained. Colours that all
-eyes tell apart.
-"""
+"""Draws the report's figures as SVG, in colours that all eyes tell apart."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ MAPS = "cividis"
 
 
 def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | None:
-    """Draw a panel for each share that counts: the runs over T, with intervals. None where there is
-    nothing to draw.
+    """Draw each share that counts over T, with intervals; None where there is nothing to draw.
 
     With more runs than colours, those with the best mean at the end have them, and the others are
     grey.
@@ -88,9 +85,7 @@ def _final(
 
 
 def locality_map(measured: Sequence[Measured]) -> str | None:
-    """Draw locality of each run by kind, after the most edits. None where only one kind, or none,
-    is asked.
-    """
+    """Draw locality of each run by kind, after the most edits; None for one kind or none."""
     last = max((each.result.edits for each in measured if each.result.figures), default=0)
     done = [each for each in measured if each.result.figures and each.result.edits == last]
     values = [
@@ -112,9 +107,7 @@ def locality_map(measured: Sequence[Measured]) -> str | None:
 
 
 def retention_maps(measured: Sequence[Measured], most: int = 12) -> str | None:
-    """Draw a map of cohorts and checkpoints for each run, the first `most`. None with one
-    checkpoint only.
-    """
+    """Draw cohorts and checkpoints of the first `most` runs; None with one checkpoint only."""
     found = list(retentions(measured).items())[:most]
     if not found:
         return None

@@ -1,5 +1,4 @@
-"""Records that contradict each other, found before anything runs, and three policies for a file
-that has such.
+"""Finds records that contradict each other before anything runs, and applies one of three policies.
 
 Two records ask the same when they are about one subject and the same answers were right before;
 where the file does not say either, when their prompts are the same words. If they want different
@@ -51,9 +50,7 @@ class ConflictPolicy:
         ]
 
     def ceiling(self, edits: int) -> float:
-        """Return the best reliability, among the first edits, of a model that gives one answer to a
-        question.
-        """
+        """Return the best reliability on the first edits of a model with one answer a question."""
         answers: dict[Hashable, Counter[str]] = defaultdict(Counter)
         judged = self.judged(edits)
         for case, question in zip(judged, self.questions, strict=False):
@@ -101,9 +98,7 @@ def _target(case: Case) -> str:
 
 
 def _with_target(case: Case, last: Case) -> Case:
-    """Return a case judged by a later one's answer; what follows from its own answer is not asked
-    any more.
-    """
+    """Return a case judged by a later one's answer, without probes of its own answer."""
     if _target(case) == _target(last):
         return case
     return replace(case, edit=replace(case.edit, target=last.edit.target), portability=(), ood=())
@@ -112,9 +107,7 @@ def _with_target(case: Case, last: Case) -> Case:
 def _apart_from(
     edited: Iterable[tuple[str | None, frozenset[str]]], cases: Sequence[Case]
 ) -> list[Case]:
-    """Take out the locality probes that ask for what is edited: (subject, answers that were right
-    before).
-    """
+    """Take out the locality probes of what is edited: (subject, answers that were right)."""
     subjects_by_answer = defaultdict(set)
     for subject, truth in edited:
         for answer in truth:

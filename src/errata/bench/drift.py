@@ -1,6 +1,4 @@
-"""Measures side effects of edits: how far the model has moved on neutral text, and whether its text
-is still fluent.
-"""
+"""Measures side effects of edits: drift on neutral text, and fluency of generated text."""
 
 from __future__ import annotations
 
@@ -55,9 +53,7 @@ def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
 
 
 def _expected(model: EditModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Return (log-probabilities (n, vocabulary), labels (n,)) at all tokens of rows but their
-    first.
-    """
+    """Return (log-probabilities (n, vocabulary), labels (n,)) of rows without first tokens."""
     batch = model.lm.batch(rows)
     logits = model.lm.run(batch).logits
     real = batch.attention_mask.bool()

@@ -107,8 +107,7 @@ def _pass_on(messages: Any, progress: OnRunProgress) -> None:
 
 
 def on_ray(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgress) -> None:
-    """Measure each run as a task of Ray's: on the cluster of $RAY_ADDRESS, else on one that is
-    begun here.
+    """Measure each run as a Ray task, on the cluster of $RAY_ADDRESS or a new local one.
 
     Raises:
         UsageError: Ray is not installed, or the cluster cannot be reached.
@@ -132,9 +131,7 @@ def on_ray(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgre
 
 
 def _run_on_ray(run: Run, stream: Stream) -> None:
-    """Measure a run in a task; its progress is the stream's folder, and what its method can spread
-    are further tasks.
-    """
+    """Measure a run in a task; what its method can distribute are further tasks."""
     with distribute():
         _quietly(run, stream, lambda what, done, total: None)
 

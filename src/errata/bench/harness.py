@@ -1,5 +1,4 @@
-"""General ability: what lm-evaluation-harness measures of an edited model, beside the same of its
-base.
+"""Measures general ability with lm-evaluation-harness: an edited model beside its base model.
 
 The harness takes an edited model as an ordinary one of Hugging Face, and passes one thing more:
 which tokens are the prompt. A request of (context, continuation) is a question and an answer, and a
@@ -39,8 +38,7 @@ except ImportError as error:
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """(context, continuation) as texts, or None where a text is read; then the token ids of both."""
 Likelihood = tuple[float, bool]
-"""The log-probability of a continuation, in nats, and whether each of its tokens is the likeliest.
-"""
+"""The log-probability of a continuation, in nats, and whether each token is the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ class HarnessRequest:
         return Row(self.ids[:-1], self.prompt_length)
 
     def likelihood(self, logits: Tensor) -> Likelihood:
-        """Compute the continuation's likelihood from the logits (tokens, vocabulary) behind all
-        that was read.
-        """
+        """Compute the continuation's likelihood from all logits (tokens, vocabulary)."""
         log_probs = logits[-self.continuation_length :].float().log_softmax(-1)
         tokens = torch.tensor(self.ids[-self.continuation_length :], device=logits.device)
         return float(log_probs.gather(1, tokens[:, None]).sum()), bool(
@@ -74,8 +70,9 @@ class HarnessRequest:
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]
-    """An edited model as lm-evaluation-harness takes it:
-    `lm_eval.simple_evaluate(HarnessModel(model), tasks=[...])`.
+    """An edited model as a model of lm-evaluation-harness.
+
+        lm_eval.simple_evaluate(HarnessModel(model), tasks=[...])
 
     Args:
         model: an edited model, or a language model without edits.
@@ -99,9 +96,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Likelihood]:
-        """Score requests; those that differ in their last token only, as choices of one letter do,
-        are one row.
-        """
+        """Score requests; those that differ in the last token only share a row."""
         encoded = [self._encoded(*request) for request in requests]
         alike: dict[Row, set[HarnessRequest]] = {}
         for each in encoded:
@@ -231,9 +226,7 @@ def ability(
 
 
 def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager:
-    """Find tasks: the folder's alone where they are all that is named, as looking through the
-    harness's own is slow.
-    """
+    """Find tasks; only the folder's own if those suffice, as loading the harness's is slow."""
     if not names:
         raise UsageError("no task is named; give at least one, e.g. hellaswag.")
     own: list[str] = []
@@ -297,9 +290,7 @@ def _number(value: Any) -> float | None:
 
 
 def _moved(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> int:
-    """Count the questions that are answered otherwise; each filter has its own record of the same
-    answers.
-    """
+    """Count the questions with another answer, by each filter's own record of it."""
     pairs = zip(before, after, strict=True)
     return len({one["doc_id"] for one, other in pairs if not _same(one["resps"], other["resps"])})
 

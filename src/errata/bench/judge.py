@@ -1,5 +1,4 @@
-"""Has answers judged by a language model on any server with OpenAI's chat completions. It asks no
-edited model.
+"""Judges answers by a language model on any server with OpenAI's API. It asks no edited model.
 
 Free answers that are not the wanted one, word for word, may be right all the same ("in Osk, since
 May"). Whoever judges is named with every figure, and every opinion is kept beside the measurements,
@@ -23,8 +22,7 @@ from errata.errors import StorageError, UsageError
 from errata.evaluation import Answer
 
 MEASURES = ("reliability", "generalization", "portability")
-"""What has a right answer; locality is held against the base model's words, and needs no opinion.
-"""
+"""What has a right answer; locality compares with the base model and needs no opinion."""
 SYSTEM = (
     "You compare an answer with the answer that is known to be right. Reply with one word: CORRECT if the answer says the "
     "same and says nothing else that contradicts it, INCORRECT otherwise."
@@ -82,9 +80,7 @@ class Judge:
 
 
 def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
-    """Read the opinions in a folder of measurements: the key of an answer -> (who judged, whether
-    it is right).
-    """
+    """Read the opinions in a folder of measurements: answer's key -> (judge, is it right)."""
     path = folder / "judged.jsonl"
     if not path.exists():
         return {}
@@ -111,8 +107,7 @@ def judge(
     measured: Iterable[Measured],
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Ask about every answer of a folder that this judge has not judged yet; those that are right
-    word for word are.
+    """Judge every answer of a folder that this judge has not judged and that is not exact.
 
     Returns:
         How many were asked about.
@@ -147,9 +142,7 @@ def judge(
 
 
 def judged_share(each: Measured, known: dict[str, tuple[str, bool]], measure: str) -> float | None:
-    """Return the share of answers that are right word for word or in the judge's opinion; None
-    where one is lacking.
-    """
+    """Return the share of answers that are exact or judged right; None if an opinion is missing."""
     answers: Sequence[Answer] = [answer for answer in each.answers if answer.measure == measure]
     found = [
         True if answer.right else known.get(key_of(answer), (None, None))[1] for answer in answers

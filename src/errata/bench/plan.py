@@ -1,6 +1,4 @@
-"""`Plan`: what a person wants measured, by flags or by a recipe; the stream and the runs that
-follow from it.
-"""
+"""`Plan`: what a user wants measured, by flags or a recipe, and the stream and runs that follow."""
 
 from __future__ import annotations
 
@@ -119,8 +117,7 @@ class Plan:
 
 
 def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan]:
-    """Read the plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading`
-    may be lists.
+    """Read the plans of a YAML recipe; `task`, `model` and `reading` may be lists.
 
     With more than one plan, each has a folder of its own under `out`.
 
@@ -319,9 +316,7 @@ def _fits(lm: LM, case: Case) -> bool:
 
 
 def _longest(lm: LM, cases: Sequence[Case]) -> int:
-    """Return the tokens of the longest right answer, its full stop included: none is cut before it
-    could be right.
-    """
+    """Return the tokens of the longest right answer and its full stop, so none is cut early."""
     wanted = [(case.edit.prompt, case.edit.target) for case in cases]
     wanted += [
         (probe.prompt, probe.answer) for case in cases for probe in case.portability if probe.answer

@@ -1,6 +1,4 @@
-"""Makes the report: one page of HTML that needs nothing else, and the same tables in Markdown. It
-computes nothing.
-"""
+"""Makes the report: one self-contained HTML page, or Markdown tables. It computes nothing."""
 
 from __future__ import annotations
 

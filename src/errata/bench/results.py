@@ -1,5 +1,4 @@
-"""Measurements read back: figures with their intervals, retention of what was learnt, differences
-beyond noise.
+"""Reads measurements back: figures with intervals, retention, differences beyond noise.
 
 Intervals are bootstrapped over edits, not over questions: the questions about one edit rise and
 fall together.
@@ -83,8 +82,7 @@ class Measured:
 
 
 def read_folders(folders: Iterable[Path]) -> list[Measured]:
-    """Read all measurements of folders that `errata bench` or `errata compare` filled, in order of
-    streams, edits and names.
+    """Read all measurements of benchmark folders, in order of streams, edits and names.
 
     Raises:
         UsageError: a folder holds none.
@@ -116,9 +114,7 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
 
 
 def stream_name(result: Result) -> tuple[str, str, str]:
-    """Return what has to be equal for two results to stand in one table: data, model, policy for
-    contradictions.
-    """
+    """Return what two results of one table share: data, model, policy for contradictions."""
     return Path(result.data).name, Path(result.model).name, result.reading
 
 
@@ -167,9 +163,7 @@ class Retention:
 
 
 def retentions(measured: Sequence[Measured]) -> dict[str, Retention]:
-    """Return for each edited run, by its label, what became of its cohorts; runs with one
-    checkpoint are passed over.
-    """
+    """Return the retention of each edited run, by label, that has several checkpoints."""
     by_label: dict[str, list[Measured]] = defaultdict(list)
     for each in measured:
         if each.result.figures and each.result.method:

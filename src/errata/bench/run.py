@@ -1,5 +1,4 @@
-"""`measure_run` takes one method through a stream of edits and measures it at every checkpoint. It
-prints nothing.
+"""`measure_run` writes a stream of edits with one method and measures at checkpoints. No output.
 
 What is measured stands in `Result`. A run goes on from its last save when it was cut off, and
 results that are there are kept.

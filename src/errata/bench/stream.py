@@ -1,5 +1,4 @@
-"""What is measured, on what: the stream of edits, the runs that go through it, and the results that
-are kept of them.
+"""The stream of edits that is measured, the runs through it, and the results that are kept of them.
 
 A result is a file of JSON lines: one of type "row", and one of type "answer" for every single
 answer.
@@ -29,9 +28,7 @@ UNEDITED = "unedited"
 
 @dataclass(frozen=True)
 class Run:
-    """A method with its settings, under the name it has in the table. `method` is None for the
-    unedited model.
-    """
+    """A method with its settings and its name in the table; `method` None: the unedited model."""
 
     name: str
     method: str | None
@@ -110,9 +107,7 @@ class Stream:
         ).hexdigest()[:16]
 
     def kept_result(self, run: Run, edits: int) -> Result | None:
-        """Return the same measurement of an earlier call, if it came to an end, or would still take
-        too long.
-        """
+        """Return an earlier result if it is complete, or would still exceed the limit."""
         result = Result.read(self.result_file(run.name, edits))
         if result is None or result.key != self.key(run, edits) or result.failed:
             return None

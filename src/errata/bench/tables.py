@@ -1,6 +1,4 @@
-"""Tables of measurements: rows of cells under headings, which become Markdown here and HTML in
-`report`.
-"""
+"""Builds tables of measurements and prints them as Markdown; `report` prints them as HTML."""
 
 from __future__ import annotations
 
@@ -76,9 +74,7 @@ def main_table(measured: Sequence[Measured]) -> Table:
 
 
 def comparison_table(results: Sequence[Result]) -> str:
-    """Return the results in Markdown: free answers, and teacher-forced figures in brackets; for
-    `errata compare`.
-    """
+    """Return the results in Markdown for `errata compare`; teacher-forced figures in brackets."""
     head = [
         "T",
         "method",
@@ -307,9 +303,7 @@ def run_name(each: Measured) -> str:
 
 
 def about(result: Result) -> str:
-    """Describe a stream in a sentence or two: data, model, contradictions and their policy,
-    ceiling.
-    """
+    """Describe a stream in a sentence or two: data, model, contradictions, policy, ceiling."""
     conflicts, records = result.conflicts
     stream = f"{result.data}, on {result.model.rstrip('/').rpartition('/')[2]}. "
     if not conflicts:

@@ -1,5 +1,4 @@
-"""`Task`: a benchmark is fifteen lines of data, see `tasks/`: where its records lie, what stands
-where in them, what counts.
+"""`Task`: a benchmark as data, see `tasks/`: where its records are, what they hold, what counts.
 
 A field map says for prompt, target, subject, truth (the answers that were right before) and
 rephrases the dotted path in a record, "?" behind a path that may be missing. With `each`, every

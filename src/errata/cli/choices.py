@@ -1,6 +1,4 @@
-"""The method and its settings, as chosen on a command line: `-m`, `--set name=value`, `--preset
-NAME`.
-"""
+"""The method and its settings, chosen by `-m`, `--set name=value`, `--preset NAME`."""
 
 from __future__ import annotations
 
@@ -56,9 +54,7 @@ class Choices:
         }
 
     def config(self, base_config: Any) -> MethodConfig:
-        """Return a new model's settings: the method's own, above them the preset's, its variant's,
-        those given.
-        """
+        """Return the settings: the method's, above them the preset's, its variant's, the given."""
         method, settings = self._resolved()
         return method.config_class.from_dict(
             {**self._of_preset(base_config), **settings, **self.given}
@@ -79,8 +75,7 @@ class Choices:
             )
 
     def check(self, begun: EditModel, where: Path) -> None:
-        """Make sure that edits can go on where they stopped: method and settings stay what they
-        were.
+        """Check that edits can resume: method and settings are the same as before.
 
         Raises:
             ConfigError: another method or another value is asked for.

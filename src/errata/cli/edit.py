@@ -1,6 +1,4 @@
-"""`errata edit MODEL --edits edits.jsonl --out my-errata`; `errata edit my-errata --edits
-more.jsonl` goes on.
-"""
+"""`errata edit MODEL --edits edits.jsonl --out my-errata`; `errata edit my-errata ...` goes on."""
 
 from __future__ import annotations
 

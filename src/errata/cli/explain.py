@@ -20,9 +20,7 @@ def explain(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Say which edit answers a prompt, its score against the threshold, where it is kept, and the
-    next candidates.
-    """
+    """Show which edit answers a prompt, its score and threshold, its place, and the next ones."""
     from errata.cli.opening import open_artifact
     from errata.edit import check_characters
 

@@ -1,6 +1,4 @@
-"""What `errata bench` and `errata compare` share: a plan is loaded and measured, with a bar for
-every run.
-"""
+"""Loads and measures a plan with a bar for every run, for `errata bench` and `errata compare`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Checks files that are given to the command line before anything is done (file and line are
-named); writes others.
-"""
+"""Reads and checks input files before anything else, naming file and line; writes JSON lines."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edit]]) -> None:
-    """Make sure that every edit, under its line's number, can be written and fits, and that no id
-    stands for two.
+    """Check that every edit can be written and fits, and that no id stands for two.
 
     Raises:
         ConfigError: the method must be trained first.

@@ -60,9 +60,7 @@ def complain(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document on stdout; what is not to be sent to a terminal is escaped as JSON does
-    it.
-    """
+    """Print a JSON document on stdout, with what no terminal should get escaped."""
     document = json.dumps(value, ensure_ascii=False, indent=2)
     print(_UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", document))
 
@@ -99,9 +97,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Show a spinner on stderr while something takes its time; libraries keep quiet meanwhile and
-    afterwards.
-    """
+    """Show a spinner on stderr during slow work, and silence libraries from then on."""
     with err.status(what):
         import transformers
 
