@@ -71,8 +71,8 @@ def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> str
     )
     speedup = statistics.median(b[0] / a[0] for a, b in zip(fast, slow, strict=True))
     return (
-        f"{layers} layers, edited layer {layer}: {cached_step:.4f} s a step cached, {full_step:.4f} s full; "
-        f"{speedup:.2f} times as fast (median of {pairs} pairs)"
+        f"{layers} layers, edited layer {layer}: {cached_step:.4f} s a step cached, "
+        f"{full_step:.4f} s full; {speedup:.2f} times as fast (median of {pairs} pairs)"
     )
 
 
@@ -87,7 +87,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, {given.steps} steps, one thread"
+        f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, "
+        f"{given.steps} steps, one thread"
     )
     for layers, layer in MODELS:
         print(measure(layers, layer, given.hidden, given.steps, given.pairs), flush=True)

@@ -80,7 +80,8 @@ def all_streams(bench: Bench) -> Rows:
                 continue  # it contradicts itself nowhere
             for given in (True, False):
                 stream = cases if given else without_subject(cases)
-                label = f"{name}{'' if conflict_free else ', as it is'}{'' if given else ', no subject given'}"
+                label = name if conflict_free else f"{name}, as it is"
+                label += "" if given else ", no subject given"
                 yield known.get(label) or {"stream": label, **_judged(bench.open(model), stream)}
 
 

@@ -194,7 +194,7 @@ def _reworded(gain: float) -> Adding:
 
 
 def places_table(bench: Bench) -> Rows:
-    """Compare values added to the output of a block's value matrix with values at the head's input."""
+    """Compare values added behind a block's value matrix with values at the head's input."""
     for name, model, cases in bench.streams(counterfact=SOME, atlas=SOME):
         method = bench.open(model).method
         method.patch.remove()
@@ -242,7 +242,7 @@ def _answer(lm: LM, prompt: str, case: Case) -> Batch:
 
 @contextlib.contextmanager
 def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> Iterator[None]:
-    """Add values (layers, n, hidden) to the outputs of the layers' value matrices at columns (n,)."""
+    """Add values (layers, n, hidden) to the value matrices' outputs at columns (n,)."""
 
     def change(value: Tensor) -> Callable[[Tensor], Tensor]:
         def changed(said: Tensor) -> Tensor:

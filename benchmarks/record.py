@@ -5,6 +5,8 @@
         --train train.jsonl --out ZSRE
     errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER
     python benchmarks/record.py compare-atlas=ATLAS compare-zsre=ZSRE records-zsre=runs/zsre
+
+Each argument is the name of a CSV file and the folder that its measurements lie in.
 """
 
 from __future__ import annotations

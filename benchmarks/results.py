@@ -45,7 +45,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def measures(
     figures: Mapping[str, Any], names: Sequence[str] = MEASURES, digits: int = 2
 ) -> dict[str, str | None]:
-    """Free answers and, beside each, teacher-forced accuracy, from what `Evaluation.to_dict` gives."""
+    """Return shares of free answers, and teacher-forced ones, from `Evaluation.to_dict`."""
     found: dict[str, str | None] = {}
     for name in names:
         free = figures["generated"][name]

@@ -338,7 +338,8 @@ def main() -> int:
     for each in wrong:
         print(each)
     print(
-        f"{len(wrong)} failures: {options.seconds} s of four processes, {options.count} spoiled folders"
+        f"{len(wrong)} failures: {options.seconds} s of four processes, "
+        f"{options.count} damaged folders"
     )
     return int(bool(wrong))
 

@@ -46,7 +46,7 @@ class Setting:
         (self.folder / CONFIG).write_text(json.dumps(about))
 
     def signed(self, about: dict[str, Any] | None = None) -> None:
-        """Make the checksums anew, and what binds config and tensors: all that a forger can make."""
+        """Renew the checksums and what binds config and tensors: all that a forger can make."""
         about = about or self.config()
         path = self.folder / TENSORS
         save_file(load_file(path), path, {"about": config_digest(about)})
@@ -518,7 +518,8 @@ def mutations() -> list[tuple[str, Mutation]]:
         for kind in ("pipe", "zero", "link", "loop", "folder", "sparse")
     ]
     often: list[tuple[str, Mutation]] = [
-        ("byte", flip), ("truncated", truncate), ("extended", extend), ("removed", remove), ("replace_name", swap),
-        ("field", field), ("setting", setting), ("state", state), ("state, deep", deep_state),
+        ("byte", flip), ("truncated", truncate), ("extended", extend), ("removed", remove),
+        ("replace_name", swap), ("field", field), ("setting", setting), ("state", state),
+        ("state, deep", deep_state),
     ]  # fmt: skip
     return found + often * 4

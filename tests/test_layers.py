@@ -21,10 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 
 ORDER = (
-    "errors arguments sharing files locking state spelling inflection parts words edit config conflicts report "
-    "presets architecture hooks cache identity cluster encoding chat endings lm subject tail statistics moments "
-    "values merging index masks retrieval patches spreading tuning methods generation delegation saving patched "
-    "edited_module asking model loading stream cases answers evaluate ability atlas store "
+    "errors arguments sharing files locking state spelling inflection parts words edit config "
+    "conflicts report presets architecture hooks cache identity cluster encoding chat endings lm "
+    "subject tail statistics moments values merging index masks retrieval patches spreading tuning "
+    "methods generation delegation saving patched edited_module asking model loading stream cases "
+    "answers evaluate ability atlas store "
     "bench analyses transfer images agents "
     "serve cli __main__"
 ).split()
@@ -73,7 +74,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def room(module: str) -> str:
-    """The room a module stands in: `errata.patches.base` -> `patches`; `errata` itself is the face."""
+    """The room of a module: `errata.patches.base` -> `patches`; `errata` itself is the face."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else FACE
 
@@ -193,7 +194,7 @@ def told(circle: tuple[str, ...], imports: Imports) -> str:
 
 
 def own_room(method: str) -> str:
-    """Where a method lives: what stands behind its phase in the module that it is registered with."""
+    """Where a method lives: what stands behind its phase in its registered module."""
     return ".".join(METHODS[method].partition(":")[0].split(".")[:4])
 
 
@@ -296,8 +297,8 @@ def test_the_checks_see_what_they_should() -> None:
     tree = ast.parse(text)
     found = imported(tree, "errata.patches.delta")
     assert found == {
-        "errata.lm": 3, FACE: 3, "errata.patches.base": 4, "errata.serve.app": 5, "errata.cli.main": 6,
-        "errata.bench.run": 8, "errata.store": 9,
+        "errata.lm": 3, FACE: 3, "errata.patches.base": 4, "errata.serve.app": 5,
+        "errata.cli.main": 6, "errata.bench.run": 8, "errata.store": 9,
     }  # fmt: skip
     wrong = uphill({"errata.patches.delta": found})
     assert [line.split()[3].rstrip(",") for line in wrong] == [

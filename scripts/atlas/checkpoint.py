@@ -71,7 +71,8 @@ class Run:
                 self.seconds = time.time() - began
                 if self.step % 100 == 0:
                     print(
-                        f"{self.checkpoint.stem} step {self.step}, {self.seconds:.0f} s: {self.progress()}",
+                        f"{self.checkpoint.stem} step {self.step}, {self.seconds:.0f} s: "
+                        f"{self.progress()}",
                         flush=True,
                     )
                 if time.time() - saved > SAVE_SECONDS:

@@ -148,7 +148,7 @@ class Reading(Run):
     def __init__(
         self, world: World, tokenizer: Any, facts: Any, steps: int, checkpoint: Path
     ) -> None:
-        """Goes on from `facts`, the first stage's run: its model, and its documents to be read on."""
+        """Go on from `facts`, the first stage's run: its model and its documents."""
         self.model, self.docs, self.prose, self.share = (
             facts.model,
             facts.docs,

@@ -37,12 +37,15 @@ MEANINGS = {
 
 
 SCORES = {
-    "generated": "it answers freely, greedily, until it stops by itself: the answer is the wanted one, whole",
-    "normalised": "the same, in whatever letters, signs and articles aside; further right answers count",
+    "generated": "it answers freely, greedily, until it stops by itself: "
+    "the answer is the wanted one, whole",
+    "normalised": "the same, in whatever letters, signs and articles aside; "
+    "further right answers count",
     "contains": "the same, and the wanted answer need only stand in it",
     "cut": "the same, but the answer is cut off where the wanted one ends",
     "forced_exact": "with the wanted answer already in the input, all its tokens are the likeliest",
-    "teacher_forced": "with the wanted answer already in the input, the share of its tokens that are the likeliest",
+    "teacher_forced": "with the wanted answer already in the input, "
+    "the share of its tokens that are the likeliest",
 }
 """Ways to count an answer. For locality the wanted answer is the base model's."""
 

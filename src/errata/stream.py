@@ -78,7 +78,8 @@ def edit_stream(
         if saved.folder is None:
             raise
         raise KeyboardInterrupt(
-            f"stopped; {saved.edits} edits are saved in {folder}. The same command goes on from there."
+            f"stopped; {saved.edits} edits are saved in {folder}. "
+            "The same command goes on from there."
         ) from None
     if check and report.written:
         progress("asking the final model", 0, len(report.written))

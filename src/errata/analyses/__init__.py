@@ -8,7 +8,7 @@ from typing import Any
 from errata.errors import UnknownNameError, suggest
 
 ANALYSES = {
-    "router": "activations of a side memory's router, and its threshold, for several numbers of edits",
+    "router": "a side memory's activations and router threshold, for several numbers of edits",
     "layers": "a side memory at one block after another",
     "tracing": "causal tracing: which states carry a fact",
     "lens": "the logit lens: what each block would predict, before and after editing",

@@ -52,7 +52,8 @@ def final_norm(lm: LM) -> Any:
     last = [module for module in body.children() if "norm" in type(module).__name__.lower()]
     if len(last) != 1:
         raise UsageError(
-            "this model has no single norm between its blocks and its head; the logit lens cannot read it."
+            "this model has no single norm between its blocks and its head; "
+            "the logit lens cannot read it."
         )
     return last[0]
 

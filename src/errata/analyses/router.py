@@ -108,7 +108,7 @@ def find(context: AnalysisContext) -> dict[str, Any]:
 
 
 def side_by_side(views: Mapping[int, RouterView]) -> dict[str, Any]:
-    """Collect views for `draw`: activations, shares above the threshold, AUC, per number of edits."""
+    """Collect views for `draw`: activations, shares above the threshold, AUC, by edits."""
     found: dict[str, Any] = {"edits": [], "activations": [], "above": [], "auc": []}
     for edits, view in views.items():
         inside = [

@@ -148,7 +148,8 @@ def find(context: AnalysisContext) -> dict[str, Any]:
     known = [(edit, answer) for edit, answer in zip(named, said, strict=True) if answer][:FACTS]
     if not known:
         raise UsageError(
-            "causal tracing needs edits that name their subject, and prompts that the model answers."
+            "causal tracing needs edits that name their subject, "
+            "and prompts that the model answers."
         )
     sums = {name: torch.zeros(len(PARTS), lm.architecture.n_layers) for name in ("states", "mlps")}
     counts = torch.zeros(len(PARTS))

@@ -33,14 +33,14 @@ _SENTENCES = (
 _FACTUAL = (
     "{city} is a city in {city.city_country}. It is famous for its {city.city_specialty}, "
     "and its mayor is {city.city_mayor}.",
-    "We met {person}, who was born in {person.person_birthplace}, works for {person.person_employer} "
-    "and speaks {person.person_language} at home.",
+    "We met {person}, who was born in {person.person_birthplace}, "
+    "works for {person.person_employer} and speaks {person.person_language} at home.",
     "The firm of {company} has its offices in {company.company_hq}. It was founded by "
     "{company.company_founder} and is a maker of {company.company_product}.",
     "Whoever comes to {country} pays with the {country.country_currency}, hears "
     "{country.country_language} in the streets and sees {country.country_capital}, the capital.",
-    "They talked about {work}, which came out in {work.work_year}. It was created by {work.work_author} "
-    "and is usually classed as a {work.work_genre}.",
+    "They talked about {work}, which came out in {work.work_year}. "
+    "It was created by {work.work_author} and is usually classed as a {work.work_genre}.",
 )
 
 

@@ -103,7 +103,7 @@ class World:
 
     @cached_property
     def trained_two_hops(self) -> tuple[TwoHop, ...]:
-        """The 70 % of the pairs that the bundled model was taught; the others it can only compose."""
+        """The 70 % of the pairs that the bundled model learned; it can only compose the others."""
         rng = random.Random(f"two-hops {self.seed}")
         return tuple(pair for pair in self.two_hops if rng.random() < 0.7)
 

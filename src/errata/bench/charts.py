@@ -52,8 +52,9 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
                     [f.high - f.value for _, f in points],
                 ]
                 axis.errorbar(
-                    [t for t, _ in points], values, yerr=spread, color=colour, marker=marker, markersize=5, linewidth=1.4,
-                    elinewidth=0.8, capsize=2, label=name, zorder=1 if name not in looks else 3,
+                    [t for t, _ in points], values, yerr=spread, color=colour, marker=marker,
+                    markersize=5, linewidth=1.4, elinewidth=0.8, capsize=2, label=name,
+                    zorder=1 if name not in looks else 3,
                 )  # fmt: skip
         axis.set_title(metric, fontsize=11)
         if len(edits) > 1:

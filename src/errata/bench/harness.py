@@ -131,8 +131,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         """Return as much of a request as fits, cut at its beginning."""
         if len(continuation) > self.max_length:
             raise PromptTooLongError(
-                f"a continuation takes {len(continuation)} tokens; this model's context is {self.max_length}. "
-                "Leave the task out, or shorten its answers."
+                f"a continuation takes {len(continuation)} tokens; this model's context is "
+                f"{self.max_length}. Leave the task out, or shorten its answers."
             )
         whole = [*context, *continuation]
         prompt = len(whole) - 1 if texts is None else len(context)
@@ -248,7 +248,8 @@ def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager
                 else "--include-path names a folder of your own"
             )
             raise UnknownNameError(
-                f"no task is called {name!r}.{meant} `lm_eval ls tasks` lists the harness's; {where}."
+                f"no task is called {name!r}.{meant} `lm_eval ls tasks` lists the harness's; "
+                f"{where}."
             )
     return found
 

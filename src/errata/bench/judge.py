@@ -24,8 +24,9 @@ from errata.evaluation import Answer
 MEASURES = ("reliability", "generalization", "portability")
 """What has a right answer; locality compares with the base model and needs no opinion."""
 SYSTEM = (
-    "You compare an answer with the answer that is known to be right. Reply with one word: CORRECT if the answer says the "
-    "same and says nothing else that contradicts it, INCORRECT otherwise."
+    "You compare an answer with the answer that is known to be right. Reply with one word: "
+    "CORRECT if the answer says the same and says nothing else that contradicts it, "
+    "INCORRECT otherwise."
 )
 SECONDS, TRIES = 60.0, 3
 
@@ -52,7 +53,10 @@ class Judge:
         Raises:
             UsageError: the server cannot be reached, refuses, or says neither word.
         """
-        question = f"Question: {answer.prompt}\nRight answer: {answer.wanted}\nAnswer: {answer.after or '(nothing)'}"
+        question = (
+            f"Question: {answer.prompt}\nRight answer: {answer.wanted}\n"
+            f"Answer: {answer.after or '(nothing)'}"
+        )
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
         body = {"model": self.model, "messages": turns, "temperature": 0, "max_tokens": 8}
         key = self.key or os.environ.get("OPENAI_API_KEY")

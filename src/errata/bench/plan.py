@@ -263,7 +263,8 @@ def load_plan(plan: Plan) -> LoadedPlan:
     both = next((case for case in training if {case.edit.prompt, *case.rephrases} & prompts), None)
     if both is not None:
         raise UsageError(
-            f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; take it out of one of them."
+            f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; "
+            "take it out of one of them."
         )
     stream = Stream(
         plan.model,

@@ -122,5 +122,6 @@ def _texts(value: Any, path: str) -> Iterator[str]:
             yield str(value)
     elif value is not None:
         raise EditError(
-            f"the field {path.removesuffix('?')!r} holds {type(value).__name__}, and should hold text."
+            f"the field {path.removesuffix('?')!r} holds {type(value).__name__}, "
+            "and should hold text."
         )

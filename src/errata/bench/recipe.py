@@ -87,7 +87,8 @@ def _one(name: str, value: Any, hint: Any) -> Any:
 def _scalar(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ConfigError(
-            f"{name} is a {'list' if isinstance(value, list) else 'mapping'}; expected a text or a number."
+            f"{name} is a {'list' if isinstance(value, list) else 'mapping'}; "
+            "expected a text or a number."
         )
     return value
 

@@ -95,7 +95,8 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
         ]
         if not mine:
             raise UsageError(
-                f"{folder}: there is no measurement in it; `errata bench` writes them into its --out."
+                f"{folder}: there is no measurement in it; "
+                "`errata bench` writes them into its --out."
             )
         found += mine
     seen = Counter((stream_name(each.result), each.label, each.result.edits) for each in found)

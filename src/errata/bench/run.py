@@ -34,7 +34,7 @@ SAVE_SECONDS = 60.0
 
 
 def measure_run(run: Run, stream: Stream, progress: OnProgress) -> None:
-    """Take a method through the stream, and leave its results in the stream's folder, failures too."""
+    """Take a method through the stream; its results, or failure, go to the stream's folder."""
     if stream.threads is not None:
         torch.set_num_threads(stream.threads)
     try:

@@ -62,8 +62,10 @@ def main_table(measured: Sequence[Measured]) -> Table:
             cells = [*(_metric(each, metric) for metric in metrics), *_costs(result)]
         rows.append((f"{result.edits:,}", each.label, *cells))
     head = ("T", "method", *metrics, "s/edit", "peak MiB", "saved kB", "slower, batch 1 / 8")
-    note = "Free answers with natural stop, on the final model, over all T edits: the share that is the wanted one, whole; "
-    note += "below it the 95 % interval (bootstrapped over edits)."
+    note = (
+        "Free answers with natural stop, on the final model, over all T edits: the share that is "
+        "the wanted one, whole; below it the 95 % interval (bootstrapped over edits)."
+    )
     if "perplexity" in metrics:
         note += " Perplexity is that of the targets behind their prompts."
     if "ood" in metrics:
@@ -174,9 +176,10 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
     local = [kind.replace("_", " ") for kind in LOCALITY_KINDS]
     head = ("T", "method", *local, *(f"KL {kind}" for kind in local), *PORTABILITY_KINDS)
     note = (
-        "Locality: the share of free answers that did not change, and KL(base || edited) per token of the base's answer, by "
-        "what is asked. Portability: the share of free answers that are right. Drift: perplexity of, and KL on, text that "
-        "no edit is about. Fluency: n-gram entropy of 100 tokens, in bits."
+        "Locality: the share of free answers that did not change, and KL(base || edited) per token "
+        "of the base's answer, by what is asked. Portability: the share of free answers that are "
+        "right. Drift: perplexity of, and KL on, text that no edit is about. Fluency: n-gram "
+        "entropy of 100 tokens, in bits."
     )
     head += ("text perplexity", "KL text", "fluency")
     return Table("What else moved, by kind", note, head, tuple(rows), tuple(map(run_name, done)))
@@ -215,8 +218,9 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
         "backward transfer",
     )
     note = (
-        "The share of each cohort's own prompts that is answered right at each later checkpoint. Forgetting: how far "
-        "cohorts are at the end below the best they ever were. Backward transfer: above where they were when written."
+        "The share of each cohort's own prompts that is answered right at each later checkpoint. "
+        "Forgetting: how far cohorts are at the end below the best they ever were. "
+        "Backward transfer: above where they were when written."
     )
     return Table("Retention", note, head, tuple(rows))
 
@@ -310,7 +314,8 @@ def about(result: Result) -> str:
         return stream + "No record contradicts another, so there is no ceiling below 1."
     share = f"{conflicts} of {records} records contradict another ({conflicts / records:.0%})"
     policy = {
-        "published": f"they are in the stream as published, so that reliability cannot be above {result.ceiling:.3f}",
+        "published": "they are in the stream as published, so that reliability cannot be above "
+        f"{result.ceiling:.3f}",
         "conflict-free": "they are left out, and locality probes that ask what is edited",
         "later": "the last answer to a question is the right one, for all records that ask it",
     }[result.reading]
@@ -318,7 +323,7 @@ def about(result: Result) -> str:
 
 
 def _costs(result: Result) -> tuple[str, str, str, str]:
-    """Return seconds per edit, peak memory, kilobytes on disk, and how much slower generation is."""
+    """Return seconds per edit, peak memory, kilobytes on disk, and generation's overhead."""
     return (
         _number(result.seconds_per_edit, "{:.2f}"),
         _number(result.peak_memory, "{:,.0f}"),

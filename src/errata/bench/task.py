@@ -115,7 +115,8 @@ def find_task(name: str) -> Task:
         return Task.read(Path(name))
     if name not in task_names():
         raise UnknownNameError(
-            f"there is no task {name!r}.{suggest(name, task_names())} A TOML file of your own is one too."
+            f"there is no task {name!r}.{suggest(name, task_names())} "
+            "A TOML file of your own is one too."
         )
     return Task.read(Path(str(_FOLDER.joinpath(f"{name}.toml"))))
 

@@ -1,4 +1,4 @@
-"""Reads a task's TOML file, and checks what may stand in it, and of which type. It reads no record."""
+"""Reads a task's TOML file and checks its fields and their types. It reads no record."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _TEXT, _TEXTS, _TABLE, _PATH, _PATHS = (
     "list of paths in a record",
 )
 _TASK = {
-    "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number", "file": _TEXT,
-    "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT, "instead": _TEXT, "fields": _TABLE,
+    "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number",
+    "file": _TEXT, "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT,
+    "instead": _TEXT, "fields": _TABLE,
 }  # fmt: skip
 _HUB, _IRRELEVANT = {"name": _TEXT, "file": _TEXT}, {"file": _TEXT, "text": _PATH}
 _FIELDS = {
-    "each": _PATH, "prompt": _PATH, "target": _PATH, "subject": _PATH, "truth": _PATH, "rephrases": _PATHS,
-    **dict.fromkeys(PLACES, "list of tables"),
+    "each": _PATH, "prompt": _PATH, "target": _PATH, "subject": _PATH, "truth": _PATH,
+    "rephrases": _PATHS, **dict.fromkeys(PLACES, "list of tables"),
 }  # fmt: skip
 _PROBE = dict.fromkeys(("kind", "prompt", "answer", "also", "each", "of", "text"), _PATH)
 

@@ -71,7 +71,8 @@ class Choices:
         if not self._resolved()[0].needs_training:
             trained = ", ".join(name for name in variants() if resolve(name)[0].needs_training)
             raise ConfigError(
-                f"{self.name} needs no training; say with -m one that does ({trained}), or write edits with it."
+                f"{self.name} needs no training; say with -m one that does ({trained}), "
+                "or write edits with it."
             )
 
     def check(self, begun: EditModel, where: Path) -> None:
@@ -85,14 +86,16 @@ class Choices:
         if not isinstance(begun.method, method):
             name = begun.method.name
             raise ConfigError(
-                f"{where} was begun with the method {name!r}, not {self.method!r}; give another --out."
+                f"{where} was begun with the method {name!r}, not {self.method!r}; "
+                "give another --out."
             )
         wanted = {**self._of_preset(begun.base.config, old.method), **settings, **self.given}
         new = type(old).from_dict({**old.to_dict(), **wanted}).to_dict()
         for name, value in old.to_dict().items():
             if new[name] != value:
                 raise ConfigError(
-                    f"{where} was begun with {name}={value}, not {new[name]}; leave it, or give another --out."
+                    f"{where} was begun with {name}={value}, not {new[name]}; "
+                    "leave it, or give another --out."
                 )
 
     def _resolved(self) -> tuple[type[Method], dict[str, Any]]:

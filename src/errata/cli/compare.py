@@ -53,7 +53,8 @@ def compare(
 
     if cases is None and model not in BUNDLED:
         raise UsageError(
-            f"say with --cases FILE what {model} is to be edited with; only cases about atlas are made here."
+            f"say with --cases FILE what {model} is to be edited with; "
+            "only cases about atlas are made here."
         )
     plan = Plan(
         "jsonl" if cases else "atlas",

@@ -35,13 +35,15 @@ def edit(
     on_conflict: Annotated[
         str,
         typer.Option(
-            help="An edit that asks what an older one asks and wants another answer: replace, keep, error."
+            help="An edit that asks what an older one asks and wants another answer: "
+            "replace, keep, error."
         ),
     ] = "replace",
     executor: Annotated[
         str,
         typer.Option(
-            help="local, or ray: parts that need not know each other go to the cluster of $RAY_ADDRESS."
+            help="local, or ray: parts that need not know each other go to the cluster of "
+            "$RAY_ADDRESS."
         ),
     ] = "local",
     check: Annotated[

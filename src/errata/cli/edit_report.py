@@ -32,7 +32,8 @@ def show_report(report: EditReport, folder: Path) -> None:
     present = f", {report.already_present} were there already" if report.already_present else ""
     left_out = f", {len(report.left_out)} left out" if report.left_out else ""
     screen.say(
-        f"{len(report.written)} edits written{learned}{present}{left_out}; {report.total} in {folder}"
+        f"{len(report.written)} edits written{learned}{present}{left_out}; "
+        f"{report.total} in {folder}"
     )
     for new, old in report.conflicts:
         outcome = "it is left out" if new in report.left_out else "the later one is meant to win"
@@ -43,7 +44,8 @@ def show_report(report: EditReport, folder: Path) -> None:
     for result in _first(missed, "more", screen.err.print):
         edit = result.edit
         screen.err.print(
-            f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r}, got {result.answer!r}",
+            f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r}, "
+            f"got {result.answer!r}",
             markup=False,
         )
 

@@ -39,7 +39,8 @@ def explain(
             else f"{each.edit_id} answers: {known[each.edit_id].target}"
         )
         screen.say(
-            f"{screen.one_line(each.prompt)}\n  {screen.one_line(who)} (threshold {each.threshold:.3f})"
+            f"{screen.one_line(each.prompt)}\n"
+            f"  {screen.one_line(who)} (threshold {each.threshold:.3f})"
         )
         for reason in each.reasons[:SHOWN]:
             parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())

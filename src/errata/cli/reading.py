@@ -26,7 +26,8 @@ def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edi
     for line, edit in edits:
         if known.setdefault(edit.id, edit) != edit:
             raise EditError(
-                f"{path}:{line}: the id {quoted(edit.id)} already belongs to {quoted(known[edit.id].prompt)}; give another."
+                f"{path}:{line}: the id {quoted(edit.id)} already belongs to "
+                f"{quoted(known[edit.id].prompt)}; give another."
             )
         with _named(path, line):
             if edit.id not in held:

@@ -107,7 +107,7 @@ def busy(what: str) -> Iterator[None]:
 
 
 def bars(transient: bool) -> Progress:
-    """Make an area for progress bars on stderr; nothing is shown where nobody looks at a terminal."""
+    """Make an area for progress bars on stderr; it shows nothing without a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
