@@ -40,12 +40,15 @@ def read_task(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or says something unknown, too little, or of another type;
             the field is named.
     """
+    text = read_text(path)
     try:
-        task = tomllib.loads(read_text(path))
+        task = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not TOML: {' '.join(str(error).split())}.") from error
     except RecursionError:
         raise UsageError(f"{path}: lists or tables lie too deep in each other.") from None
+    except ValueError as error:  # a number of too many digits
+        raise UsageError(f"{path}: cannot be read ({error}).") from error
     try:
         _check("", task, _TASK, ("title", "version", "paper", "metrics", "new_tokens"))
         for name, known in (("hub", _HUB), ("irrelevant", _IRRELEVANT)):
@@ -53,21 +56,13 @@ def read_task(path: Path) -> dict[str, Any]:
                 _check(f"{name}.", task[name], known, known)
         if "fields" in task:
             fields = task["fields"]
-            _check(
-                "fields.",
-                fields,
-                _FIELDS,
-                ("prompt",) if "instead" in task else ("prompt", "target"),
-            )
+            needed = ["prompt"] if "instead" in task else ["prompt", "target"]
+            _check("fields.", fields, _FIELDS, needed)
             for place in PLACES:
                 for number, probe in enumerate(fields.get(place, ()), start=1):
                     where = f"fields.{place} {number}: "
-                    _check(
-                        where,
-                        probe,
-                        _PROBE,
-                        ("kind", "prompt") if "text" in probe else ("kind", "prompt", "answer"),
-                    )
+                    needed = ["kind", "prompt"] if "text" in probe else ["kind", "prompt", "answer"]
+                    _check(where, probe, _PROBE, needed)
                     Probe.from_json({"prompt": "?", "kind": probe["kind"]}, place)
     except (UsageError, EditError) as error:
         raise UsageError(f"{path}: {error}") from error
