@@ -20,16 +20,16 @@ from errata.stream import OnProgress, edit_stream
 
 @dataclass(frozen=True)
 class AnalysisContext:
-    """What an analysis looks at.
+    """The input of an analysis.
 
     Attributes:
         model: a bundled name, a folder or a hub name.
         cases: edits with their probes, in order.
         folder: where what has been found is kept.
-        method: that is looked at; None: the one that the analysis is about, or the first there is.
-        settings: of it.
+        method: the method to analyse; None: the one that the analysis is about, or the first.
+        settings: of the method.
         dtype, device_map: how the model is loaded.
-        progress: called as the analysis goes on.
+        progress: called during the analysis.
         trust_remote_code: names of models whose own code may run.
     """
 
@@ -80,8 +80,7 @@ def measured(
 ) -> dict[str, dict[str, Any]]:
     """Measure variants after all edits: score (of `evaluation.SCORES`) -> measure -> share.
 
-    Each is kept as soon as it is there; called again for the same cases, only what is missing is
-    measured.
+    Each result is saved at once; called again for the same cases, only missing ones are measured.
     """
     path = context.folder / "measured.jsonl"
     known = {}

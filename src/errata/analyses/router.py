@@ -28,7 +28,7 @@ class RouterView:
 
     Attributes:
         activations: group name -> activation / threshold per prompt; above 1 the side memory
-            speaks.
+            answers.
     """
 
     activations: dict[str, list[float]]

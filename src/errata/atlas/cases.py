@@ -1,8 +1,8 @@
 """Cases made from the invented world: edits, with the rephrasings and probes that judge them.
 
-No two edits contradict each other, and no probe asks for anything that another edit of the same
-list changes: one fact of every subject is never edited, and locality and two-hop probes go through
-unedited facts only.
+No two edits contradict each other, and no probe asks for a fact that another edit of the same list
+changes: one fact of every subject is never edited, and locality and two-hop probes use unedited
+facts only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Key = tuple[str, str]
 
 
 def _editable(world: World) -> list[Fact]:
-    """All facts but one of every subject, which is kept as what must stay."""
+    """All facts but one of every subject, which stays unedited."""
     by_subject: dict[str, list[Fact]] = defaultdict(list)
     for fact in world.facts.values():
         by_subject[fact.subject.name].append(fact)

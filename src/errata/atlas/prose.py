@@ -1,6 +1,6 @@
 """Plain prose about the invented world: reading matter beside the facts, and calibration text.
 
-No text begins with the words of a prompt: the model would not know where its answer should stop.
+No text begins with the words of a prompt: then the model could not tell where an answer stops.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The invented world: who and what there is, and the facts. Everything follows from one seed."""
+"""The invented world: its entities and their facts, all determined by one seed."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _entities(rng: random.Random) -> dict[str, dict[str, Entity]]:
 def _draw(
     relation: Relation, rng: random.Random, entities: Mapping[str, Mapping[str, Entity]]
 ) -> list[str]:
-    """One answer for every subject of `relation`; distinct ones where nobody can hold two posts."""
+    """One answer for every subject of `relation`; distinct ones where it is exclusive."""
     count = len(entities[relation.subject_type])
     pool = answers_of_type(relation.object_type, entities)
     if relation.exclusive:

@@ -79,7 +79,7 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
 def _final(
     by: dict[tuple[str, int], Measured], name: str, edits: Sequence[int], shares: Sequence[str]
 ) -> float:
-    """Return the mean of what counts at the longest stream that a run went through."""
+    """Return the mean of the metrics after the most edits of a run."""
     last = by[name, max(t for t in edits if (name, t) in by)]
     found = [figure.value for metric in shares if (figure := last.figure(metric))]
     return sum(found) / len(found) if found else 0.0

@@ -13,16 +13,14 @@ from errata.lm.encoding import Row
 from errata.model import EditModel
 
 ROWS = 8
-"""Texts at a time."""
+"""The batch size."""
 LONG, SHORT = 100, 20
-"""Tokens of an answer whose fluency is measured; and where the context leaves fewer than the
-second, it is not.
-"""
+"""Tokens of an answer for fluency, and the fewest: with less room, fluency is not measured."""
 
 
 @torch.no_grad()
 def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
-    """Measure how far the edited model is from its base on texts that no edit is about.
+    """Measure the edited model's distance from its base on texts unrelated to the edits.
 
     Returns:
         "perplexity" of the edited model, "base_perplexity", and "divergence": KL(base || edited),

@@ -1,9 +1,9 @@
 """Measures general ability with lm-evaluation-harness: an edited model beside its base model.
 
-The harness takes an edited model as an ordinary one of Hugging Face, and passes one thing more:
+The harness takes an edited model as an ordinary Hugging Face model; in addition, each request marks
 which tokens are the prompt. A request of (context, continuation) is a question and an answer, and a
-routed memory decides on the question alone, as it does when the question is asked. A text that is
-read from its beginning (perplexity) is a prompt as a whole.
+routed memory decides on the question alone, as in generation. A text for perplexity is a prompt as
+a whole.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Figure:
         metric: its name there, and the filter that the answers went through, if any.
         base, edited: its values; `edited` is None for a model without edits.
         base_error, edited_error: their standard errors, where the harness gives one.
-        questions: how many the task asks; None for a group.
+        questions: the number of questions in the task; None for a group.
         moved: those to which the edited model gives other likelihoods or another text.
         version: the task's, as the harness counts them.
     """

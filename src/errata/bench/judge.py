@@ -1,8 +1,7 @@
-"""Judges answers by a language model on any server with OpenAI's API. It asks no edited model.
+"""Judges answers by a language model on any server with OpenAI's API. It runs no edited model.
 
-Free answers that are not the wanted one, word for word, may be right all the same ("in Osk, since
-May"). Whoever judges is named with every figure, and every opinion is kept beside the measurements,
-so that none is asked for twice.
+Free answers that differ from the target may still be right ("in Osk, since May"). Every figure
+names its judge, and every opinion is saved beside the measurements, so none is requested twice.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Judge:
         url: up to and without "/chat/completions".
         model: its name there.
         key: sent as a bearer token, if there is one; by default $OPENAI_API_KEY.
-        at_once: questions that are out at a time.
+        at_once: concurrent requests.
     """
 
     url: str
@@ -51,7 +50,7 @@ class Judge:
         """Ask whether an answer is right.
 
         Raises:
-            UsageError: the server cannot be reached, refuses, or says neither word.
+            UsageError: the server cannot be reached, refuses, or returns neither word.
         """
         question = (
             f"Question: {answer.prompt}\nRight answer: {answer.wanted}\n"
@@ -99,7 +98,7 @@ def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
 
 
 def key_of(answer: Answer) -> str:
-    """Return what an opinion depends on, in short: prompt, right answer, answer."""
+    """Return a hash of what an opinion depends on: prompt, right answer, answer."""
     return hashlib.sha256(
         json.dumps([answer.prompt, answer.wanted, answer.after]).encode()
     ).hexdigest()[:16]
@@ -114,7 +113,7 @@ def judge(
     """Judge every answer of a folder that this judge has not judged and that is not exact.
 
     Returns:
-        How many were asked about.
+        The number of answers sent to the judge.
     """
     known = opinions(folder)
     waiting: dict[str, Answer] = {}

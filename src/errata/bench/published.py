@@ -1,4 +1,5 @@
-"""Reads files as others publish them: a JSON list or JSON lines, and what stands where in a record.
+"""Reads published files, a JSON list or JSON lines, and values at paths in a record.
+
 It knows no task.
 """
 

@@ -62,7 +62,7 @@ class Measured:
     def figure(
         self, measure: str, score: str = "generated", kind: str | None = None
     ) -> Estimate | None:
-        """Return a figure with its interval; None where nothing of the kind was asked.
+        """Return a figure with its interval; None where there is no such question.
 
         Args:
             measure: of `MEASURES`.
@@ -146,7 +146,7 @@ def _drawn_means(values: Sequence[tuple[str, float]]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Retention:
-    """What became of each cohort of edits: those between two checkpoints.
+    """Retention of each cohort of edits: those between two checkpoints.
 
     Attributes:
         checkpoints: numbers of edits, rising.
@@ -173,7 +173,7 @@ def retentions(measured: Sequence[Measured]) -> dict[str, Retention]:
 
 
 def retention(measured: Sequence[Measured]) -> Retention:
-    """Return what became of the cohorts of one run, at two checkpoints or more."""
+    """Return the retention of one run's cohorts, at two checkpoints or more."""
     ordered = sorted(measured, key=lambda each: each.result.edits)
     right = [
         {a.edit_id: a.right for a in each.answers if a.measure == "reliability"} for each in ordered
@@ -203,14 +203,14 @@ def retention(measured: Sequence[Measured]) -> Retention:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two measurements held against each other.
+    """The difference between two measurements.
 
     Attributes:
         name, edits: the run, and after how many edits.
         measure, score: what is counted, and how.
         before, after: the two figures.
         low, high: the difference lies between these, 95 %.
-        paired: the questions were the same, so only those that are answered otherwise make noise.
+        paired: the questions were the same, so only changed answers contribute noise.
     """
 
     name: str
@@ -225,7 +225,7 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 

@@ -17,7 +17,7 @@ from errata.evaluation import MEASURES, SCORES
 
 NONE = "–"
 DRIFT = {"perplexity": "{:.1f}", "divergence": "{:.2g}", "fluency": "{:.2f}"}
-"""What is shown of drift, and how."""
+"""The figures of drift, and their formats."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _plain(cell: str) -> str:
 
 
 def main_table(measured: Sequence[Measured]) -> Table:
-    """Show what counts for the task, with intervals, and what it costs."""
+    """Show the task's metrics with intervals, and the cost."""
     metrics = measured[0].result.metrics
     rows = []
     for each in measured:
@@ -122,7 +122,7 @@ def with_interval(figure: Estimate | None) -> str:
 
 
 def scores_table(measured: Sequence[Measured]) -> Table:
-    """Show the same answers, counted in every way that the field counts."""
+    """Show the same answers under every score that the field uses."""
     done = [each for each in measured if each.result.figures]
     shown = [
         measure
@@ -186,7 +186,7 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
 
 
 def retention_table(measured: Sequence[Measured]) -> Table | None:
-    """Show what became of each cohort of edits; None where there is one checkpoint only."""
+    """Show the retention of each cohort of edits; None with one checkpoint only."""
     followed = retentions(measured)
     if not followed:
         return None
@@ -226,7 +226,7 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
 
 
 def paper_tables(task: str) -> list[Table]:
-    """Show what papers print about a task, marked as theirs."""
+    """Show the figures that papers report for a task, marked as theirs."""
     known: list[dict[str, Any]] = tomllib.loads(
         files("errata.bench").joinpath("papers.toml").read_text("utf-8")
     )["table"]
@@ -302,7 +302,7 @@ def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
 
 
 def run_name(each: Measured) -> str:
-    """Return what a measurement is called."""
+    """Return the name of a measurement."""
     return f"{each.label}, {each.result.edits:,}"
 
 

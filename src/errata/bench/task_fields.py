@@ -12,7 +12,7 @@ from errata.cases import Probe
 from errata.errors import EditError, UsageError, quoted, suggest
 
 PLACES = ("locality", "portability", "ood")
-"""Where the probes of a field map stand."""
+"""The fields of a field map that hold probes."""
 _TEXT, _TEXTS, _TABLE, _PATH, _PATHS = (
     "text",
     "list of texts",
@@ -37,8 +37,8 @@ def read_task(path: Path) -> dict[str, Any]:
     """Read a task's file, and check it.
 
     Raises:
-        UsageError: it cannot be read, or says something unknown, too little, or of another type;
-            the field is named.
+        UsageError: it cannot be read, or a field (which is named) is unknown, missing or of
+            another type.
     """
     text = read_text(path)
     try:

@@ -44,7 +44,7 @@ HOMES = {"diff": "report", "failures": "analyze"}
 
 
 class Verbs(TyperGroup):
-    """Runs the commands; the one place where an error becomes a line and an exit code."""
+    """Runs the commands; only here an error becomes a line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command. With ERRATA_DEBUG set, errors keep their traceback."""

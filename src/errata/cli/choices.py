@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choices:
-    """A method and settings; what is None or empty is left to the method, or to what was begun.
+    """A method and settings; None or empty means the method's own, or those of the folder.
 
     Raises:
         UsageError: an option is not `name=value`; the method, a setting or the preset is unknown.
@@ -61,7 +61,7 @@ class Choices:
         )
 
     def check_trainable(self) -> None:
-        """Make sure that the method is one to train.
+        """Check that the method needs training.
 
         Raises:
             ConfigError: it needs no training.
@@ -79,7 +79,7 @@ class Choices:
         """Check that edits can resume: method and settings are the same as before.
 
         Raises:
-            ConfigError: another method or another value is asked for.
+            ConfigError: another method or another value is given.
         """
         old = begun.method.config
         method, settings = self._resolved() if self.method else (type(begun.method), {})
@@ -116,7 +116,7 @@ class Choices:
 
 
 def conflict_choice(given: str) -> OnConflict:
-    """Read what becomes of conflicts.
+    """Read the policy for conflicts.
 
     Raises:
         UsageError: it is none of the choices.
@@ -129,7 +129,7 @@ def conflict_choice(given: str) -> OnConflict:
 
 @contextlib.contextmanager
 def spread_by(executor: str) -> Iterator[None]:
-    """Spread what falls into parts, within, to where the executor says.
+    """Run independent parts, within, where the executor says: here or on a Ray cluster.
 
     Raises:
         UsageError: there is no such executor, or Ray is not installed or not reached.

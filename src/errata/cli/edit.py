@@ -35,8 +35,7 @@ def edit(
     on_conflict: Annotated[
         str,
         typer.Option(
-            help="An edit that asks what an older one asks and wants another answer: "
-            "replace, keep, error."
+            help="An edit with an older edit's question and another answer: replace, keep, error."
         ),
     ] = "replace",
     executor: Annotated[

@@ -1,4 +1,4 @@
-"""Loads what a verb's MODEL stands for: a folder of edits, or a base model. It edits nothing."""
+"""Loads a verb's MODEL: a folder of edits, or a base model. It edits nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from errata import LM, EditModel
 
 Answers = Callable[..., list[str]]
-"""Prompts and options of generation in, answers out."""
+"""Takes prompts and generation options, returns answers."""
 
 
 TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
@@ -106,11 +106,10 @@ def open_to_edit(
 ) -> Iterator[tuple[EditModel, Path]]:
     """Open the model to edit and the folder to save it in: a new one, or one to resume.
 
-    Nobody else writes into the folder meanwhile.
+    No other process can write into the folder meanwhile.
 
     Raises:
-        UsageError: there is no folder to save in, or what was begun there has another method or
-            setting.
+        UsageError: there is no folder to save in, or its edits have another method or setting.
         FolderBusyError: another process writes into it, and still does after so many seconds.
     """
     from errata.saving import is_artifact
