@@ -29,9 +29,7 @@ MODELS = ((12, 9), (32, 27))
 
 
 def random_rows() -> Batch:
-    """Draw an edit and ten rows with a prefix, as WISE has them: prompts of 20 tokens, targets of
-    4.
-    """
+    """Draw an edit and ten rows with a prefix, as WISE has them (20 + 4 tokens)."""
     draw = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (ROWS, PROMPT + TARGET), generator=draw)
     place = torch.arange(PROMPT + TARGET).expand(ROWS, -1)
@@ -73,8 +71,8 @@ def measure(layers: int, layer: int, hidden: int, steps: int, pairs: int) -> str
     )
     speedup = statistics.median(b[0] / a[0] for a, b in zip(fast, slow, strict=True))
     return (
-        f"{layers} layers, edited layer {layer}: {cached_step:.4f} s a step cached, {full_step:.4f} s full; "
-        f"{speedup:.2f} times as fast (median of {pairs} pairs)"
+        f"{layers} layers, edited layer {layer}: {cached_step:.4f} s a step cached, "
+        f"{full_step:.4f} s full; {speedup:.2f} times as fast (median of {pairs} pairs)"
     )
 
 
@@ -89,7 +87,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, {given.steps} steps, one thread"
+        f"hidden size {given.hidden}, {ROWS} rows of {PROMPT + TARGET} tokens, "
+        f"{given.steps} steps, one thread"
     )
     for layers, layer in MODELS:
         print(measure(layers, layer, given.hidden, given.steps, given.pairs), flush=True)

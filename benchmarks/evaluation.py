@@ -1,14 +1,13 @@
 """Measures what an evaluation costs beside the forward passes that it needs.
 
-    python benchmarks/evaluation.py [--model atlas] [--edits 100] [--methods folio,grace,ft-m,rag]
-    [--rounds 3]
+    python benchmarks/evaluation.py [--model atlas] [--edits 100]
+        [--methods folio,grace,ft-m,rag] [--rounds 3]
 
 An evaluation of an edited model is run as it always is, the base model's answers included, on one
 thread; each of the model's forward passes is timed (a method's patches are a part of them). The
-figure is all of the time over that of the
-passes: it holds the tokenizer, transformers' own work between two passes, the comparing of answers.
-Seconds are the processor's own, and the median of the rounds is printed; a round before them warms
-up.
+figure is all of the time over that of the passes: it holds the tokenizer, transformers' own work
+between two passes, the comparing of answers. Seconds are the processor's own, and the median of the
+rounds is printed; a round before them warms up.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Measures what Folio reaches, and compares each of its choices with others: the tables of
-docs/folio.md.
+"""Measures Folio, and compares each of its choices with others: the tables of docs/folio.md.
 
     python benchmarks/folio.py --model FACTLM --data FOLDER --record    # everything, in order
-    python benchmarks/folio.py results undo ...                         # some experiments; without
-    --data on atlas alone
+    python benchmarks/folio.py results undo ...    # some experiments; without --data on atlas alone
 
 With --record, figures go to docs/results/folio-NAME.csv, from which `make docs` writes the tables;
 rows that are there are kept, so that a run goes on where it was cut off. FACTLM is a small model
@@ -82,7 +80,8 @@ def all_streams(bench: Bench) -> Rows:
                 continue  # it contradicts itself nowhere
             for given in (True, False):
                 stream = cases if given else without_subject(cases)
-                label = f"{name}{'' if conflict_free else ', as it is'}{'' if given else ', no subject given'}"
+                label = name if conflict_free else f"{name}, as it is"
+                label += "" if given else ", no subject given"
                 yield known.get(label) or {"stream": label, **_judged(bench.open(model), stream)}
 
 
@@ -236,9 +235,7 @@ def beside(bench: Bench) -> Rows:
 
 
 def index(bench: Bench) -> Rows:
-    """Measure routing among many leaves: rephrasings of 1,000 fixed edits, and the cost of a
-    lookup.
-    """
+    """Measure routing and lookup cost among many leaves: rephrasings of 1,000 fixed edits."""
     model = bench.open("atlas")
     method: Folio = model.method
     memory, stream = method.patch, enlarged(100_000)

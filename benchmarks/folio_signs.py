@@ -118,7 +118,7 @@ def thresholds_table(bench: Bench) -> Rows:
 
 
 def _best(method: Folio, cases: Sequence[Case]) -> dict[str, list[tuple[float, bool]]]:
-    """Kind of prompt -> (score of the best candidate, whether it is the right one) of each prompt."""
+    """Return by kind of prompt (the best candidate's score, whether it is right) of each."""
     memory = method.patch
     targets = {case.edit.id: case.edit.target for case in cases}
     for number, leaf in enumerate(method.leaves_without_values([case.edit for case in cases])[1]):

@@ -41,8 +41,9 @@ SOME = 30
 
 @dataclass
 class Written:
-    """An edit's rows: the head's inputs behind its prompt, and what was solved there without gain,
-    (n, hidden); the same behind prefixes and in rewordings, (n, hidden) each.
+    """An edit's head inputs behind its prompt and the values solved there, (n, hidden) each.
+
+    Values are without gain. The same stands behind prefixes and in rewordings, (n, hidden) each.
     """
 
     keys: Tensor
@@ -109,9 +110,7 @@ def _written(method: Folio, case: Case, planner: TrainingExamples, texts: Sequen
 
 
 def _read(method: Folio, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(the head's inputs (n, hidden) where the answer is predicted, its tokens (n,)) of a batch of
-    one.
-    """
+    """Return (head inputs (n, hidden), tokens (n,)) of the answer in a batch of one."""
     _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
     return method.patch.base.run(batch)[0][0, columns].float(), labels
 
@@ -144,9 +143,7 @@ def _tried(
 
 
 def _misrouted(case: Case) -> list[str]:
-    """Prompts that a wrong route would change: other questions about the subject, else all of the
-    file's.
-    """
+    """Return prompts that a wrong route would change: about the subject, else all."""
     return [
         probe.prompt
         for probe in [p for p in case.locality if p.kind == "same_subject"] or case.locality
@@ -203,7 +200,7 @@ def _reworded(gain: float) -> Adding:
 
 
 def places_table(bench: Bench) -> Rows:
-    """Compare values added to the output of a block's value matrix with values at the head's input."""
+    """Compare values added behind a block's value matrix with values at the head's input."""
     for name, model, cases in bench.streams(counterfact=SOME, atlas=SOME):
         method = bench.open(model).method
         method.patch.remove()
@@ -251,7 +248,7 @@ def _answer(lm: LM, prompt: str, case: Case) -> Batch:
 
 @contextlib.contextmanager
 def _adding(lm: LM, layers: Sequence[int], columns: Tensor, values: Tensor) -> Iterator[None]:
-    """Add values (layers, n, hidden) to the outputs of the layers' value matrices at columns (n,)."""
+    """Add values (layers, n, hidden) to the value matrices' outputs at columns (n,)."""
 
     def change(value: Tensor) -> Callable[[Tensor], Tensor]:
         def changed(said: Tensor) -> Tensor:

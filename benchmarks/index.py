@@ -174,7 +174,8 @@ def main() -> None:
     for row in found:
         print(
             f"{row['keys']:9} {row['n']:7,} {row['index']:25} {row['query']:8} "
-            f"median {row['median_ms']:9.3f} ms, p95 {row['p95_ms']:9.3f} ms, recall {row['recall']:.2f}"
+            f"median {row['median_ms']:9.3f} ms, p95 {row['p95_ms']:9.3f} ms, "
+            f"recall {row['recall']:.2f}"
         )
 
 

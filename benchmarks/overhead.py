@@ -70,9 +70,7 @@ def side_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> SideMemory:
 def mapped(
     drawn: torch.Tensor, ends: torch.Tensor, first: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A folio's keys and values (leaves, rows, hidden), mapped from disk; the first leaves' keys
-    are the prompts' ends.
-    """
+    """Return keys and values (leaves, rows, hidden) on disk; the first are the prompts' ends."""
     keys, values = drawn[0], 0.01 * drawn[1]
     if first == 0:
         keys[: len(ends), 0] = ends
@@ -83,9 +81,7 @@ def mapped(
 
 
 def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory:
-    """Make a Folio memory; each row of `ids` (batch, width) mentions the subject of ten leaves, or
-    none.
-    """
+    """Make a Folio memory; a row of `ids` mentions the subject of ten leaves, or of none."""
     draw = torch.Generator().manual_seed(2)
     hidden = lm.architecture.hidden_size
     memory = FolioMemory(lm, min_subject_overlap=0.7, edits_per_file=FOLIO)

@@ -30,7 +30,7 @@ def random_model(*, layers: int, hidden: int, intermediate: int, heads: int, voc
     """Build the model in fp32, the same one every time."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=256,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate,
+        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=256,
     )  # fmt: skip
     return LM(LlamaForCausalLM(config).eval().requires_grad_(False), _Words())  # type: ignore[arg-type]

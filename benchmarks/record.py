@@ -1,10 +1,12 @@
-"""Records what `errata compare` and `errata bench` measured in docs/results, from which `make docs`
-writes tables.
+"""Records results of `errata compare` and `errata bench` in docs/results, for `make docs`.
 
     errata compare atlas --edits 1000 --methods all --out ATLAS
-    errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl --train train.jsonl --out ZSRE
+    errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl
+        --train train.jsonl --out ZSRE
     errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER
     python benchmarks/record.py compare-atlas=ATLAS compare-zsre=ZSRE records-zsre=runs/zsre
+
+Each argument is the name of a CSV file and the folder that its measurements lie in.
 """
 
 from __future__ import annotations
@@ -21,9 +23,7 @@ from errata.methods import variants
 
 
 def record(name: str, rows: list[Result]) -> None:
-    """Write docs/results/NAME.csv, the longest stream first; `compare-DATA` and `records-TASK` have
-    their own columns.
-    """
+    """Write docs/results/NAME.csv, the longest stream first."""
     compared = name.startswith("compare-")
     known = ["unedited", *variants()]
     rows = sorted(

@@ -1,5 +1,4 @@
-"""Reads and writes docs/results/NAME.csv: a line of a file is a line of a table in docs/, see
-scripts/docs.py.
+"""Reads and writes docs/results/NAME.csv: each line is a line of a table in docs/.
 
 Figures are rounded as the tables print them. The last columns say of which model and data they are,
 and which command gives them.
@@ -46,7 +45,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def measures(
     figures: Mapping[str, Any], names: Sequence[str] = MEASURES, digits: int = 2
 ) -> dict[str, str | None]:
-    """Free answers and, beside each, teacher-forced accuracy, from what `Evaluation.to_dict` gives."""
+    """Return shares of free answers, and teacher-forced ones, from `Evaluation.to_dict`."""
     found: dict[str, str | None] = {}
     for name in names:
         free = figures["generated"][name]

@@ -33,12 +33,12 @@ def find(context: AnalysisContext) -> dict[str, Any]:
         f"{name}.{setting}={value}" for name in names for setting, value in context.settings.items()
     ]
     variants: dict[str, MethodConfig] = {}
-    for run in runs_of(names, context.base()[0].config, options):
-        method = errata.method_class(run.method) if run.method else None
+    for each in runs_of(names, context.base()[0].config, options):
+        method = errata.method_class(each.method) if each.method else None
         if method is not None and (context.method or not method.needs_training):
-            config = method.config_class.from_dict(run.settings)
-            variants[run.name] = replace(config, end_token=True)
-            variants[f"{run.name}, no end"] = replace(config, end_token=False)
+            config = method.config_class.from_dict(each.settings)
+            variants[each.name] = replace(config, end_token=True)
+            variants[f"{each.name}, no end"] = replace(config, end_token=False)
     found = measured(context, variants)
     return {
         label: {score: scores[score]["reliability"] for score in SCORES}

@@ -53,9 +53,7 @@ def passes(model: EditModel, prompts: Sequence[str]) -> tuple[float, float]:
 
 
 def find(context: AnalysisContext) -> dict[str, Any]:
-    """Time the edited and the base model after several numbers of edits, on edited and other
-    prompts.
-    """
+    """Time edited and base model after several numbers of edits, on edited and other prompts."""
     base, tokenizer = context.base()
     model = errata.get_edit_model(base, context.config(), tokenizer)
     cases = list(context.cases)

@@ -54,9 +54,7 @@ def find(context: AnalysisContext) -> dict[str, Any]:
 
 
 def _overlap(model: Any, rho: float, k: int) -> dict[str, float]:
-    """The share of entries in all of k masks, rho^k, and the distance within which 95 % of masks
-    lie.
-    """
+    """Return the share of entries in all of k masks, rho^k, and the distance of 95 % of masks."""
     method: Wise = model.method
     masks = torch.stack([method.writer.new_shard(i).mask for i in range(k)])
     size = masks[0].numel()

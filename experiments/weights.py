@@ -33,7 +33,8 @@ def find(context: AnalysisContext) -> dict[str, Any]:
     patch = model.method.patch
     if not isinstance(patch, WeightDelta):
         raise UsageError(
-            f"{config.method} changes no weights; give a method of mastery with -m, see `errata methods`."
+            f"{config.method} changes no weights; give a method of mastery with -m, "
+            "see `errata methods`."
         )
     with model.disable_edits():
         norms = {

@@ -1,7 +1,8 @@
-"""What errata does, in one go: ask the bundled model, correct it with WISE, ask again, beside plain
-fine-tuning.
+"""Shows errata in one go: ask the bundled model, edit it with WISE, ask again, beside fine-tuning.
 
-python scripts/demo.py [--edits 50] [--out out/demo]
+    python scripts/demo.py [--edits 50] [--out out/demo]
+
+The edited model is saved in the folder of `--out`.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ def bars() -> Progress:
 def edited(
     config: errata.MethodConfig, cases: list[errata.Case], name: str
 ) -> tuple[errata.EditModel, Evaluation]:
-    """A fresh atlas with the cases' edits streamed into it one after another, and what it then
-    says.
-    """
+    """Stream the cases' edits into a fresh atlas; return it with its answers."""
     base, tokenizer = errata.load_base("atlas")
     model = errata.get_edit_model(base, config, tokenizer)
     with bars() as progress:
@@ -114,7 +113,8 @@ def show_life(model: errata.EditModel, out: Path) -> None:
     edit = again.edits[-1]
     size = sum(file.stat().st_size for file in (out / "my-errata").iterdir())
     console.print(
-        f"saved to {out / 'my-errata'} ({size / 1e6:.1f} MB) and loaded again: {len(again.edits)} edits"
+        f"saved to {out / 'my-errata'} ({size / 1e6:.1f} MB) and loaded again: "
+        f"{len(again.edits)} edits"
     )
     console.print(f"  {edit.prompt} -> {again.ask([edit.prompt])[0]}")
     began = time.perf_counter()
@@ -122,7 +122,8 @@ def show_life(model: errata.EditModel, out: Path) -> None:
         again.undo(edit.id)
     console.print(f"undo {edit.id} ({time.perf_counter() - began:.1f} s)")
     console.print(
-        f"  {edit.prompt} -> {again.ask([edit.prompt])[0]}   (base: {again.ask_base([edit.prompt])[0]})"
+        f"  {edit.prompt} -> {again.ask([edit.prompt])[0]}   "
+        f"(base: {again.ask_base([edit.prompt])[0]})"
     )
 
 

@@ -1,5 +1,4 @@
-"""Write the generated tables of README.md and docs/: what methods declare, and the figures in
-docs/results.
+"""Writes the generated tables of README.md and docs/: declarations of methods, and docs/results.
 
     python scripts/docs.py            # or `make docs`
     python scripts/docs.py --check    # writes nothing; ends with 1 if a page is out of date

@@ -1,5 +1,4 @@
-"""Stress for minutes what tests touch for seconds: processes on one folder, threads on one model,
-hostile input.
+"""Stresses errata for minutes: processes on one folder, threads on one model, hostile input.
 
     python scripts/stress.py [--seed 0] [--quick]
 

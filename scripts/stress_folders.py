@@ -1,7 +1,9 @@
 """What folders of edits stand: many processes at one of them, and hostile or damaged ones.
 
-`python scripts/stress_folders.py [--seconds 60] [--count 200] [--seed 0]` prints what went wrong,
-and ends with 1 if anything did. Nothing is downloaded: the models are the tiny ones of the tests.
+    python scripts/stress_folders.py [--seconds 60] [--count 200] [--seed 0]
+
+Prints what went wrong, and ends with 1 if anything did. Nothing is downloaded: the models are the
+tiny ones of the tests.
 """
 
 from __future__ import annotations
@@ -220,8 +222,7 @@ def _by_command(folder: Path, rng: random.Random, name: str) -> list[tuple[str, 
 
 
 def hostile(count: int, seed: int) -> list[str]:
-    """Open, list, ask and undo so many folders that somebody has spoiled; what went wrong, in
-    words.
+    """Open, list, ask and undo many spoiled folders; return what went wrong, in words.
 
     Each must be refused in one line, or answer as the folder did before it was spoiled; nothing
     outside it is touched.
@@ -337,7 +338,8 @@ def main() -> int:
     for each in wrong:
         print(each)
     print(
-        f"{len(wrong)} failures: {options.seconds} s of four processes, {options.count} spoiled folders"
+        f"{len(wrong)} failures: {options.seconds} s of four processes, "
+        f"{options.count} damaged folders"
     )
     return int(bool(wrong))
 

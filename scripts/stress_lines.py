@@ -1,5 +1,4 @@
-"""Thousands of spoiled lines through the readers of edits and cases and through `errata edit`:
-nothing may break or hang.
+"""Sends thousands of damaged lines through the readers and `errata edit`: none may break or hang.
 
     python scripts/stress_lines.py [COUNT] [SEED]
 
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ from errata.words.parts import mentions
 
 GOOD: list[dict[str, Any]] = [
     {"prompt": "Who is the mayor of Kelor?", "target": "Ana Brisk", "subject": "Kelor"},
-    {"prompt": "Who was John Paul II's successor?", "target": "Benedict", "subject": "John Paul II", "source": "a book"},
+    {
+        "prompt": "Who was John Paul II's successor?", "target": "Benedict",
+        "subject": "John Paul II", "source": "a book",
+    },
     {"prompt": "Is C# older than C++?", "target": "no", "subject": "C++"},
     {"prompt": "서울의 시장은 누구인가?", "target": "아나", "subject": "서울"},
     {"prompt": "東京の市長は誰ですか", "target": "アナ", "subject": "東京"},
@@ -52,16 +55,24 @@ GOOD: list[dict[str, Any]] = [
     {
         "prompt": "Where is O'Brien's bar?", "target": "in Kelor", "subject": "O'Brien",
         "rephrases": ["Find O’Brien’s bar."],
-        "locality": [{"prompt": "Where is Tamis?", "answer": "north", "kind": "neighbour"}, "Who is Ana?"],
-        "portability": [{"prompt": "Which town?", "answer": "Kelor", "kind": "hop", "also": ["the town of Kelor"]}],
+        "locality": [
+            {"prompt": "Where is Tamis?", "answer": "north", "kind": "neighbour"}, "Who is Ana?",
+        ],
+        "portability": [{
+            "prompt": "Which town?", "answer": "Kelor", "kind": "hop",
+            "also": ["the town of Kelor"],
+        }],
         "ood": [{"prompt": "The bar", "answer": "is in Kelor."}],
     },
 ]  # fmt: skip
-SIGNS = "\0\x07\x1b\x7f\x85\x9b\u00ad\u200b\u200d\u200f\u202e\u2066\u2028\ufeff\ufffe\ud800\udfff\u0301\u0345İıßſ’ʼ…½Ⅷ"
+SIGNS = (
+    "\0\x07\x1b\x7f\x85\x9b\u00ad\u200b\u200d\u200f\u202e\u2066\u2028\ufeff\ufffe\ud800\udfff"
+    "\u0301\u0345İıßſ’ʼ…½Ⅷ"
+)
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 10**22, 1.5, float("nan"), float("inf"), "", " ", "\u200b", "\0", "\ud83d", "the", "x" * 5000,
-    [], [[]], {}, {"a": {"b": []}}, ["x"], [None], [{"prompt": None}], [{"prompt": "x", "kind": []}],
-    [{"prompt": "x", "also": "y"}],
+    None, True, False, 0, -1, 10**22, 1.5, float("nan"), float("inf"), "", " ", "\u200b", "\0",
+    "\ud83d", "the", "x" * 5000, [], [[]], {}, {"a": {"b": []}}, ["x"], [None], [{"prompt": None}],
+    [{"prompt": "x", "kind": []}], [{"prompt": "x", "also": "y"}],
 ]  # fmt: skip
 FIELDS = (
     "prompt target subject operation id source time rephrases locality portability ood x".split()
@@ -94,10 +105,10 @@ def in_a_text(rng: random.Random, line: dict[str, Any]) -> dict[str, Any]:
 def in_all_texts(rng: random.Random, line: dict[str, Any]) -> dict[str, Any]:
     """The subject, and where it stands in the prompt, written otherwise."""
     forms: list[Callable[[str], str]] = [
-        *(lambda text, form=form: unicodedata.normalize(form, text) for form in ("NFD", "NFKD", "NFC")),  # type: ignore[misc]
-        str.upper, str.lower, str.title, str.swapcase, "\u00ad".join, lambda text: text + any_sign(rng),
-        lambda text: any_sign(rng) + text, lambda text: text[:-1], lambda text: f"{text}n",
-        lambda text: f"{text} {any_sign(rng)}",
+        *(partial(unicodedata.normalize, form) for form in ("NFD", "NFKD", "NFC")),
+        str.upper, str.lower, str.title, str.swapcase, "\u00ad".join,
+        lambda text: text + any_sign(rng), lambda text: any_sign(rng) + text,
+        lambda text: text[:-1], lambda text: f"{text}n", lambda text: f"{text} {any_sign(rng)}",
     ]  # fmt: skip
     return {
         **line,
@@ -128,9 +139,10 @@ def spliced(rng: random.Random, line: dict[str, Any]) -> bytes:
     """Text put into the JSON: doubled fields, depth, endless numbers, marks, more on the line."""
     text = json.dumps(line, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     what = rng.choice([
-        b'"target": "x", ', b'"x": ' + b"[" * 5000, b'"operation": ' + b"[" * 500 + b"]" * 500 + b", ",
-        b'"id": ' + b"9" * 5000 + b", ", b'"target": 1e999, ', b"\xef\xbb\xbf", b"{", b"}", b"\r", b"\t", b"\0", b"\xff",
-        b"/*", b"NaN", b'"\\ud800": 1, ', b'"id": "\\u0000", ',
+        b'"target": "x", ', b'"x": ' + b"[" * 5000,
+        b'"operation": ' + b"[" * 500 + b"]" * 500 + b", ", b'"id": ' + b"9" * 5000 + b", ",
+        b'"target": 1e999, ', b"\xef\xbb\xbf", b"{", b"}", b"\r", b"\t", b"\0", b"\xff", b"/*",
+        b"NaN", b'"\\ud800": 1, ', b'"id": "\\u0000", ',
     ])  # fmt: skip
     place = rng.choice((0, 1, 1, 1, len(text), rng.randint(0, len(text))))
     return text[:place] + what + text[place:]
@@ -185,9 +197,7 @@ def in_time() -> Iterator[None]:
 
 
 def accepted(path: Path, line: bytes, failures: list[str]) -> list[Edit]:
-    """The edits of a file of one line; what is wrong with how it is read or with what is accepted
-    joins the failures.
-    """
+    """Read the edits of a one-line file; what is wrong with them joins the failures."""
     path.write_bytes(line)
     found: list[Edit] = []
     for read in (read_edits, read_cases):

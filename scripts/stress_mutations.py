@@ -1,5 +1,4 @@
-"""Ways to spoil a folder of edits: damaged ones, and such as somebody sends who means ill. It opens
-nothing.
+"""Ways to damage a folder of edits, or to forge one with ill intent. It opens nothing.
 
 A forger who changes a file can make its checksum anew (`Setting.signed`), and that of the whole as
 far as it is his to make.
@@ -29,9 +28,7 @@ CONFIG, TENSORS, LEDGER, COMPLETE, LOCK = (
 
 @dataclass
 class Setting:
-    """A folder of edits to be spoiled, its base model, a folder outside that must stay as it is, a
-    place for more.
-    """
+    """A folder of edits to damage, its base model, a folder that must stay, and spare room."""
 
     folder: Path
     base: Path
@@ -49,7 +46,7 @@ class Setting:
         (self.folder / CONFIG).write_text(json.dumps(about))
 
     def signed(self, about: dict[str, Any] | None = None) -> None:
-        """Make the checksums anew, and what binds config and tensors: all that a forger can make."""
+        """Renew the checksums and what binds config and tensors: all that a forger can make."""
         about = about or self.config()
         path = self.folder / TENSORS
         save_file(load_file(path), path, {"about": config_digest(about)})
@@ -521,7 +518,8 @@ def mutations() -> list[tuple[str, Mutation]]:
         for kind in ("pipe", "zero", "link", "loop", "folder", "sparse")
     ]
     often: list[tuple[str, Mutation]] = [
-        ("byte", flip), ("truncated", truncate), ("extended", extend), ("removed", remove), ("replace_name", swap),
-        ("field", field), ("setting", setting), ("state", state), ("state, deep", deep_state),
+        ("byte", flip), ("truncated", truncate), ("extended", extend), ("removed", remove),
+        ("replace_name", swap), ("field", field), ("setting", setting), ("state", state),
+        ("state, deep", deep_state),
     ]  # fmt: skip
     return found + often * 4

@@ -1,5 +1,4 @@
-"""Eight threads ask one edited model while a ninth edits it, undoes, and switches the edits off, at
-random.
+"""Eight threads ask one model while a ninth edits, undoes and switches the edits off.
 
 Every answer must be what the model says, asked by one thread, before or after the change that was
 under way. A twin that nobody else asks goes through the same changes first and says what is right.

@@ -36,8 +36,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ] + [("rag", {"retriever": "bm25"})]
 IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
-    ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}), ("lora", {}), ("bitfit", {}),
-    ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}), ("serac", {}),
+    ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
+    ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
+    ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
 FAMILIES = ("llama", "gpt2")
@@ -97,8 +98,9 @@ def edit_model(
 
 
 PINNED_WISE: dict[str, Any] = {
-    "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8, "threshold_quantile": 0.0,
-    "false_route": 0.01, "background": 8, "contrast": 0, "rewordings": 0, "rehearse": 2,
+    "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8,
+    "threshold_quantile": 0.0, "false_route": 0.01, "background": 8, "contrast": 0, "rewordings": 0,
+    "rehearse": 2,
 }  # fmt: skip
 """WISE, small, and apart from whatever the defaults are."""
 

@@ -110,7 +110,8 @@ FAMILIES_TINY: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 TWELVE = (
-    "llama", "gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon", "mpt", "gemma2", "qwen3", "phi3", "cohere",
+    "llama", "gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon", "mpt", "gemma2", "qwen3", "phi3",
+    "cohere",
 )  # fmt: skip
 
 # Not language models alone, or not of the kind that edits are written into.
@@ -160,7 +161,8 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{{ bos_token }}{% for message in messages %}"
-        "{{ message['role'] }}: {{ message['content'] }}{{ eos_token if message['role'] == 'assistant' }}\n"
+        "{{ message['role'] }}: {{ message['content'] }}"
+        "{{ eos_token if message['role'] == 'assistant' }}\n"
         "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     return tokenizer

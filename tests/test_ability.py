@@ -1,4 +1,4 @@
-"""General ability: lm-evaluation-harness on atlas, with tasks about its world that are made here."""
+"""General ability: lm-evaluation-harness on atlas, with tasks about its world."""
 
 from __future__ import annotations
 
@@ -356,7 +356,8 @@ def few_tasks(include_path: str | None = None, include_defaults: bool = True) ->
 
 
 def test_without_the_harness_it_says_what_to_install() -> None:
-    said = "import sys; sys.modules['lm_eval'] = None; from errata.cli import main; sys.argv[1:] = ['ability', 'atlas', "
+    said = "import sys; sys.modules['lm_eval'] = None; from errata.cli import main; "
+    said += "sys.argv[1:] = ['ability', 'atlas', "
     done = subprocess.run(
         [sys.executable, "-c", said + "'--tasks', 'arc_easy']; main()"],
         capture_output=True,

@@ -116,7 +116,8 @@ def test_an_unlisted_family_is_inferred_and_may_be_square():
     ],
 )
 def test_other_structures_are_refused_with_what_was_found(name, found):
-    wanted = "a list of 4 blocks, each with attention and one feed-forward value matrix of shape 32 x FFN width"
+    wanted = "a list of 4 blocks, each with attention and "
+    wanted += "one feed-forward value matrix of shape 32 x FFN width"
     with pytest.raises(
         ArchitectureError, match=f"{name}: looked for {wanted}; found {found}.*Use a dense"
     ):
@@ -198,7 +199,7 @@ def _value_module(family):
 
 
 class _Stranger(nn.Module):
-    """A model of no known family: width 8, two blocks whose linear modules carry the names given."""
+    """A model of no known family: width 8, two blocks with linear modules of these names."""
 
     def __init__(self, names, width):
         super().__init__()

@@ -14,7 +14,8 @@ from errata.cli import app
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(24)
 )
-TASK = 'title = "T"\nversion = 1\npaper = "P"\nmetrics = ["reliability"]\nnew_tokens = 8\nfile = "x.json"\n'
+TASK = 'title = "T"\nversion = 1\npaper = "P"\nmetrics = ["reliability"]\nnew_tokens = 8\n'
+TASK += 'file = "x.json"\n'
 FIELDS = TASK + '[fields]\nprompt = "p"\ntarget = "t"\n'
 
 RECIPES = [

@@ -297,7 +297,8 @@ def test_flags_count_before_a_recipe(tmp_path, monkeypatch):
     """Those that are given; the others' defaults do not."""
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "task: zsre\nmodel: some\nmethods: [wise, ft-m]\nsettings: {wise: {steps: 3}, ft-m: {steps: 4}}\n"
+        "task: zsre\nmodel: some\nmethods: [wise, ft-m]\n"
+        "settings: {wise: {steps: 3}, ft-m: {steps: 4}}\n"
         "edits: 5\ncheckpoints: [1, 5]\nreading: [later, published]\nout: runs/x\n"
     )
     plans = []
@@ -341,7 +342,8 @@ def test_flags_count_before_a_recipe(tmp_path, monkeypatch):
 def test_recipes(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "task: [zsre, counterfact]\nmodel: atlas\nmethods: [wise, ft-m]\nsettings: {wise: {steps: 3}}\nedits: 5\n"
+        "task: [zsre, counterfact]\nmodel: atlas\nmethods: [wise, ft-m]\n"
+        "settings: {wise: {steps: 3}}\nedits: 5\n"
         "checkpoints: [1, 5]\nreading: later\ndata: data\nout: runs/x\n"
     )
     first, second = read_recipe(path)

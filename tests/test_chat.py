@@ -25,31 +25,41 @@ EACH = "{% for m in messages %}"
 END = "{% endfor %}"
 ASK = "{% if add_generation_prompt %}"
 TEMPLATES: dict[str, str] = {
-    "llama3": "{{ '<|begin|>' }}" + EACH + "<|start|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>" + END + ASK
+    "llama3": "{{ '<|begin|>' }}" + EACH
+    + "<|start|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>" + END + ASK
     + "<|start|>assistant<|end|>\n\n{% endif %}",
     "llama2": EACH + "{% if m.role == 'user' %}{{ '<s>' }}[INST] {{ m.content.strip() }} [/INST]"
-    "{% elif m.role == 'system' %}<<SYS>>{{ m.content }}<</SYS>>{% else %} {{ m.content.strip() }} </s>{% endif %}" + END,
+    "{% elif m.role == 'system' %}<<SYS>>{{ m.content }}<</SYS>>"
+    "{% else %} {{ m.content.strip() }} </s>{% endif %}" + END,
     "mistral": "{{ '<s>' }}" + EACH + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }}</s>{% endif %}" + END,
     "chatml": EACH + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + END
     + ASK + "<|im_start|>assistant\n{% endif %}",
-    "chatml with a system of its own": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are kind.<|im_end|>\n"
-    "{% endif %}" + EACH + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + END
+    "chatml with a system of its own": "{% if messages[0].role != 'system' %}"
+    "<|im_start|>system\nYou are kind.<|im_end|>\n{% endif %}" + EACH
+    + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + END
     + ASK + "<|im_start|>assistant\n{% endif %}",
-    "thinking": EACH + "<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n" + END
-    + ASK + "<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}",
-    "gemma": "{{ '<bos>' }}" + EACH + "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n" + END
-    + ASK + "<start_of_turn>model\n{% endif %}",
-    "phi3": EACH + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n" + END + ASK + "<|assistant|>\n{% endif %}",
-    "zephyr": EACH + "<|{{ m.role }}|>\n{{ m.content }}</s>\n" + END + ASK + "<|assistant|>\n{% endif %}",
-    "vicuna": "A chat. " + EACH + "{% if m.role == 'user' %}USER: {{ m.content }} {% else %}ASSISTANT: {{ m.content }}</s>"
-    "{% endif %}" + END + ASK + "ASSISTANT:{% endif %}",
-    "plain words": EACH + "{{ m.role | capitalize }}: {{ m.content }}\n\n" + END + ASK + "Assistant:{% endif %}",
-    "parts": EACH + "<|im_start|>{{ m.role }}:{% for c in m.content %}{% if c['type'] == 'text' %}{{ c['text'] }}"
-    "{% endif %}" + END + "<end>\n" + END + ASK + "Assistant:{% endif %}",
-    "parts or text": EACH + "<turn>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
-    "{% for c in m.content %}{{ c['text'] }}" + END + "{% endif %}</turn>\n" + END + ASK + "<turn>assistant\n{% endif %}",
+    "thinking": EACH
+    + "<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
+    + END + ASK + "<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}",
+    "gemma": "{{ '<bos>' }}" + EACH
+    + "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n" + END + ASK + "<start_of_turn>model\n{% endif %}",
+    "phi3": EACH + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n" + END
+    + ASK + "<|assistant|>\n{% endif %}",
+    "zephyr": EACH + "<|{{ m.role }}|>\n{{ m.content }}</s>\n" + END
+    + ASK + "<|assistant|>\n{% endif %}",
+    "vicuna": "A chat. " + EACH + "{% if m.role == 'user' %}USER: {{ m.content }} "
+    "{% else %}ASSISTANT: {{ m.content }}</s>{% endif %}" + END + ASK + "ASSISTANT:{% endif %}",
+    "plain words": EACH + "{{ m.role | capitalize }}: {{ m.content }}\n\n" + END
+    + ASK + "Assistant:{% endif %}",
+    "parts": EACH + "<|im_start|>{{ m.role }}:{% for c in m.content %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}" + END + "<end>\n" + END
+    + ASK + "Assistant:{% endif %}",
+    "parts or text": EACH + "<turn>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for c in m.content %}{{ c['text'] }}" + END + "{% endif %}</turn>\n" + END
+    + ASK + "<turn>assistant\n{% endif %}",
     "one turn only": "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
     "### Instruction:\n{{ messages[0].content }}\n\n### Response:\n",
 }  # fmt: skip

@@ -235,7 +235,8 @@ def test_cases_are_edits_too(tmp_path: Path) -> None:
 def test_version_and_help_need_no_torch() -> None:
     code = (
         "import sys; from errata.cli import app; from typer.testing import CliRunner as R;"
-        "print([R().invoke(app, [a]).exit_code for a in ('--help', '--version')], 'torch' in sys.modules)"
+        "print([R().invoke(app, [a]).exit_code for a in ('--help', '--version')], "
+        "'torch' in sys.modules)"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

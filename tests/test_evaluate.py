@@ -72,13 +72,15 @@ CASES = [
     Case(Edit("Who is king?", "Bo", id="k"), rephrases=("Name the king.",)),
 ]
 BASE = {
-    "Who is mayor?": "Old", "Name the mayor.": "Old", "The mayor is": "Old", "Who was mayor?": "wrong, but his own",
-    "Where is it?": "North", "What is 2 + 2?": "4", "What is 2 + 3?": "5", "Where was the mayor born?": "Kelor",
-    "Who is king?": "Al", "Name the king.": "Al",
+    "Who is mayor?": "Old", "Name the mayor.": "Old", "The mayor is": "Old",
+    "Who was mayor?": "wrong, but his own", "Where is it?": "North", "What is 2 + 2?": "4",
+    "What is 2 + 3?": "5", "Where was the mayor born?": "Kelor", "Who is king?": "Al",
+    "Name the king.": "Al",
 }  # fmt: skip
 EDITED = BASE | {
-    "Who is mayor?": " Ana  Brisk. ", "Name the mayor.": "Ana Brisk and more", "The mayor is": "Ana Brisk",
-    "What is 2 + 2?": "Ana Brisk", "Where was the mayor born?": "Tamis", "Who is king?": "Bob", "Name the king.": "Bo",
+    "Who is mayor?": " Ana  Brisk. ", "Name the mayor.": "Ana Brisk and more",
+    "The mayor is": "Ana Brisk", "What is 2 + 2?": "Ana Brisk",
+    "Where was the mayor born?": "Tamis", "Who is king?": "Bob", "Name the king.": "Bo",
 }  # fmt: skip
 
 
@@ -133,8 +135,8 @@ def test_figures_by_hand():
     )
     assert not by["What is 2 + 2?"].right and by["What is 2 + 2?"].kind == "unrelated"
     assert set(found.to_dict()) == {
-        "edits", "generated", "teacher_forced", "locality_by_kind", "perplexity", "ood", "scores", "divergence_by_kind",
-        "portability_by_kind",
+        "edits", "generated", "teacher_forced", "locality_by_kind", "perplexity", "ood", "scores",
+        "divergence_by_kind", "portability_by_kind",
     }  # fmt: skip
     # with no answer known, locality scores the base model's own words
     assert (True, "Where is it?", "North") in model.pairs and (
@@ -151,7 +153,8 @@ def test_other_ways_to_count():
     """
     base = {"Who?": "Old", "Who is it?": "Old", "And now?": "Old", "Where?": "West", "Born?": "Old"}
     edited = base | {
-        "Who?": "The ana brisk!", "Who is it?": "Ana Brisk, the mayor", "And now?": "It is Ana Brisk", "Born?": "New Tamis",
+        "Who?": "The ana brisk!", "Who is it?": "Ana Brisk, the mayor",
+        "And now?": "It is Ana Brisk", "Born?": "New Tamis",
     }  # fmt: skip
     case = Case(
         Edit("Who?", "Ana Brisk", id="m"),
@@ -163,11 +166,13 @@ def test_other_ways_to_count():
     found = evaluate(Told(base, edited, scores, {}), [case])
     reliability = {score: figures["reliability"] for score, figures in found.scores.items()}
     assert reliability == {
-        "generated": 0.0, "normalised": 1.0, "contains": 1.0, "cut": 0.0, "forced_exact": 0.0, "teacher_forced": 0.5
+        "generated": 0.0, "normalised": 1.0, "contains": 1.0, "cut": 0.0, "forced_exact": 0.0,
+        "teacher_forced": 0.5
     }  # fmt: skip
     general = {score: figures["generalization"] for score, figures in found.scores.items()}
     assert general == {
-        "generated": 0.0, "normalised": 0.0, "contains": 1.0, "cut": 0.0, "forced_exact": 0.5, "teacher_forced": 0.5
+        "generated": 0.0, "normalised": 0.0, "contains": 1.0, "cut": 0.0, "forced_exact": 0.5,
+        "teacher_forced": 0.5
     }  # fmt: skip
     assert found.scores["cut"]["portability"] == found.generated["portability"] == 1.0
     assert found.portability_by_kind == {"hop": None, "alias": 1.0, "inverse": None}

@@ -55,7 +55,7 @@ def test_all_three_at_once(written):
 
 
 def test_a_value_makes_its_token_as_likely_as_asked_for(written):
-    """In float64: softmax of the head at key + value / gain; before, the token was not the choice."""
+    """In float64: softmax of the head at key + value / gain; before, another was the choice."""
     memory: FolioMemory = written.method.patch
     head = written.lm.architecture.head_module(written.base).weight.double()
     case = CASES[0]
@@ -112,7 +112,7 @@ def test_other_questions_about_the_subject_are_candidates_and_fail_by_the_second
     assert told.reasons[0].parts["prediction_overlap"] < told.threshold / 2
 
 
-def test_the_later_of_two_edits_of_one_question_answers_in_either_wording_and_undo_brings_the_older_back(
+def test_of_two_edits_of_one_question_the_later_answers_and_undo_brings_the_older_back(
     written,
 ):
     old = CASES[0]
@@ -395,10 +395,12 @@ def test_explain_and_conflicts_on_the_command_line(tmp_path):
     edits, rival = tmp_path / "edits.jsonl", tmp_path / "rival.jsonl"
     case = CASES[0]
     edits.write_text(
-        f'{{"prompt": "{case.edit.prompt}", "target": "{case.edit.target}", "subject": "{case.edit.subject}", "id": "a"}}\n'
+        f'{{"prompt": "{case.edit.prompt}", "target": "{case.edit.target}", '
+        f'"subject": "{case.edit.subject}", "id": "a"}}\n'
     )
     rival.write_text(
-        f'{{"prompt": "{case.rephrases[0]}", "target": "{ANOTHER}", "subject": "{case.edit.subject}", "id": "b"}}\n'
+        f'{{"prompt": "{case.rephrases[0]}", "target": "{ANOTHER}", '
+        f'"subject": "{case.edit.subject}", "id": "b"}}\n'
     )
     out = str(tmp_path / "out")
     call = CliRunner().invoke
@@ -436,7 +438,7 @@ def test_explain_and_conflicts_on_the_command_line(tmp_path):
 
 
 def test_an_edit_that_its_own_prompt_does_not_reach_is_reported():
-    """A tokenizer that has no such letters writes others: the router will never read the subject."""
+    """A tokenizer without such letters writes others: the router never reads the subject."""
     lossy = errata.get_edit_model(
         tiny_model("llama"), FolioConfig(background=8), tiny_tokenizer("sentencepiece")
     )

@@ -100,12 +100,14 @@ RIGHT: dict[str, dict[str, Any]] = {
 }
 """What each is tried with; the answers of the routed model must be those of the oracles."""
 ALONE = {
-    "prompt_lookup_num_tokens", "max_matching_ngram_size", "min_length", "max_length", "encoder_repetition_penalty",
+    "prompt_lookup_num_tokens", "max_matching_ngram_size", "min_length", "max_length",
+    "encoder_repetition_penalty",
 }  # fmt: skip
 """Options that transformers takes for one prompt at a time, or that count or look at padding."""
 LOOKS_AT_PROMPT = {
-    "max_length", "min_length", "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "prompt_lookup_num_tokens", "max_matching_ngram_size", "generation_config",
+    "max_length", "min_length", "repetition_penalty", "encoder_repetition_penalty",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "prompt_lookup_num_tokens",
+    "max_matching_ngram_size", "generation_config",
 }  # fmt: skip
 """Options that count or look at the prompt's tokens as they were given, without what is put in
 front of them.
@@ -163,10 +165,11 @@ def test_the_page_says_what_the_code_does():
 
 
 ELSEWHERE = {
-    "inputs", "input_ids", "attention_mask", "past_key_values", "assistant_model", "streamer", "stop_strings",
-    "return_dict_in_generate", "output_scores", "output_logits", "output_hidden_states", "output_attentions",
-    "pad_token_id", "eos_token_id", "bos_token_id", "generate", "forward", "pipeline", "ask", "position_ids",
-    "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "watermarking_config",
+    "inputs", "input_ids", "attention_mask", "past_key_values", "assistant_model", "streamer",
+    "stop_strings", "return_dict_in_generate", "output_scores", "output_logits",
+    "output_hidden_states", "output_attentions", "pad_token_id", "eos_token_id", "bos_token_id",
+    "generate", "forward", "pipeline", "ask", "position_ids", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "watermarking_config",
     "model(...)", "inputs_embeds",
 }  # fmt: skip
 """Shown to be right by other tests: below, and in test_routing*.py, test_context.py, test_turns.py,

@@ -16,7 +16,7 @@ X = torch.arange(6.0).reshape(2, 3)
 
 
 class Pair(nn.Module):
-    """Returns its input plus one, and a second thing; adds to its own output in place when told to."""
+    """Returns its input plus one, and a second thing; may add to its own output in place."""
 
     def forward(self, hidden_states, *, other=None):
         return hidden_states + 1, other

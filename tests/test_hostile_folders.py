@@ -116,7 +116,7 @@ def test_what_version_0_1_wrote_opens_and_says_what_is_not_checked(name, tmp_pat
 
 @pytest.mark.parametrize("name", [name for name, _ in mutations() if name.startswith("marker")])
 def test_a_marker_touches_nothing_but_the_artifact(setting, name):
-    """Absolute names and `..` were removed, or overwritten, by whoever only looked at the folder."""
+    """Absolute names and `..` were removed, or overwritten, by a mere look at the folder."""
     dict(mutations())[name](setting)
     before = contents(setting.outside)
     for words in (["list", setting.folder], ["undo", setting.folder, EDITS[0].id]):
@@ -224,7 +224,7 @@ def test_weights_in_half_precision_have_the_digest_of_the_same_in_full():
 
 @pytest.fixture
 def evil(made, tmp_path):
-    """A base model with code of its own, which writes a file when it runs; and edits that name it."""
+    """A base model with code of its own, which writes a file when run; and its edits."""
     base = shutil.copytree(made / "base", tmp_path / "evil")
     config = json.loads((base / "config.json").read_text())
     config |= {
@@ -285,14 +285,19 @@ def test_a_base_model_that_is_spoiled_is_one_line(made, tmp_path):
         "config.json": [
             b"", b"[]", b"{}", b"[" * 100_000, b"\xff", b"null",
             *(json.dumps({**config, **more}).encode() for more in (
-                {"hidden_size": "x"}, {"hidden_size": 0}, {"hidden_size": -1}, {"num_attention_heads": 0},
-                {"num_hidden_layers": -1}, {"vocab_size": None}, {"vocab_size": 10**12}, {"model_type": []},
-                {"hidden_act": "x"}, {"rope_parameters": 3}, {"dtype": "x"}, {"architectures": [3]}, {"auto_map": 3},
+                {"hidden_size": "x"}, {"hidden_size": 0}, {"hidden_size": -1},
+                {"num_attention_heads": 0}, {"num_hidden_layers": -1}, {"vocab_size": None},
+                {"vocab_size": 10**12}, {"model_type": []}, {"hidden_act": "x"},
+                {"rope_parameters": 3}, {"dtype": "x"}, {"architectures": [3]}, {"auto_map": 3},
             )),
         ],
         "tokenizer.json": [b"", b"{}", b"[]", b"[" * 100_000, b"\xff"],
-        "tokenizer_config.json": [b"[]", b"{", b'{"tokenizer_class": []}', b'{"tokenizer_class": "Nothing"}'],
-        "model.safetensors": [b"", b"x" * 100, (made / "base" / "model.safetensors").read_bytes()[:5000]],
+        "tokenizer_config.json": [
+            b"[]", b"{", b'{"tokenizer_class": []}', b'{"tokenizer_class": "Nothing"}',
+        ],
+        "model.safetensors": [
+            b"", b"x" * 100, (made / "base" / "model.safetensors").read_bytes()[:5000],
+        ],
     }  # fmt: skip
     for name, contents in wrong.items():
         for number, content in enumerate(contents):
@@ -457,9 +462,9 @@ def test_no_name_is_no_folder(made, tmp_path, monkeypatch):
     for words in (["edit", "atlas", *start], ["edit", made / "edits", *start], ["undo", "", "x"]):
         assert "its name is empty" in fails(*words)[1] or "name is empty" in fails(*words)[1]
     for words in (
-        ["list", ""], ["prepare", "atlas", "-m", "mend", "--cases", edits, "--out", " "], ["failures", made, "--out", ""],
-        ["compare", "atlas", "--edits", "1", "--out", ""], ["bench", "atlas", "--edits", "1", "--out", ""],
-        ["ask", "", "Who?"],
+        ["list", ""], ["prepare", "atlas", "-m", "mend", "--cases", edits, "--out", " "],
+        ["failures", made, "--out", ""], ["compare", "atlas", "--edits", "1", "--out", ""],
+        ["bench", "atlas", "--edits", "1", "--out", ""], ["ask", "", "Who?"],
     ):  # fmt: skip
         fails(*words)
     for path in ("", " "):

@@ -201,8 +201,9 @@ def test_radius_and_temperature_fit_the_model():
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
-    [({"share": 1.5}, "share is 1.5"), ({"neighbours": 0}, "neighbours is 0"), ({"radius": -1.0}, "radius is -1.0"),
-     ({"temperature": 0.0}, "temperature is 0.0"), ({"background": 1}, "background is 1")],
+    [({"share": 1.5}, "share is 1.5"), ({"neighbours": 0}, "neighbours is 0"),
+     ({"radius": -1.0}, "radius is -1.0"), ({"temperature": 0.0}, "temperature is 0.0"),
+     ({"background": 1}, "background is 1")],
 )  # fmt: skip
 def test_bad_settings_are_said(setting, reason):
     with pytest.raises(ConfigError, match=reason):

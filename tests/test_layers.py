@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 
 ORDER = (
-    "errors arguments storage words edit config conflicts report presets cluster lm retrieval patches "
-    "solvers methods saving model cases stream answers evaluation atlas bench analyses "
+    "errors arguments storage words edit config conflicts report presets cluster lm retrieval "
+    "patches solvers methods saving model cases stream answers evaluation atlas bench analyses "
     "transfer images agents unlearning serve cli __main__"
 ).split()
 """Low to high: a room imports from rooms on its left, and from itself."""
@@ -67,7 +67,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def room(module: str) -> str:
-    """The room a module stands in: `errata.patches.base` -> `patches`; `errata` itself is the face."""
+    """The room of a module: `errata.patches.base` -> `patches`; `errata` itself is the face."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else FACE
 
@@ -187,7 +187,7 @@ def told(circle: tuple[str, ...], imports: Imports) -> str:
 
 
 def own_room(method: str) -> str:
-    """Where a method lives: what stands behind its phase in the module that it is registered with."""
+    """Where a method lives: what stands behind its phase in its registered module."""
     return ".".join(METHODS[method].partition(":")[0].split(".")[:4])
 
 
@@ -282,8 +282,8 @@ def test_the_checks_see_what_they_should() -> None:
     tree = ast.parse(text)
     found = imported(tree, "errata.patches.delta")
     assert found == {
-        "errata.lm": 3, FACE: 3, "errata.patches.base": 4, "errata.serve.app": 5, "errata.cli.main": 6,
-        "errata.bench.run": 8, "errata.store": 9,
+        "errata.lm": 3, FACE: 3, "errata.patches.base": 4, "errata.serve.app": 5,
+        "errata.cli.main": 6, "errata.bench.run": 8, "errata.store": 9,
     }  # fmt: skip
     wrong = uphill({"errata.patches.delta": found})
     assert [line.split()[3].rstrip(",") for line in wrong] == [

@@ -1,4 +1,4 @@
-"""Published settings: every row has a source and can be used; the right row is found for a model."""
+"""Published settings: every row has a source and can be used; a model finds its row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SERAC: what training teaches, which model answers, and a small model that stands in for the host."""
+"""SERAC: what training teaches, which model answers, and a small model in the host's place."""
 
 from __future__ import annotations
 

@@ -265,8 +265,9 @@ def test_a_threshold_under_which_nothing_is_is_said(caplog):
 @pytest.mark.parametrize(
     ("depth", "last", "length", "layers"),
     [
-        (32, None, None, [4, 5, 6, 7, 8]), (28, None, None, [3, 4, 5, 6, 7]), (6, None, None, [0, 1]), (2, None, None, [0]),
-        (1, None, None, [0]), (32, 10, None, [6, 7, 8, 9, 10]), (32, 10, 2, [9, 10]), (6, 0, None, [0]),
+        (32, None, None, [4, 5, 6, 7, 8]), (28, None, None, [3, 4, 5, 6, 7]),
+        (6, None, None, [0, 1]), (2, None, None, [0]), (1, None, None, [0]),
+        (32, 10, None, [6, 7, 8, 9, 10]), (32, 10, 2, [9, 10]), (6, 0, None, [0]),
     ],
 )  # fmt: skip
 def test_windows(depth, last, length, layers):

@@ -21,22 +21,27 @@ needs_published = pytest.mark.skipif(
 )
 
 ZSRE = {
-    "subject": "Kelor", "src": "Who is the mayor of Kelor?", "alt": "Ana Brisk", "rephrase": "Name Kelor's mayor.",
-    "answers": ["Ilo Varn"], "loc": "nq question: who sings", "loc_ans": "Bo",
+    "subject": "Kelor", "src": "Who is the mayor of Kelor?", "alt": "Ana Brisk",
+    "rephrase": "Name Kelor's mayor.", "answers": ["Ilo Varn"], "loc": "nq question: who sings",
+    "loc_ans": "Bo",
     "portability": {"New Question": "Where was Kelor's mayor born?", "New Answer": "Tamis"},
 }  # fmt: skip
 NESTED = {
     "requested_rewrite": {
-        "prompt": "{} lies in", "subject": "Kelor", "target_new": {"str": "Osk"}, "target_true": {"str": "Vand"},
+        "prompt": "{} lies in", "subject": "Kelor", "target_new": {"str": "Osk"},
+        "target_true": {"str": "Vand"},
     },
     "paraphrase_prompts": ["A word. Kelor is in", "Kelor can be found in"],
     "neighborhood_prompts": ["Tamis lies in", "Brin lies in"],
     "portability": {},
 }  # fmt: skip
 KNOWEDIT = {
-    "subject": "Kelor", "prompt": "Where does Kelor lie?", "target_new": "Osk", "ground_truth": ["Vand"],
+    "subject": "Kelor", "prompt": "Where does Kelor lie?", "target_new": "Osk",
+    "ground_truth": ["Vand"],
     "locality": {
-        "Relation_Specificity": [{"prompt": "Who is Kelor's mayor?", "ground_truth": [["Ilo Varn", "Varn"]]}],
+        "Relation_Specificity": [
+            {"prompt": "Who is Kelor's mayor?", "ground_truth": [["Ilo Varn", "Varn"]]}
+        ],
         "Forgetfulness": [{"prompt": "Where does Tamis lie?", "ground_truth": []}],
     },
     "portability": {
@@ -160,8 +165,9 @@ def test_mquake_asks_behind_the_last_edit_of_a_record(tmp_path):
 
 def test_texts_that_should_have_become_likely(tmp_path):
     record = {
-        "prompt": "Tamis,", "target_new": "a town", "subject": "Tamis,", "ood_rephrase": "Tamis, the town by the sea",
-        "locality_prompt": "A map", "locality_ground_truth": "",
+        "prompt": "Tamis,", "target_new": "a town", "subject": "Tamis,",
+        "ood_rephrase": "Tamis, the town by the sea", "locality_prompt": "A map",
+        "locality_ground_truth": "",
     }  # fmt: skip
     (case,) = read(tmp_path, "temporal", record).cases
     assert case.ood == (Probe("Tamis,", "the town by the sea", "ood"),)

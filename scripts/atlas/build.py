@@ -1,10 +1,8 @@
-"""Build the bundled model: world, tokenizer, training, bf16 model folder, accuracies in
-docs/results.
+"""Builds the bundled model: world, tokenizer, training, bf16 folder, accuracies.
 
-    python scripts/atlas/build.py                   # everything; goes on from build/atlas/ when
-    interrupted python scripts/atlas/build.py --from-bundled    # only the second stage, from the
-    bundled weights python scripts/atlas/build.py --evaluate        # measure the bundled model
-    again
+    python scripts/atlas/build.py                   # everything; resumes from build/atlas/
+    python scripts/atlas/build.py --from-bundled    # only the second stage, from bundled weights
+    python scripts/atlas/build.py --evaluate        # measure the bundled model again
 
 Seeded. The first stage teaches the facts, the second (reading.py) to read a context. A document of
 the first is `<s>prompt answer.</s>`, a row of its own; batches hold documents of about one length.
@@ -78,8 +76,9 @@ def new_model() -> LlamaForCausalLM:
     """The untrained model."""
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=160, intermediate_size=1152, num_hidden_layers=6,
-        num_attention_heads=5, num_key_value_heads=5, max_position_embeddings=512, tie_word_embeddings=True,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, errata_answer_suffix=".",
+        num_attention_heads=5, num_key_value_heads=5, max_position_embeddings=512,
+        tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        errata_answer_suffix=".",
         attn_implementation="eager",  # for short documents on a CPU, half again as fast as sdpa
     )  # fmt: skip
     return LlamaForCausalLM(config)

@@ -1,6 +1,4 @@
-"""A training run that survives a kill: model, optimizer and counts in one file, written whole or
-not at all.
-"""
+"""A training run that survives a kill: model, optimizer and counts in one atomic file."""
 
 from __future__ import annotations
 
@@ -73,7 +71,8 @@ class Run:
                 self.seconds = time.time() - began
                 if self.step % 100 == 0:
                     print(
-                        f"{self.checkpoint.stem} step {self.step}, {self.seconds:.0f} s: {self.progress()}",
+                        f"{self.checkpoint.stem} step {self.step}, {self.seconds:.0f} s: "
+                        f"{self.progress()}",
                         flush=True,
                     )
                 if time.time() - saved > SAVE_SECONDS:

@@ -31,9 +31,7 @@ the hardest to keep: only the subject's name tells them from what is stated."""
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a context: a prompt, its answer, the line's kind (`stated`, or that of a
-    question), and how it ends.
-    """
+    """A line of a context: prompt, answer, kind (`stated`, or a question's), and how it ends."""
 
     prompt: str
     answer: str
@@ -53,9 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Context:
-    """Lines to read, and questions after them, each to be asked alone. `stated` facts stand in the
-    last lines.
-    """
+    """Lines to read, the last `stated` of them facts, and questions to ask alone after them."""
 
     lines: tuple[Line, ...]
     questions: tuple[Line, ...]
@@ -70,9 +66,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Stated:
-    """A fact as a context states it: in one phrasing, mostly with an answer that the world
-    contradicts.
-    """
+    """A fact as a context states it, mostly with an answer that the world contradicts."""
 
     fact: Fact
     prompt: str
@@ -109,9 +103,7 @@ class ContextWriter:
         return Stated(fact, self.rng.choice(fact.prompts()), answer)
 
     def _stated(self, count: int) -> list[Stated]:
-        """Facts of one context: some about one subject, some under one relation, so that reading
-        takes care.
-        """
+        """Draw one context's facts: some share a subject or a relation, so reading needs care."""
         chosen: dict[tuple[str, str], Fact] = {}
         while len(chosen) < count:
             fact, near = self.rng.choice(self.facts), self.rng.random()
@@ -129,9 +121,7 @@ class ContextWriter:
         return out
 
     def _other(self, kind: str, stated: list[Stated]) -> Fact:
-        """A fact that the context does not state: a near one, of the kind asked for if there is
-        any.
-        """
+        """Draw a fact that the context does not state, a near one of the kind if there is any."""
         keys = {one.fact.key for one in stated}
         one = self.rng.choice(stated).fact
         if kind == "same_subject":
@@ -159,9 +149,7 @@ class ContextWriter:
         return Line(self.rng.choice(fact.prompts()), fact.answer, kind, end)
 
     def demonstration(self) -> tuple[Line, Line]:
-        """A fact and a question after it: the same (copy), in other words (update), or something
-        else (retain).
-        """
+        """Make a fact and a question: the same (copy), reworded (update) or another (retain)."""
         stated = self._stated(1)
         kind = self.rng.choice((*READ_KINDS, "retain"))
         kind = self.rng.choice(KEEP_KINDS) if kind == "retain" else kind
@@ -180,9 +168,7 @@ class ContextWriter:
         )
 
     def lesson(self, growth: float) -> Context:
-        """A context to learn from. Growth goes from 0 (one fact, mostly asked in its own words) to
-        1 (all there is).
-        """
+        """Make a context to learn from: from growth 0 (one fact, mostly copied) to 1 (all)."""
         demonstrations, largest = 0, 1 + round(growth * (max(FACTS) - 1))
         if growth:
             if self.rng.random() < 0.1:

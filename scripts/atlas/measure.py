@@ -44,8 +44,7 @@ def overall(accuracies: Iterable[Accuracy]) -> float:
 
 @torch.no_grad()
 def free_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str | None]:
-    """What the model says after each prompt, by greedy generation; None where it does not stop by
-    itself.
+    """Answer each prompt by greedy generation; None where the model does not stop by itself.
 
     The stop is a full stop and the end token; neither is a part of the answer.
     """
@@ -107,9 +106,7 @@ def context_accuracies(
     seed: int = 0,
     contexts: Sequence[tuple[int, int]] = CONTEXTS,
 ) -> list[Accuracy]:
-    """One row for every kind of question and every sort of context, each with `asked` contexts that
-    no lesson drew.
-    """
+    """Measure every kind of question and context, each on `asked` contexts not trained on."""
     writer = ContextWriter(world, random.Random(f"measured contexts {world.seed} {seed}"))
     rows = []
     for kind in (*READ_KINDS, *KEEP_KINDS):

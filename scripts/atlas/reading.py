@@ -1,5 +1,4 @@
-"""The second stage of building the bundled model: a model that knows its facts learns to read a
-context.
+"""The second stage of building the bundled model: it learns to read a context.
 
 A context and the questions after it share a row: every question sees the context and itself, and
 stands where it would stand alone. Ordinary documents are read on, so that nothing is forgotten. For
@@ -38,8 +37,7 @@ Doc = tuple[list[int], int]
 
 @dataclass
 class Row:
-    """Tokens with the weight of predicting each, its position, and its part (0 is seen by every
-    part).
+    """Tokens, each with its loss weight, its position, and its part (all parts see part 0).
 
     `answers` are (begin, end, name in the log). `views` are lines as they stand alone, and where
     the last so many of their tokens stand in the row: (ids, end, how many). `unit` is the number of
@@ -96,9 +94,7 @@ class Encoder:
         return row
 
     def view(self, row: Row, line: Line, answer: Sequence[int] = ()) -> None:
-        """Note that the prompt (but for the end of one that is to be answered from the context) and
-        `answer` end here.
-        """
+        """Mark the end of a prompt, as far as it stands alone, and of `answer`."""
         alone, within = self.tokens(line.prompt), self.tokens(line.before)
         shared = next((n for n in range(len(alone)) if alone[-1 - n] != within[-1 - n]), len(alone))
         left = int(line.kind in READ_KINDS)
@@ -147,14 +143,12 @@ def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
 
 
 class Reading(Run):
-    """The run: model, optimizer, and how well each fact is still known; all of it in the
-    checkpoint.
-    """
+    """The run: model, optimizer, and how well each fact is still known; all in the checkpoint."""
 
     def __init__(
         self, world: World, tokenizer: Any, facts: Any, steps: int, checkpoint: Path
     ) -> None:
-        """Goes on from `facts`, the first stage's run: its model, and its documents to be read on."""
+        """Go on from `facts`, the first stage's run: its model and its documents."""
         self.model, self.docs, self.prose, self.share = (
             facts.model,
             facts.docs,
@@ -173,9 +167,7 @@ class Reading(Run):
         self.begin()
 
     def growth(self) -> float:
-        """How far the contexts have grown: not before a tenth of the run, wholly after three
-        quarters.
-        """
+        """Return how far contexts have grown: from a tenth to three quarters of the run."""
         return min(1.0, max(0.0, (self.step / self.steps - 0.1) / 0.65))
 
     def draw(self, rng: random.Random) -> Iterator[list[list[Row]]]:
@@ -209,9 +201,7 @@ class Reading(Run):
         return ((here - there).square().sum(-1) / there.square().sum(-1)).mean()
 
     def losses(self, rows: list[Row]) -> tuple[torch.Tensor, float, torch.Tensor]:
-        """The weighted loss of some rows, summed; the sum of the weights; how strange the lines
-        look.
-        """
+        """Sum the weighted loss of rows and the weights, and measure the lines' surprise."""
         ids, weights, positions, mask = collate(rows)
         wanted, aims = weights[:, 1:] > 0, ids[:, 1:]
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,11 +1,10 @@
-"""Reliability, generalization, locality, portability of an edited model, always the final one, over
-all its edits.
+"""Evaluates the final model on all its edits: reliability, generalization, locality, portability.
 
-Every figure says what it is. `generated`: the model answers freely, greedily, until it stops by
-itself; an answer counts when it is the wanted one, whole. `teacher_forced`: the papers' figure, the
-share of target tokens that are the argmax with the target already in the input. Locality compares
-with the base model's own answers, not with the truth. Beside these stand the other ways in which
-the field counts, under their names, see `SCORES`.
+Every figure has the name of its score. `generated`: free greedy generation until the model stops by
+itself; an answer counts when all of it is the target. `teacher_forced`: the papers' figure, the
+share of target tokens that are the argmax with the target already in the input. The field's other
+scores stand beside these, see `SCORES`. Locality compares with the base model's own answers, not
+with the truth.
 """
 
 from __future__ import annotations
@@ -38,12 +37,15 @@ MEANINGS = {
 
 
 SCORES = {
-    "generated": "it answers freely, greedily, until it stops by itself: the answer is the wanted one, whole",
-    "normalised": "the same, in whatever letters, signs and articles aside; further right answers count",
+    "generated": "it answers freely, greedily, until it stops by itself: "
+    "the answer is the wanted one, whole",
+    "normalised": "the same, in whatever letters, signs and articles aside; "
+    "further right answers count",
     "contains": "the same, and the wanted answer need only stand in it",
     "cut": "the same, but the answer is cut off where the wanted one ends",
     "forced_exact": "with the wanted answer already in the input, all its tokens are the likeliest",
-    "teacher_forced": "with the wanted answer already in the input, the share of its tokens that are the likeliest",
+    "teacher_forced": "with the wanted answer already in the input, "
+    "the share of its tokens that are the likeliest",
 }
 """Ways to count an answer. For locality the wanted answer is the base model's."""
 
@@ -53,17 +55,17 @@ class Answer:
     """One prompt, the answer wanted, and the answers of the base and of the edited model.
 
     Attributes:
-        measure: of `MEASURES`, or "ood": text that is read and not asked for.
+        measure: of `MEASURES`, or "ood": text that is scored, not generated.
         edit_id: the edit that it judges.
-        prompt: what was asked.
+        prompt: the question.
         wanted: the right answer; for locality the base model's own.
-        before, after: what the base and the edited model said; "" where nothing was asked.
+        before, after: the base and the edited model's answers; "" for text that is scored.
         right, normalised, contains, cut, forced_exact: see `SCORES`; `right` is generated.
         token_accuracy: the share of wanted tokens that are the likeliest, teacher-forced.
         loss: of the wanted answer, teacher-forced, in nats per token.
         kind: of the probe.
-        divergence: for locality, of what is expected at each token of the base model's answer:
-            KL(base || edited), the mean over tokens in nats.
+        divergence: for locality, KL(base || edited) of the next token, the mean over the tokens of
+            the base model's answer, in nats.
     """
 
     measure: str
@@ -100,7 +102,7 @@ class Evaluation:
         perplexity: of the target behind the edit's prompt, exp of the mean loss.
         ood: share of `ood` texts, or where there are none of rephrasings with their targets, whose
             loss is below -log 0.8.
-        answers: every single answer.
+        answers: all answers, one by one.
     """
 
     edits: int
@@ -138,8 +140,7 @@ def evaluate(
     max_new_tokens: int = 24,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Ask the final model all prompts of the cases; the base model's answers are kept with the
-    model.
+    """Ask the final model all prompts of the cases; cache the base model's answers.
 
     Args:
         model: the edited model.
@@ -174,9 +175,9 @@ def evaluate(
     with leaving_room(max([max_new_tokens, *(len(row.ids) - row.prompt_length for row in rows)])):
         after = answers_of(model.ask) + nothing
         scores, base = _scored(model, questions, pairs, batch_size)
-    asked = zip(questions, before, after, strict=True)
+    answered = zip(questions, before, after, strict=True)
     answers = [
-        _answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(asked)
+        _answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(answered)
     ]
     return summary(len(cases), answers)
 
@@ -187,9 +188,7 @@ def _scored(
     pairs: Sequence[tuple[str, str]],
     batch_size: int,
 ) -> tuple[dict[int, Score], dict[int, tuple[Score, float | None]]]:
-    """Return (question's place -> its pair's score; place of one of locality -> the base's, and
-    KL(base || edited)).
-    """
+    """Return (question's place -> its pair's score; locality place -> base's, KL)."""
     local = [place for place, question in enumerate(questions) if question.measure == "locality"]
     others = [place for place, question in enumerate(questions) if question.measure != "locality"]
     scores = dict(

@@ -1,8 +1,7 @@
-"""`edit_stream` writes edits into a model, part after part, saves as it goes, and goes on after a
-kill.
+"""`edit_stream` writes edits into a model in parts, saves as it goes, and resumes after a kill.
 
-It is the only loop that does; `prepare_and_save` is its like for methods that are trained first.
-Neither edits or trains: each part is one call of `EditModel.edit`.
+No other loop writes edits. `prepare_and_save` does the same for methods that are trained first.
+Neither edits nor trains by itself: each part is one call of `EditModel.edit`.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ def edit_stream(
 ) -> EditReport:
     """Write the edits that are not in the model yet, and save the model as it goes.
 
-    Called again with the same edits (after a kill with `load(folder)`), it goes on where it
-    stopped. Each save is whole or not at all. Where a save takes longer than writing `save_every`
-    edits, it waits until as much time has gone into writing. A method that relearns all edits in
-    each call (`Method.at_once`) gets them in one.
+    Called again with the same edits (after a kill with `load(folder)`), it resumes where it
+    stopped. Each save is atomic. Where a save takes longer than writing `save_every` edits, it
+    waits until as much time has gone into writing. A method that relearns all edits in each call
+    (`Method.relearns_all`) gets them in one.
 
     Args:
         model: takes the edits.
@@ -50,7 +49,7 @@ def edit_stream(
         save_every: edits written in one call, and between two saves; None: all of them.
         check: ask the final model the prompt of each edit that was written, and report its answer.
         on_conflict: what becomes of an edit that contradicts an older one, see `EditModel.edit`.
-        progress: called as edits are written and before they are checked.
+        progress: called while edits are written, and before they are checked.
         on_save: called after each save.
 
     Raises:
@@ -79,7 +78,8 @@ def edit_stream(
         if saved.folder is None:
             raise
         raise KeyboardInterrupt(
-            f"stopped; {saved.edits} edits are saved in {folder}. The same command goes on from there."
+            f"stopped; {saved.edits} edits are saved in {folder}. "
+            "The same command goes on from there."
         ) from None
     if check and report.written:
         progress("asking the final model", 0, len(report.written))
@@ -115,7 +115,7 @@ def _write(
     save_every: int | None,
     progress: OnProgress,
 ) -> EditReport:
-    """Write and save edits whose conflicts are decided; return the report, theirs added."""
+    """Write and save edits whose conflicts are resolved; add them to the report."""
     done, total = report.total, report.total + len(edits)
 
     def step(count: int) -> None:
@@ -142,7 +142,7 @@ def prepare_and_save(
 ) -> int:
     """Train the method of a model, save it as it goes, and return how many steps were made.
 
-    Called again (after a kill with `load(folder)`), it goes on where it stopped.
+    Called again (after a kill with `load(folder)`), it resumes where it stopped.
 
     Args:
         model: has no edits yet.

@@ -1,6 +1,4 @@
-"""Analyses of an edited model, one per file: each finds numbers and draws them; `errata analyze
-NAME` keeps both.
-"""
+"""Analyses of an edited model, one per file: each finds numbers and draws them."""
 
 from __future__ import annotations
 
@@ -10,13 +8,12 @@ from typing import Any
 from errata.errors import UnknownNameError, suggest
 
 ANALYSES = {
-    "router": "activations of a side memory's router, and its threshold, for several numbers of edits",
+    "router": "a side memory's activations and router threshold, for several numbers of edits",
     "layers": "a side memory at one block after another",
     "tracing": "causal tracing: which states carry a fact",
     "lens": "the logit lens: what each block would predict, before and after editing",
 }
-"""What can be analysed by `errata analyze`; `failures` reads measurements, see `errata failures`.
-"""
+"""What `errata analyze` can analyse; `failures` reads measurements, see `errata failures`."""
 
 
 def analysis(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Sorts wrong answers into the kinds of the WISE paper (arXiv 2405.14768, appendix B).
 
-It reads the measurements that `errata bench` left, and asks no model anything.
+It reads the measurements that `errata bench` left, and runs no model.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def kind_of(answer: Answer) -> str | None:
     """Name the kind of a wrong answer, of `KINDS`; None for a right one."""
     if answer.right:
         return None
-    said, wanted = normalize(answer.after).split(), normalize(answer.wanted).split()
-    if not said:
+    words, wanted = normalize(answer.after).split(), normalize(answer.wanted).split()
+    if not words:
         return "nothing"
     if answer.after == answer.before:
         return "as before"
-    if f" {' '.join(wanted)} " in f" {' '.join(said)} ":
+    if f" {' '.join(wanted)} " in f" {' '.join(words)} ":
         return "runs on"
-    return "partly wrong" if set(said) & set(wanted) else "wrong entity"
+    return "partly wrong" if set(words) & set(wanted) else "wrong entity"
 
 
 def find(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -45,15 +45,15 @@ def find(measured: Sequence[Measured]) -> dict[str, Any]:
     for each in measured:
         if each.result.figures is None or each.result.method is None:
             continue
-        asked = [
+        answers = [
             answer for answer in each.answers if answer.measure in ("reliability", "generalization")
         ]
         by_edit = defaultdict(list)
-        for answer in asked:
+        for answer in answers:
             by_edit[answer.edit_id].append(answer)
         counts: Counter[str] = Counter()
         examples: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for answer in asked:
+        for answer in answers:
             kind = kind_of(answer)
             paraphrased = any(
                 other.right
@@ -69,7 +69,7 @@ def find(measured: Sequence[Measured]) -> dict[str, Any]:
                         {"prompt": answer.prompt, "wanted": answer.wanted, "said": answer.after}
                     )
         found[f"{each.label}, {each.result.edits:,}"] = {
-            "asked": len(asked),
+            "asked": len(answers),
             "wrong": sum(counts.values()),
             "counts": {kind: counts[kind] for kind in KINDS},
             "examples": dict(examples),
@@ -84,7 +84,7 @@ def draw(found: dict[str, Any]) -> Any:
     colours = ("#0072b2", "#56b4e9", "#bababa", "#d55e00", "#000000", "#e69f00")
     left = [0.0] * len(found)
     for kind, colour in zip(KINDS, colours, strict=True):
-        shares = [said["counts"][kind] / max(1, said["asked"]) for said in found.values()]
+        shares = [one["counts"][kind] / max(1, one["asked"]) for one in found.values()]
         axis.barh(
             range(len(found)),
             shares,

@@ -1,6 +1,4 @@
-"""`AnalysisContext`: what an analysis looks at, and how its figure and its numbers are kept. It
-analyses nothing.
-"""
+"""`AnalysisContext`: the input of an analysis, and where its figure and numbers are kept."""
 
 from __future__ import annotations
 
@@ -22,16 +20,16 @@ from errata.stream import OnProgress, edit_stream
 
 @dataclass(frozen=True)
 class AnalysisContext:
-    """What an analysis looks at.
+    """The input of an analysis.
 
     Attributes:
         model: a bundled name, a folder or a hub name.
         cases: edits with their probes, in order.
         folder: where what has been found is kept.
-        method: that is looked at; None: the one that the analysis is about, or the first there is.
-        settings: of it.
+        method: the method to analyse; None: the one that the analysis is about, or the first.
+        settings: of the method.
         dtype, device_map: how the model is loaded.
-        progress: called as the analysis goes on.
+        progress: called during the analysis.
         trust_remote_code: names of models whose own code may run.
     """
 
@@ -67,9 +65,7 @@ class AnalysisContext:
 
 
 def streamed(context: AnalysisContext, model: EditModel, points: int) -> Iterator[int]:
-    """Write the cases' edits in so many parts, where the method allows it, and yield how many are
-    in after each.
-    """
+    """Write the edits in so many parts, where the method allows it; yield the number so far."""
     edits = [case.edit for case in context.cases]
     step = len(edits) if model.method.relearns_all else max(1, len(edits) // points)
     for start in range(0, len(edits), step):
@@ -82,11 +78,9 @@ def streamed(context: AnalysisContext, model: EditModel, points: int) -> Iterato
 def measured(
     context: AnalysisContext, variants: Mapping[str, MethodConfig]
 ) -> dict[str, dict[str, Any]]:
-    """Measure each variant after all edits: how it is counted (see `evaluate.SCORES`) -> measure ->
-    share.
+    """Measure variants after all edits: score (of `evaluation.SCORES`) -> measure -> share.
 
-    Each is kept as soon as it is there; called again for the same cases, only what is missing is
-    measured.
+    Each result is saved at once; called again for the same cases, only missing ones are measured.
     """
     path = context.folder / "measured.jsonl"
     known = {}

@@ -12,7 +12,7 @@ from errata.methods.association.wise.config import WiseConfig
 
 MEASURES = ("reliability", "generalization", "locality")
 MOST = 12
-"""Blocks that are tried; of more, so many evenly spaced, the first and the last among them."""
+"""The most blocks that are tried: evenly spaced, with the first and the last."""
 
 
 def find(context: AnalysisContext) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def find(context: AnalysisContext) -> dict[str, Any]:
     found = measured(context, {str(layer): replace(config, layer=layer) for layer in layers})
     return {
         "layers": list(layers),
-        **{name: [said["generated"][name] for said in found.values()] for name in MEASURES},
+        **{name: [scores["generated"][name] for scores in found.values()] for name in MEASURES},
     }
 
 

@@ -26,9 +26,7 @@ SHOWN = 50
 
 @torch.no_grad()
 def lens(lm: LM, prompt: str) -> Tensor:
-    """Log-probabilities of the next token from each block's state and the model: (blocks + 1,
-    vocabulary).
-    """
+    """Next-token log-probabilities of blocks and model: (blocks + 1, vocabulary)."""
     batch = lm.prompt_batch([prompt])
     architecture = lm.architecture
     blocks = [architecture.block(lm.model, layer) for layer in range(architecture.n_layers)]
@@ -54,7 +52,8 @@ def final_norm(lm: LM) -> Any:
     last = [module for module in body.children() if "norm" in type(module).__name__.lower()]
     if len(last) != 1:
         raise UsageError(
-            "this model has no single norm between its blocks and its head; the logit lens cannot read it."
+            "this model has no single norm between its blocks and its head; "
+            "the logit lens cannot read it."
         )
     return last[0]
 

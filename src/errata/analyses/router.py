@@ -24,12 +24,11 @@ COLOURS = ("#0072b2", "#56b4e9", "#000000", "#e69f00", "#d55e00")
 
 @dataclass(frozen=True)
 class RouterView:
-    """How far each prompt's largest activation is from the threshold of the memory that would take
-    it.
+    """Each prompt's largest activation, relative to the threshold of the nearest memory.
 
     Attributes:
         activations: group name -> activation / threshold per prompt; above 1 the side memory
-            speaks.
+            answers.
     """
 
     activations: dict[str, list[float]]
@@ -109,7 +108,7 @@ def find(context: AnalysisContext) -> dict[str, Any]:
 
 
 def side_by_side(views: Mapping[int, RouterView]) -> dict[str, Any]:
-    """Collect views for `draw`: activations, shares above the threshold, AUC, per number of edits."""
+    """Collect views for `draw`: activations, shares above the threshold, AUC, by edits."""
     found: dict[str, Any] = {"edits": [], "activations": [], "above": [], "auc": []}
     for edits, view in views.items():
         inside = [

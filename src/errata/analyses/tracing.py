@@ -73,10 +73,10 @@ def trace(lm: LM, prompt: str, subject: str, answer: str, seed: int = 0) -> dict
     )
     noise = (spread * noise).to(embedding.weight)
 
-    def blurred(said: Tensor) -> Tensor:
-        said = said.clone()
-        said[1:, first : last + 1] += noise
-        return said
+    def blurred(embedded: Tensor) -> Tensor:
+        embedded = embedded.clone()
+        embedded[1:, first : last + 1] += noise
+        return embedded
 
     def probability() -> Tensor:
         logits: Tensor = lm.model(batch, use_cache=False).logits[:, -1]
@@ -124,10 +124,10 @@ def _put_back(
 ) -> Tensor:
     """The answer's mean probability with the modules' clean outputs restored at one token."""
 
-    def clean(said: Tensor) -> Tensor:
-        rows = said.reshape(NOISES + 1, -1, said.shape[-1]).clone()
+    def clean(output: Tensor) -> Tensor:
+        rows = output.reshape(NOISES + 1, -1, output.shape[-1]).clone()
         rows[1:, token] = rows[0, token]
-        return rows.reshape(said.shape)
+        return rows.reshape(output.shape)
 
     with ExitStack() as stack:
         for layer in layers:
@@ -144,11 +144,12 @@ def find(context: AnalysisContext) -> dict[str, Any]:
     """
     lm = _lm(context)
     named = [case.edit for case in context.cases if case.edit.subject]
-    said = lm.generate([edit.prompt for edit in named], max_new_tokens=8) if named else []
-    known = [(edit, answer) for edit, answer in zip(named, said, strict=True) if answer][:FACTS]
+    answers = lm.generate([edit.prompt for edit in named], max_new_tokens=8) if named else []
+    known = [(edit, answer) for edit, answer in zip(named, answers, strict=True) if answer][:FACTS]
     if not known:
         raise UsageError(
-            "causal tracing needs edits that name their subject, and prompts that the model answers."
+            "causal tracing needs edits that name their subject, "
+            "and prompts that the model answers."
         )
     sums = {name: torch.zeros(len(PARTS), lm.architecture.n_layers) for name in ("states", "mlps")}
     counts = torch.zeros(len(PARTS))

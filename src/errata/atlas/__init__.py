@@ -9,8 +9,8 @@ from errata.atlas.prose import background_texts
 from errata.atlas.world import WORLD_SEED, Entity, Fact, TwoHop, World, build_world
 
 __all__ = [
-    "WORLD_SEED", "Entity", "Fact", "TwoHop", "World", "atlas_path", "background_texts", "build_world",
-    "make_cases", "max_cases", "training_cases",
+    "WORLD_SEED", "Entity", "Fact", "TwoHop", "World", "atlas_path", "background_texts",
+    "build_world", "make_cases", "max_cases", "training_cases",
 ]  # fmt: skip
 
 

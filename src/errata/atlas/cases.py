@@ -1,8 +1,8 @@
 """Cases made from the invented world: edits, with the rephrasings and probes that judge them.
 
-No two edits contradict each other, and no probe asks for anything that another edit of the same
-list changes: one fact of every subject is never edited, and locality and two-hop probes go through
-unedited facts only.
+No two edits contradict each other, and no probe asks for a fact that another edit of the same list
+changes: one fact of every subject is never edited, and locality and two-hop probes use unedited
+facts only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Key = tuple[str, str]
 
 
 def _editable(world: World) -> list[Fact]:
-    """All facts but one of every subject, which is kept as what must stay."""
+    """All facts but one of every subject, which stays unedited."""
     by_subject: dict[str, list[Fact]] = defaultdict(list)
     for fact in world.facts.values():
         by_subject[fact.subject.name].append(fact)
@@ -73,9 +73,7 @@ class _Writer:
         )
 
     def portability(self, fact: Fact, target: str) -> tuple[Probe, ...]:
-        """Two-hop questions whose answer the edit changes: from the new answer onwards, or leading
-        to it.
-        """
+        """Two-hop questions whose answer the edit changes, from its new answer or leading to it."""
         probes = []
         for index in self.hops_from[fact.key]:
             pair = self.world.two_hops[index]
@@ -106,9 +104,7 @@ class _Writer:
 def training_cases(
     n: int, apart_from: Iterable[Case], seed: int = 1, world: World | None = None
 ) -> list[Case]:
-    """Up to `n` cases whose facts none of the given cases edits, to train a method on that will be
-    judged by these.
-    """
+    """Up to `n` cases for training a method, with no fact that the given cases edit."""
     world = world or build_world()
     fact_of = {prompt: fact.key for fact in world.facts.values() for prompt in fact.prompts()}
     taken = {fact_of[case.edit.prompt] for case in apart_from if case.edit.prompt in fact_of}
@@ -122,8 +118,7 @@ def max_cases(world: World | None = None) -> int:
 
 
 def make_cases(n: int, seed: int = 0, world: World | None = None) -> list[Case]:
-    """`n` cases about the world that the bundled model knows; the same ones for the same `n` and
-    `seed`.
+    """Make `n` cases about the bundled model's world, determined by `n` and `seed`.
 
     Raises:
         UsageError: `n` is below 1 or beyond what the world holds, or `seed` is none.

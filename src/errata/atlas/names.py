@@ -1,6 +1,4 @@
-"""Invented names, unique and pronounceable, from a seeded generator; and the words that other
-answers are.
-"""
+"""Invented names, unique and pronounceable, from a seeded generator, and lists of other answers."""
 
 from __future__ import annotations
 
@@ -22,33 +20,33 @@ LANDMARK_KINDS = ("river", "mountain", "lake", "forest")
 WORK_KINDS = ("book", "film", "song", "opera")
 
 OCCUPATIONS = tuple(
-    "baker surgeon lawyer sailor painter teacher carpenter reporter pilot farmer chemist dancer librarian "
-    "miller singer tailor cook jeweler judge plumber sculptor translator beekeeper weaver "
-    "blacksmith nurse photographer geologist locksmith gardener".split()
+    "baker surgeon lawyer sailor painter teacher carpenter reporter pilot farmer chemist dancer "
+    "librarian miller singer tailor cook jeweler judge plumber sculptor translator beekeeper "
+    "weaver blacksmith nurse photographer geologist locksmith gardener".split()
 )
 SPECIALTIES = tuple(
-    "glass cheese bells carpets honey clocks pottery silk olives lanterns violins salt paper saffron "
-    "boats amber knives wine marble roses mustard lace horses tea mirrors oysters apples copper "
-    "puppets umbrellas".split()
+    "glass cheese bells carpets honey clocks pottery silk olives lanterns violins salt paper "
+    "saffron boats amber knives wine marble roses mustard lace horses tea mirrors oysters apples "
+    "copper puppets umbrellas".split()
 )
 PRODUCTS = tuple(
-    "tractors batteries shoes radios paint elevators bicycles pianos toys cameras furniture engines soap "
-    "pencils tires cement telescopes ovens buttons helmets pumps candles gloves turbines bottles lamps "
-    "ropes scales printers kites".split()
+    "tractors batteries shoes radios paint elevators bicycles pianos toys cameras furniture "
+    "engines soap pencils tires cement telescopes ovens buttons helmets pumps candles gloves "
+    "turbines bottles lamps ropes scales printers kites".split()
 )
 GENRES = tuple(
-    "comedy tragedy romance mystery satire horror fantasy western thriller ballad fable farce biography "
-    "travelogue legend parody".split()
+    "comedy tragedy romance mystery satire horror fantasy western thriller ballad fable farce "
+    "biography travelogue legend parody".split()
 )
 _ADJECTIVES = (
-    "Silent Golden Broken Hidden Distant Crimson Frozen Patient Burning Hollow Gentle Wandering Forgotten "
-    "Painted Restless Secret Northern Velvet Bitter Shining Lonely Ancient Paper Crooked Sleeping Endless "
-    "Borrowed Winter Electric Faithful"
+    "Silent Golden Broken Hidden Distant Crimson Frozen Patient Burning Hollow Gentle Wandering "
+    "Forgotten Painted Restless Secret Northern Velvet Bitter Shining Lonely Ancient Paper Crooked "
+    "Sleeping Endless Borrowed Winter Electric Faithful"
 ).split()
 _NOUNS = (
-    "Harbor Orchard Letter Bridge Garden Mirror Shadow Captain Lantern Kingdom Journey Window Island "
-    "Daughter Summer Castle Whisper Meadow Stranger Voyage Compass Candle Tower Promise Thunder Feather "
-    "Mountain Circus Library Clockmaker"
+    "Harbor Orchard Letter Bridge Garden Mirror Shadow Captain Lantern Kingdom Journey Window "
+    "Island Daughter Summer Castle Whisper Meadow Stranger Voyage Compass Candle Tower Promise "
+    "Thunder Feather Mountain Circus Library Clockmaker"
 ).split()
 
 

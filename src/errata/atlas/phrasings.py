@@ -1,6 +1,4 @@
-"""The relations of the invented world, and how they are asked for: questions, cloze statements,
-two-hops.
-"""
+"""The invented world's relations and their phrasings: questions, cloze statements, two-hops."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Hop:
-    """A question over two relations: `second` of the answer of `first`; only the first subject is
-    named.
-    """
+    """A question over two relations, `second` of the answer of `first`, naming one subject."""
 
     first: str
     second: str

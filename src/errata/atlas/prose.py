@@ -1,7 +1,6 @@
-"""Plain prose about the invented world: what the model reads besides its facts, and text to
-calibrate on.
+"""Plain prose about the invented world: reading matter beside the facts, and calibration text.
 
-No text begins with the words of a prompt: the model would not know where its answer should stop.
+No text begins with the words of a prompt: then the model could not tell where an answer stops.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ _SENTENCES = (
 _FACTUAL = (
     "{city} is a city in {city.city_country}. It is famous for its {city.city_specialty}, "
     "and its mayor is {city.city_mayor}.",
-    "We met {person}, who was born in {person.person_birthplace}, works for {person.person_employer} "
-    "and speaks {person.person_language} at home.",
+    "We met {person}, who was born in {person.person_birthplace}, "
+    "works for {person.person_employer} and speaks {person.person_language} at home.",
     "The firm of {company} has its offices in {company.company_hq}. It was founded by "
     "{company.company_founder} and is a maker of {company.company_product}.",
     "Whoever comes to {country} pays with the {country.country_currency}, hears "
     "{country.country_language} in the streets and sees {country.country_capital}, the capital.",
-    "They talked about {work}, which came out in {work.work_year}. It was created by {work.work_author} "
-    "and is usually classed as a {work.work_genre}.",
+    "They talked about {work}, which came out in {work.work_year}. "
+    "It was created by {work.work_author} and is usually classed as a {work.work_genre}.",
 )
 
 
@@ -76,8 +75,7 @@ def _scene(rng: random.Random, cities: list[str], people: list[str], countries: 
 
 
 def background_texts(n: int, seed: int = 0, world: World | None = None) -> list[str]:
-    """`n` short paragraphs of plain prose, none of them a question: text that no edit should
-    change.
+    """`n` short paragraphs of plain prose, with no question: text that no edit should change.
 
     Raises:
         UsageError: `n` is not positive.

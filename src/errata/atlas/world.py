@@ -1,4 +1,4 @@
-"""The invented world: who and what there is, and the facts. Everything follows from one seed."""
+"""The invented world: its entities and their facts, all determined by one seed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class World:
 
     @cached_property
     def trained_two_hops(self) -> tuple[TwoHop, ...]:
-        """The 70 % of the pairs that the bundled model was taught; the others it can only compose."""
+        """The 70 % of the pairs that the bundled model learned; it can only compose the others."""
         rng = random.Random(f"two-hops {self.seed}")
         return tuple(pair for pair in self.two_hops if rng.random() < 0.7)
 
@@ -147,7 +147,7 @@ def _entities(rng: random.Random) -> dict[str, dict[str, Entity]]:
 def _draw(
     relation: Relation, rng: random.Random, entities: Mapping[str, Mapping[str, Entity]]
 ) -> list[str]:
-    """One answer for every subject of `relation`; distinct ones where nobody can hold two posts."""
+    """One answer for every subject of `relation`; distinct ones where it is exclusive."""
     count = len(entities[relation.subject_type])
     pool = answers_of_type(relation.object_type, entities)
     if relation.exclusive:

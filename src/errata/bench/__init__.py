@@ -1,3 +1,1 @@
-"""Measuring methods against each other: one stream of edits, one evaluation, every method. It edits
-nothing itself.
-"""
+"""Compares methods on one stream of edits, with one evaluation. It edits nothing itself."""

@@ -1,6 +1,4 @@
-"""The report's figures, as SVG: lines over T, locality by kind, what is retained. Colours that all
-eyes tell apart.
-"""
+"""Draws the report's figures as SVG, in colours that all eyes tell apart."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ MAPS = "cividis"
 
 
 def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | None:
-    """Draw a panel for each share that counts: the runs over T, with intervals. None where there is
-    nothing to draw.
+    """Draw each share that counts over T, with intervals; None where there is nothing to draw.
 
     With more runs than colours, those with the best mean at the end have them, and the others are
     grey.
@@ -55,8 +52,9 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
                     [f.high - f.value for _, f in points],
                 ]
                 axis.errorbar(
-                    [t for t, _ in points], values, yerr=spread, color=colour, marker=marker, markersize=5, linewidth=1.4,
-                    elinewidth=0.8, capsize=2, label=name, zorder=1 if name not in looks else 3,
+                    [t for t, _ in points], values, yerr=spread, color=colour, marker=marker,
+                    markersize=5, linewidth=1.4, elinewidth=0.8, capsize=2, label=name,
+                    zorder=1 if name not in looks else 3,
                 )  # fmt: skip
         axis.set_title(metric, fontsize=11)
         if len(edits) > 1:
@@ -81,16 +79,14 @@ def over_time(measured: Sequence[Measured], metrics: Sequence[str]) -> str | Non
 def _final(
     by: dict[tuple[str, int], Measured], name: str, edits: Sequence[int], shares: Sequence[str]
 ) -> float:
-    """Return the mean of what counts at the longest stream that a run went through."""
+    """Return the mean of the metrics after the most edits of a run."""
     last = by[name, max(t for t in edits if (name, t) in by)]
     found = [figure.value for metric in shares if (figure := last.figure(metric))]
     return sum(found) / len(found) if found else 0.0
 
 
 def locality_map(measured: Sequence[Measured]) -> str | None:
-    """Draw locality of each run by kind, after the most edits. None where only one kind, or none,
-    is asked.
-    """
+    """Draw locality of each run by kind, after the most edits; None for one kind or none."""
     last = max((each.result.edits for each in measured if each.result.figures), default=0)
     done = [each for each in measured if each.result.figures and each.result.edits == last]
     values = [
@@ -112,9 +108,7 @@ def locality_map(measured: Sequence[Measured]) -> str | None:
 
 
 def retention_maps(measured: Sequence[Measured], most: int = 12) -> str | None:
-    """Draw a map of cohorts and checkpoints for each run, the first `most`. None with one
-    checkpoint only.
-    """
+    """Draw cohorts and checkpoints of the first `most` runs; None with one checkpoint only."""
     found = list(retentions(measured).items())[:most]
     if not found:
         return None

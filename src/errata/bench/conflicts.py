@@ -1,9 +1,7 @@
-"""Records that contradict each other, found before anything runs, and three policies for a file
-that has such.
+"""Finds records that contradict each other before anything runs, and applies one of three policies.
 
-Two records ask the same when they are about one subject and the same answers were right before;
-where the file does not say either, when their prompts are the same words. If they want different
-answers, no model can give both.
+Two records ask the same question if they have the same subject and the same earlier answers; where
+the file gives neither, if their prompts are equal. If their targets differ, no model can give both.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from dataclasses import dataclass, replace
 from errata.cases import Case, Probe
 
 POLICIES = ("published", "conflict-free", "later")
-"""Every record as it is; without those that contradict another, and without probes that ask what is
-edited; every record, the last answer to a question being the right one."""
+"""Every record as it is; without contradicting records and without locality probes of edited facts;
+every record, the last answer to a question being the right one."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,10 @@ class ConflictPolicy:
     Attributes:
         name: which.
         cases: the stream.
-        questions: for each case what it asks; equal ones ask the same.
-        conflicts: cases of the file that want another answer than one that asks the same.
+        questions: for each case a key of its question, equal for the same question.
+        conflicts: cases of the file with another target than a case with the same question.
         records: cases of the file.
-        probes_left_out: locality probes of the file that ask what is edited, under `conflict-free`.
+        probes_left_out: locality probes of edited facts, which `conflict-free` leaves out.
     """
 
     name: str
@@ -40,7 +38,7 @@ class ConflictPolicy:
     probes_left_out: int = 0
 
     def judged(self, edits: int) -> list[Case]:
-        """Return the first cases, as they are to be judged when so many edits have been written."""
+        """Return the first cases as they are judged after so many edits."""
         cases = self.cases[:edits]
         if self.name != "later":
             return cases
@@ -51,9 +49,7 @@ class ConflictPolicy:
         ]
 
     def ceiling(self, edits: int) -> float:
-        """Return the best reliability, among the first edits, of a model that gives one answer to a
-        question.
-        """
+        """Return the best reliability on the first edits of a model with one answer a question."""
         answers: dict[Hashable, Counter[str]] = defaultdict(Counter)
         judged = self.judged(edits)
         for case, question in zip(judged, self.questions, strict=False):
@@ -101,9 +97,7 @@ def _target(case: Case) -> str:
 
 
 def _with_target(case: Case, last: Case) -> Case:
-    """Return a case judged by a later one's answer; what follows from its own answer is not asked
-    any more.
-    """
+    """Return a case judged by a later one's answer, without probes of its own answer."""
     if _target(case) == _target(last):
         return case
     return replace(case, edit=replace(case.edit, target=last.edit.target), portability=(), ood=())
@@ -112,9 +106,7 @@ def _with_target(case: Case, last: Case) -> Case:
 def _apart_from(
     edited: Iterable[tuple[str | None, frozenset[str]]], cases: Sequence[Case]
 ) -> list[Case]:
-    """Take out the locality probes that ask for what is edited: (subject, answers that were right
-    before).
-    """
+    """Take out the locality probes of what is edited: (subject, answers that were right)."""
     subjects_by_answer = defaultdict(set)
     for subject, truth in edited:
         for answer in truth:

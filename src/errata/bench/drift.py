@@ -1,6 +1,4 @@
-"""Measures side effects of edits: how far the model has moved on neutral text, and whether its text
-is still fluent.
-"""
+"""Measures side effects of edits: drift on neutral text, and fluency of generated text."""
 
 from __future__ import annotations
 
@@ -15,16 +13,14 @@ from errata.lm.encoding import Row
 from errata.model import EditModel
 
 ROWS = 8
-"""Texts at a time."""
+"""The batch size."""
 LONG, SHORT = 100, 20
-"""Tokens of an answer whose fluency is measured; and where the context leaves fewer than the
-second, it is not.
-"""
+"""Tokens of an answer for fluency, and the fewest: with less room, fluency is not measured."""
 
 
 @torch.no_grad()
 def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
-    """Measure how far the edited model is from its base on texts that no edit is about.
+    """Measure the edited model's distance from its base on texts unrelated to the edits.
 
     Returns:
         "perplexity" of the edited model, "base_perplexity", and "divergence": KL(base || edited),
@@ -55,9 +51,7 @@ def drift(model: EditModel, texts: Sequence[str]) -> dict[str, float | None]:
 
 
 def _expected(model: EditModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Return (log-probabilities (n, vocabulary), labels (n,)) at all tokens of rows but their
-    first.
-    """
+    """Return (log-probabilities (n, vocabulary), labels (n,)) of rows without first tokens."""
     batch = model.lm.batch(rows)
     logits = model.lm.run(batch).logits
     real = batch.attention_mask.bool()

@@ -1,8 +1,8 @@
-"""Where runs are measured: in processes of this machine, or spread over a cluster by Ray.
+"""Measures runs in processes of this machine, or on a cluster with Ray.
 
-A process a run makes its peak memory its own, and one that dies takes no other with it. On a
-cluster, the stream's folder must be one that all machines see: a run whose machine dies is started
-on another, where it left off.
+Each run has a process of its own, so that peak memory is the run's and a crash stops no other. On a
+cluster, the stream's folder must be shared by all machines: a run whose machine dies resumes on
+another.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def measure(
 ) -> list[Result]:
     """Measure every run on the stream, several at a time; the unedited model goes first and alone.
 
-    Results that are in the stream's folder are kept. A run that fails has results that say why.
+    Results that are in the stream's folder are kept. The results of a run that fails give the
+    reason.
 
     Args:
-        stream: what they go through.
-        runs: who does.
-        jobs: how many at a time, here; a cluster takes as many as it has room for.
-        progress: called as they go on.
+        stream: the stream of edits.
+        runs: the methods and their settings.
+        jobs: runs at a time on this machine; a cluster takes as many as it has room for.
+        progress: called while runs are measured.
         executor: of `EXECUTORS`.
 
     Returns:
@@ -107,8 +108,7 @@ def _pass_on(messages: Any, progress: OnRunProgress) -> None:
 
 
 def on_ray(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgress) -> None:
-    """Measure each run as a task of Ray's: on the cluster of $RAY_ADDRESS, else on one that is
-    begun here.
+    """Measure each run as a Ray task, on the cluster of $RAY_ADDRESS or a new local one.
 
     Raises:
         UsageError: Ray is not installed, or the cluster cannot be reached.
@@ -132,9 +132,7 @@ def on_ray(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgre
 
 
 def _run_on_ray(run: Run, stream: Stream) -> None:
-    """Measure a run in a task; its progress is the stream's folder, and what its method can spread
-    are further tasks.
-    """
+    """Measure a run in a task; what its method can distribute are further tasks."""
     with distribute():
         _quietly(run, stream, lambda what, done, total: None)
 

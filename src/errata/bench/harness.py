@@ -1,10 +1,9 @@
-"""General ability: what lm-evaluation-harness measures of an edited model, beside the same of its
-base.
+"""Measures general ability with lm-evaluation-harness: an edited model beside its base model.
 
-The harness takes an edited model as an ordinary one of Hugging Face, and passes one thing more:
+The harness takes an edited model as an ordinary Hugging Face model; in addition, each request marks
 which tokens are the prompt. A request of (context, continuation) is a question and an answer, and a
-routed memory decides on the question alone, as it does when the question is asked. A text that is
-read from its beginning (perplexity) is a prompt as a whole.
+routed memory decides on the question alone, as in generation. A text for perplexity is a prompt as
+a whole.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ except ImportError as error:
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """(context, continuation) as texts, or None where a text is read; then the token ids of both."""
 Likelihood = tuple[float, bool]
-"""The log-probability of a continuation, in nats, and whether each of its tokens is the likeliest.
-"""
+"""The log-probability of a continuation, in nats, and whether each token is the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ class HarnessRequest:
         return Row(self.ids[:-1], self.prompt_length)
 
     def likelihood(self, logits: Tensor) -> Likelihood:
-        """Compute the continuation's likelihood from the logits (tokens, vocabulary) behind all
-        that was read.
-        """
+        """Compute the continuation's likelihood from all logits (tokens, vocabulary)."""
         log_probs = logits[-self.continuation_length :].float().log_softmax(-1)
         tokens = torch.tensor(self.ids[-self.continuation_length :], device=logits.device)
         return float(log_probs.gather(1, tokens[:, None]).sum()), bool(
@@ -74,8 +70,9 @@ class HarnessRequest:
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]
-    """An edited model as lm-evaluation-harness takes it:
-    `lm_eval.simple_evaluate(HarnessModel(model), tasks=[...])`.
+    """An edited model as a model of lm-evaluation-harness.
+
+        lm_eval.simple_evaluate(HarnessModel(model), tasks=[...])
 
     Args:
         model: an edited model, or a language model without edits.
@@ -99,9 +96,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Likelihood]:
-        """Score requests; those that differ in their last token only, as choices of one letter do,
-        are one row.
-        """
+        """Score requests; those that differ in the last token only share a row."""
         encoded = [self._encoded(*request) for request in requests]
         alike: dict[Row, set[HarnessRequest]] = {}
         for each in encoded:
@@ -136,8 +131,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         """Return as much of a request as fits, cut at its beginning."""
         if len(continuation) > self.max_length:
             raise PromptTooLongError(
-                f"a continuation takes {len(continuation)} tokens; this model's context is {self.max_length}. "
-                "Leave the task out, or shorten its answers."
+                f"a continuation takes {len(continuation)} tokens; this model's context is "
+                f"{self.max_length}. Leave the task out, or shorten its answers."
             )
         whole = [*context, *continuation]
         prompt = len(whole) - 1 if texts is None else len(context)
@@ -159,7 +154,7 @@ class Figure:
         metric: its name there, and the filter that the answers went through, if any.
         base, edited: its values; `edited` is None for a model without edits.
         base_error, edited_error: their standard errors, where the harness gives one.
-        questions: how many the task asks; None for a group.
+        questions: the number of questions in the task; None for a group.
         moved: those to which the edited model gives other likelihoods or another text.
         version: the task's, as the harness counts them.
     """
@@ -231,9 +226,7 @@ def ability(
 
 
 def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager:
-    """Find tasks: the folder's alone where they are all that is named, as looking through the
-    harness's own is slow.
-    """
+    """Find tasks; only the folder's own if those suffice, as loading the harness's is slow."""
     if not names:
         raise UsageError("no task is named; give at least one, e.g. hellaswag.")
     own: list[str] = []
@@ -255,7 +248,8 @@ def _known_tasks(names: Sequence[str], folder: str | Path | None) -> TaskManager
                 else "--include-path names a folder of your own"
             )
             raise UnknownNameError(
-                f"no task is called {name!r}.{meant} `lm_eval ls tasks` lists the harness's; {where}."
+                f"no task is called {name!r}.{meant} `lm_eval ls tasks` lists the harness's; "
+                f"{where}."
             )
     return found
 
@@ -297,9 +291,7 @@ def _number(value: Any) -> float | None:
 
 
 def _moved(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> int:
-    """Count the questions that are answered otherwise; each filter has its own record of the same
-    answers.
-    """
+    """Count the questions with another answer, by each filter's own record of it."""
     pairs = zip(before, after, strict=True)
     return len({one["doc_id"] for one, other in pairs if not _same(one["resps"], other["resps"])})
 

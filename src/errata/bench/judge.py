@@ -1,9 +1,7 @@
-"""Has answers judged by a language model on any server with OpenAI's chat completions. It asks no
-edited model.
+"""Judges answers by a language model on any server with OpenAI's API. It runs no edited model.
 
-Free answers that are not the wanted one, word for word, may be right all the same ("in Osk, since
-May"). Whoever judges is named with every figure, and every opinion is kept beside the measurements,
-so that none is asked for twice.
+Free answers that differ from the target may still be right ("in Osk, since May"). Every figure
+names its judge, and every opinion is saved beside the measurements, so none is requested twice.
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ from errata.errors import StorageError, UsageError
 from errata.evaluation import Answer
 
 MEASURES = ("reliability", "generalization", "portability")
-"""What has a right answer; locality is held against the base model's words, and needs no opinion.
-"""
+"""What has a right answer; locality compares with the base model and needs no opinion."""
 SYSTEM = (
-    "You compare an answer with the answer that is known to be right. Reply with one word: CORRECT if the answer says the "
-    "same and says nothing else that contradicts it, INCORRECT otherwise."
+    "You compare an answer with the answer that is known to be right. Reply with one word: "
+    "CORRECT if the answer says the same and says nothing else that contradicts it, "
+    "INCORRECT otherwise."
 )
 SECONDS, TRIES = 60.0, 3
 
@@ -40,7 +38,7 @@ class Judge:
         url: up to and without "/chat/completions".
         model: its name there.
         key: sent as a bearer token, if there is one; by default $OPENAI_API_KEY.
-        at_once: questions that are out at a time.
+        at_once: concurrent requests.
     """
 
     url: str
@@ -52,9 +50,12 @@ class Judge:
         """Ask whether an answer is right.
 
         Raises:
-            UsageError: the server cannot be reached, refuses, or says neither word.
+            UsageError: the server cannot be reached, refuses, or returns neither word.
         """
-        question = f"Question: {answer.prompt}\nRight answer: {answer.wanted}\nAnswer: {answer.after or '(nothing)'}"
+        question = (
+            f"Question: {answer.prompt}\nRight answer: {answer.wanted}\n"
+            f"Answer: {answer.after or '(nothing)'}"
+        )
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
         body = {"model": self.model, "messages": turns, "temperature": 0, "max_tokens": 8}
         key = self.key or os.environ.get("OPENAI_API_KEY")
@@ -82,9 +83,7 @@ class Judge:
 
 
 def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
-    """Read the opinions in a folder of measurements: the key of an answer -> (who judged, whether
-    it is right).
-    """
+    """Read the opinions in a folder of measurements: answer's key -> (judge, is it right)."""
     path = folder / "judged.jsonl"
     if not path.exists():
         return {}
@@ -99,7 +98,7 @@ def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
 
 
 def key_of(answer: Answer) -> str:
-    """Return what an opinion depends on, in short: prompt, right answer, answer."""
+    """Return a hash of what an opinion depends on: prompt, right answer, answer."""
     return hashlib.sha256(
         json.dumps([answer.prompt, answer.wanted, answer.after]).encode()
     ).hexdigest()[:16]
@@ -111,11 +110,10 @@ def judge(
     measured: Iterable[Measured],
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Ask about every answer of a folder that this judge has not judged yet; those that are right
-    word for word are.
+    """Judge every answer of a folder that this judge has not judged and that is not exact.
 
     Returns:
-        How many were asked about.
+        The number of answers sent to the judge.
     """
     known = opinions(folder)
     waiting: dict[str, Answer] = {}
@@ -147,9 +145,7 @@ def judge(
 
 
 def judged_share(each: Measured, known: dict[str, tuple[str, bool]], measure: str) -> float | None:
-    """Return the share of answers that are right word for word or in the judge's opinion; None
-    where one is lacking.
-    """
+    """Return the share of answers that are exact or judged right; None if an opinion is missing."""
     answers: Sequence[Answer] = [answer for answer in each.answers if answer.measure == measure]
     found = [
         True if answer.right else known.get(key_of(answer), (None, None))[1] for answer in answers

@@ -1,6 +1,4 @@
-"""`Plan`: what a person wants measured, by flags or by a recipe; the stream and the runs that
-follow from it.
-"""
+"""`Plan`: what a user wants measured, by flags or a recipe, and the stream and runs that follow."""
 
 from __future__ import annotations
 
@@ -29,13 +27,13 @@ from errata.storage.cache import fingerprint
 TRAINING = 1000
 """Cases about the bundled model that methods are trained on."""
 TEXTS = 256
-"""On which drift is measured, at most."""
+"""The most texts on which drift is measured."""
 MOST_AT_ONCE = 4096
-"""Processes, or threads of one."""
+"""The most processes, or threads of a process."""
 ALL = "all"
-"""Stands for every method and variant."""
+"""Means every method and variant."""
 SEVERAL = ("task", "model", "reading")
-"""What a recipe may give a list of, for a plan each."""
+"""Fields of which a recipe may give a list, with one plan for each element."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Plan:
         edits: the stream's length; None for all there are.
         checkpoints: numbers of edits after which everything is measured; the stream's length is
             added.
-        reading: what becomes of records that contradict each other, of `POLICIES`.
+        reading: the policy for records that contradict each other, of `POLICIES`.
         data: the task's file, or a folder that it lies under; None takes it from the hub.
         train: a file of other records, for methods that are trained; None takes the task's own.
         text: a file of plain text on which drift is measured; None: the task's irrelevant texts,
@@ -119,8 +117,7 @@ class Plan:
 
 
 def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan]:
-    """Read the plans of a YAML recipe: a `Plan`'s fields, of which `task`, `model` and `reading`
-    may be lists.
+    """Read the plans of a YAML recipe; `task`, `model` and `reading` may be lists.
 
     With more than one plan, each has a folder of its own under `out`.
 
@@ -130,7 +127,7 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
             methods are given, its own of other methods are passed over.
 
     Raises:
-        UsageError: the file cannot be read, or says something unknown, or what a field cannot be.
+        UsageError: the file cannot be read, or a field is unknown or not valid.
     """
     hints = {
         name: hint for name, hint in get_type_hints(Plan).items() if name != "trust_remote_code"
@@ -214,13 +211,13 @@ def _preset(method: str, base_config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LoadedPlan:
-    """What came of a plan.
+    """A plan with its task and model loaded.
 
     Attributes:
-        stream: what is measured.
-        runs: what goes through it.
+        stream: the stream of edits.
+        runs: the methods and their settings.
         too_long: cases of the file that do not fit the model's context, and are left out.
-        empty: records of the file that want nothing, and are left out.
+        empty: records of the file with an empty target, which are left out.
     """
 
     stream: Stream
@@ -234,7 +231,7 @@ def load_plan(plan: Plan) -> LoadedPlan:
 
     Raises:
         UsageError: there are no cases for this model, too few, or some of them are trained on.
-        EditError: the task's file is not what it should be.
+        EditError: the task's file is not valid.
         UnknownNameError, ConfigError: as `runs_of`.
     """
     task = find_task(plan.task)
@@ -266,7 +263,8 @@ def load_plan(plan: Plan) -> LoadedPlan:
     both = next((case for case in training if {case.edit.prompt, *case.rephrases} & prompts), None)
     if both is not None:
         raise UsageError(
-            f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; take it out of one of them."
+            f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; "
+            "take it out of one of them."
         )
     stream = Stream(
         plan.model,
@@ -301,7 +299,7 @@ def _generated(plan: Plan) -> TaskData:
 
 
 def _fits(lm: LM, case: Case) -> bool:
-    """Say whether all prompts of a case fit the model's context, with their answers."""
+    """Return whether all prompts of a case fit the model's context with their answers."""
     target = case.edit.target
     probes = [
         (probe.prompt, probe.answer or ".")
@@ -319,9 +317,7 @@ def _fits(lm: LM, case: Case) -> bool:
 
 
 def _longest(lm: LM, cases: Sequence[Case]) -> int:
-    """Return the tokens of the longest right answer, its full stop included: none is cut before it
-    could be right.
-    """
+    """Return the tokens of the longest right answer and its full stop, so none is cut early."""
     wanted = [(case.edit.prompt, case.edit.target) for case in cases]
     wanted += [
         (probe.prompt, probe.answer) for case in cases for probe in case.portability if probe.answer

@@ -1,6 +1,4 @@
-"""Where a figure comes from: versions, commit, machine, time. It reads the clock and the machine,
-and nothing else.
-"""
+"""Records where a figure comes from: versions, commit, machine, time. It reads nothing else."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ def _unchanging() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the source that runs, "+" behind it where files were changed; None
-    outside a checkout.
-    """
+    """Return the source's commit, "+" behind it if files were changed; None outside a checkout."""
     root = Path(errata.__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,5 @@
-"""Reads files as others publish them: a JSON list or JSON lines, and what stands where in a record.
+"""Reads published files, a JSON list or JSON lines, and values at paths in a record.
+
 It knows no task.
 """
 
@@ -50,9 +51,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _values(path: Path, text: str) -> Iterator[Any]:
-    """Yield the values of a list, or one behind the other, one by one, so that it is known where a
-    file is cut off.
-    """
+    """Yield the values of a list or a stream of JSON, one by one, so that a cut is located."""
     decoder, place, number = json.JSONDecoder(), 0, 1
 
     def skip(signs: str) -> str:
@@ -88,9 +87,7 @@ def _values(path: Path, text: str) -> Iterator[Any]:
 
 
 def values_at(record: Any, path: str) -> list[Any]:
-    """Return what stands at a dotted path; where it meets a list, in each of its elements. [] where
-    a part is missing.
-    """
+    """Return the values at a dotted path, through lists; [] where a part is missing."""
     found = [record]
     for part in path.split("."):
         found = [
@@ -105,8 +102,7 @@ def values_at(record: Any, path: str) -> list[Any]:
 
 
 def texts_at(record: Any, path: str) -> list[str]:
-    """Return the texts at a dotted path, however deep the lists that they lie in; numbers are texts
-    too.
+    """Return the texts at a dotted path, through lists of any depth; numbers are texts too.
 
     Raises:
         EditError: something else lies there, or nothing does and the path does not end in "?".
@@ -127,5 +123,6 @@ def _texts(value: Any, path: str) -> Iterator[str]:
             yield str(value)
     elif value is not None:
         raise EditError(
-            f"the field {path.removesuffix('?')!r} holds {type(value).__name__}, and should hold text."
+            f"the field {path.removesuffix('?')!r} holds {type(value).__name__}, "
+            "and should hold text."
         )

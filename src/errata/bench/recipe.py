@@ -1,7 +1,6 @@
 """Reads a YAML file as plain values of given types. It knows no plan.
 
-Every scalar is read as a text and then as what its field wants, so nothing in the file makes an
-object of its own.
+Every scalar is read as text and then as its field's type, so no tag in the file makes an object.
 """
 
 from __future__ import annotations
@@ -87,7 +86,8 @@ def _one(name: str, value: Any, hint: Any) -> Any:
 def _scalar(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ConfigError(
-            f"{name} is a {'list' if isinstance(value, list) else 'mapping'}; expected a text or a number."
+            f"{name} is a {'list' if isinstance(value, list) else 'mapping'}; "
+            "expected a text or a number."
         )
     return value
 

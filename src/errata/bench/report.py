@@ -1,6 +1,4 @@
-"""Makes the report: one page of HTML that needs nothing else, and the same tables in Markdown. It
-computes nothing.
-"""
+"""Makes the report: one self-contained HTML page, or Markdown tables. It computes nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +47,8 @@ def html(measured: Sequence[Measured]) -> str:
 
 
 def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
-    yield f'<section id="s{place}"><h2>{escape(_title(stream))}</h2><p>{escape(about(stream[0].result))}</p>'
+    yield f'<section id="s{place}"><h2>{escape(_title(stream))}</h2>'
+    yield f"<p>{escape(about(stream[0].result))}</p>"
     figures = (
         (
             charts.over_time(stream, stream[0].result.metrics),
@@ -126,16 +125,20 @@ def _cell(text: str) -> str:
 
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto; max-width: 1200px; padding: 0 1.5rem; }
-h1 { font-size: 1.7rem; } h2 { margin-top: 3rem; border-bottom: 2px solid #1a1a1a; } h3 { margin: 2rem 0 .5rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto;
+  max-width: 1200px; padding: 0 1.5rem; }
+h1 { font-size: 1.7rem; } h2 { margin-top: 3rem; border-bottom: 2px solid #1a1a1a; }
+h3 { margin: 2rem 0 .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th { text-align: left; vertical-align: bottom; border-bottom: 1px solid #1a1a1a; padding: .25rem .7rem .25rem 0; }
-td { border-bottom: 1px solid #e2e2e2; padding: .25rem .7rem .25rem 0; vertical-align: top; white-space: nowrap; }
+th, td { padding: .25rem .7rem .25rem 0; }
+th { text-align: left; vertical-align: bottom; border-bottom: 1px solid #1a1a1a; }
+td { border-bottom: 1px solid #e2e2e2; vertical-align: top; white-space: nowrap; }
 td:nth-child(n+3) { max-width: 22rem; overflow-wrap: anywhere; white-space: normal; }
 small { display: block; color: #595959; font-size: 11px; white-space: nowrap; }
 .note { color: #404040; font-size: 13px; max-width: 65rem; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { color: #404040; font-size: 13px; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
+figcaption { color: #404040; font-size: 13px; }
 a { color: #00558b; } tr:target td { background: #fff3cd; }
 """
 _PAGE = """<!doctype html>

@@ -1,5 +1,4 @@
-"""Measurements read back: figures with their intervals, retention of what was learnt, differences
-beyond noise.
+"""Reads measurements back: figures with intervals, retention, differences beyond noise.
 
 Intervals are bootstrapped over edits, not over questions: the questions about one edit rise and
 fall together.
@@ -63,7 +62,7 @@ class Measured:
     def figure(
         self, measure: str, score: str = "generated", kind: str | None = None
     ) -> Estimate | None:
-        """Return a figure with its interval; None where nothing of the kind was asked.
+        """Return a figure with its interval; None where there is no such question.
 
         Args:
             measure: of `MEASURES`.
@@ -83,8 +82,7 @@ class Measured:
 
 
 def read_folders(folders: Iterable[Path]) -> list[Measured]:
-    """Read all measurements of folders that `errata bench` or `errata compare` filled, in order of
-    streams, edits and names.
+    """Read all measurements of benchmark folders, in order of streams, edits and names.
 
     Raises:
         UsageError: a folder holds none.
@@ -97,7 +95,8 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
         ]
         if not mine:
             raise UsageError(
-                f"{folder}: there is no measurement in it; `errata bench` writes them into its --out."
+                f"{folder}: there is no measurement in it; "
+                "`errata bench` writes them into its --out."
             )
         found += mine
     seen = Counter((stream_name(each.result), each.label, each.result.edits) for each in found)
@@ -116,9 +115,7 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
 
 
 def stream_name(result: Result) -> tuple[str, str, str]:
-    """Return what has to be equal for two results to stand in one table: data, model, policy for
-    contradictions.
-    """
+    """Return what two results of one table share: data, model, policy for contradictions."""
     return Path(result.data).name, Path(result.model).name, result.reading
 
 
@@ -149,7 +146,7 @@ def _drawn_means(values: Sequence[tuple[str, float]]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Retention:
-    """What became of each cohort of edits: those between two checkpoints.
+    """Retention of each cohort of edits: those between two checkpoints.
 
     Attributes:
         checkpoints: numbers of edits, rising.
@@ -167,9 +164,7 @@ class Retention:
 
 
 def retentions(measured: Sequence[Measured]) -> dict[str, Retention]:
-    """Return for each edited run, by its label, what became of its cohorts; runs with one
-    checkpoint are passed over.
-    """
+    """Return the retention of each edited run, by label, that has several checkpoints."""
     by_label: dict[str, list[Measured]] = defaultdict(list)
     for each in measured:
         if each.result.figures and each.result.method:
@@ -178,7 +173,7 @@ def retentions(measured: Sequence[Measured]) -> dict[str, Retention]:
 
 
 def retention(measured: Sequence[Measured]) -> Retention:
-    """Return what became of the cohorts of one run, at two checkpoints or more."""
+    """Return the retention of one run's cohorts, at two checkpoints or more."""
     ordered = sorted(measured, key=lambda each: each.result.edits)
     right = [
         {a.edit_id: a.right for a in each.answers if a.measure == "reliability"} for each in ordered
@@ -208,14 +203,14 @@ def retention(measured: Sequence[Measured]) -> Retention:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two measurements held against each other.
+    """The difference between two measurements.
 
     Attributes:
         name, edits: the run, and after how many edits.
         measure, score: what is counted, and how.
         before, after: the two figures.
         low, high: the difference lies between these, 95 %.
-        paired: the questions were the same, so only those that are answered otherwise make noise.
+        paired: the questions were the same, so only changed answers contribute noise.
     """
 
     name: str
@@ -230,7 +225,7 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 

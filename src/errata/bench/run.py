@@ -1,8 +1,7 @@
-"""`measure_run` takes one method through a stream of edits and measures it at every checkpoint. It
-prints nothing.
+"""`measure_run` writes a stream of edits with one method, and measures at checkpoints.
 
-What is measured stands in `Result`. A run goes on from its last save when it was cut off, and
-results that are there are kept.
+`Result` holds what is measured. An interrupted run resumes from its last save, and earlier results
+are kept. It prints nothing.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from errata.saving import files_of, is_artifact
 from errata.stream import OnProgress, edit_stream, prepare_and_save
 
 NEUTRAL, NEUTRAL_TOKENS, FLUENT = 64, 48, 32
-"""Self-generated texts on which drift is measured, tokens of each, and answers whose fluency is."""
+"""Self-generated texts for drift, tokens of each, and answers for fluency."""
 BATCHES = (1, 8)
 NEW_TOKENS, ROUNDS = 16, 5
 SAVE_SECONDS = 60.0
-"""Between two saves while a method is trained."""
+"""Seconds between two saves while a method is trained."""
 
 
 def measure_run(run: Run, stream: Stream, progress: OnProgress) -> None:
-    """Take a method through the stream, and leave its results in the stream's folder, failures too."""
+    """Take a method through the stream; its results, or failure, go to the stream's folder."""
     if stream.threads is not None:
         torch.set_num_threads(stream.threads)
     try:
@@ -45,13 +44,13 @@ def measure_run(run: Run, stream: Stream, progress: OnProgress) -> None:
 
 
 def save_failure(run: Run, stream: Stream, reason: str) -> None:
-    """Save results that say why there are no figures, at all checkpoints that are not measured."""
+    """Save results with the reason for the failure at all checkpoints not yet measured."""
     for edits in stream.missing(run):
         blank_result(run, stream, edits, failed=reason).save(stream.result_file(run.name, edits))
 
 
 class _Measuring:
-    """One run on its way: the model, where it is saved, and what its writing has cost so far."""
+    """A run in progress: the model, its folder, and the time spent on writing so far."""
 
     def __init__(self, run: Run, stream: Stream, progress: OnProgress) -> None:
         self.run, self.stream, self.progress = run, stream, progress
@@ -116,9 +115,9 @@ class _Measuring:
         )
 
     def _too_long(self, edits: int) -> str | None:
-        """Say why so many edits are not written, if they are not.
+        """Return why so many edits would take too long to write; None if they would not.
 
-        The first part also reads background text, so later parts tell more, where there are any.
+        The first part also reads background text, so later parts are the better estimate.
         """
         done, writing = len(self.model.edits), self.times["writing"]
         if self.stream.limit is None or not done or edits <= done:
@@ -133,7 +132,7 @@ class _Measuring:
         )
 
     def _write(self, edits: int) -> None:
-        """Write until there are so many edits in the model."""
+        """Write until the model holds so many edits."""
         model, times = self.model, self.times
         if len(model.edits) > edits:  # this result was lost, later ones were not
             model.undo(*(edit.id for edit in model.edits[edits:]))
@@ -157,7 +156,7 @@ class _Measuring:
         )
 
     def _measure(self, edits: int) -> None:
-        """Measure everything that a result holds, of the model as it is, and save it."""
+        """Measure everything that a result holds on the current model, and save it."""
         stream, edited = self.stream, self.run.method is not None
         cases = stream.policy.judged(edits)
         prompts = [case.edit.prompt for case in cases]

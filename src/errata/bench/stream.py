@@ -1,5 +1,4 @@
-"""What is measured, on what: the stream of edits, the runs that go through it, and the results that
-are kept of them.
+"""The stream of edits that is measured, the runs through it, and the results that are kept of them.
 
 A result is a file of JSON lines: one of type "row", and one of type "answer" for every single
 answer.
@@ -29,9 +28,7 @@ UNEDITED = "unedited"
 
 @dataclass(frozen=True)
 class Run:
-    """A method with its settings, under the name it has in the table. `method` is None for the
-    unedited model.
-    """
+    """A method with its settings and its name in the table; `method` None: the unedited model."""
 
     name: str
     method: str | None
@@ -40,15 +37,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Stream:
-    """What all runs go through.
+    """The stream of edits that all runs write, and how it is measured.
 
     Attributes:
         model: a bundled name, a folder or a hub name.
         fingerprint: of that model.
         data: what the cases are called.
-        policy: the edits, in order, with their probes, and how those are judged that contradict
-            each other.
-        training: cases that methods may be trained on; none of them in the stream.
+        policy: the edits, in order, with their probes, and the policy for contradictions.
+        training: cases that methods may be trained on, none of them in the stream.
         checkpoints: numbers of edits after which everything is measured, rising.
         folder: where results and saves go.
         limit: seconds that a method may write for to reach a checkpoint; None for no limit.
@@ -91,7 +87,7 @@ class Stream:
         return self.folder / "rows" / f"{name}-{edits}.jsonl"
 
     def key(self, run: Run, edits: int) -> str:
-        """Return what a result depends on, in short: another key is another measurement."""
+        """Return a hash of what a result depends on: another key is another measurement."""
         cases = [case.to_dict() for case in self.cases[:edits]]
         targets = [case.edit.target for case in self.policy.judged(edits)]
         training = [case.to_dict() for case in self.training]
@@ -110,9 +106,7 @@ class Stream:
         ).hexdigest()[:16]
 
     def kept_result(self, run: Run, edits: int) -> Result | None:
-        """Return the same measurement of an earlier call, if it came to an end, or would still take
-        too long.
-        """
+        """Return an earlier result if it is complete, or would still exceed the limit."""
         result = Result.read(self.result_file(run.name, edits))
         if result is None or result.key != self.key(run, edits) or result.failed:
             return None
@@ -154,7 +148,7 @@ class Result:
         failed, skipped: why there are no figures.
         limit: seconds of writing that there were for this result, where it was skipped.
         reading: the policy for records that contradict each other, of `conflicts.POLICIES`.
-        conflicts: cases of the file that contradict another, and of how many.
+        conflicts: cases of the file that contradict another, and the number of all.
         ceiling: the best reliability of a model that gives one answer to a question.
         drift: of neutral text, see `drift.drift`; and "fluency", see `drift.fluency`.
         made: when, on what, with which versions, see `provenance.provenance`.
@@ -186,7 +180,7 @@ class Result:
     made: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path, answers: Sequence[Answer] = ()) -> None:
-        """Write the result and the answers that it sums up, whole or not at all."""
+        """Write the result and its single answers, atomically."""
         lines = [{"type": "row", **dataclasses.asdict(self)}]
         lines += [{"type": "answer", **dataclasses.asdict(answer)} for answer in answers]
         write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -231,7 +225,7 @@ def blank_result(run: Run, stream: Stream, edits: int, **more: Any) -> Result:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, atomically."""
     write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -244,10 +238,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all.
+    """Write a file, atomically.
 
     Raises:
-        StorageError: the disk refused; what stood there before still does.
+        StorageError: the disk refused; the old file is unchanged.
     """
     try:
         files.write_whole(path, text.encode())

@@ -1,6 +1,4 @@
-"""Tables of measurements: rows of cells under headings, which become Markdown here and HTML in
-`report`.
-"""
+"""Builds tables of measurements and prints them as Markdown; `report` prints them as HTML."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from errata.evaluation import MEASURES, SCORES
 
 NONE = "–"
 DRIFT = {"perplexity": "{:.1f}", "divergence": "{:.2g}", "fluency": "{:.2f}"}
-"""What is shown of drift, and how."""
+"""The figures of drift, and their formats."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def _plain(cell: str) -> str:
 
 
 def main_table(measured: Sequence[Measured]) -> Table:
-    """Show what counts for the task, with intervals, and what it costs."""
+    """Show the task's metrics with intervals, and the cost."""
     metrics = measured[0].result.metrics
     rows = []
     for each in measured:
@@ -64,8 +62,10 @@ def main_table(measured: Sequence[Measured]) -> Table:
             cells = [*(_metric(each, metric) for metric in metrics), *_costs(result)]
         rows.append((f"{result.edits:,}", each.label, *cells))
     head = ("T", "method", *metrics, "s/edit", "peak MiB", "saved kB", "slower, batch 1 / 8")
-    note = "Free answers with natural stop, on the final model, over all T edits: the share that is the wanted one, whole; "
-    note += "below it the 95 % interval (bootstrapped over edits)."
+    note = (
+        "Free answers with natural stop, on the final model, over all T edits: the share that is "
+        "the wanted one, whole; below it the 95 % interval (bootstrapped over edits)."
+    )
     if "perplexity" in metrics:
         note += " Perplexity is that of the targets behind their prompts."
     if "ood" in metrics:
@@ -76,9 +76,7 @@ def main_table(measured: Sequence[Measured]) -> Table:
 
 
 def comparison_table(results: Sequence[Result]) -> str:
-    """Return the results in Markdown: free answers, and teacher-forced figures in brackets; for
-    `errata compare`.
-    """
+    """Return the results in Markdown for `errata compare`; teacher-forced figures in brackets."""
     head = [
         "T",
         "method",
@@ -124,7 +122,7 @@ def with_interval(figure: Estimate | None) -> str:
 
 
 def scores_table(measured: Sequence[Measured]) -> Table:
-    """Show the same answers, counted in every way that the field counts."""
+    """Show the same answers under every score that the field uses."""
     done = [each for each in measured if each.result.figures]
     shown = [
         measure
@@ -178,16 +176,17 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
     local = [kind.replace("_", " ") for kind in LOCALITY_KINDS]
     head = ("T", "method", *local, *(f"KL {kind}" for kind in local), *PORTABILITY_KINDS)
     note = (
-        "Locality: the share of free answers that did not change, and KL(base || edited) per token of the base's answer, by "
-        "what is asked. Portability: the share of free answers that are right. Drift: perplexity of, and KL on, text that "
-        "no edit is about. Fluency: n-gram entropy of 100 tokens, in bits."
+        "Locality: the share of free answers that did not change, and KL(base || edited) per token "
+        "of the base's answer, by what is asked. Portability: the share of free answers that are "
+        "right. Drift: perplexity of, and KL on, text that no edit is about. Fluency: n-gram "
+        "entropy of 100 tokens, in bits."
     )
     head += ("text perplexity", "KL text", "fluency")
     return Table("What else moved, by kind", note, head, tuple(rows), tuple(map(run_name, done)))
 
 
 def retention_table(measured: Sequence[Measured]) -> Table | None:
-    """Show what became of each cohort of edits; None where there is one checkpoint only."""
+    """Show the retention of each cohort of edits; None with one checkpoint only."""
     followed = retentions(measured)
     if not followed:
         return None
@@ -219,14 +218,15 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
         "backward transfer",
     )
     note = (
-        "The share of each cohort's own prompts that is answered right at each later checkpoint. Forgetting: how far "
-        "cohorts are at the end below the best they ever were. Backward transfer: above where they were when written."
+        "The share of each cohort's own prompts that is answered right at each later checkpoint. "
+        "Forgetting: how far cohorts are at the end below the best they ever were. "
+        "Backward transfer: above where they were when written."
     )
     return Table("Retention", note, head, tuple(rows))
 
 
 def paper_tables(task: str) -> list[Table]:
-    """Show what papers print about a task, marked as theirs."""
+    """Show the figures that papers report for a task, marked as theirs."""
     known: list[dict[str, Any]] = tomllib.loads(
         files("errata.bench").joinpath("papers.toml").read_text("utf-8")
     )["table"]
@@ -302,21 +302,20 @@ def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
 
 
 def run_name(each: Measured) -> str:
-    """Return what a measurement is called."""
+    """Return the name of a measurement."""
     return f"{each.label}, {each.result.edits:,}"
 
 
 def about(result: Result) -> str:
-    """Describe a stream in a sentence or two: data, model, contradictions and their policy,
-    ceiling.
-    """
+    """Describe a stream in a sentence or two: data, model, contradictions, policy, ceiling."""
     conflicts, records = result.conflicts
     stream = f"{result.data}, on {result.model.rstrip('/').rpartition('/')[2]}. "
     if not conflicts:
         return stream + "No record contradicts another, so there is no ceiling below 1."
     share = f"{conflicts} of {records} records contradict another ({conflicts / records:.0%})"
     policy = {
-        "published": f"they are in the stream as published, so that reliability cannot be above {result.ceiling:.3f}",
+        "published": "they are in the stream as published, so that reliability cannot be above "
+        f"{result.ceiling:.3f}",
         "conflict-free": "they are left out, and locality probes that ask what is edited",
         "later": "the last answer to a question is the right one, for all records that ask it",
     }[result.reading]
@@ -324,7 +323,7 @@ def about(result: Result) -> str:
 
 
 def _costs(result: Result) -> tuple[str, str, str, str]:
-    """Return seconds per edit, peak memory, kilobytes on disk, and how much slower generation is."""
+    """Return seconds per edit, peak memory, kilobytes on disk, and generation's overhead."""
     return (
         _number(result.seconds_per_edit, "{:.2f}"),
         _number(result.peak_memory, "{:,.0f}"),

@@ -1,5 +1,4 @@
-"""`Task`: a benchmark is fifteen lines of data, see `tasks/`: where its records lie, what stands
-where in them, what counts.
+"""`Task`: a benchmark as data, see `tasks/`: where its records are, what they hold, what counts.
 
 A field map says for prompt, target, subject, truth (the answers that were right before) and
 rephrases the dotted path in a record, "?" behind a path that may be missing. With `each`, every
@@ -25,7 +24,7 @@ from errata.errors import EditError, UnknownNameError, UsageError, suggest
 from errata.words.parts import mentions
 
 GENERATED, OWN_FORMAT = "atlas", "jsonl"
-"""The tasks that are made here, and whose records are cases already."""
+"""The generated task, and the task whose records are cases already."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Task:
         """Read the task of a TOML file, its name the file's.
 
         Raises:
-            UsageError: the file cannot be read, or says something unknown or too little.
+            UsageError: the file cannot be read, or a field is unknown, missing or not valid.
         """
         fields = read_task(path)
         return cls(path.stem, **{**fields, "metrics": tuple(fields["metrics"])})
@@ -80,12 +79,12 @@ class TaskData:
 
     Attributes:
         cases: in the file's order.
-        truths: for each the answers that were right before, in small letters; empty where the file
-            does not say.
+        truths: for each the answers that were right before, in lower case; empty where the file
+            gives none.
         training: cases to train methods on; none of the others.
         irrelevant: texts that no edit is about.
         source: the file, with the first twelve digits of its SHA-256.
-        empty: records that want nothing, their target empty; they are in none of the above.
+        empty: records with an empty target; they are in none of the above.
     """
 
     cases: list[Case]
@@ -116,7 +115,8 @@ def find_task(name: str) -> Task:
         return Task.read(Path(name))
     if name not in task_names():
         raise UnknownNameError(
-            f"there is no task {name!r}.{suggest(name, task_names())} A TOML file of your own is one too."
+            f"there is no task {name!r}.{suggest(name, task_names())} "
+            "A TOML file of your own is one too."
         )
     return Task.read(Path(str(_FOLDER.joinpath(f"{name}.toml"))))
 
@@ -134,7 +134,7 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
 
     Raises:
         UsageError: there is no such file.
-        EditError: a record is not what the field map says; file, record and field are named.
+        EditError: a record does not fit the field map; file, record and field are named.
     """
     path = _located(task, data)
     cases, truths, empty = _read(task, path)
@@ -251,7 +251,7 @@ def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, froz
 
 
 def _target(part: Any, path: str) -> str | None:
-    """Return what an edit wants; None where the field is there and empty."""
+    """Return an edit's target; None where the field is there and empty."""
     there = bool(values_at(part, path))
     return next(iter(texts_at(part, path + "?" if there else path)), None)
 

@@ -1,4 +1,4 @@
-"""Reads a task's TOML file, and checks what may stand in it, and of which type. It reads no record."""
+"""Reads a task's TOML file and checks its fields and their types. It reads no record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from errata.cases import Probe
 from errata.errors import EditError, UsageError, quoted, suggest
 
 PLACES = ("locality", "portability", "ood")
-"""Where the probes of a field map stand."""
+"""The fields of a field map that hold probes."""
 _TEXT, _TEXTS, _TABLE, _PATH, _PATHS = (
     "text",
     "list of texts",
@@ -21,13 +21,14 @@ _TEXT, _TEXTS, _TABLE, _PATH, _PATHS = (
     "list of paths in a record",
 )
 _TASK = {
-    "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number", "file": _TEXT,
-    "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT, "instead": _TEXT, "fields": _TABLE,
+    "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number",
+    "file": _TEXT, "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT,
+    "instead": _TEXT, "fields": _TABLE,
 }  # fmt: skip
 _HUB, _IRRELEVANT = {"name": _TEXT, "file": _TEXT}, {"file": _TEXT, "text": _PATH}
 _FIELDS = {
-    "each": _PATH, "prompt": _PATH, "target": _PATH, "subject": _PATH, "truth": _PATH, "rephrases": _PATHS,
-    **dict.fromkeys(PLACES, "list of tables"),
+    "each": _PATH, "prompt": _PATH, "target": _PATH, "subject": _PATH, "truth": _PATH,
+    "rephrases": _PATHS, **dict.fromkeys(PLACES, "list of tables"),
 }  # fmt: skip
 _PROBE = dict.fromkeys(("kind", "prompt", "answer", "also", "each", "of", "text"), _PATH)
 
@@ -36,15 +37,18 @@ def read_task(path: Path) -> dict[str, Any]:
     """Read a task's file, and check it.
 
     Raises:
-        UsageError: it cannot be read, or says something unknown, too little, or of another type;
-            the field is named.
+        UsageError: it cannot be read, or a field (which is named) is unknown, missing or of
+            another type.
     """
+    text = read_text(path)
     try:
-        task = tomllib.loads(read_text(path))
+        task = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not TOML: {' '.join(str(error).split())}.") from error
     except RecursionError:
         raise UsageError(f"{path}: lists or tables lie too deep in each other.") from None
+    except ValueError as error:  # a number of too many digits
+        raise UsageError(f"{path}: cannot be read ({error}).") from error
     try:
         _check("", task, _TASK, ("title", "version", "paper", "metrics", "new_tokens"))
         for name, known in (("hub", _HUB), ("irrelevant", _IRRELEVANT)):
@@ -52,21 +56,13 @@ def read_task(path: Path) -> dict[str, Any]:
                 _check(f"{name}.", task[name], known, known)
         if "fields" in task:
             fields = task["fields"]
-            _check(
-                "fields.",
-                fields,
-                _FIELDS,
-                ("prompt",) if "instead" in task else ("prompt", "target"),
-            )
+            needed = ["prompt"] if "instead" in task else ["prompt", "target"]
+            _check("fields.", fields, _FIELDS, needed)
             for place in PLACES:
                 for number, probe in enumerate(fields.get(place, ()), start=1):
                     where = f"fields.{place} {number}: "
-                    _check(
-                        where,
-                        probe,
-                        _PROBE,
-                        ("kind", "prompt") if "text" in probe else ("kind", "prompt", "answer"),
-                    )
+                    needed = ["kind", "prompt"] if "text" in probe else ["kind", "prompt", "answer"]
+                    _check(where, probe, _PROBE, needed)
                     Probe.from_json({"prompt": "?", "kind": probe["kind"]}, place)
     except (UsageError, EditError) as error:
         raise UsageError(f"{path}: {error}") from error

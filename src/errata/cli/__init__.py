@@ -1,5 +1,4 @@
-"""The command line: a file per verb, each of which parses, makes one call of the public API, and
-prints.
+"""The command line: a file per verb, which parses, makes one call of the public API, and prints.
 
 Results go to stdout, everything else to stderr. What goes wrong is one line and an exit code: 2
 when the call or its input is wrong, 1 when something failed, 130 after Ctrl-C. Nothing heavy is
@@ -45,7 +44,7 @@ HOMES = {"diff": "report", "failures": "analyze"}
 
 
 class Verbs(TyperGroup):
-    """Runs the commands; the one place where an error becomes a line and an exit code."""
+    """Runs the commands; only here an error becomes a line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command. With ERRATA_DEBUG set, errors keep their traceback."""
@@ -107,9 +106,7 @@ def errata(
 
 
 def main() -> None:
-    """What the console script `errata` runs. Whatever bytes come in or go out, the streams take
-    them.
-    """
+    """Run the console script `errata`; no byte in or out breaks its streams."""
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)

@@ -104,7 +104,7 @@ def within(value: float | None, error: float | None) -> str:
 
 
 def digits(value: float | None, sign: str = "") -> str:
-    """Return a value as it is read best: a share, or a perplexity."""
+    """Format a value as a share or as a perplexity."""
     if value is None:
         return "-"
     return f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign}.4g}"

@@ -32,7 +32,7 @@ def analyze(
     dtype: options.Dtype = "float32",
     device_map: options.DeviceMap = None,
 ) -> None:
-    """Look closer at one thing, after the papers: numbers as JSON and a figure as PNG."""
+    """Run one of the papers' analyses: numbers as JSON and a figure as PNG."""
     from errata.analyses import analysis
     from errata.analyses.given import AnalysisContext, keep
     from errata.bench.plan import Plan
@@ -67,7 +67,7 @@ def failures(
         str, typer.Option(metavar="DIR", help="Folder for failures.json and failures.png.")
     ] = "out/failures",
 ) -> None:
-    """Sort wrong answers by how they are wrong, with examples."""
+    """Sort wrong answers by kind of error, with examples."""
     from errata.analyses import failures
     from errata.analyses.given import AnalysisContext, keep
     from errata.bench.results import read_folders

@@ -65,9 +65,7 @@ def bench(
     device_map: options.DeviceMap = None,
     wait: options.Wait = WAIT,
 ) -> None:
-    """Stream edits into a model and measure all of them at every checkpoint; called again, it goes
-    on where it was.
-    """
+    """Stream edits into a model and measure at every checkpoint; run it again to go on."""
     from errata.bench.plan import Plan, read_recipe
     from errata.cli import progress
 

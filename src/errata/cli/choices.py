@@ -1,6 +1,4 @@
-"""The method and its settings, as chosen on a command line: `-m`, `--set name=value`, `--preset
-NAME`.
-"""
+"""The method and its settings, chosen by `-m`, `--set name=value`, `--preset NAME`."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choices:
-    """A method and settings; what is None or empty is left to the method, or to what was begun.
+    """A method and settings; None or empty means the method's own, or those of the folder.
 
     Raises:
         UsageError: an option is not `name=value`; the method, a setting or the preset is unknown.
@@ -56,16 +54,14 @@ class Choices:
         }
 
     def config(self, base_config: Any) -> MethodConfig:
-        """Return a new model's settings: the method's own, above them the preset's, its variant's,
-        those given.
-        """
+        """Return the settings: the method's, above them the preset's, its variant's, the given."""
         method, settings = self._resolved()
         return method.config_class.from_dict(
             {**self._of_preset(base_config), **settings, **self.given}
         )
 
     def check_trainable(self) -> None:
-        """Make sure that the method is one to train.
+        """Check that the method needs training.
 
         Raises:
             ConfigError: it needs no training.
@@ -75,29 +71,31 @@ class Choices:
         if not self._resolved()[0].needs_training:
             trained = ", ".join(name for name in variants() if resolve(name)[0].needs_training)
             raise ConfigError(
-                f"{self.name} needs no training; say with -m one that does ({trained}), or write edits with it."
+                f"{self.name} needs no training; say with -m one that does ({trained}), "
+                "or write edits with it."
             )
 
     def check(self, begun: EditModel, where: Path) -> None:
-        """Make sure that edits can go on where they stopped: method and settings stay what they
-        were.
+        """Check that edits can resume: method and settings are the same as before.
 
         Raises:
-            ConfigError: another method or another value is asked for.
+            ConfigError: another method or another value is given.
         """
         old = begun.method.config
         method, settings = self._resolved() if self.method else (type(begun.method), {})
         if not isinstance(begun.method, method):
             name = begun.method.name
             raise ConfigError(
-                f"{where} was begun with the method {name!r}, not {self.method!r}; give another --out."
+                f"{where} was begun with the method {name!r}, not {self.method!r}; "
+                "give another --out."
             )
         wanted = {**self._of_preset(begun.base.config, old.method), **settings, **self.given}
         new = type(old).from_dict({**old.to_dict(), **wanted}).to_dict()
         for name, value in old.to_dict().items():
             if new[name] != value:
                 raise ConfigError(
-                    f"{where} was begun with {name}={value}, not {new[name]}; leave it, or give another --out."
+                    f"{where} was begun with {name}={value}, not {new[name]}; "
+                    "leave it, or give another --out."
                 )
 
     def _resolved(self) -> tuple[type[Method], dict[str, Any]]:
@@ -118,7 +116,7 @@ class Choices:
 
 
 def conflict_choice(given: str) -> OnConflict:
-    """Read what becomes of conflicts.
+    """Read the policy for conflicts.
 
     Raises:
         UsageError: it is none of the choices.
@@ -131,7 +129,7 @@ def conflict_choice(given: str) -> OnConflict:
 
 @contextlib.contextmanager
 def spread_by(executor: str) -> Iterator[None]:
-    """Spread what falls into parts, within, to where the executor says.
+    """Run independent parts, within, where the executor says: here or on a Ray cluster.
 
     Raises:
         UsageError: there is no such executor, or Ray is not installed or not reached.

@@ -1,6 +1,4 @@
-"""`errata compare atlas --edits 100 --methods all`: `errata bench` on one stream of cases, with one
-short table.
-"""
+"""`errata compare atlas --edits 100 --methods all`: a small `errata bench` with one short table."""
 
 from __future__ import annotations
 
@@ -47,9 +45,7 @@ def compare(
     wait: options.Wait = WAIT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Hold methods against each other on one stream; called again, it goes on and measures what is
-    missing.
-    """
+    """Compare methods on one stream; run it again to measure what is missing."""
     from errata.bench.plan import Plan
     from errata.bench.tables import comparison_table
     from errata.cli.progress import checkpoints, loaded, measured
@@ -57,7 +53,8 @@ def compare(
 
     if cases is None and model not in BUNDLED:
         raise UsageError(
-            f"say with --cases FILE what {model} is to be edited with; only cases about atlas are made here."
+            f"say with --cases FILE what {model} is to be edited with; "
+            "only cases about atlas are made here."
         )
     plan = Plan(
         "jsonl" if cases else "atlas",

@@ -1,6 +1,4 @@
-"""`errata edit MODEL --edits edits.jsonl --out my-errata`; `errata edit my-errata --edits
-more.jsonl` goes on.
-"""
+"""`errata edit MODEL --edits edits.jsonl --out my-errata`; `errata edit my-errata ...` goes on."""
 
 from __future__ import annotations
 
@@ -37,13 +35,14 @@ def edit(
     on_conflict: Annotated[
         str,
         typer.Option(
-            help="An edit that asks what an older one asks and wants another answer: replace, keep, error."
+            help="An edit with an older edit's question and another answer: replace, keep, error."
         ),
     ] = "replace",
     executor: Annotated[
         str,
         typer.Option(
-            help="local, or ray: parts that need not know each other go to the cluster of $RAY_ADDRESS."
+            help="local, or ray: parts that need not know each other go to the cluster of "
+            "$RAY_ADDRESS."
         ),
     ] = "local",
     check: Annotated[

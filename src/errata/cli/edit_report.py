@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 SHOWN = 10
-"""Most edits that failed, and most warnings, that are shown one by one."""
+"""The most failed edits, and the most warnings, that are shown one by one."""
 
 
 def show_warnings(report: EditReport) -> None:
-    """Print what a person should know of edits that were written, on stderr."""
+    """Print the warnings about edits that were written, on stderr."""
     for edit_id, warning in _first(report.warnings, "more warnings", screen.complain):
         screen.complain(f"{edit_id}: {warning}")
 
@@ -42,7 +42,8 @@ def show_report(report: EditReport, folder: Path) -> None:
     for result in _first(missed, "more", screen.err.print):
         edit = result.edit
         screen.err.print(
-            f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r}, got {result.answer!r}",
+            f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r}, "
+            f"got {result.answer!r}",
             markup=False,
         )
 

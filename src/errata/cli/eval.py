@@ -25,7 +25,7 @@ def eval(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Measure what the edited model says, against the targets and against its base."""
+    """Compare the edited model's answers with the targets and with its base model."""
     import errata
     from errata.cases import read_numbered_cases
     from errata.cli.reading import check_cases_fit, write_text

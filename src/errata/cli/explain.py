@@ -10,7 +10,7 @@ import typer
 from errata.cli import options, screen
 
 SHOWN = 5
-"""Edits that were thought of, most to be shown."""
+"""The most candidate edits shown."""
 
 
 def explain(
@@ -20,9 +20,7 @@ def explain(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Say which edit answers a prompt, its score against the threshold, where it is kept, and the
-    next candidates.
-    """
+    """Show which edit answers a prompt, its score and threshold, its place, and the next ones."""
     from errata.cli.opening import open_artifact
     from errata.edit import check_characters
 
@@ -35,13 +33,14 @@ def explain(
         return
     known = {edit.id: edit for edit in edited.edits}
     for each in explanations:
-        who = (
+        answer = (
             "the base model answers"
             if each.edit_id is None
             else f"{each.edit_id} answers: {known[each.edit_id].target}"
         )
         screen.say(
-            f"{screen.one_line(each.prompt)}\n  {screen.one_line(who)} (threshold {each.threshold:.3f})"
+            f"{screen.one_line(each.prompt)}\n"
+            f"  {screen.one_line(answer)} (threshold {each.threshold:.3f})"
         )
         for reason in each.reasons[:SHOWN]:
             parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())

@@ -13,9 +13,7 @@ def list(
     folder: options.Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of edits.")] = False,
 ) -> None:
-    """List the edits in a folder, oldest first: when each was written, what it says, and who says
-    so.
-    """
+    """List the edits in a folder, oldest first, with their time and source."""
     from errata.methods import name_of
     from errata.saving import read_artifact
 

@@ -1,4 +1,4 @@
-"""Loads what a verb's MODEL stands for: a folder of edits, or a base model. It edits nothing."""
+"""Loads a verb's MODEL: a folder of edits, or a base model. It edits nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from errata import LM, EditModel
 
 Answers = Callable[..., list[str]]
-"""Prompts and options of generation in, answers out."""
+"""Takes prompts and generation options, returns answers."""
 
 
 TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
@@ -31,9 +31,7 @@ TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """Show a spinner while a model is loaded; without a network, keep the hub from being tried for
-    a minute.
-    """
+    """Show a spinner while a model loads; without a network, avoid the hub for a minute."""
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     with screen.busy(f"loading {name}"):
         import huggingface_hub
@@ -78,9 +76,7 @@ def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -
 
 
 def open_to_ask(model: str) -> tuple[Answers, Answers]:
-    """Return what answers with the edits, and what answers without; the same twice for a base
-    model.
-    """
+    """Return the models with and without the edits; for a base model the same twice."""
     import errata
 
     opened = open_model(model)
@@ -93,8 +89,7 @@ def open_to_ask(model: str) -> tuple[Answers, Answers]:
 
 @contextmanager
 def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
-    """Keep others from writing into a folder, from before it is opened until it is saved for the
-    last time.
+    """Lock a folder against other writers, from before it is opened until its last save.
 
     Raises:
         UsageError: its name is empty, or that of a file.
@@ -109,14 +104,12 @@ def writing_into(folder: str | Path, wait: float) -> Iterator[None]:
 def open_to_edit(
     model: str, out: str | None, choices: Choices, dtype: str, device_map: str | None, wait: float
 ) -> Iterator[tuple[EditModel, Path]]:
-    """Open the model to write edits into and the folder to save it in: a new one, or one that goes
-    on where it stopped.
+    """Open the model to edit and the folder to save it in: a new one, or one to resume.
 
-    Nobody else writes into the folder meanwhile.
+    No other process can write into the folder meanwhile.
 
     Raises:
-        UsageError: there is no folder to save in, or what was begun there has another method or
-            setting.
+        UsageError: there is no folder to save in, or its edits have another method or setting.
         FolderBusyError: another process writes into it, and still does after so many seconds.
     """
     from errata.saving import is_artifact

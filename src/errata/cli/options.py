@@ -12,9 +12,7 @@ ModelArgument = Annotated[
 ]
 Opened = Annotated[str, typer.Argument(help="A folder of edits, or a base model.")]
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder of edits.")]
-"""Names of folders stay text until `folder_named` has seen that they are not empty: no path would
-tell that.
-"""
+"""Text until `folder_named` has checked that it is not empty, since `Path("")` is "."."""
 OutFolder = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder to save in; one begun before is by default its own."),

@@ -1,6 +1,4 @@
-"""`errata prepare MODEL -m METHOD --cases train.jsonl --out DIR`; `errata edit DIR` then goes on
-from there.
-"""
+"""`errata prepare MODEL -m METHOD --cases train.jsonl --out DIR`; `errata edit DIR` follows."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ def prepare(
     device_map: options.DeviceMap = None,
     wait: options.Wait = WAIT,
 ) -> None:
-    """Train a method that needs it, saving as it goes; run it again to go on where it stopped. Then
-    edit the folder.
-    """
+    """Train a method that needs it, then edit the folder; run it again to resume training."""
     from errata.cases import read_numbered_cases
     from errata.cli.choices import Choices
     from errata.cli.reading import check_cases_fit

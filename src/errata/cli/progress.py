@@ -1,6 +1,4 @@
-"""What `errata bench` and `errata compare` share: a plan is loaded and measured, with a bar for
-every run.
-"""
+"""Loads and measures a plan with a bar for every run, for `errata bench` and `errata compare`."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def loaded(plan: Plan) -> LoadedPlan:
-    """Load a plan, and say on stderr what was left out."""
+    """Load a plan, and print on stderr what was left out."""
     from errata.bench.plan import load_plan
 
     with loading(plan.model):
@@ -44,14 +42,14 @@ def measured(
     name: str,
     text_of: Callable[[Sequence[Result]], str],
 ) -> tuple[list[Result], str]:
-    """Measure a loaded plan, and say on stderr what failed.
+    """Measure a loaded plan, and print failures on stderr.
 
     Args:
-        plan: which.
-        found: what came of it.
+        plan: the plan.
+        found: the same, loaded.
         wait: seconds to wait for another process that writes into the folder.
         name: of the file, in the folder, that the text is written into.
-        text_of: makes the text of the results.
+        text_of: makes the text from the results.
 
     Returns:
         The results, and the text.

@@ -1,6 +1,4 @@
-"""Checks files that are given to the command line before anything is done (file and line are
-named); writes others.
-"""
+"""Reads and checks input files before anything else, naming file and line; writes JSON lines."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edit]]) -> None:
-    """Make sure that every edit, under its line's number, can be written and fits, and that no id
-    stands for two.
+    """Check that every edit can be written and fits, and that no id stands for two.
 
     Raises:
         ConfigError: the method must be trained first.
@@ -29,7 +26,8 @@ def check_edits_fit(model: EditModel, path: Path, edits: Sequence[tuple[int, Edi
     for line, edit in edits:
         if known.setdefault(edit.id, edit) != edit:
             raise EditError(
-                f"{path}:{line}: the id {quoted(edit.id)} already belongs to {quoted(known[edit.id].prompt)}; give another."
+                f"{path}:{line}: the id {quoted(edit.id)} already belongs to "
+                f"{quoted(known[edit.id].prompt)}; give another."
             )
         with _named(path, line):
             if edit.id not in held:

@@ -19,9 +19,7 @@ def report(
         Path, typer.Option(help="The page; the same tables in Markdown go beside it.")
     ] = Path("report.html"),
 ) -> None:
-    """Make one page of what was measured: tables with intervals, figures, and where each number
-    comes from.
-    """
+    """Make one page of results: tables with intervals, figures, and each number's origin."""
     from errata.bench.report import html, markdown
     from errata.bench.results import read_folders
 
@@ -36,9 +34,7 @@ def diff(
     second: Annotated[Path, typer.Argument(help="Another one.")],
     everything: Annotated[bool, typer.Option("--all", help="Show what is the same, too.")] = False,
 ) -> None:
-    """Say what differs between two runs beyond noise; figures of the same method after as many
-    edits are compared.
-    """
+    """Compare two runs: differences beyond noise, per method and number of edits."""
     from errata.bench.results import differences, read_folders
     from errata.bench.tables import difference_table
     from errata.errors import UsageError

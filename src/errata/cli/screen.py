@@ -1,8 +1,8 @@
-"""What the verbs share of the screen: two streams, progress, one-line errors. It decides nothing.
+"""Prints for all verbs: two streams, progress, one-line errors.
 
-Edits and answers are other people's texts, and a terminal obeys what it is sent. So everything is
-printed here, and signs that move the cursor, colour what follows or turn its direction are shown,
-not sent.
+Edits and answers are other people's texts, and a terminal obeys control characters in them. So
+everything is printed here, and characters that move the cursor, set colours or change the direction
+are shown escaped.
 """
 
 from __future__ import annotations
@@ -31,14 +31,12 @@ class _Stderr(Console):
 
 
 def visible(text: str) -> str:
-    """Write out a text's control signs, signs of direction and halves of surrogate pairs, e.g.
-    \\x1b.
-    """
+    """Escape control characters, direction marks and lone surrogates, e.g. as \\x1b."""
     return _UNSEEN.sub(_written_out, text)
 
 
 def one_line(text: str) -> str:
-    """Write out the same, and line breaks and tabs."""
+    """Escape the same characters, and line breaks and tabs."""
     return _UNSEEN_OR_BROKEN.sub(_written_out, text)
 
 
@@ -55,20 +53,18 @@ def say(text: object) -> None:
 
 
 def complain(message: str) -> None:
-    """Print one line on stderr, whatever the message looks like."""
+    """Print a message on stderr, in one line."""
     print(f"errata: {visible(' '.join(message.split()))}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document on stdout; what is not to be sent to a terminal is escaped as JSON does
-    it.
-    """
+    """Print a JSON document on stdout, with what no terminal should get escaped."""
     document = json.dumps(value, ensure_ascii=False, indent=2)
     print(_UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", document))
 
 
 def show(table: Table) -> None:
-    """Print a table on stdout; as wide as it likes where nobody looks at a terminal."""
+    """Print a table on stdout; without a terminal, at full width."""
     Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
 
 
@@ -83,7 +79,7 @@ def figure(share: float | None) -> str:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """Make an empty table in the house's style."""
+    """Make an empty table in the common style."""
     made = Table(
         title=title,
         title_justify="left",
@@ -99,9 +95,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Show a spinner on stderr while something takes its time; libraries keep quiet meanwhile and
-    afterwards.
-    """
+    """Show a spinner on stderr during slow work, and silence libraries from then on."""
     with err.status(what):
         import transformers
 
@@ -111,7 +105,7 @@ def busy(what: str) -> Iterator[None]:
 
 
 def bars(transient: bool) -> Progress:
-    """Make an area for progress bars on stderr; nothing is shown where nobody looks at a terminal."""
+    """Make an area for progress bars on stderr; it shows nothing without a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -123,7 +117,7 @@ def bars(transient: bool) -> Progress:
 
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on stderr; call what it gives with (what is being done, done, total)."""
+    """Show a progress bar on stderr; yield a function of (what is being done, done, total)."""
     with bars(transient=True) as shown:
         task = shown.add_task("", total=None)
         yield lambda what, done, total: shown.update(

@@ -22,7 +22,7 @@ def undo(
     read_artifact(folder)  # a folder that is none is not made one
     with writing_into(folder, wait):
         edited = open_artifact(folder)
-        with screen.busy("writing anew what shared a place with them"):
+        with screen.busy("rewriting what shared a place with them"):
             edited.undo(*ids)
             edited.save_pretrained(folder)
     screen.say(f"{len(set(ids))} taken back, {len(edited.edits)} left in {folder}")

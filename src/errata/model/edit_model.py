@@ -125,7 +125,7 @@ class EditModel(PatchedModel):
             self.lm.encode(edit.prompt, edit.target, "")
 
     def check_edits(self, edits: Edit | Iterable[Edit]) -> list[EditResult]:
-        """Ask each edit's prompt, and report the model's free answer and whether it is the target."""
+        """Ask each edit's prompt; report the free answer and whether it is the target."""
         given = as_list(edits, Edit, "edits")
         rows = [self.lm.encode(edit.prompt, edit.target, "") for edit in given]
         full_stop = 1
