@@ -23,7 +23,7 @@ import torch
 import errata
 from errata import EditModel
 from errata.atlas import make_cases
-from errata.bench.plan import runs_of
+from errata.bench.runs import runs_of
 
 
 def evaluated(model: EditModel, cases: list[Any]) -> tuple[float, list[float], int]:

@@ -30,7 +30,7 @@ from streams import drawn_again, enlarged, final, published, without_subject
 import errata
 from errata import Case, Edit, EditModel
 from errata.atlas import make_cases
-from errata.bench.plan import runs_of
+from errata.bench.runs import runs_of
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.method import Folio

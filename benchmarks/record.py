@@ -18,7 +18,7 @@ from typing import Any
 import results
 
 from errata.bench.stream import Result
-from errata.evaluation import MEASURES
+from errata.measures import MEASURES
 from errata.methods import variants
 
 

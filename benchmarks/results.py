@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.evaluation import MEASURES
+from errata.measures import MEASURES
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results"
 

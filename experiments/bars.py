@@ -8,7 +8,7 @@ from typing import Any
 from errata.analyses.given import AnalysisContext, measured
 from errata.bench.charts import new_figure
 from errata.config import MethodConfig
-from errata.evaluation import MEASURES
+from errata.measures import MEASURES
 
 
 def beside(context: AnalysisContext, variants: Mapping[str, MethodConfig]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from command import run
 
 import errata
 from errata.analyses.given import AnalysisContext, measured
-from errata.bench.plan import ALL, runs_of
+from errata.bench.runs import ALL, runs_of
 from errata.config import MethodConfig
 
 SCORES = ("generated", "cut", "teacher_forced")

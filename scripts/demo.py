@@ -20,7 +20,7 @@ from rich.table import Table
 import errata
 from errata.analyses.router import draw, side_by_side, view_router
 from errata.atlas import make_cases
-from errata.evaluation import MEANINGS, Evaluation
+from errata.measures import MEANINGS, Evaluation
 
 console = Console(width=150)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.evaluation import MEASURES
+from errata.measures import MEASURES
 from errata.methods import METHODS, method_class
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 import errata
 from errata import EditModel, FolioConfig
 from errata.atlas.cases import make_cases
-from errata.bench.harness import HarnessModel, ability
+from errata.bench.ability import ability
+from errata.bench.harness import HarnessModel
 from errata.cli import app
 from errata.errors import PromptTooLongError, UnknownNameError, UsageError
 from errata.lm import LM
@@ -338,7 +339,7 @@ def test_a_name_that_is_no_task_is_said_in_one_line(
         ability(folio, [])
     with pytest.raises(UsageError, match="nowhere is not a folder"):
         ability(folio, ["other_words"], include_path="nowhere")
-    monkeypatch.setattr("errata.bench.harness.TaskManager", few_tasks)
+    monkeypatch.setattr("errata.bench.ability.TaskManager", few_tasks)
     with pytest.raises(
         UnknownNameError,
         match=r"'other_word'\. Did you mean 'other_words'\?.* has .*edited_choices",

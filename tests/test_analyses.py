@@ -19,7 +19,7 @@ from errata.bench.stream import Result
 from errata.cases import Case, Probe
 from errata.cli import app
 from errata.errors import ConfigError
-from errata.evaluation import Answer, summary
+from errata.measures import Answer, summary
 
 CASES = [
     Case(

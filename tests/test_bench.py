@@ -29,7 +29,7 @@ from errata import Case, Edit
 from errata.bench.conflicts import apply_policy
 from errata.bench.drift import drift, fluency
 from errata.bench.executors import measure
-from errata.bench.plan import Plan, load_plan, read_recipe, runs_of
+from errata.bench.plan import Plan, load_plan, read_recipe
 from errata.bench.report import html, markdown
 from errata.bench.results import (
     Measured,
@@ -39,12 +39,13 @@ from errata.bench.results import (
     retention,
     retentions,
 )
+from errata.bench.runs import runs_of
 from errata.bench.stream import UNEDITED, Result, Run, Stream
 from errata.bench.tables import about, main_table, paper_tables, retention_table, scores_table
 from errata.cases import cases_to_json_lines
 from errata.cli import app
 from errata.errors import UsageError
-from errata.evaluation import Answer, summary
+from errata.measures import Answer, summary
 from errata.storage.cache import fingerprint
 
 

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 import errata
 from errata.atlas import make_cases, training_cases
+from errata.bench.comparison_tables import comparison_table
 from errata.bench.conflicts import apply_policy
 from errata.bench.executors import measure
-from errata.bench.plan import runs_of
 from errata.bench.run import measure_run
+from errata.bench.runs import runs_of
 from errata.bench.stream import UNEDITED, Run, Stream
-from errata.bench.tables import comparison_table
 from errata.cases import cases_to_json_lines
 from errata.cli import app
 from errata.errors import ConfigError, UnknownNameError, UsageError

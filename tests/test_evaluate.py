@@ -11,9 +11,9 @@ from edited import EDITS, PROMPTS, edit_model
 
 from errata import Case, Edit, Probe, evaluate
 from errata.edit import same_answer
-from errata.evaluation import MEANINGS, MEASURES, OOD_LOSS, SCORES
 from errata.lm import Score
 from errata.lm.encoding import Row
+from errata.measures import MEANINGS, MEASURES, OOD_LOSS, SCORES
 
 
 class Told:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from errata.bench.stream import Result
-from errata.evaluation import MEASURES, Answer, summary
+from errata.measures import MEASURES, Answer, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 

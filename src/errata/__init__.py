@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from errata.config import MethodConfig
     from errata.edit import Edit, Example, read_edits
     from errata.errors import ErrataError
-    from errata.evaluation import Evaluation, evaluate
+    from errata.evaluation import evaluate
     from errata.lm import LM
+    from errata.measures import Evaluation
     from errata.methods import method_class, method_config, method_names
     from errata.methods.association.adapter import AdapterConfig
     from errata.methods.association.bitfit import BitFitConfig
@@ -105,10 +106,8 @@ _HOMES = {
         "read_edits",
     ),
     "errors": ("ErrataError",),
-    "evaluation": (
-        "Evaluation",
-        "evaluate",
-    ),
+    "evaluation": ("evaluate",),
+    "measures": ("Evaluation",),
     "lm": ("LM",),
     "methods": ("method_class", "method_config", "method_names"),
     "methods.association.adapter": ("AdapterConfig",),

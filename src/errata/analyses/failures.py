@@ -12,7 +12,7 @@ from typing import Any
 from errata.answers import normalize
 from errata.bench.charts import new_figure
 from errata.bench.results import Measured
-from errata.evaluation import Answer
+from errata.measures import Answer
 
 KINDS = {
     "partly wrong": "some words of the wanted answer are there, not all of them",

@@ -78,7 +78,7 @@ def streamed(context: AnalysisContext, model: EditModel, points: int) -> Iterato
 def measured(
     context: AnalysisContext, variants: Mapping[str, MethodConfig]
 ) -> dict[str, dict[str, Any]]:
-    """Measure variants after all edits: score (of `evaluation.SCORES`) -> measure -> share.
+    """Measure variants after all edits: score (of `measures.SCORES`) -> measure -> share.
 
     Each result is saved at once; called again for the same cases, only missing ones are measured.
     """

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 from errata.bench.results import Measured
 from errata.errors import StorageError, UsageError
-from errata.evaluation import Answer
+from errata.measures import Answer
 
 MEASURES = ("reliability", "generalization", "portability")
 """What has a right answer; locality compares with the base model and needs no opinion."""

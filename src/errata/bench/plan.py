@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import errata
-from errata import presets
 from errata.atlas import make_cases, training_cases
 from errata.bench.conflicts import POLICIES, apply_policy
 from errata.bench.published import read_text
 from errata.bench.recipe import read_fields
-from errata.bench.stream import UNEDITED, Run, Stream
+from errata.bench.runs import ALL, runs_of
+from errata.bench.stream import Run, Stream
 from errata.bench.task import GENERATED, TaskData, find_task, load
 from errata.cases import Case
 from errata.config import LARGEST, check_device, check_dtype, check_range, check_seed
-from errata.errors import PromptTooLongError, UnknownNameError, UsageError, quoted, suggest
+from errata.errors import PromptTooLongError, UsageError, quoted, suggest
 from errata.lm import LM
-from errata.methods import variants
 from errata.saving import BUNDLED
 from errata.storage.cache import fingerprint
 
@@ -30,8 +29,6 @@ TEXTS = 256
 """The most texts on which drift is measured."""
 MOST_AT_ONCE = 4096
 """The most processes, or threads of a process."""
-ALL = "all"
-"""Means every method and variant."""
 SEVERAL = ("task", "model", "reading")
 """Fields of which a recipe may give a list, with one plan for each element."""
 
@@ -156,57 +153,6 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
         replace(plan, out=root / f"{Path(plan.task).stem}-{Path(plan.model).name}-{plan.reading}")
         for plan in plans
     ]
-
-
-def runs_of(names: Sequence[str], base_config: Any, options: Sequence[str] = ()) -> list[Run]:
-    """Make the runs of methods and variants, the unedited model first.
-
-    Settings are those measured or published for this model (`presets.toml`) where there are any,
-    else the method's own; what a variant's name stands for comes above them, and the options above
-    both.
-
-    Args:
-        names: methods and variants; `all` stands for every one.
-        base_config: the model's configuration.
-        options: `NAME.setting=value`.
-
-    Raises:
-        UnknownNameError: no such method or variant.
-        ConfigError: a setting is unknown or out of range.
-        UsageError: an option is not of that form.
-    """
-    known = variants()
-    wanted = list(
-        dict.fromkeys(known if ALL in names else (name for name in names if name != UNEDITED))
-    )
-    for name in wanted:
-        if name not in known:
-            raise UnknownNameError(
-                f"there is no method {name!r} to compare.{suggest(name, [*known, ALL])}"
-            )
-    given: dict[str, dict[str, str]] = {name: {} for name in wanted}
-    for option in options:
-        target, _, value = option.partition("=")
-        name, _, setting = target.partition(".")
-        if not (value and setting) or name not in given:
-            raise UsageError(
-                f"--set takes NAME.setting=value, NAME one of {', '.join(wanted)}; got {option!r}."
-            )
-        given[name][setting] = value
-    runs = [Run(UNEDITED, None)]
-    for name in wanted:
-        method, variant = known[name]
-        settings = {**_preset(method, base_config), **variant, **given[name]}
-        config = errata.method_class(method).config_class.from_dict(settings)
-        runs.append(Run(name, method, {key: config.to_dict()[key] for key in settings}))
-    return runs
-
-
-def _preset(method: str, base_config: Any) -> dict[str, Any]:
-    try:
-        return presets.preset_for(method, base_config).settings
-    except UnknownNameError:
-        return {}
 
 
 @dataclass(frozen=True)

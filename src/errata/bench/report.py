@@ -19,7 +19,7 @@ from errata.bench.tables import (
     runs_table,
     scores_table,
 )
-from errata.evaluation import MEANINGS
+from errata.measures import MEANINGS
 
 
 def markdown(measured: Sequence[Measured]) -> str:

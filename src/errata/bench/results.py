@@ -16,7 +16,7 @@ import numpy as np
 
 from errata.bench.stream import Result, read_answers
 from errata.errors import UsageError
-from errata.evaluation import MEASURES, SCORES, Answer, counted
+from errata.measures import MEASURES, SCORES, Answer, counted
 
 DRAWS = 1000
 """Bootstrap samples."""

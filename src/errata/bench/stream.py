@@ -18,7 +18,7 @@ import errata
 from errata.bench.conflicts import ConflictPolicy
 from errata.bench.provenance import provenance
 from errata.cases import Case
-from errata.evaluation import MEASURES, Answer
+from errata.measures import MEASURES, Answer
 from errata.storage import files
 from errata.storage.files import storage_error
 

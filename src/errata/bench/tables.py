@@ -10,10 +10,10 @@ from itertools import product
 from typing import Any
 
 from errata.bench.judge import judged_share, opinions
-from errata.bench.results import Difference, Estimate, Measured, retentions
+from errata.bench.results import Estimate, Measured, retentions
 from errata.bench.stream import Result
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS
-from errata.evaluation import MEASURES, SCORES
+from errata.measures import MEASURES, SCORES
 
 NONE = "–"
 DRIFT = {"perplexity": "{:.1f}", "divergence": "{:.2g}", "fluency": "{:.2f}"}
@@ -41,12 +41,13 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown, with its title and note."""
-        cells = [self.head, ["---"] * len(self.head), *(map(_plain, row) for row in self.rows)]
+        cells = [self.head, ["---"] * len(self.head), *(map(plain, row) for row in self.rows)]
         lines = "\n".join(f"| {' | '.join(line)} |" for line in cells)
         return f"### {self.title}\n\n{lines}\n\n{self.note}\n"
 
 
-def _plain(cell: str) -> str:
+def plain(cell: str) -> str:
+    """Return a cell's text as Markdown takes it."""
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
@@ -59,7 +60,7 @@ def main_table(measured: Sequence[Measured]) -> Table:
         if result.figures is None:
             cells = [result.skipped or result.failed or "", *[NONE] * (len(metrics) + 3)]
         else:
-            cells = [*(_metric(each, metric) for metric in metrics), *_costs(result)]
+            cells = [*(_metric(each, metric) for metric in metrics), *costs(result)]
         rows.append((f"{result.edits:,}", each.label, *cells))
     head = ("T", "method", *metrics, "s/edit", "peak MiB", "saved kB", "slower, batch 1 / 8")
     note = (
@@ -75,44 +76,10 @@ def main_table(measured: Sequence[Measured]) -> Table:
     return Table("What counts", note, head, tuple(rows), tuple(map(run_name, measured)))
 
 
-def comparison_table(results: Sequence[Result]) -> str:
-    """Return the results in Markdown for `errata compare`; teacher-forced figures in brackets."""
-    head = [
-        "T",
-        "method",
-        "reliability",
-        "generalization",
-        "locality",
-        *LOCALITY_KINDS,
-        "portability",
-    ]
-    head += ["s/edit", "peak MiB", "saved kB", "overhead 1 / 8"]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *map(_compared, results))]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
-
-
-def _compared(result: Result) -> list[str]:
-    cells = [f"{result.edits:,}", result.name]
-    if result.figures is None:
-        return [*cells, _plain(result.skipped or result.failed or ""), *[""] * 10]
-    free, forced, kinds = (
-        result.figures[name] for name in ("generated", "teacher_forced", "locality_by_kind")
-    )
-    both = {
-        name: f"{free[name]:.2f} ({forced[name]:.2f})"
-        for name in MEASURES
-        if free[name] is not None
-    }
-    cells += [both.get(name, NONE) for name in ("reliability", "generalization", "locality")]
-    cells += [_number(kinds[kind], "{:.2f}") for kind in LOCALITY_KINDS]
-    cells += [both.get("portability", NONE), *_costs(result)]
-    return [cell.replace(NONE, "-") for cell in cells]
-
-
 def _metric(each: Measured, metric: str) -> str:
     figures = each.result.figures or {}
     if metric in ("perplexity", "ood"):
-        return _number(figures.get(metric), "{:,.2f}")
+        return number(figures.get(metric), "{:,.2f}")
     return with_interval(each.figure(metric))
 
 
@@ -133,10 +100,8 @@ def scores_table(measured: Sequence[Measured]) -> Table:
     judges = sorted({judge for found in known.values() for judge, _ in found.values()})
     rows, runs = [], []
     for each, measure in product(done, shown):
-        cells = [_number(_score(each, score, measure), "{:.3f}") for score in SCORES]
-        cells += (
-            [_number(judged_share(each, known[each.path], measure), "{:.3f}")] if judges else []
-        )
+        cells = [number(_score(each, score, measure), "{:.3f}") for score in SCORES]
+        cells += [number(judged_share(each, known[each.path], measure), "{:.3f}")] if judges else []
         rows.append((f"{each.result.edits:,}", each.label, measure, *cells))
         runs.append(run_name(each))
     note = " ".join(f"*{name}*: {meaning}." for name, meaning in SCORES.items())
@@ -163,15 +128,14 @@ def kinds_table(measured: Sequence[Measured]) -> Table:
     done = [each for each in measured if each.result.figures]
     for each in done:
         figures, moved = each.result.figures or {}, each.result.drift or {}
-        cells = [_number(figures["locality_by_kind"][kind], "{:.3f}") for kind in LOCALITY_KINDS]
+        cells = [number(figures["locality_by_kind"][kind], "{:.3f}") for kind in LOCALITY_KINDS]
         cells += [
-            _number(figures["divergence_by_kind"].get(kind), "{:.2g}") for kind in LOCALITY_KINDS
+            number(figures["divergence_by_kind"].get(kind), "{:.2g}") for kind in LOCALITY_KINDS
         ]
         cells += [
-            _number(figures["portability_by_kind"].get(kind), "{:.3f}")
-            for kind in PORTABILITY_KINDS
+            number(figures["portability_by_kind"].get(kind), "{:.3f}") for kind in PORTABILITY_KINDS
         ]
-        cells += [_number(moved.get(name), form) for name, form in DRIFT.items()]
+        cells += [number(moved.get(name), form) for name, form in DRIFT.items()]
         rows.append((f"{each.result.edits:,}", each.label, *cells))
     local = [kind.replace("_", " ") for kind in LOCALITY_KINDS]
     head = ("T", "method", *local, *(f"KL {kind}" for kind in local), *PORTABILITY_KINDS)
@@ -193,12 +157,12 @@ def retention_table(measured: Sequence[Measured]) -> Table | None:
     times = sorted({edits for found in followed.values() for edits in found.checkpoints})
     rows: list[tuple[str, ...]] = []
     for name, found in followed.items():
-        whole = _number(found.forgetting, "{:.3f}"), _number(found.backward_transfer, "{:+.3f}")
+        whole = number(found.forgetting, "{:.3f}"), number(found.backward_transfer, "{:+.3f}")
         first = 1
         for last, shares in zip(found.checkpoints, found.accuracy, strict=True):
             at = dict(zip(found.checkpoints, shares, strict=True))
             cells = [
-                "" if (share := at.get(edits)) is None else _number(share, "{:.3f}")
+                "" if (share := at.get(edits)) is None else number(share, "{:.3f}")
                 for edits in times
             ]
             rows.append(
@@ -267,40 +231,6 @@ def runs_table(measured: Sequence[Measured]) -> Table:
     )
 
 
-def difference_table(found: Sequence[Difference], all_of_them: bool) -> Table:
-    """Show what differs between two runs, beyond noise or all of it."""
-    shown = [each for each in found if all_of_them or each.beyond_noise]
-    rows = tuple(
-        (
-            f"{each.edits:,}",
-            each.name,
-            each.measure,
-            each.score.replace("_", " "),
-            f"{each.before:.3f}",
-            f"{each.after:.3f}",
-            f"{each.after - each.before:+.3f}",
-            f"{each.low:+.3f} to {each.high:+.3f}",
-            "yes" if each.beyond_noise else "no",
-        )
-        for each in shown
-    )
-    head = (
-        "T",
-        "method",
-        "measure",
-        "counted",
-        "before",
-        "after",
-        "difference",
-        "95 %",
-        "beyond noise",
-    )
-    note = (
-        f"{sum(each.beyond_noise for each in found)} of {len(found)} figures differ beyond noise."
-    )
-    return Table("Differences", note, head, rows)
-
-
 def run_name(each: Measured) -> str:
     """Return the name of a measurement."""
     return f"{each.label}, {each.result.edits:,}"
@@ -322,11 +252,11 @@ def about(result: Result) -> str:
     return f"{stream}{share}: {policy}."
 
 
-def _costs(result: Result) -> tuple[str, str, str, str]:
+def costs(result: Result) -> tuple[str, str, str, str]:
     """Return seconds per edit, peak memory, kilobytes on disk, and generation's overhead."""
     return (
-        _number(result.seconds_per_edit, "{:.2f}"),
-        _number(result.peak_memory, "{:,.0f}"),
+        number(result.seconds_per_edit, "{:.2f}"),
+        number(result.peak_memory, "{:,.0f}"),
         NONE if result.bytes_saved is None else f"{result.bytes_saved / 1000:,.0f}",
         " / ".join(f"{share:+.0%}" for share in result.overhead.values())
         if result.overhead
@@ -334,5 +264,6 @@ def _costs(result: Result) -> tuple[str, str, str, str]:
     )
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """Return a figure in a format; `NONE` where there is none."""
     return NONE if value is None else form.format(value)

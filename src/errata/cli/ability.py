@@ -16,7 +16,7 @@ import typer
 from errata.cli import options, screen
 
 if TYPE_CHECKING:
-    from errata.bench.harness import Figure
+    from errata.bench.ability import Figure
 
 
 def ability(
@@ -49,7 +49,7 @@ def ability(
     check_device(device_map)
     with screen.busy("loading lm-evaluation-harness"):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        from errata.bench.harness import ability as measure
+        from errata.bench.ability import ability as measure
     from errata.bench.provenance import provenance
     from errata.cli.opening import open_model
     from errata.cli.reading import write_text

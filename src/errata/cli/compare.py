@@ -46,8 +46,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Compare methods on one stream; run it again to measure what is missing."""
+    from errata.bench.comparison_tables import comparison_table
     from errata.bench.plan import Plan
-    from errata.bench.tables import comparison_table
     from errata.cli.progress import checkpoints, loaded, measured
     from errata.saving import BUNDLED
 

@@ -29,7 +29,7 @@ def eval(
     import errata
     from errata.cases import read_numbered_cases
     from errata.cli.reading import check_cases_fit, write_text
-    from errata.evaluation import MEANINGS
+    from errata.measures import MEANINGS
 
     numbered = read_numbered_cases(cases)
     model = open_artifact(folder)

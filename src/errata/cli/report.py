@@ -35,8 +35,8 @@ def diff(
     everything: Annotated[bool, typer.Option("--all", help="Show what is the same, too.")] = False,
 ) -> None:
     """Compare two runs: differences beyond noise, per method and number of edits."""
+    from errata.bench.comparison_tables import difference_table
     from errata.bench.results import differences, read_folders
-    from errata.bench.tables import difference_table
     from errata.errors import UsageError
 
     found = differences(read_folders([first]), read_folders([second]))
