@@ -12,7 +12,7 @@ from typing import Any
 import bars
 from command import run
 
-from errata.analyses.given import AnalysisContext
+from errata.analyses.context import AnalysisContext
 from errata.methods.association.wise.config import WiseConfig
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import bars
 from command import run
 
-from errata.analyses.given import AnalysisContext
+from errata.analyses.context import AnalysisContext
 from errata.methods.association.wise.config import WiseConfig
 
 RATIOS = {2: (0.2, 0.3, 0.5), 5: (0.1, 0.2)}

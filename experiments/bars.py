@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from errata.analyses.given import AnalysisContext, measured
+from errata.analyses.context import AnalysisContext, measured
 from errata.bench.charts import new_figure
 from errata.config import MethodConfig
 from errata.measures import MEASURES

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.analyses.given import AnalysisContext, keep
+from errata.analyses.context import AnalysisContext, keep
 from errata.bench.plan import Plan, load_plan
 from errata.errors import ErrataError
 

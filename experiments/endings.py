@@ -15,7 +15,7 @@ import bars
 from command import run
 
 import errata
-from errata.analyses.given import AnalysisContext, measured
+from errata.analyses.context import AnalysisContext, measured
 from errata.bench.runs import ALL, runs_of
 from errata.config import MethodConfig
 

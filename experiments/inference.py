@@ -15,7 +15,7 @@ import torch
 from command import run
 
 import errata
-from errata.analyses.given import AnalysisContext
+from errata.analyses.context import AnalysisContext
 from errata.bench.charts import new_figure
 from errata.model import EditModel
 from errata.stream import edit_stream

@@ -15,7 +15,7 @@ import torch
 from command import run
 
 import errata
-from errata.analyses.given import AnalysisContext, measured
+from errata.analyses.context import AnalysisContext, measured
 from errata.bench.charts import new_figure
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.method import Wise

@@ -14,7 +14,7 @@ from typing import Any
 from command import run
 
 import errata
-from errata.analyses.given import AnalysisContext, streamed
+from errata.analyses.context import AnalysisContext, streamed
 from errata.bench.charts import new_figure
 from errata.errors import UsageError
 from errata.methods.association.grace.patch import Codebook

@@ -14,7 +14,7 @@ from typing import Any
 from command import run
 
 import errata
-from errata.analyses.given import AnalysisContext
+from errata.analyses.context import AnalysisContext
 from errata.bench.charts import new_figure
 from errata.cases import Case
 from errata.edit import same_answer

@@ -11,7 +11,7 @@ from typing import Any
 from command import run
 
 import errata
-from errata.analyses.given import AnalysisContext, streamed
+from errata.analyses.context import AnalysisContext, streamed
 from errata.bench.charts import new_figure
 from errata.errors import UsageError
 from errata.lm.weights import read_weight

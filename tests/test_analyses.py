@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import errata
 from errata.analyses import failures, lens, tracing
-from errata.analyses.given import AnalysisContext, measured
+from errata.analyses.context import AnalysisContext, measured
 from errata.analyses.router import RouterView, auc, view_router
 from errata.atlas import make_cases
 from errata.bench.stream import Result

@@ -9,7 +9,7 @@ import masks
 import pytest
 from command import run
 
-from errata.analyses.given import AnalysisContext
+from errata.analyses.context import AnalysisContext
 from errata.atlas import make_cases
 from errata.solvers.merging import MERGES
 

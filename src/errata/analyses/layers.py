@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from errata.analyses.given import AnalysisContext, measured
+from errata.analyses.context import AnalysisContext, measured
 from errata.bench.charts import new_figure
 from errata.lm import LM
 from errata.methods.association.wise.config import WiseConfig

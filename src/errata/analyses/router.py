@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import errata
-from errata.analyses.given import AnalysisContext
+from errata.analyses.context import AnalysisContext
 from errata.bench.charts import new_figure
 from errata.cases import Case
 from errata.errors import ConfigError

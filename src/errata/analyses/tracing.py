@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.analyses.given import AnalysisContext
+from errata.analyses.context import AnalysisContext
 from errata.bench.charts import new_figure
 from errata.errors import UsageError
 from errata.lm import LM

@@ -34,7 +34,7 @@ def analyze(
 ) -> None:
     """Run one of the papers' analyses: numbers as JSON and a figure as PNG."""
     from errata.analyses import analysis
-    from errata.analyses.given import AnalysisContext, keep
+    from errata.analyses.context import AnalysisContext, keep
     from errata.bench.plan import Plan
     from errata.cli.choices import Choices
     from errata.cli.progress import loaded
@@ -69,7 +69,7 @@ def failures(
 ) -> None:
     """Sort wrong answers by kind of error, with examples."""
     from errata.analyses import failures
-    from errata.analyses.given import AnalysisContext, keep
+    from errata.analyses.context import AnalysisContext, keep
     from errata.bench.results import read_folders
 
     measured = read_folders(runs)
