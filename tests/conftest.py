@@ -1,6 +1,4 @@
-"""One thread, no network, one time, one cache for all workers, and `from families import ...` for
-every test.
-"""
+"""One thread, no network, one time, one cache for all workers, and `from families import ...`."""
 
 from __future__ import annotations
 

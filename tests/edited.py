@@ -1,6 +1,4 @@
-"""Small edited models for the contract of `EditModel`: every method there is, with settings that
-take no time.
-"""
+"""Small edited models for the contract of `EditModel`: every method, with quick settings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Which cells of a grid the default run takes: as few as meet each thing that matters. The others
-are marked `grid`.
+"""Which cells of a grid the default run takes: few that meet all that matters; others are `grid`.
 
 `make test-all` runs them all.
 """

@@ -1,6 +1,4 @@
-"""A tiny model with side memories whose routes are known, and its oracle: for each prompt, a plain
-model with W + dW.
-"""
+"""A tiny model with side memories and known routes, and its oracle, a plain model with W + dW."""
 
 from __future__ import annotations
 

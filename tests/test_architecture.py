@@ -1,6 +1,4 @@
-"""Every family has its blocks, its value matrix and its head where `errata.lm.architecture` says
-they are.
-"""
+"""Every family's blocks, value matrices and head are where `errata.lm.architecture` says."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The folder on disk: small, plain, whole or not there; and WISE's shards, of which an undo touches
-only its own.
-"""
+"""The folder on disk: small, plain, whole or absent; an undo touches its own WISE shards only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Recipes, tasks and records that are not what they should be: one line with the file in it, and
-exit code 2.
-"""
+"""Recipes, tasks and records that are not valid: one line with the file's name, and exit code 2."""
 
 from __future__ import annotations
 

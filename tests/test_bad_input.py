@@ -1,6 +1,4 @@
-"""Bad input through the command line: one line on stderr, the right exit code, and nothing
-half-written.
-"""
+"""Bad input on the command line: one line on stderr, the right exit code, nothing half-written."""
 
 from __future__ import annotations
 

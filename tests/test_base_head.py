@@ -1,6 +1,4 @@
-"""The base model asked at its head: the same states whether a prefix is read once, or with
-everything behind it.
-"""
+"""The base model's states at its head are the same with a shared prefix and without."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`errata bench`: figures and their intervals, what is retained, what differs, recipes, the report;
-runs that are killed.
-"""
+"""`errata bench`: figures, intervals, retention, differences, recipes, report, killed runs."""
 
 from __future__ import annotations
 

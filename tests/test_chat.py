@@ -1,6 +1,4 @@
-"""Chat templates as models have them: what is asked is asked whole, and read back from the text,
-turn by turn.
-"""
+"""Chat templates as models have them: questions stay whole, and texts parse back turn by turn."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The command line on a tiny model that knows nothing: every verb runs, stdout is for results,
---json is JSON.
-"""
+"""The command line on a tiny model: every verb runs, stdout is for results, --json is JSON."""
 
 from __future__ import annotations
 

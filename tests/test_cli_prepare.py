@@ -1,6 +1,4 @@
-"""`errata prepare`: a folder with a trained method and no edits; stopped and gone on with; then
-`errata edit` from there.
-"""
+"""`errata prepare`: a trained method without edits; stopped, resumed; then `errata edit`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The shards of one WISE edit stream over a cluster: as here, to the bit, also when a worker is
-killed.
-"""
+"""WISE's shards over a cluster: as here, to the bit, also when a worker is killed."""
 
 import contextlib
 import os

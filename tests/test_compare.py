@@ -1,6 +1,4 @@
-"""`errata compare`: one stream, every method, rows that are kept, runs that go on where they were
-cut off.
-"""
+"""`errata compare`: one stream, every method, kept rows, and runs that resume."""
 
 from __future__ import annotations
 

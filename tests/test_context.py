@@ -1,5 +1,4 @@
-"""Text in front of the prompt, put there inside the forward: everything is as if the prompt had
-been asked with it.
+"""Text put before the prompt inside the forward: as if the prompt had been asked with it.
 
 The oracle knows no patch: a plain model is given the context and the prompt as one text, one row at
 a time.

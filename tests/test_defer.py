@@ -1,6 +1,4 @@
-"""DEFER: what is learned is the published loss, who speaks is decided on the prompt's last token,
-and training helps.
-"""
+"""DEFER: the published loss is learned, the last token decides who answers, training helps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`Edit`: what it says of itself, when it was written and who says so, and what old ledgers may
-hold.
-"""
+"""`Edit`: its fields, its time and source, and what old ledgers may hold."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Many at one folder: readers write nothing and meet one generation, writers wait for each other
-and lose nothing.
-"""
+"""Many processes at one folder: readers see one generation, writers wait and lose nothing."""
 
 from __future__ import annotations
 

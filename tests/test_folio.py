@@ -1,6 +1,4 @@
-"""Folio: values against the convex optimum's own conditions, the router's signs, order, splits and
-undo, conflicts.
-"""
+"""Folio: values at the convex optimum, router scores, order, splits and undo, conflicts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Folios on disk: one file each, mapped when read, rewritten when changed and only then, all of
-them or none.
-"""
+"""Folios on disk: one file each, mapped when read, rewritten only when changed, all or none."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What holds of Folio whatever is written, in whatever order and batches, and whatever is taken
-back.
+"""What holds of Folio in any order and batches of edits, and after any undo.
 
 The model compared with is always one that had the remaining edits written into it in one call and
 nothing else.

@@ -1,6 +1,4 @@
-"""Folio in a conversation, on atlas: the last question decides; an earlier turn's subject answers
-no other question.
-"""
+"""Folio in a conversation, on atlas: only the last question decides."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Every option and entry point of transformers' generation: right with edits, or refused with what
-to do instead.
+"""Every option and entry point of transformers' generation: right with edits, or refused.
 
 `docs/generation.md` is the table; it must name every option that the installed transformers has.
 What is called right there is held against oracles: for WISE a plain model with the change in its

@@ -1,6 +1,4 @@
-"""GRACE against its paper in float64: the radius rules on a scripted life, the value's training,
-where a value stands.
-"""
+"""GRACE against its paper in float64: radius rules, the value's training, and its place."""
 
 from __future__ import annotations
 

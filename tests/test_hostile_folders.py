@@ -1,6 +1,4 @@
-"""Folders that are damaged, or were made to do harm: refused in one line, or as good as ever;
-nothing else is touched.
-"""
+"""Damaged or malicious folders: refused in one line, or harmless; nothing else is touched."""
 
 from __future__ import annotations
 

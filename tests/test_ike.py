@@ -1,6 +1,4 @@
-"""IKE, ICE and RAG: the edited model is the base model asked with the text that the papers put in
-front of the prompt.
-"""
+"""IKE, ICE and RAG: the base model asked with the text that the papers put before the prompt."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`KeyIndex` against plain distances: exact whatever is stored, added, removed, saved; and no
-slower than it must be.
-"""
+"""`KeyIndex` against plain distances: exact after any additions and removals, and fast enough."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""kNN-LM over edits against its equation in float64, on the final logits however they are asked
-for; deletion; the gate.
-"""
+"""kNN-LM over edits against its equation in float64, on the final logits; deletion; the gate."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The house keeps its order: who may import whom, and the rules that a machine can check by
-reading. Three tests.
+"""Three tests of the house's order: imports, and rules that a machine can check by reading.
 
 The files are whatever stands under `src/errata`; what is to be kept by hand is `ORDER`, the list of
 rooms.

@@ -1,6 +1,4 @@
-"""Prompts keep their tokens, targets read as they should, and no answer depends on its neighbours
-in a batch.
-"""
+"""Prompts keep their tokens, targets read as they should, and batches change no answer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""LoRA against its formula in float64, against PEFT, against `errata.solvers.merging`; and the loss
-that all such editors have.
-"""
+"""LoRA against its formula in float64, PEFT and `errata.solvers.merging`; and the shared loss."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""MEND against its equations in float64, and its training: it lowers its loss, helps with the
-unseen, can be broken off.
-"""
+"""MEND against its equations in float64, and its training: it helps, and can be interrupted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What mentions a name, in many scripts: the same for the check of an edit, the router and the
-place of the subject.
-"""
+"""Mentions of a name in many scripts: the same for edit, router and subject position."""
 
 from __future__ import annotations
 

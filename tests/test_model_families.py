@@ -1,6 +1,4 @@
-"""Every method on twelve families: it edits, answers alike however it is asked, and comes off; or
-it says why it cannot.
-"""
+"""Every method on twelve families: it edits, answers consistently, comes off, or says why not."""
 
 from __future__ import annotations
 

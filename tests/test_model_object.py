@@ -1,6 +1,4 @@
-"""`EditModel` as an object: an `nn.Module` that others can hold, copy, move and call like the model
-it edits.
-"""
+"""`EditModel` as an `nn.Module` that others hold, copy, move and call like the model it edits."""
 
 from __future__ import annotations
 

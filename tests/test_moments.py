@@ -1,6 +1,4 @@
-"""The second moment of the keys against a direct computation; kept on disk; the null space; a
-user's corpus.
-"""
+"""The keys' second moment against a direct computation; its cache; the null space; a corpus."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""MEMIT and AlphaEdit against their equations in float64: each layer's change, what the next layer
-sees, what is carried.
-"""
+"""MEMIT and AlphaEdit against their equations in float64, block after block."""
 
 from __future__ import annotations
 

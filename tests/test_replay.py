@@ -1,6 +1,4 @@
-"""Fine-tuning with replay: what is gone through again, when, and that every step is Adam's on the
-plain loss.
-"""
+"""Fine-tuning with replay: what is replayed and when, and that every step is plain Adam."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Finding texts: what bears on a prompt is found, what does not is not, and the bound is what it
-says.
-"""
+"""Text retrieval finds what is relevant to a prompt and nothing else, within its bound."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""One prompt, one route: alone, in a batch, padded on either side, teacher-forced, generated. On
-every family.
+"""One prompt, one route: alone, batched, padded, teacher-forced, generated; on every family.
 
 The oracle knows no router: it is a plain model with the routed memory's change in its weights,
 asked one prompt at a time.

@@ -1,6 +1,4 @@
-"""The router's corners: scores and pools, caches, embeddings, missing masks, and the ways of
-generating that look ahead.
-"""
+"""Routing's corners: scores and pools, caches, embeddings, missing masks, look-ahead."""
 
 from __future__ import annotations
 

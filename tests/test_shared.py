@@ -1,6 +1,4 @@
-"""WISE on real wording: a small model that knows real benchmark facts, where the folder `../shared`
-is at hand.
-"""
+"""WISE on real wording: a small model that knows benchmark facts, where `../shared` exists."""
 
 from __future__ import annotations
 

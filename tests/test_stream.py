@@ -1,6 +1,4 @@
-"""`edit_stream`: what it skips, when it saves, what it says when it is stopped, and what becomes of
-conflicts.
-"""
+"""`edit_stream`: what it skips, when it saves, what a stop prints, and conflicts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The tables of README and docs are those that `make docs` writes from docs/results, and benchmarks
-write these files.
-"""
+"""The tables of README and docs are those of `make docs`; benchmarks write their files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The tail on cached inputs says what the whole model says, and so do its gradients; nothing stays
-behind.
-"""
+"""The tail on cached inputs equals the whole model, gradients too, and leaves nothing behind."""
 
 from __future__ import annotations
 

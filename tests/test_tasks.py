@@ -1,6 +1,4 @@
-"""Tasks: what their files may look like, what is said when they do not, and the published files
-where they are at hand.
-"""
+"""Tasks: their files, their errors, and the published files where they are at hand."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What was decided belongs to the prompt: behind a shared prefix, as a second turn, from a copied
-or an old cache.
+"""A decision belongs to its prompt: behind a prefix, as a second turn, from any cache.
 
 The oracle is the same model asked the whole text at once, without any cache.
 """

@@ -1,6 +1,4 @@
-"""Solving for a value: the loss is ROME's, worked out on the whole model in float64; it falls,
-within the clamp.
-"""
+"""Solving for a value: ROME's loss on the whole model in float64; it falls, within the clamp."""
 
 from __future__ import annotations
 

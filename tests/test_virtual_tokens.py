@@ -1,6 +1,4 @@
-"""Virtual tokens against a plain model that is given them by hand, and against PEFT's own prompt
-and prefix tuning.
-"""
+"""Virtual tokens against a plain model that is given them, and against PEFT's tuning."""
 
 from __future__ import annotations
 

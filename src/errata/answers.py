@@ -18,9 +18,7 @@ _ARTICLE = re.compile(r"^(a|an|the)\s+")
 
 
 def normalize(text: str) -> str:
-    """Return a text casefolded and in NFKC, without punctuation, a leading article and extra white
-    space.
-    """
+    """Return a text casefolded, in NFKC, without punctuation, leading article and extra space."""
     plain = _PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", text).casefold())
     return _ARTICLE.sub("", " ".join(plain.split()))
 

@@ -1,5 +1,4 @@
-"""`Case`: an edit and the probes that judge it. Methods never see one, so probes cannot leak into
-an edit.
+"""`Case`: an edit and the probes that judge it. Methods never see one, so no probe can leak.
 
 In a JSON-lines file, a case is an edit with four more fields::
 

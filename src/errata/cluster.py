@@ -18,8 +18,7 @@ _DISTRIBUTED: ContextVar[bool] = ContextVar("distributed", default=False)
 
 @contextlib.contextmanager
 def cluster(cpus: int | None = None) -> Iterator[Any]:
-    """Connect to Ray: where it already runs, else to the cluster at $RAY_ADDRESS, else started on
-    this machine.
+    """Connect to Ray: a running one, the cluster at $RAY_ADDRESS, or a new one on this machine.
 
     What was connected or started is shut down on exit.
 
@@ -69,8 +68,9 @@ def is_distributed() -> bool:
 def run_parts(
     work: Callable[[Any, Any], Any], shared: Any, parts: Sequence[Any], cpus: int, gpus: int
 ) -> Iterator[tuple[int, Any]]:
-    """Run `work(shared, part)` for every part as a task of Ray; yield (index of the part, result)
-    as tasks finish.
+    """Run `work(shared, part)` for every part as a Ray task; yield (part's index, result).
+
+    Results come as tasks finish.
 
     Args:
         work: a function at the top level of a module, so that workers can import it.

@@ -1,6 +1,4 @@
-"""`MethodConfig`: the settings of a method, as a dataclass that is built from plain values and
-turned into them; and the checks of settings.
-"""
+"""`MethodConfig`: a method's settings as a dataclass of plain values; and checks of settings."""
 
 from __future__ import annotations
 
@@ -148,8 +146,9 @@ def check_dtype(dtype: str) -> None:
 
 
 def check_device(device_map: str | None) -> None:
-    """Raise `ConfigError` unless this is a device of this machine, or one of `DEVICE_MAPS`, by
-    which accelerate chooses.
+    """Raise `ConfigError` unless this is a device of this machine, or one of `DEVICE_MAPS`.
+
+    By the names in `DEVICE_MAPS`, accelerate chooses the devices.
     """
     if device_map is None:
         return

@@ -1,6 +1,4 @@
-"""Which edits contradict others, and what becomes of those: found once, decided once, then passed
-on.
-"""
+"""Which edits contradict others, and what becomes of them: found and decided once."""
 
 from __future__ import annotations
 
@@ -58,9 +56,7 @@ def new_among(edits: Iterable[Edit], held: Iterable[Edit]) -> tuple[list[Edit], 
 
 
 def same_prompt_conflicts(edits: Iterable[Edit], held: Iterable[Edit]) -> list[Conflict]:
-    """Find edits whose prompt an older one has too, held or before it in the list, with another
-    answer.
-    """
+    """Find edits with an older edit's prompt, held or earlier in the list, and another answer."""
     older = defaultdict(list)
     for edit in held:
         older[edit.prompt].append(edit)

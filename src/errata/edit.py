@@ -142,8 +142,7 @@ class Edit:
 
     @classmethod
     def from_ledger(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
-        """Build an edit from one JSON object of a ledger; `also` names further keys that are
-        allowed.
+        """Build an edit from a JSON object of a ledger; `also` names further allowed keys.
 
         Its subject is not checked against the prompt: the edit is in a model already.
 
@@ -184,8 +183,9 @@ def _is_time(value: object) -> bool:
 
 
 def with_timestamp(edit: Edit) -> Edit:
-    """Return the edit with the present time; with that of `SOURCE_DATE_EPOCH`, if set, so that
-    saved folders are reproducible byte for byte.
+    """Return the edit with the present time, or that of `SOURCE_DATE_EPOCH` if set.
+
+    With `SOURCE_DATE_EPOCH`, saved folders are reproducible byte for byte.
 
     Raises:
         ConfigError: `SOURCE_DATE_EPOCH` is not a number of seconds.

@@ -51,9 +51,7 @@ class EditReport:
 
     @property
     def success_rate(self) -> float | None:
-        """Share of the edits written that the model answers with their target; None without
-        results.
-        """
+        """Share of written edits that are answered with their target; None without results."""
         return sum(r.success for r in self.results) / len(self.results) if self.results else None
 
     @property

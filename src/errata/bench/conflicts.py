@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from errata.cases import Case, Probe
 
 POLICIES = ("published", "conflict-free", "later")
-"""Every record as it is; without contradicting records and without locality probes of edited facts;
-every record, the last answer to a question being the right one."""
+"""All records as they are; without contradictions and locality probes of edited facts; all records,
+with the last answer to a question as the right one.
+"""
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         tokenizer = copy.deepcopy(self.lm.tokenizer)  # the harness sets its padding
         if tokenizer.pad_token is None:
             tokenizer.pad_token_id = self.lm.pad_id
-        pretrained = (
-            model if isinstance(model, EditModel) else model.model
-        )  # `EditModel.generate` knows what the prompt is
+        # An `EditModel` goes in as it is, since its `generate` knows what the prompt is.
+        pretrained = model if isinstance(model, EditModel) else model.model
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, batch_size=batch_size)
 
     @torch.no_grad()
@@ -129,9 +128,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             )
         whole = [*context, *continuation]
         prompt = len(whole) - 1 if texts is None else len(context)
-        if (
-            texts is not None and texts[0] != texts[0].rstrip()
-        ):  # the harness gives white space to the continuation
+        # The harness moves white space at the context's end to the continuation.
+        if texts is not None and texts[0] != texts[0].rstrip():
             question = self.tok_encode(texts[0])
             prompt = len(question) if whole[: len(question)] == question else prompt
         cut = max(0, len(whole) - self.max_length - 1)

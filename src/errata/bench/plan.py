@@ -120,15 +120,14 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
 
     Args:
         path: the recipe.
-        given: fields that count instead of the recipe's; settings come behind its own, and where
-            methods are given, its own of other methods are passed over.
+        given: fields that replace the recipe's; but settings are appended to its own, and if
+            methods are given, the recipe's settings of other methods are ignored.
 
     Raises:
         UsageError: the file cannot be read, or a field is unknown or not valid.
     """
-    hints = {
-        name: hint for name, hint in get_type_hints(Plan).items() if name != "trust_remote_code"
-    }  # a flag's alone
+    hints = get_type_hints(Plan)
+    del hints["trust_remote_code"]  # only a flag may say that
     fields, flags = read_fields(path, hints, SEVERAL), dict(given or {})
     settings = fields.get("settings", ())
     if ALL not in flags.get("methods", [ALL]):

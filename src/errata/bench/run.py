@@ -221,9 +221,8 @@ def overhead(model: EditModel, prompts: Sequence[str], batch: int) -> float:
         with model.disable_edits():
             base.append(seconds())
         edited.append(seconds())
-    return (
-        statistics.median(edited[1:]) / statistics.median(base[1:]) - 1
-    )  # the first round warms up
+    # The first round warms up.
+    return statistics.median(edited[1:]) / statistics.median(base[1:]) - 1
 
 
 def peak_memory() -> float:

@@ -264,14 +264,14 @@ def _probes(given: Mapping[str, str], part: Any, texts_of: Any) -> Iterator[Prob
         places = _flat(values_at(part, given["each"].removesuffix("?")))
     for place in places:
         prompts = texts_of(place, given["prompt"])
-        if "text" in given:  # a whole text, of which the prompt is the beginning
+        if "text" in given:  # one text, which begins with the prompt
             for text in texts_of(place, given["text"]):
                 yield Probe(prompts[0], text.removeprefix(prompts[0]).strip() or text, kind)
             continue
         answers = texts_at(place, given["answer"] + "?" if "each" in given else given["answer"])
         also = texts_at(place, given["also"] + "?") if "also" in given else []
         if not answers and kind != "unrelated":
-            continue  # a question that nobody has answered tells nothing
+            continue  # without an answer there is nothing to compare
         others = tuple(dict.fromkeys([*answers[1:], *also]))
         for prompt in prompts:
             yield Probe(prompt, answers[0] if answers else None, kind, others)

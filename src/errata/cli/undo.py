@@ -19,7 +19,7 @@ def undo(
     """Take edits back; the model is then one that never had them."""
     from errata.saving import read_artifact
 
-    read_artifact(folder)  # a folder that is none is not made one
+    read_artifact(folder)  # fails for any other folder, before `writing_into` makes a file in it
     with writing_into(folder, wait):
         edited = open_artifact(folder)
         with screen.busy("rewriting what shared a place with them"):

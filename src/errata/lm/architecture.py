@@ -98,8 +98,7 @@ class Architecture:
         return model.get_submodule(f"{self.blocks}.{self._checked(layer)}")
 
     def value_module(self, model: nn.Module, layer: int) -> nn.Module:
-        """Return the module that holds W_out of `layer`: keys (..., d_in) in, values (..., d_out)
-        out.
+        """Return the module of `layer`'s W_out: keys (..., d_in) in, values (..., d_out) out.
 
         Raises:
             ConfigError: there is no such layer.

@@ -1,5 +1,4 @@
-"""Self-generated background text of a base model, the names in it, and the norms of keys and values
-over it.
+"""Self-generated background text of a base model, its names, and norms of keys and values.
 
 The texts are sampled from the model itself with a fixed seed, so they need no corpus and fit any
 language, tokenizer and size. They are the same for all methods and every run, so they are kept on
@@ -89,9 +88,7 @@ def _sample(lm: LM, count: int, length: int, seed: int, shortest: int) -> list[s
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names in a text: runs of capitalised words, except words that are capitalised
-    because they open a sentence.
-    """
+    """Return a text's names: runs of capitalised words, without capitals of sentence starts."""
     names: list[str] = []
     end = -1
     for word in _WORD.finditer(text):
@@ -116,18 +113,14 @@ def replace_name(text: str, name: str, other: str) -> str:
 
 
 def open_prompt(text: str) -> str:
-    """Return the text up to its last name, a prompt for the model to complete; the whole text if it
-    has fewer than two names.
-    """
+    """Return the text up to its last name, to be completed; all of it with fewer than two names."""
     names = names_in(text)
     cut = text.rfind(names[-1]) if len(names) > 1 else -1
     return text[:cut].rstrip() if cut > 0 and text[:cut].strip() else text
 
 
 def prompt_about(text: str, subject: str) -> str | None:
-    """Return the open prompt of a text with `subject` for its first name; None when there is no
-    name to replace.
-    """
+    """Return a text's open prompt with `subject` as its first name; None if it has no name."""
     names = names_in(text)
     prompt = open_prompt(text)
     if len(names) < 2 or names[0] not in prompt:

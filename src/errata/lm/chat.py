@@ -1,5 +1,4 @@
-"""`ChatTemplate`: render a prompt in a tokenizer's chat template, and parse such a text back into
-turns.
+"""`ChatTemplate`: renders a prompt in a tokenizer's chat template, and parses such a text back.
 
 Templates are programs: some trim their input, some want content as a list of parts, most put words
 of their own around a turn. So nothing is assumed about them: they render conversations with known

@@ -83,9 +83,7 @@ class Batch:
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
     def label_positions(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (rows, columns, labels), each (n,): where the tokens under `mask` are predicted,
-        and their ids.
-        """
+        """Return (rows, columns, labels), (n,) each: where tokens in `mask` are predicted."""
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns - 1, self.input_ids[rows, columns]
 

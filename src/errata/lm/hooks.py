@@ -59,8 +59,9 @@ class PerThread(Generic[Value]):
 
 @contextmanager
 def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Tensor]]:
-    """Capture the module's inputs: a list that grows by a copy, e.g. (batch, time, d_in), at each
-    forward call.
+    """Capture the module's inputs: a list that grows by one copy at each forward call.
+
+    A copy is of shape (batch, time, d_in), for example.
 
     With `detach=False` the copies stay in the autograd graph.
 
@@ -78,8 +79,9 @@ def capture_input(module: nn.Module, *, detach: bool = True) -> Iterator[list[Te
 
 @contextmanager
 def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[Tensor]]:
-    """Capture the module's outputs: a list that grows by a copy, e.g. (batch, time, d_out), at each
-    forward call.
+    """Capture the module's outputs: a list that grows by one copy at each forward call.
+
+    A copy is of shape (batch, time, d_out), for example.
 
     Of a tuple, the first element is captured. With `detach=False` the copies stay in the autograd
     graph.
@@ -99,8 +101,9 @@ def capture_output(module: nn.Module, *, detach: bool = True) -> Iterator[list[T
 
 @contextmanager
 def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
-    """Make the module return `change(y)` instead of its output y; of a tuple, the first element is
-    changed.
+    """Make the module return `change(y)` instead of its output y.
+
+    Of a tuple, the first element is changed.
 
     Raises:
         ArchitectureError: on a forward call that returns neither a tensor nor a tuple starting with
@@ -116,8 +119,9 @@ def replace_output(module: nn.Module, change: Change) -> Iterator[None]:
 
 @contextmanager
 def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
-    """Make the module return y + extra(x) for its input x and output y; of a tuple, the first
-    element is changed.
+    """Make the module return y + extra(x) for its input x and output y.
+
+    Of a tuple, the first element is changed.
 
     Gradients flow into what `extra` returns.
 
@@ -152,9 +156,7 @@ def _copy(tensor: Tensor, detach: bool) -> Tensor:
 
 
 def _input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The tensor a module is called with: its first argument, else `hidden_states`, else the first
-    keyword that is one.
-    """
+    """Return a module's input: the first argument, `hidden_states`, or the first tensor keyword."""
     candidates = args[:1] if args else (kwargs.get("hidden_states"), *kwargs.values())
     for tensor in candidates:
         if isinstance(tensor, Tensor):
@@ -165,8 +167,7 @@ def _input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def tensor_of(module: nn.Module, output: object) -> Tensor:
-    """Return the tensor in a module's output: the output itself, the first of a tuple, or
-    `last_hidden_state`.
+    """Return an output's tensor: itself, a tuple's first, or `last_hidden_state`.
 
     Raises:
         ArchitectureError: there is none.

@@ -1,5 +1,4 @@
-"""`LM`: what the editing papers assume a language model is: a model, its tokenizer and its
-architecture.
+"""`LM`: a language model as the editing papers assume it: model, tokenizer, architecture.
 
 It encodes (see `prompt_encoder.py`), pads, scores and generates in batches, and announces which
 tokens are the prompt (see `encoding.py`). It knows no files and no patches.
@@ -149,8 +148,10 @@ class LM(PromptEncoder):
     def generate(
         self, prompts: str | Iterable[str], batch_size: int = 32, **options: Any
     ) -> str | list[str]:
-        """Generate one answer per prompt: greedily, until the model's end token, whatever its
-        `generation_config` says. Options are those of `generate` in transformers.
+        """Generate one answer per prompt: greedily, until the model's end token.
+
+        The model's `generation_config` does not count. Options are those of `generate` in
+        transformers.
 
         Raises:
             ConfigError: the options ask for something other than one answer per prompt.
@@ -176,8 +177,7 @@ class LM(PromptEncoder):
         return generated[0] if isinstance(prompts, str) else generated
 
     def greedy_model(self) -> PreTrainedModel:
-        """Return the model with a greedy `generation_config` that keeps only the base model's
-        special tokens.
+        """Return the model with a greedy `generation_config` that keeps only special tokens.
 
         It is a view: modules, hooks and weights are the model's.
         """
@@ -238,8 +238,9 @@ def _score(logits: Tensor, labels: Tensor, whole: bool) -> Score:
 
 
 def answer_limit(options: Mapping[str, Any]) -> int | None:
-    """Return the new tokens after which an answer is cut, by options of `generate`; None where
-    they limit prompt and answer together.
+    """Return the most new tokens of an answer, by options of `generate`.
+
+    None where they limit prompt and answer together.
 
     Raises:
         ConfigError: the options ask for something other than one text per prompt.

@@ -67,8 +67,7 @@ class PromptEncoder:
         return prompt if self.template is None else self.template.render(prompt)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the token ids of a prompt, in the chat template if there is one, with special
-        tokens.
+        """Return a prompt's token ids, in the chat template if any, with special tokens.
 
         Raises:
             PromptTooLongError: it leaves no room for an answer.
@@ -78,8 +77,9 @@ class PromptEncoder:
         return ids
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of a text as it stands (see `apply_chat_template`), with special
-        tokens: of any length, but at least one.
+        """Return the token ids of a text as it stands, with special tokens.
+
+        See `apply_chat_template`. The ids are of any length, but at least one.
         """
         ids = self._ids(text)
         if len(ids) > 1 and not self.chat:
@@ -112,15 +112,15 @@ class PromptEncoder:
         return Row(tuple(ids), len(prompt_ids), len(target_ids))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer up to its end token, without special tokens and surrounding
-        white space.
-        """
+        """Return an answer's text up to its end token, without special tokens and outer space."""
         stop = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
 
     def conversation(self, ids: Sequence[int]) -> Conversation:
-        """Read token ids back: as a prompt that `encode_prompt` encodes to them, as a conversation
-        in the chat template, or as plain text.
+        """Decode token ids into a prompt, a conversation, or plain text.
+
+        A prompt is one that `encode_prompt` encodes to these ids; a conversation is in the chat
+        template.
         """
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat))
         parsed, front, back = Conversation((text,)), "", ""
@@ -201,9 +201,7 @@ class PromptEncoder:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Return every token that is not read as text (the end token, the marks of a turn) with its
-    id.
-    """
+    """Return all tokens that are not read as text (end token, turn marks), with their ids."""
     added = {
         str(token): number
         for number, token in tokenizer.added_tokens_decoder.items()

@@ -105,8 +105,9 @@ def states_at(lm: LM, layer: int, mentions: Sequence[Mention]) -> Tensor:
 
 @torch.no_grad()
 def _states(lm: LM, module: nn.Module, mentions: Sequence[Mention], inputs: bool) -> Tensor:
-    """Inputs or outputs of a module at the mentions' tokens; rows are cut after the token, since
-    nothing later changes what a causal model computes there.
+    """Return a module's inputs or outputs at the mentions' tokens, in fp32.
+
+    Rows are cut after the token, since nothing later changes what a causal model computes there.
     """
 
     def states(part: list[Row]) -> list[Tensor]:

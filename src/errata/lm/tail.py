@@ -178,8 +178,9 @@ def _constant_modules(lm: LM, layer: int) -> tuple[list[nn.Module], list[nn.Modu
 
 
 def _replay(module: nn.Module, outputs: Sequence[Any]) -> Callable[..., Any]:
-    """A forward that returns recorded outputs in order, then runs the module itself: later calls
-    are calls above the value matrix.
+    """Make a forward that returns recorded outputs in order, then runs the module itself.
+
+    The later calls are those above the value matrix.
     """
     recorded, original = iter(outputs), module.forward
 

@@ -1,5 +1,4 @@
-"""The weight matrix and the bias of a linear module, as the papers write them: v = W k + b, with W
-(d_out, d_in).
+"""A linear module's weight matrix and bias as in the papers: v = W k + b, W (d_out, d_in).
 
 transformers stores some matrices transposed (`is_transposed`); the other functions hide that.
 """

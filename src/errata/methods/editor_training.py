@@ -1,5 +1,4 @@
-"""`EditorTraining`: trains parameters by Adam over examples, and can be interrupted and resumed
-without a trace.
+"""`EditorTraining`: trains parameters by Adam over examples; an interruption leaves no trace.
 
 What a step draws follows from the seed and the step's number alone, and Adam's moments are part of
 the state until the last step is made. The parameters and the loss are given by the methods.
@@ -130,8 +129,9 @@ class EditorTraining:
         self._adam.zero_grad()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return (Adam's moments by parameter, while steps are left; plain values). The parameters
-        are saved by their owner.
+        """Return (Adam's moments by parameter, while steps are left; plain values).
+
+        The parameters are saved by their owner.
         """
         moments: dict[str, Tensor] = {}
         if self.steps_made and self.steps_left:

@@ -1,6 +1,4 @@
-"""`FactMethod`: the base of methods that store edits as text and put the relevant ones in front of
-a prompt.
-"""
+"""`FactMethod`: the base of methods that put relevant edits as text in front of a prompt."""
 
 from __future__ import annotations
 
@@ -74,13 +72,15 @@ class FactMethod(Method):
 
     @abstractmethod
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
-        """Return what to put in front of a prompt, given its relevant facts, the best last; see
-        `patches.context.ContextFor`.
+        """Return the text in front of a prompt, from its relevant facts, the best last.
+
+        See `patches.context.ContextFor`.
         """
 
     def contexts(self, prompts: list[str]) -> list[tuple[str, ...]]:
-        """Return what to put in front of each prompt; () where no fact is relevant. The model must
-        carry no patch.
+        """Return what to put in front of each prompt; () where no fact is relevant.
+
+        The model must carry no patch.
         """
         hits = self.retriever.find(prompts, self.max_facts)
         return [

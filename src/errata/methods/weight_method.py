@@ -98,8 +98,9 @@ class WeightMethod(Method):
 
     @contextlib.contextmanager
     def _turn_or_nothing(self) -> Iterator[None]:
-        """Restore the state when the block raises; as `all_or_nothing`, but without a copy, since
-        tensors are never written into.
+        """Restore the state when the block raises.
+
+        Unlike `all_or_nothing` it makes no copy, since tensors are never written into.
         """
         tensors, turn_start, edits = self._snapshot(), self._turn_start, self._edits
         try:
@@ -110,8 +111,9 @@ class WeightMethod(Method):
             raise
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the deltas (d_out, d_in) in fp32, by path, and the extra state; where the last
-        turn is not full, also both as they were before it.
+        """Return the deltas (d_out, d_in) in fp32, by path, and the extra state.
+
+        Where the last turn is not full, also both as they were before it.
         """
         tensors = self._snapshot()
         if self.turn and len(self._edits) % self.turn:
@@ -138,9 +140,7 @@ class WeightMethod(Method):
         return {}
 
     def _check_tensors(self, tensors: Mapping[str, Tensor], edits: int) -> None:
-        """Raise `KeyError` or `ValueError` unless these are deltas and extra state of that many
-        edits.
-        """
+        """Raise `KeyError` or `ValueError` unless deltas and extra state fit that many edits."""
         for path, delta in self._patch.deltas.items():
             state.tensor(tensors, path, delta.shape)
         shapes = self.extra_state_shapes(edits) if edits else {}

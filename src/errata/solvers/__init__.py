@@ -1,3 +1,1 @@
-"""Algorithms that several methods use: value optimisation, multi-layer updates, second moments,
-merging, adapter training.
-"""
+"""Algorithms of several methods: value solving, multi-layer updates, moments, merging, adapters."""

@@ -155,8 +155,9 @@ def merge(
 
 @dataclass(frozen=True)
 class Overlap:
-    """Expected overlap of independent random masks (WISE, arXiv 2405.14768, theorem 2.1), as shares
-    of all entries.
+    """Expected overlap of independent random masks, as shares of all entries.
+
+    After WISE, arXiv 2405.14768, theorem 2.1.
 
     Attributes:
         pair: entries in two given masks, rho^2.
@@ -189,8 +190,9 @@ def expected_overlap(rho: float, k: int) -> Overlap:
 
 
 def keep_largest(delta: Tensor, density: float) -> Tensor | None:
-    """Mark the round(density * n) entries of largest magnitude, at least one; of equal ones the
-    first stay.
+    """Mark the round(density * n) entries of largest magnitude, at least one.
+
+    Of equal ones the first stay.
 
     Returns:
         Booleans in the shape of `delta`, or None when only zeros would be dropped.
@@ -229,8 +231,9 @@ def _weighted(delta: Tensor, mask: Tensor | None, weight: float) -> Tensor:
 def _add_elected(
     total: Tensor, terms: Terms, weights: Sequence[float], by_count: bool, normalize: bool
 ) -> None:
-    """Fill zeros with the sum or mean of the terms w_i tau_i that have the elected sign, sign(sum_i
-    w_i tau_i); zeros are in no mean.
+    """Fill zeros with the sum or mean of the terms w_i tau_i that have the elected sign.
+
+    The elected sign is sign(sum_i w_i tau_i); zeros are in no mean.
     """
     for term in terms():
         total += term.sign_() if by_count else term

@@ -1,5 +1,4 @@
-"""The second moment C = E[k k^T] of a value matrix's keys, which stands for the knowledge that an
-edit should preserve.
+"""The second moment C = E[k k^T] of a value matrix's keys: knowledge that edits preserve.
 
 It is taken over every token of background text: self-generated (see `lm/background.py`), or a file
 that the user names.
@@ -74,8 +73,9 @@ class SecondMoment:
 
 
 class NullSpace:
-    """The directions of key space that the background hardly uses; a change along them alone leaves
-    the background's outputs as they were.
+    """The directions of key space that the background hardly uses.
+
+    A change along them alone leaves the background's outputs as they were.
 
     Args:
         moment: C, (d_in, d_in).
@@ -182,8 +182,9 @@ def read_corpus(lm: LM, path: str) -> list[str]:
 
 
 def second_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
-    """Return C = E[k k^T], (d_in, d_in) in fp32 on the CPU, over all tokens of the texts, from the
-    disk cache or computed.
+    """Return C = E[k k^T], (d_in, d_in) in fp32 on the CPU, over all tokens of the texts.
+
+    It comes from the disk cache, or is computed.
 
     No chat template is put around the texts; each is cut at the model's context.
 

@@ -1,5 +1,4 @@
-"""Solve for values and distribute them over the value matrices of several blocks, as MEMIT and
-AlphaEdit do.
+"""Solve for values and distribute them over several blocks, as MEMIT and AlphaEdit do.
 
 MEMIT (Meng et al., arXiv 2210.07229, section 4) solves, for each edit, for the state z that the
 last block of a window should have at the last token of the subject. Then it goes through the blocks
@@ -122,8 +121,9 @@ class MultiLayerSolver:
         return deltas
 
     def keys(self, deltas: Mapping[str, Tensor], layer: int, edits: Sequence[Edit]) -> Tensor:
-        """Return the edits' keys (d_in, n) on the model with `deltas`: for each, the mean of the
-        bare prompt's key and of the prefixed prompts' mean key.
+        """Return the edits' keys (d_in, n) on the model with `deltas`.
+
+        A key is the mean of the bare prompt's key and of the prefixed prompts' mean key.
         """
         mentions = [each for edit in edits for each in self._problem(edit).prompts]
         with WeightDelta(deltas).on(self.lm):
@@ -138,8 +138,9 @@ class MultiLayerSolver:
     def target_states(
         self, deltas: Mapping[str, Tensor], ledger: Sequence[Edit], edits: Sequence[Edit]
     ) -> Tensor:
-        """Return z of each edit, (n, hidden), solved for on the model with `deltas`; cached for as
-        long as the ledger stays the same.
+        """Return z of each edit, (n, hidden), solved for on the model with `deltas`.
+
+        It is cached for as long as the ledger stays the same.
         """
         if self._ledger != list(ledger):
             self._ledger, self._target_states, self._problems = list(ledger), {}, {}
@@ -159,8 +160,9 @@ class MultiLayerSolver:
 
 
 def window_of(depth: int, last: int | None, length: int | None) -> list[int]:
-    """The layers that are changed, ascending: at 32 blocks the published ones, 4 to 8; at other
-    depths the same share.
+    """Return the layers that are changed, ascending.
+
+    At 32 blocks these are the published ones, 4 to 8; at other depths the same share.
 
     Args:
         depth: blocks in the model.
@@ -179,8 +181,9 @@ def window_of(depth: int, last: int | None, length: int | None) -> list[int]:
 
 @torch.no_grad()
 def stream_gain(lm: LM, layer: int) -> float:
-    """Measure c, where a change x of the value matrix's output changes the block's output by c x: 1
-    in most models.
+    """Measure c, where a change x of the value matrix's output changes the block's by c x.
+
+    It is 1 in most models.
 
     Raises:
         ArchitectureError: the block's output changes in another way, as where the block normalises.

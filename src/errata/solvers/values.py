@@ -1,5 +1,4 @@
-"""Solve for the value that makes a model give a new answer: ROME's optimisation. It changes no
-weight.
+"""Solve for a value that makes a model answer anew: ROME's optimisation. No weight changes.
 
 ROME (Meng et al., arXiv 2202.05262, section 3.1) adds a vector delta to the output of a value
 matrix at the last token of the subject. Adam minimises, over the prompt alone and after
@@ -79,8 +78,9 @@ class ValueProblem:
     def of(
         cls, lm: LM, edit: Edit, prefixes: Sequence[str], at: Place = "subject_last"
     ) -> ValueProblem:
-        """Encode the problem of an edit that has a subject. The model must carry no patch, since
-        the answer should end as the base model's do.
+        """Encode the problem of an edit that has a subject.
+
+        The model must carry no patch, since the answer should end as the base model's do.
         """
         subject = edit.subject or ""
         ending = lm.ending_of(edit.prompt, edit.target)
@@ -177,8 +177,9 @@ class _Objective:
         self._kl_reference: Tensor | None = None
 
     def loss(self, delta: Tensor) -> Tensor:
-        """The whole loss, a scalar; the first call, with delta = 0, sets the reference of the KL
-        divergence.
+        """Return the whole loss, a scalar.
+
+        The first call, with delta = 0, sets the reference of the KL divergence.
         """
         logits = self._tail.logits(
             self._outputs + self._at_subject[..., None] * delta, self._rows, self._columns

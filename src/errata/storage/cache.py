@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fingerprint(base: PreTrainedModel) -> str:
-    """Return a hash (16 hex digits) of a model's type, and its parameters' names, shapes and about
-    64 values each, as bf16.
+    """Return a hash (16 hex digits) of a model's type and parameters.
+
+    It covers the parameters' names, shapes and about 64 values of each, as bf16.
     """
     digest = hashlib.sha256(base.config.model_type.encode())
     for name, parameter in base.named_parameters():

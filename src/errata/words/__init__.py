@@ -1,3 +1,1 @@
-"""The words of a text, and the names it mentions, by the rules of Unicode. Nothing here knows a
-model.
-"""
+"""The words of a text and the names it mentions, by Unicode's rules. It knows no model."""

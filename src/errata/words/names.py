@@ -1,5 +1,4 @@
-"""`WordWeights`: inverse document frequencies of words; and `NameIndex`: find the stored names that
-a text mentions.
+"""`WordWeights`: inverse document frequencies; `NameIndex`: finds stored names in a text.
 
 What a word is, and what mentions a name, is decided in `parts.py`. Nothing here knows a model.
 """
@@ -26,8 +25,9 @@ _RUN_KEY = 8
 
 
 class WordWeights:
-    """Inverse document frequencies of words: log((n + 1) / (texts with the word + 1)) over n texts,
-    divided by that of a word in none of them.
+    """Inverse document frequencies of words, divided by that of a word in no text.
+
+    The frequency is log((n + 1) / (texts with the word + 1)) over n texts.
 
     Args:
         counts: word -> number of texts that contain it.
@@ -102,9 +102,7 @@ class _Name:
         return required
 
     def index_keys(self, missing: float) -> set[str]:
-        """The keys of the heaviest words, whose share of the weight exceeds that which may be
-        missing.
-        """
+        """Return keys of the heaviest words, whose weight exceeds the share that may be missing."""
         keys: set[str] = set()
         weight = 0.0
         weighted = zip(self.forms, self.weights, strict=True)

@@ -1,5 +1,4 @@
-"""The words of a text, or its runs of characters where a script has no spaces; and where a name is
-mentioned.
+"""The words of a text, or its character runs in scripts without spaces; and mentions of names.
 
 A name is mentioned by whole words: "Romeo" does not mention Rome, but "Kelor's" mentions Kelor. In
 a script without spaces it is mentioned wherever its characters stand. `spelling.py` says which

@@ -28,9 +28,7 @@ _TRADE_MARK = regex.compile(r"[\u2122\u2120\u00ae\u00a9]")
 
 
 def fold(text: str) -> str:
-    """Return a text without differences in case, width, invisible characters, apostrophes, digits
-    and composition of letters.
-    """
+    """Fold case, width, invisible characters, apostrophes, digits and composition of a text."""
     return text.lower() if text.isascii() else "".join(map(_folded, _PIECE.findall(text)))
 
 

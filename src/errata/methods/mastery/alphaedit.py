@@ -1,5 +1,4 @@
-"""AlphaEdit: MEMIT's update, restricted to directions of key space that preserved knowledge does
-not use.
+"""AlphaEdit: MEMIT's update, restricted to key directions that preserved knowledge leaves free.
 
 Fang et al., ICLR 2025, arXiv 2410.02355. Per block, with P the projection onto the null space of C
 (see `NullSpace`), K and R as in MEMIT, and K_p the keys of all earlier edits: (P (K K^T + K_p
@@ -139,8 +138,9 @@ def null_space_update(
 
 
 def append_keys(earlier: Tensor | None, keys: Tensor) -> Tensor:
-    """Return K_p^T in fp32 with the columns of `keys` (d_in, n) appended as rows; where these are
-    more than d_in, d_in rows that have the same K_p K_p^T.
+    """Return K_p^T in fp32 with the columns of `keys` (d_in, n) appended as rows.
+
+    Where these are more than d_in, d_in rows that have the same K_p K_p^T.
     """
     rows = keys.T.float() if earlier is None else torch.cat([earlier, keys.T.to(earlier)])
     if len(rows) > rows.shape[1]:

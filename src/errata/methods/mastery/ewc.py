@@ -1,5 +1,4 @@
-"""FT-EWC: fine-tune one value matrix on the edit, with elastic weight consolidation for earlier
-edits.
+"""FT-EWC: fine-tune one value matrix, with elastic weight consolidation for earlier edits.
 
 Kirkpatrick et al., arXiv 1612.00796, as in GRACE's comparison (arXiv 2211.11031), which WISE's
 tables reuse: L = NLL(y | x) + `strength` * sum_j F_j (W_j - W*_j)^2, with W* the matrix before the
@@ -54,8 +53,9 @@ class Ewc(FineTuningMethod):
     config: EwcConfig
 
     def fisher(self, delta: Tensor) -> Tensor:
-        """Return the empirical Fisher information (d_out, d_in) of the latest edits, at W + delta;
-        zero before the first edit.
+        """Return the latest edits' empirical Fisher information (d_out, d_in) at W + delta.
+
+        It is zero before the first edit.
         """
         total = torch.zeros_like(delta)
         latest = self._edits[-self.config.memory :]

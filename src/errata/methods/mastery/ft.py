@@ -1,5 +1,4 @@
-"""FT-L and FT-M: fine-tune one value matrix on the edit, within a distance of where it was. The
-baseline of the field.
+"""FT-L and FT-M, the field's baseline: fine-tune one value matrix within a distance of its start.
 
 FT-L: Zhu et al., arXiv 2012.00363, as ROME's comparison has it (arXiv 2202.05262): Adam on the
 target's loss, then projection onto |W - W0| <= `norm_clamp`. Its `prompt_last` objective scores

@@ -1,5 +1,4 @@
-"""FT with replay: fine-tune one value matrix on each edit, and on the earlier edits again from time
-to time.
+"""FT with replay: fine-tune one value matrix on each edit, and at times on earlier edits again.
 
 FT+Retrain in GRACE's comparison (Hartvigsen et al., arXiv 2211.11031): Adam on the edit's loss
 until the model's choice is the right one at every token of the target; before each fiftieth edit,
@@ -53,9 +52,7 @@ class Replay(FineTuningMethod):
     config: ReplayConfig
 
     def history(self, edit: Edit) -> list[Edit]:
-        """Return the edits to replay before `edit` is learned: the latest ones, itself the last;
-        mostly none.
-        """
+        """Return the edits to replay before learning `edit`, itself last; mostly none."""
         edits = [*self._edits, edit]
         if len(edits) % self.config.every:
             return []

@@ -1,5 +1,4 @@
-"""ROME and R-ROME: one fact, one rank-one change of one value matrix, at the last token of the
-subject.
+"""ROME and R-ROME: a fact is a rank-one change of a value matrix at the subject's last token.
 
 ROME: Meng et al., arXiv 2202.05262. W' = W + (v* - W k) (C^-1 k*)^T / ((C^-1 k*)^T k) is the change
 that makes W' k = v* and disturbs the other keys least, as measured by their second moment C. v* is
@@ -78,9 +77,7 @@ class Rome(WeightMethod):
 
     @cached_property
     def prefixes(self) -> list[str]:
-        """Self-generated texts that are put before prompts: one half of the published length, the
-        other half as long as half of it.
-        """
+        """Return self-generated prompt prefixes: half of the published length, half shorter."""
         count, length, seed = self.config.prefixes, self.config.prefix_length, self.config.seed + 1
         short = max(1, length // 2)
         texts = background_texts(self.lm, count // 2, short, seed, shortest=short)

@@ -92,9 +92,7 @@ class UltraEdit(WeightMethod):
         super().__init__(config, lm, self.paths, config.turn)
 
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Collect a turn's inputs and gradients on the model as edited so far, then solve for the
-        change of each module.
-        """
+        """Collect a turn's inputs and gradients on the edited model, then solve for the changes."""
         for path, (inputs, gradients) in self.inputs_and_gradients(edits).items():
             rows = torch.cat([inputs, gradients], -1)
             normaliser = self.normaliser(path).updated(rows)
@@ -139,8 +137,9 @@ class UltraEdit(WeightMethod):
         return Normaliser(*torch.zeros(3, 1, dtype=torch.float64, device=device))
 
     def inputs_and_gradients(self, edits: Sequence[Edit]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, by path, the inputs h (n, d_in) and the gradients g of the NLL at the outputs (n,
-        d_out), at each token that predicts one of the answers, in fp64.
+        """Return by path the inputs h (n, d_in) and the gradients g (n, d_out), in fp64.
+
+        The gradients are of the NLL at the outputs, at each token that predicts one of the answers.
         """
         rows = [
             self.lm.encode(e.prompt, e.target, self.lm.ending_of(e.prompt, e.target)) for e in edits
@@ -217,8 +216,9 @@ class Normaliser:
 
 
 def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Return (H^T H + I)^-1 H^T V, (d_in, d_out), of H (n, d_in) and V (n, d_out); the smaller of
-    two equivalent systems is solved.
+    """Return (H^T H + I)^-1 H^T V, (d_in, d_out), of H (n, d_in) and V (n, d_out).
+
+    The smaller of two equivalent systems is solved.
     """
     many = inputs.shape[0] > inputs.shape[1]
     matrix, right = (

@@ -1,5 +1,4 @@
-"""IKE and ICE: the fact is put in front of the prompt; IKE also puts demonstrations of its use
-there.
+"""IKE and ICE: put the fact in front of the prompt; IKE also puts demonstrations there.
 
 Zheng et al., arXiv 2305.12740. A demonstration is a fact, a question and its answer, of three
 kinds: `copy` asks for the fact in its own words, `update` in others, `retain` asks for something
@@ -188,9 +187,7 @@ def _demonstration(row: Any) -> Demonstration:
 
 
 def shares(count: int) -> dict[str, int]:
-    """Return how many of `count` demonstrations are of each kind; the remainder goes to `retain`,
-    then to `update`.
-    """
+    """Divide `count` demonstrations among kinds; remainders go to `retain`, then `update`."""
     whole = sum(RATIO.values())
     counts = {kind: count * share // whole for kind, share in RATIO.items()}
     for kind in list(reversed(RATIO))[: count - sum(counts.values())]:

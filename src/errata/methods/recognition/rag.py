@@ -1,5 +1,4 @@
-"""RAG at the input: the edits are a store of passages, and the relevant ones are put in front of a
-prompt.
+"""RAG at the input: the edits are passages, and the relevant ones are put before the prompt.
 
 Lewis et al., arXiv 2005.11401, in its plainest form: the best `passages` are joined, the best one
 nearest to the prompt, and the model reads them. What departs: the model is not trained to read,

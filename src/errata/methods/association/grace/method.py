@@ -193,8 +193,9 @@ class Grace(Method):
         self._edits = kept
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return keys (n, d_in), values (n, d_out) and radii (n,); each entry's edits and label,
-        and each edit's neighbour when it was placed.
+        """Return keys (n, d_in), values (n, d_out), radii (n,), and each entry's edits and label.
+
+        Each edit's neighbour when it was placed is returned too.
         """
         tensors, entries = self._patch.state()
         neighbours = [self._neighbours[edit.id] for edit in self._edits]

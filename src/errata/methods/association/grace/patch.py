@@ -139,8 +139,9 @@ class Codebook(RoutedModule):
         return torch.arange(mask.shape[1], device=mask.device) == last_token(mask)[:, None]
 
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Return keys (n, d_in), values (n, d_out) and radii (n,) of all entries in order of
-        creation; and their edits and labels.
+        """Return keys (n, d_in), values (n, d_out), radii (n,), edits and labels of all entries.
+
+        Entries are in order of creation.
         """
         entries = [self.entries[number] for number in self.index.ids]
         if not entries:

@@ -108,8 +108,10 @@ class Mixture(RoutedPatch):
             del self._tokens[number]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the contexts (n, width) and tokens (n,) of all answers in their order, the place
-        of the context that supersedes each or -1 (n,), and the answers' lengths.
+        """Return the contexts (n, width) and tokens (n,) of all answers, and their lengths.
+
+        Answers are in order. For each context, the place of the one that supersedes it, or -1, is
+        returned too, (n,).
         """
         numbers = [number for answer in self._numbers.values() for number in answer]
         if not numbers:
@@ -171,8 +173,9 @@ class Mixture(RoutedPatch):
         return numbers[:, 0] if distances.numel() else numbers.new_full((len(contexts),), MAIN)
 
     def vote(self, contexts: Tensor, vocabulary: int) -> Tensor:
-        """Return log p_kNN (n, vocabulary) in fp32 at contexts (n, width); -inf for tokens that no
-        neighbour has.
+        """Return log p_kNN (n, vocabulary) in fp32 at contexts (n, width).
+
+        It is -inf for tokens that no neighbour has.
         """
         count = min(self.neighbours, len(self.contexts))
         distances, numbers = self.contexts.nearest(contexts, count)
@@ -184,8 +187,9 @@ class Mixture(RoutedPatch):
         return votes.log()
 
     def mix(self, logits: Tensor, contexts: Tensor) -> Tensor:
-        """Return log(lambda p_kNN + (1 - lambda) p_LM), (n, vocabulary), of logits (n, vocabulary)
-        and contexts (n, width).
+        """Return log(lambda p_kNN + (1 - lambda) p_LM), (n, vocabulary).
+
+        Logits are (n, vocabulary), contexts (n, width).
         """
         own = logits.float().log_softmax(-1)
         votes = self.vote(contexts.float(), logits.shape[-1]).to(own.device)

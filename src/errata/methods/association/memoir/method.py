@@ -124,9 +124,7 @@ class Memoir(Method):
         self._edits = []
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the memory (d_out, d_in) in fp32, the masks as bits, the permutation, the centre;
-        and the learning rate.
-        """
+        """Return the memory (d_out, d_in) in fp32, masks, permutation, centre and learning rate."""
         lr, patch = self.lr, self._patch
         tensors = {
             "memory": patch.memory.cpu(),

@@ -83,8 +83,9 @@ class ResidualMemory(RoutedModule):
         )
 
     def match(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (overlap |M and M_j| / k, place j), both (batch,), of the edit nearest to each
-        mask (batch, d_in).
+        """Return (overlap, place), both (batch,), of the edit nearest to each mask (batch, d_in).
+
+        The overlap with mask j is |M and M_j| / k.
         """
         distances, places = self.index.nearest(masks)
         return 1 - distances / (2 * self.columns), places  # all masks have `columns` bits

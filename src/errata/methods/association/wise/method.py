@@ -176,8 +176,9 @@ class Wise(Method):
         return [group for group in groups if any(shard.edits for shard in group)]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return each shard's changed entries (n,) in fp32 and its mask as bits; the background,
-        the shards' edits and the memories' thresholds.
+        """Return each shard's changed entries (n,), in fp32, and its mask as bits; plain values.
+
+        The plain values are the layer, the background, the shards' edits and the thresholds.
         """
         tensors: dict[str, Tensor] = {}
         for i, shard in enumerate(self.shards):

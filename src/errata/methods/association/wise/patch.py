@@ -39,9 +39,7 @@ class Memory:
 
 
 def pool_tokens(scores: Tensor, mask: Tensor, pool: Pool) -> Tensor:
-    """Return one score per row, (..., batch), of scores (..., batch, width) under mask (batch,
-    width).
-    """
+    """Pool scores (..., batch, width) under mask (batch, width) to one per row, (..., batch)."""
     kept = scores * mask
     if pool == "mean":
         return kept.sum(-1) / mask.sum(-1).clamp(min=1)

@@ -107,8 +107,10 @@ class ShardWriter:
 
     @torch.no_grad()
     def threshold(self, delta: Tensor, edits: Sequence[Edit]) -> float:
-        """Return a memory's threshold: a share of its edits' smallest activations, and at least
-        what all but `false_route` of the out-of-scope prompts reach.
+        """Return a memory's threshold.
+
+        It is a share of the edits' smallest activations, and at least what all but `false_route` of
+        the out-of-scope prompts reach.
         """
         config = self.config
         inside, outside = (states.activation(self.memory, delta) for states in self._scope(edits))

@@ -78,9 +78,7 @@ class Editor(nn.Module):
 
     @torch.no_grad()
     def observe(self, factors: Sequence[GradientFactors]) -> None:
-        """Take tokens into the running mean and spread (the sum of squared deviations) that
-        `normalise` uses.
-        """
+        """Take tokens into the running mean and squared deviations that `normalise` uses."""
         rows = torch.cat([_rows(each) for each in factors]).double()
         if not len(rows):
             return
@@ -92,8 +90,9 @@ class Editor(nn.Module):
         self.count.copy_(total)
 
     def normalise(self, factors: GradientFactors) -> Tensor:
-        """Return [u; d] of the tokens where neither is zero, (tokens, d_in + d_out) in fp32, with
-        mean 0 and deviation 1.
+        """Return [u; d], (tokens, d_in + d_out) in fp32, with mean 0 and deviation 1.
+
+        Only tokens where neither is zero are in it.
         """
         deviation = (self.spread / (self.count - 1).clamp(min=1)).sqrt()
         centred = _rows(factors).double() - self.mean

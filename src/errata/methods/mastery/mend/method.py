@@ -1,5 +1,4 @@
-"""MEND: a small network, trained once, turns the gradient of one edit into a change that
-generalizes and stays local.
+"""MEND: a small trained network turns an edit's gradient into a change that stays local.
 
 Mitchell et al., Fast Model Editing at Scale, arXiv 2110.11309. One backward pass of the edit's loss
 gives inputs u and output gradients d at each edited matrix; the editor (see `mend/editor.py`) maps
@@ -133,8 +132,10 @@ class Mend(WeightMethod):
         self._rows = {}
 
     def loss(self, example: Example, rng: random.Random) -> Tensor:
-        """Return c_edit NLL(rephrase) + c_loc KL(base || edited) of an example, on the model edited
-        with it, and take the example into the editor's running statistics.
+        """Return c_edit NLL(rephrase) + c_loc KL(base || edited) of an example.
+
+        The loss is taken on the model edited with the example, which enters the editor's running
+        statistics.
         """
         config, edit = self.config, example.edit
         rephrased = config.learn_from == "rephrases"
@@ -152,8 +153,9 @@ class Mend(WeightMethod):
         return config.edit_weight * nll + config.locality_weight * divergence
 
     def gradient_factors(self, answer: _Answer) -> list[GradientFactors]:
-        """Return inputs u and output gradients d of each edited matrix, by backpropagation of the
-        answer's NLL, in fp32.
+        """Return inputs u and output gradients d of each edited matrix, in fp32.
+
+        They come from one backpropagation of the answer's NLL.
         """
         architecture = self.lm.architecture
         inputs: list[Tensor] = []
@@ -215,9 +217,7 @@ class Mend(WeightMethod):
             yield
 
     def _answer(self, prompt: str, target: str | None = None) -> _Answer:
-        """Encode a target with its ending, or, without one, the model's own answer; each is encoded
-        once in a training.
-        """
+        """Encode a target with its ending, or else the model's own answer, once in a training."""
         if (prompt, target) not in self._rows:
             if target is None:
                 (own,) = self.lm.generate([prompt], max_new_tokens=ANSWER_LENGTH)

@@ -26,7 +26,8 @@ Adapter = tuple[Tensor, Tensor]
 
 
 class AdaptedHost:
-    """A counterfactual model that is the host with low-rank adapters on every block's value matrix;
+    """A counterfactual model: the host with low-rank adapters on every block's value matrix.
+
     B is zero before training, so that it begins as the host.
 
     Args:

@@ -1,5 +1,4 @@
-"""SERAC: a store of edits, a classifier that decides which edit a prompt is in the scope of, and a
-counterfactual model that reads that edit before it answers.
+"""SERAC: stored edits, a scope classifier, and a counterfactual model that reads the edit.
 
 Mitchell et al., Memory-Based Model Editing at Scale, arXiv 2206.06520. An edit is kept as text. A
 prompt q is in the scope of the nearest edit when exp(-s |e(q) - e(edit)|^2) >= `threshold`; then
@@ -173,18 +172,14 @@ class Serac(Method):
         self._features = {}
 
     def scope_loss(self, example: Example, negatives: Sequence[str] = ()) -> Tensor:
-        """Return the classifier's loss: the rephrases are in the example's scope; its other prompts
-        and `negatives` are not.
-        """
+        """Return the classifier's loss: rephrases are in scope; others and `negatives` are not."""
         (edit,) = self._encoded([example.edit.prompt])
         inside = self._encoded(example.rephrases)
         outside = self._encoded([*example.others, *negatives])
         return self.classifier.loss(edit, inside, outside)
 
     def edit_loss(self, example: Example, prompt: str) -> Tensor:
-        """Return the counterfactual model's NLL of the target, for a prompt with the edit before
-        it.
-        """
+        """Return the counterfactual model's NLL of the target, with the edit before the prompt."""
         edit = example.edit
         ending = self.lm.ending_of(edit.prompt, edit.target)
         context = fact_context(self.config.template, edit)
@@ -235,8 +230,9 @@ class Serac(Method):
 
     @torch.no_grad()
     def similarities(self, prompts: Sequence[str]) -> Tensor:
-        """Return the similarity of prompts with each edit, (prompts, edits), from 0 to 1. The base
-        model must carry no patch.
+        """Return the similarity of prompts with each edit, (prompts, edits), from 0 to 1.
+
+        The base model must carry no patch.
         """
         distances = torch.cdist(
             self._embed(prompts), self._embeddings, compute_mode="donot_use_mm_for_euclid_dist"
@@ -244,9 +240,7 @@ class Serac(Method):
         return self.classifier.log_similarity(distances.to(self.lm.device)).exp().cpu()
 
     def _contexts(self, prompts: list[str]) -> list[tuple[str, ...]]:
-        """Return the context of each prompt: the nearest edit's text, the latest of equals; ()
-        out of scope.
-        """
+        """Return each prompt's context: the nearest, latest edit's text; () out of scope."""
         latest_first = self.similarities(prompts).flip(1)
         similarities, indices = latest_first.max(1)
         edits = [self._edits[len(self._edits) - 1 - int(i)] for i in indices]

@@ -1,5 +1,6 @@
-"""SERAC's scope classifier: an encoder that is not trained, and a trained projection whose
-distances tell which prompts are in an edit's scope. It knows no edits.
+"""SERAC's scope classifier: a frozen encoder, and a trained projection. It knows no edits.
+
+Distances in the projection tell which prompts are in an edit's scope.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ BATCH = 32
 
 
 class HostEncoder:
-    """Encodes prompts by one block of the host: its output at the last token and its mean, each of
-    length 1.
+    """Encodes prompts by a host block: its last token's output and the mean, each of length 1.
 
     Args:
         lm: the base model; it must carry no patch whenever it encodes.
@@ -54,8 +54,7 @@ class HostEncoder:
 
 
 class SmallEncoder:
-    """Encodes prompts by a small model: its last states at the last token and their mean, each of
-    length 1.
+    """Encodes prompts by a small model: its last token's state and the mean, each of length 1.
 
     Args:
         name: of the model, a folder or a hub name.
@@ -93,8 +92,9 @@ class SmallEncoder:
 
 
 class ScopeClassifier(nn.Module):
-    """The trained part: a projection e of a prompt's features, and s, the sharpness of a scope's
-    edge. The similarity of two prompts is exp(-s |e - e'|^2).
+    """The trained part: a projection e of a prompt's features, and a scope's sharpness s.
+
+    The similarity of two prompts is exp(-s |e - e'|^2).
 
     Args:
         features: numbers that an encoder gives per prompt.
@@ -118,8 +118,9 @@ class ScopeClassifier(nn.Module):
         return -self.log_sharpness.exp() * distances.square()
 
     def loss(self, edit: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
-        """Return the binary cross-entropy of similarities with an edit (features,), for prompts (n,
-        features) in its scope and prompts outside.
+        """Return the binary cross-entropy of prompts' similarities with an edit (features,).
+
+        Prompts, (n, features), are in its scope or outside.
         """
         near, far = (
             self.log_similarity((self(rows) - self(edit)).norm(dim=-1))
@@ -129,8 +130,9 @@ class ScopeClassifier(nn.Module):
 
 
 def _pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """Return the last state and the mean state of each row, each of length 1: states (batch, width,
-    d) under mask (batch, width) -> (batch, 2 d).
+    """Pool states (batch, width, d) under mask (batch, width) into (batch, 2 d).
+
+    The last state and the mean state of each row, each of length 1.
     """
     states = states.float()
     last = states[torch.arange(len(states), device=states.device), last_token(mask)]

@@ -84,8 +84,9 @@ class SmallModel:
 
 
 class SmallModelPatch(ContextPatch):
-    """Replaces the host's logits by a small model's in the rows that get a context; hidden states
-    and attentions stay the host's.
+    """Replaces the host's logits by a small model's in the rows that get a context.
+
+    Hidden states and attentions stay the host's.
 
     Args:
         small: a causal language model with the host's vocabulary.
