@@ -19,7 +19,7 @@ from errata.analyses.context import AnalysisContext, measured
 from errata.bench.charts import new_figure
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.method import Wise
-from errata.solvers.merging import expected_overlap
+from errata.methods.association.wise.overlap import expected_overlap
 
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5)
 SHARDS = (2, 3, 4, 5)

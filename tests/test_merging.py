@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from errata.errors import ConfigError
-from errata.solvers.merging import MERGES, expected_overlap, keep_largest, merge
+from errata.methods.association.wise.overlap import expected_overlap
+from errata.solvers.merging import MERGES, keep_largest, merge
 
 torch.set_num_threads(1)
 

@@ -134,7 +134,7 @@ def test_where_a_save_takes_longer_than_writing_it_waits(tmp_path, monkeypatch):
 
 def test_a_method_that_relearns_all_gets_them_in_one_call(monkeypatch):
     model = edit_model("llama", "ft", steps=1)
-    monkeypatch.setattr(type(model.method), "at_once", property(lambda self: True))
+    monkeypatch.setattr(type(model.method), "relearns_all", property(lambda self: True))
     calls = calls_of(model, monkeypatch)
     edit_stream(model, EDITS[:4], save_every=1, check=False)
     assert calls == [4]

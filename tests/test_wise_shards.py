@@ -13,8 +13,9 @@ from grid import grid, token_places
 from errata import Edit, EditModel, WiseConfig
 from errata.errors import ConfigError
 from errata.methods.association.wise.method import Wise
+from errata.methods.association.wise.overlap import expected_overlap
 from errata.methods.association.wise.shards import Shard, pack_mask, unpack_mask
-from errata.solvers.merging import expected_overlap, merge
+from errata.solvers.merging import merge
 
 
 def shards_of(model: EditModel) -> list[Shard]:
