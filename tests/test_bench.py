@@ -437,7 +437,8 @@ def figures(folder):
     ]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long  # one engine with errata compare, which test_compare kills
+@pytest.mark.parametrize("times", [1, 3])
 def test_killed_at_any_moment_and_called_again_it_gives_the_same_tables(tmp_path, times):
     """Killed at moments drawn by chance, then left alone; and once unbroken."""
     broken, whole = tmp_path / "broken", tmp_path / "whole"
@@ -459,6 +460,7 @@ def test_killed_at_any_moment_and_called_again_it_gives_the_same_tables(tmp_path
     torch.set_num_threads(1)
 
 
+@pytest.mark.long  # test_cluster kills a worker of Ray in the default run
 def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_again(tmp_path):
     """Two nodes of one processor each; the first worker that has saved something is killed."""
     pytest.importorskip("ray")
@@ -479,7 +481,7 @@ def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_aga
     killed = []
 
     def kill():
-        until = time.monotonic() + 300
+        until = time.monotonic() + 120
         while not killed and time.monotonic() < until:
             time.sleep(0.05)
             if not list((tmp_path / "spread" / "models").glob("*/edits.jsonl")):

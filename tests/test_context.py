@@ -12,12 +12,13 @@ from itertools import chain
 import pytest
 import torch
 from families import TWELVE, chat_tokenizer, tiny_model, tiny_tokenizer
+from grid import grid, token_places
 
 from errata.errors import ConfigError, PromptTooLongError
 from errata.lm import LM, prompt_tokens
 from errata.patches.context import ContextPatch, leaving_room
 
-FAMILIES = pytest.mark.parametrize("family", TWELVE)
+FAMILIES = grid("family", [(each,) for each in TWELVE], lambda family: {token_places(family)})
 NEW = 4
 PROMPTS = [
     "The capital",

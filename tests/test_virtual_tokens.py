@@ -19,7 +19,7 @@ from errata.lm import LM
 from errata.patches import VirtualTokens
 
 N = 5
-FAMILIES = pytest.mark.parametrize("family", TWELVE)
+FAMILIES = grid("family", [(each,) for each in TWELVE], lambda family: {token_places(family)})
 
 
 def lm_of(family):
