@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # What is never imported need not be compiled: a third of an installation's time.
 PIP_INSTALL := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
-# Nothing here downloads a model; one thread a process is the fastest on a small busy machine.
-OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
+# Nothing here downloads a model; one thread a process is the fastest on a small busy machine; what
+# is imported is compiled once, or each process that a test starts would compile torch anew.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .PHONY: help setup demo test test-all stress check format docs build clean
@@ -21,7 +22,7 @@ setup: .venv/.stamp  ## create .venv and install errata with its extras; quick w
 	$(PIP_INSTALL) -e '.[all,dev]'
 	touch $@
 
-demo: setup  ## a tour in a minute: edit a small model, ask it, undo
+demo: setup  ## a tour in two minutes: edit a small model, ask it, undo
 	$(OFFLINE) $(BIN)/python scripts/demo.py
 
 test: setup  ## the tests, offline, and the ten slowest; PYTEST_ARGS='-k merging' picks some

@@ -1,6 +1,6 @@
 """Shows errata in one go: ask the bundled model, edit it with WISE, ask again, beside fine-tuning.
 
-    python scripts/demo.py [--edits 50] [--out out/demo]
+    python scripts/demo.py [--edits 20] [--out out/demo]
 
 The edited model is saved in the folder of `--out`.
 """
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--edits", type=int, default=50)
+    parser.add_argument("--edits", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
