@@ -406,9 +406,9 @@ def test_undo_of_an_unknown_id(edited: Path) -> None:
 def test_cases_of_another_world_or_beyond_it(tmp_path: Path) -> None:
     assert "Did you mean 'atlas'?" in fails(2, "cases", "atlass")
     assert "n is 0" in fails(2, "cases", "atlas", "-n", 0)
-    (tmp_path / "file").write_text("")
-    out = tmp_path / "file" / "cases.jsonl"
-    assert "cannot be written" in fails(1, "cases", "atlas", "-n", 1, "--out", out)
+    assert "cannot be written" in fails(
+        1, "cases", "atlas", "-n", 1, "--out", tmp_path / "no" / "folder"
+    )
 
 
 def same(folder: Path, model: EditModel) -> bool:

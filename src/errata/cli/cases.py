@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import screen
-from errata.cli.reading import write_text
-from errata.errors import UnknownNameError, suggest
+from errata.errors import StorageError, UnknownNameError, suggest
 
 
 def cases(
@@ -29,5 +28,8 @@ def cases(
     lines = cases_to_json_lines(make_cases(n, seed))
     if out is None:
         screen.say(lines.removesuffix("\n"))
-    else:
-        write_text(out, lines)
+        return
+    try:
+        out.write_text(lines, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error.strerror or error}).") from error

@@ -14,10 +14,7 @@ from errata.storage.locking import WAIT
 
 def edit(
     model: Annotated[
-        str,
-        typer.Argument(
-            help="A hub name, a local folder, the bundled 'atlas', or a folder of edits."
-        ),
+        str, typer.Argument(help="A hub name, a local folder, 'atlas', or a folder of edits.")
     ],
     edits: Annotated[
         Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")
