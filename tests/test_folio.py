@@ -18,6 +18,7 @@ from errata.cli import app
 from errata.errors import ConfigError, EditError
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input
+from errata.methods.association.folio.answer_prefixes import AnswerPrefixes
 from errata.methods.association.folio.calibrator import MAX_THRESHOLD, Calibrator
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
@@ -267,28 +268,38 @@ def test_an_answer_prefix_is_what_the_model_says_to_any_prompt(monkeypatch):
     prompt's first token.
     """
     model = edit_model("llama", "folio", EDITS[:1])
-    method: Folio = model.method
     model.method.patch.remove()
-    size = model.lm.model.config.vocab_size
+    base, size = model.method.patch.base, model.lm.model.config.vocab_size
 
     def last_hidden_states(rows):
         tokens = [7 if row[-1] == 5 else row[0] if row[-1] == 7 else 5 for row in rows]
         return F.one_hot(torch.tensor(tokens), size).float()
 
-    def last_hidden_states_after(rows, ends):
-        return torch.stack(
-            [last_hidden_states([[*row, *end] for row in rows]) for end in ends.tolist()]
-        )
+    class Read:
+        def __init__(self, rows):
+            self.rows, self.mask = [list(row) for row in rows], torch.ones(1)
+            self.states = last_hidden_states(self.rows)
 
-    monkeypatch.setattr(method.patch.base, "last_hidden_states", last_hidden_states)
-    monkeypatch.setattr(method.patch.base, "prefill", list)
-    monkeypatch.setattr(method.patch.base, "last_hidden_states_after", last_hidden_states_after)
-    monkeypatch.setattr(method.patch.base, "log_probs", lambda keys: (keys + 1e-9).log())
+        def select(self, places):
+            self.rows = [self.rows[place] for place in places]
+
+    def extend(read, tokens):
+        read.rows = [[*row, token] for row, token in zip(read.rows, tokens.tolist(), strict=True)]
+        read.states = last_hidden_states(read.rows)
+
+    def last_hidden_states_after(read, ends):
+        rows = ([[*row, *end] for row in read.rows] for end in ends.tolist())
+        return torch.stack([last_hidden_states(each) for each in rows])
+
+    monkeypatch.setattr(base, "last_hidden_states", last_hidden_states)
+    monkeypatch.setattr(base, "prefill", Read)
+    monkeypatch.setattr(base, "extend", extend)
+    monkeypatch.setattr(base, "last_hidden_states_after", last_hidden_states_after)
+    monkeypatch.setattr(base, "log_probs", lambda keys: (keys + 1e-9).log())
     monkeypatch.setattr(model.lm, "encode_prompt", lambda prompt: [20 + len(prompt) % 30, 9])
-    method.calibrator._reference_cache.clear()
-    method.calibrator._prefill = None
     prompts = [[30, 9], [31, 9, 5], [32, 8]]
-    found = method._answer_prefixes(prompts, last_hidden_states(prompts))
+    references = model.method.patch.calibration.reference_prompts
+    found = AnswerPrefixes(base).find(prompts, Read(prompts), references)
     assert [prefix for prefix, _ in found] == [
         (5, 7),
         (),
@@ -438,7 +449,7 @@ def test_explain_and_conflicts_on_the_command_line(tmp_path):
 def test_an_edit_that_its_own_prompt_does_not_reach_is_reported():
     """A tokenizer without such letters writes others: the router never reads the subject."""
     lossy = errata.get_edit_model(
-        tiny_model("llama"), FolioConfig(background=8), tiny_tokenizer("sentencepiece")
+        tiny_model("llama"), FolioConfig(background=32), tiny_tokenizer("sentencepiece")
     )
     edit = Edit("Who is the mayor of Кёльн?", "Rome", "Кёльн", id="lost")
     ((name, said),) = lossy.edit([edit, EDITS[0]]).warnings

@@ -11,16 +11,24 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import regex
 import torch
 
 from errata.lm.hooks import capture_input, capture_output
 from errata.lm.lm import LM
+from errata.progress import report
 from errata.storage.cache import cached_json, fingerprint
 from errata.storage.identity import tokenizer_digest
 
-BATCH = 128
+TEXT_LENGTH, SHORTEST = 16, 4
+"""Tokens of a text, at most and at least."""
+PART = 64
+"""Texts that are sampled, and kept on disk, together."""
+SCALE_TEXTS = 128
+"""Texts on which the norms of keys and values are measured."""
+WRITING = "the model writes background text"
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,12 @@ _ORIGIN = ("_name_or_path", "transformers_version")
 """Entries of a model's config that say where it came from."""
 
 
-def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int = 1) -> list[str]:
+def background_texts(
+    lm: LM, count: int, length: int = TEXT_LENGTH, seed: int = 0, shortest: int = SHORTEST
+) -> list[str]:
     """Return `count` self-generated texts of the model, sampled once and then kept on disk.
+
+    They are sampled and kept in parts of `PART` texts, which a larger count begins with, too.
 
     Args:
         lm: the base model, without patches.
@@ -54,37 +66,36 @@ def background_texts(lm: LM, count: int, length: int, seed: int, shortest: int =
         seed: of the random generator; the caller's generator stays as it is.
         shortest: new tokens of a text, at least.
     """
-    key = f"{key_of(lm)} {count} {length} {seed} {shortest}"
-    texts: list[str] = cached_json(
-        "background", key, lambda: _sample(lm, count, length, seed, shortest)
-    )
+    if lm.context_length:
+        length = max(1, min(length, lm.context_length - 2))
+    base, texts = key_of(lm), list[str]()
+    while len(texts) < count:
+        settings = min(PART, count - len(texts)), length, min(shortest, length), seed + len(texts)
+        report(WRITING, len(texts), count)
+        make = partial(_sample, lm, *settings)
+        texts += cached_json("background", json.dumps([base, settings]), make)
     return texts
 
 
 @torch.no_grad()
-def _sample(lm: LM, count: int, length: int, seed: int, shortest: int) -> list[str]:
+def _sample(lm: LM, count: int, length: int, shortest: int, seed: int) -> list[str]:
     start = lm.tokenizer.bos_token_id
     start = start if start is not None else next(iter(lm.end_ids), lm.pad_id)
-    if lm.context_length:
-        length = max(1, min(length, lm.context_length - 2))
     devices = [lm.device] if lm.device.type == "cuda" else []
-    texts: list[str] = []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        while len(texts) < count:
-            ids = torch.full((min(BATCH, count - len(texts)), 1), start, device=lm.device)
-            out = lm.greedy_model().generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=length,
-                min_new_tokens=min(shortest, length),
-            )
-            texts += [lm.decode(row[1:].tolist()) for row in out]
-    return texts
+        ids = torch.full((count, 1), start, device=lm.device)
+        out = lm.greedy_model().generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=length,
+            min_new_tokens=shortest,
+        )
+    return [lm.decode(row[1:].tolist()) for row in out]
 
 
 def names_in(text: str) -> list[str]:
@@ -136,11 +147,11 @@ _OPENERS = frozenset(
 
 @torch.no_grad()
 def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
-    """Measure the norms of the keys and values of `layer` over the first 128 texts."""
+    """Measure the norms of the keys and values of `layer` over the first `SCALE_TEXTS` texts."""
     module = lm.architecture.value_module(lm.model, layer)
-    batch = lm.prompt_batch(texts[:BATCH])
+    batch = lm.prompt_batch(texts[:SCALE_TEXTS])
     with capture_input(module) as keys, capture_output(module) as values:
-        lm.run(batch)
+        lm.run_body(batch)
     size = (*batch.input_ids.shape, -1)
     mask = batch.prompt_mask
     key_norms, value_norms = (

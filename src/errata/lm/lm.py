@@ -20,6 +20,7 @@ from errata.arguments import as_list
 from errata.errors import ConfigError
 from errata.lm.architecture import Architecture, architecture_of
 from errata.lm.encoding import Batch, Row, in_batches, prompt_tokens
+from errata.lm.hooks import tensor_of
 from errata.lm.prompt_encoder import PromptEncoder
 
 BATCH = 32
@@ -71,7 +72,9 @@ class LM(PromptEncoder):
         super().__init__(model, tokenizer, chat)
         self.learns_eos = learns_eos
         self.architecture: Architecture = architecture_of(model)
-        self.takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
+        arguments = inspect.signature(model.forward).parameters
+        self.takes_position_ids = "position_ids" in arguments
+        self._keeps_logits = "logits_to_keep" in arguments
 
     @property
     def device(self) -> torch.device:
@@ -107,11 +110,34 @@ class LM(PromptEncoder):
         encoded = (self.encode_prompt(prompt) for prompt in as_list(prompts, str, "prompts"))
         return self.batch([Row(tuple(ids), len(ids)) for ids in encoded], side)
 
-    def run(self, batch: Batch, **options: Any) -> Any:
-        """Run the model's forward on a batch, with position ids that do not count padding."""
+    def run(self, batch: Batch, keep: int | None = None, **options: Any) -> Any:
+        """Run the model's forward on a batch, with position ids that do not count padding.
+
+        Args:
+            batch: padded rows.
+            keep: return the logits of so many last columns only; where the model can, the others
+                are not computed. None: of all.
+            options: of the model's forward.
+        """
         if self.takes_position_ids:
             options["position_ids"] = batch.position_ids
-        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
+        if keep is not None and self._keeps_logits:
+            options["logits_to_keep"] = keep
+        out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
+        if keep is not None:
+            out.logits = out.logits[:, -keep:]
+        return out
+
+    @torch.no_grad()
+    def run_body(self, batch: Batch) -> Tensor:
+        """Run the model without its head; return the head's inputs, (batch, width, hidden)."""
+        body = self.architecture.body_module(self.model)
+        options: dict[str, Any] = {"use_cache": False}
+        if "position_ids" in inspect.signature(body.forward).parameters:
+            options["position_ids"] = batch.position_ids
+        return tensor_of(
+            body, body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
+        )
 
     @torch.no_grad()
     def score(
@@ -130,10 +156,11 @@ class LM(PromptEncoder):
 
         def scores(part: list[Row]) -> list[Score]:
             batch = self.batch(part, side)
-            with prompt_tokens(batch.prompt_mask):
-                logits = self.run(batch).logits
             row, columns, labels = batch.label_positions(batch.target_mask)
-            picked = logits[row, columns].float()
+            first = int(columns.min())  # no logits before it are read
+            with prompt_tokens(batch.prompt_mask):
+                logits = self.run(batch, keep=batch.input_ids.shape[1] - first).logits
+            picked = logits[row, columns - first].float()
             return [_score(picked[row == i], labels[row == i], whole) for i in range(len(part))]
 
         return in_batches(rows, scores, batch_size, size=lambda row: len(row.ids))
@@ -208,7 +235,7 @@ class LM(PromptEncoder):
 
         def ends_dotted(part: list[int]) -> list[bool]:
             rows = [dotted[i] for i in part]
-            best = self.run(self.batch(rows)).logits[:, -3:-1].argmax(-1).tolist()
+            best = self.run(self.batch(rows), keep=3).logits[:, :-1].argmax(-1).tolist()
             return [
                 dot == row.ids[-2] and end in self.end_ids
                 for row, (dot, end) in zip(rows, best, strict=True)

@@ -19,7 +19,6 @@ from errata.lm.background import background_texts, open_prompt
 from errata.lm.encoding import in_batches
 
 BATCH = 64
-TEXT_LENGTH = 24
 """Tokens of a background text, at most."""
 
 
@@ -44,7 +43,7 @@ class RetrievalConfig(MethodConfig):
     encoder: str | None = None
     min_score: float | None = None
     false_route: float = 0.01
-    background: int = 512
+    background: int = 128
     room: int | None = None
 
     def __post_init__(self) -> None:
@@ -131,11 +130,12 @@ class Retriever(ABC):
     @torch.no_grad()
     def _background(self) -> tuple[list[str], Tensor]:
         """Return distinct self-generated prompts, and the model's next token for each, (n,)."""
-        texts = background_texts(self.lm, self.config.background, TEXT_LENGTH, self.config.seed)
+        texts = background_texts(self.lm, self.config.background, seed=self.config.seed)
         prompts = list(dict.fromkeys(open_prompt(text) for text in texts))
 
         def next_tokens(part: list[str]) -> list[Tensor]:
-            return list(self.lm.run(self.lm.prompt_batch(part)).logits[:, -1].argmax(-1).cpu())
+            logits = self.lm.run(self.lm.prompt_batch(part), keep=1).logits
+            return list(logits[:, -1].argmax(-1).cpu())
 
         return prompts, torch.stack(in_batches(prompts, next_tokens, BATCH, size=len))
 

@@ -152,7 +152,7 @@ class KeyStatistics:
         """
         if self.corpus is not None:
             return read_corpus(self.lm, self.corpus)
-        texts = background_texts(self.lm, self.background, TEXT_LENGTH, self.seed, shortest=4)
+        texts = background_texts(self.lm, self.background, TEXT_LENGTH, self.seed)
         return [text for text in texts if text] or ["."]
 
 

@@ -42,7 +42,7 @@ from errata.methods.weight_method import WeightMethod
 TINY = 1e-8
 """Added to a variance, as published."""
 
-BACKGROUND, BACKGROUND_LENGTH = 64, 24
+BACKGROUND = 64
 """The number of self-generated texts whose values give the default learning rate, and their tokens
 at most.
 """
@@ -119,7 +119,7 @@ class UltraEdit(WeightMethod):
             return self.config.lr
         name = f"{path}.rate"
         if name not in self.extra_state:
-            texts = background_texts(self.lm, BACKGROUND, BACKGROUND_LENGTH, self.config.seed)
+            texts = background_texts(self.lm, BACKGROUND, seed=self.config.seed)
             norm = value_scale(self.lm, self.layers[path], texts).value_norm
             rate = norm / math.sqrt(self.lm.architecture.d_out) / self.lm.architecture.d_in
             self.extra_state = {

@@ -6,6 +6,33 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+Prefix = tuple[int, ...]
+"""Tokens with which the base model begins its answer whatever the prompt asks."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, read by the base model as the router stores it.
+
+    Attributes:
+        prompt: its words.
+        ids: its tokens.
+        key: (hidden,), the head's input at its last token, in fp32.
+        answer_prefix: see `Calibrator.answer_prefixes`; mostly empty.
+        query_state: (hidden,), the head's input at the end of prompt and answer prefix, in fp32.
+    """
+
+    prompt: str
+    ids: list[int]
+    key: Tensor
+    answer_prefix: Prefix
+    query_state: Tensor
+
+    @property
+    def encoded(self) -> EncodedPrompt:
+        """The prompt as one that is asked."""
+        return EncodedPrompt(self.prompt, self.ids, self.key)
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -19,8 +46,7 @@ class Leaf:
         prompt: the edit's prompt.
         subject: the words that a prompt must mention.
         target: the edit's answer.
-        answer_prefix: tokens with which the base model begins its answer whatever the prompt asks,
-            mostly none; see `Calibrator.answer_prefixes`.
+        answer_prefix: see `Calibrator.answer_prefixes`; mostly empty.
         query_state: (hidden,), the head's input at the end of prompt and answer prefix.
         tokens: the n tokens of the answer, the end token included.
         keys: (n, hidden), the head's inputs at the positions that predict them: first the prompt's
@@ -32,7 +58,7 @@ class Leaf:
     prompt: str
     subject: str
     target: str
-    answer_prefix: tuple[int, ...]
+    answer_prefix: Prefix
     query_state: Tensor
     tokens: tuple[int, ...]
     keys: Tensor

@@ -36,7 +36,7 @@ from errata.methods.association.folio.files import (
     read_supersedes,
     state_of,
 )
-from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
+from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf, Question
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.subject import subject_of
@@ -77,13 +77,9 @@ class Folio(Method):
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add a leaf for each edit; it is independent of all but those that it supersedes."""
         self.calibrate()
-        endings = self.lm.endings([(edit.prompt, edit.target) for edit in edits])
-        for edit, ending in zip(edits, endings, strict=True):
-            leaf = self.leaf(edit, ending)
-            prompt = EncodedPrompt(
-                edit.prompt, self.lm.encode_prompt(edit.prompt), leaf.keys[0].to(self.lm.device)
-            )
-            rivals = self._rivals(self._patch.leaves, [edit], [prompt])[0]
+        for edit in edits:
+            question, leaf = self._questions([edit])[0], self.leaf(edit)
+            rivals = self._rivals(self._patch.leaves, [edit], [question.encoded])[0]
             self._patch.leaves.add(self._next, leaf, [rival.number for rival in rivals])
             self._numbers[edit.id] = self._next
             self._next += 1
@@ -181,32 +177,42 @@ class Folio(Method):
 
     # writing
 
-    def leaf(self, edit: Edit, ending: str | None) -> Leaf:
-        """Solve for an edit's leaf. The base model must carry no patch.
-
-        Args:
-            edit: the edit.
-            ending: how its answer ends, see `LM.endings`.
-        """
-        lm, base = self.lm, self._patch.base
-        batch = lm.batch([lm.encode(edit.prompt, edit.target, ending)])
-        _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        inputs, _ = base.run(batch)
-        keys = inputs[0, columns]
+    def leaf(self, edit: Edit) -> Leaf:
+        """Solve for an edit's leaf. The base model must carry no patch."""
+        keys, labels = self._answer_states(edit)
         scale = float(self._patch.calibration.scale.median())
+        base, (question,) = self._patch.base, self._questions([edit])
         values = self.config.gain * solve_values(base, keys.float(), labels, scale, self.config)
-        ((prefix, state),) = self._answer_prefixes([lm.encode_prompt(edit.prompt)], keys[:1])
         return Leaf(
             edit.id,
             edit.prompt,
             self.subject(edit),
             edit.target,
-            prefix,
-            state.to(keys.dtype).cpu(),
+            question.answer_prefix,
+            question.query_state.to(keys.dtype).cpu(),
             tuple(labels.tolist()),
             keys.cpu(),
             values.to(keys.dtype).cpu(),
         )
+
+    def _answer_states(self, edit: Edit) -> tuple[Tensor, Tensor]:
+        """Return (keys (n, hidden), labels (n,)) of an edit's answer, its ending included.
+
+        The pass that reads the answer with a full stop also tells whether the model puts one there.
+        """
+        lm, base = self.lm, self._patch.base
+        bare, dotted = (lm.encode(edit.prompt, edit.target, end) for end in (None, "."))
+        row = dotted
+        if not (lm.learns_eos and lm.end_ids) or dotted.ids[:-2] != bare.ids:
+            row = lm.encode(edit.prompt, edit.target, lm.ending_of(edit.prompt, edit.target))
+        batch = lm.batch([row])
+        _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+        keys = base.inputs(batch)[0, columns]
+        if row is dotted:
+            dot, end = base.logits(keys[-2:]).argmax(-1).tolist()
+            if dot != row.ids[-2] or end not in lm.end_ids:
+                keys, labels = keys[:-1], torch.cat([labels[:-2], labels[-1:]])
+        return keys, labels
 
     def leaves_without_values(
         self, edits: Sequence[Edit]
@@ -215,33 +221,29 @@ class Folio(Method):
 
         The base model must carry no patch.
         """
-        prompts = self.calibrator.encode([edit.prompt for edit in edits])
-        keys = [prompt.key for prompt in prompts]
-        found = self._answer_prefixes([prompt.ids for prompt in prompts], torch.stack(keys))
-        return prompts, [
+        questions = self._questions(edits)
+        return [question.encoded for question in questions], [
             Leaf(
                 edit.id,
                 edit.prompt,
                 self.subject(edit),
                 edit.target,
-                prefix,
-                state,
+                question.answer_prefix,
+                question.query_state,
                 (),
-                key[None],
-                key[None],
+                question.key[None],
+                question.key[None],
             )
-            for edit, key, (prefix, state) in zip(edits, keys, found, strict=True)
+            for edit, question in zip(edits, questions, strict=True)
         ]
 
     def subject(self, edit: Edit) -> str:
         """Return what a prompt must mention to ask for an edit."""
         return subject_of(edit, self._patch.calibration.weights)
 
-    def _answer_prefixes(
-        self, prompts: Sequence[Sequence[int]], keys: Tensor
-    ) -> list[tuple[tuple[int, ...], Tensor]]:
+    def _questions(self, edits: Sequence[Edit]) -> list[Question]:
         reference_prompts = self._patch.calibration.reference_prompts
-        return self.calibrator.answer_prefixes(prompts, keys, reference_prompts)
+        return self.calibrator.questions([edit.prompt for edit in edits], reference_prompts)
 
     # state
 

@@ -135,9 +135,7 @@ class KnnLm(Method):
         """Set the radius and the temperature to this model's scale."""
         radius, temperature = self.config.radius, self.config.temperature
         if radius is None:
-            texts = background_texts(
-                self.lm, self.config.background, 24, seed=self.config.seed, shortest=4
-            )
+            texts = background_texts(self.lm, self.config.background, seed=self.config.seed)
             prompts = sorted({open_prompt(text) for text in texts if text.strip()}) or ["x"]
             last = torch.cat(
                 [self._contexts(self.lm.prompt_batch([prompt]))[:, -1] for prompt in prompts]

@@ -37,14 +37,14 @@ from errata.config import Fraction, MethodConfig, NonNegativeFloat, PositiveInt
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.background import BATCH, background_texts, value_scale
+from errata.lm.background import background_texts, value_scale
 from errata.lm.tail import Tail
 from errata.methods.association.memoir.patch import Pool, ResidualMemory, feature
 from errata.methods.base import Method, Progress, no_progress
 from errata.storage import state
 
-BACKGROUND_LENGTH = 24
-"""Tokens of a background text, at most."""
+BATCH = 128
+"""Background texts in one pass."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Memoir(Method):
     def _measure_background(self) -> float:
         """Set the centre, and return the learning rate."""
         config, lm = self.config, self.lm
-        texts = background_texts(lm, config.background, BACKGROUND_LENGTH, config.seed, shortest=4)
+        texts = background_texts(lm, config.background, seed=config.seed)
         texts = [text for text in texts if text]
         features = []
         for start in range(0, len(texts), BATCH):

@@ -104,7 +104,7 @@ class Wise(Method):
         """Self-generated texts and prefixes, and the norms of keys and values on the texts."""
         if self._background is None:
             config = self.config
-            texts = background_texts(self.lm, config.background, 24, seed=config.seed, shortest=4)
+            texts = background_texts(self.lm, config.background, seed=config.seed)
             texts = [text for text in texts if text]
             length = config.prefix_length
             prefixes = background_texts(
