@@ -18,7 +18,7 @@ from errata.bench.run import measure_run, save_failure
 from errata.bench.stream import Result, Run, Stream
 from errata.cluster import RETRIES, cluster, distribute
 from errata.errors import UsageError, suggest
-from errata.stream import OnProgress
+from errata.progress import OnProgress
 
 OnRunProgress = Callable[[str, str, int, int], None]
 """Called with (run, what it is doing, how much of it is done, out of how much)."""

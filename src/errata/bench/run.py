@@ -22,8 +22,9 @@ from errata.bench.drift import drift, fluency
 from errata.bench.stream import Run, Stream, blank_result, read_json, write_json
 from errata.errors import ErrataError
 from errata.lm.background import background_texts
+from errata.progress import OnProgress, reported_to
 from errata.saving import files_of, is_artifact
-from errata.stream import OnProgress, edit_stream, prepare_and_save
+from errata.stream import edit_stream, prepare_and_save
 
 NEUTRAL, NEUTRAL_TOKENS, FLUENT = 64, 48, 32
 """Self-generated texts for drift, tokens of each, and answers for fluency."""
@@ -38,7 +39,8 @@ def measure_run(run: Run, stream: Stream, progress: OnProgress) -> None:
     if stream.threads is not None:
         torch.set_num_threads(stream.threads)
     try:
-        _Measuring(run, stream, progress).go()
+        with reported_to(progress):
+            _Measuring(run, stream, progress).go()
     except ErrataError as error:
         save_failure(run, stream, str(error))
 

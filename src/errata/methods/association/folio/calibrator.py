@@ -32,7 +32,7 @@ BATCH = 32
 """Prompts that are read at once."""
 LOGIT_SCALE_TEXTS = 16
 """Background texts that the scale of the logits is fitted on."""
-THRESHOLD_PROMPTS = 48
+THRESHOLD_PROMPTS = 32
 """Background prompts that the states' scale and the threshold are measured on, at most."""
 PREFIX_PROMPTS = 16
 """Those of them whose own answer prefixes the threshold takes into account."""
