@@ -43,7 +43,7 @@ class RetrievalConfig(MethodConfig):
     encoder: str | None = None
     min_score: float | None = None
     false_route: float = 0.01
-    background: int = 128
+    background: int = 96
     room: int | None = None
 
     def __post_init__(self) -> None:

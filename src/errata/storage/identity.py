@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _SOURCE = "errata_files"
 """The attribute of a model that `record_source` sets."""
+_DIGEST = "errata_digest"
+"""The attribute of a tokenizer that `tokenizer_digest` sets."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 _PROBES = (
     "The capital of France is Paris, isn't it?",
@@ -120,10 +122,20 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the SHA-256 of a tokenizer.
 
     It covers the vocabulary, the special tokens but the padding token, the chat template, and the
-    tokens of some texts.
+    tokens of some texts. A large vocabulary takes a second, so the last digest is kept on the
+    tokenizer, for as long as its size and all the rest are the same.
     """
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
     tokens = [list(tokenizer(text, verbose=False)["input_ids"]) for text in _PROBES]
-    parts = json.dumps([vocabulary, special, tokenizer.chat_template, tokens], sort_keys=True)
-    return hashlib.sha256(parts.encode()).hexdigest()
+    rest = [special, tokenizer.chat_template, tokens]
+    known_for, known = getattr(tokenizer, _DIGEST, (None, ""))
+    if known_for == (len(tokenizer), rest):
+        return str(known)
+    entries = tokenizer.get_vocab()
+    vocabulary = [
+        (token, place) for place, token in sorted(zip(entries.values(), entries, strict=True))
+    ]
+    parts = json.dumps([vocabulary, *rest], sort_keys=True)
+    digest = hashlib.sha256(parts.encode()).hexdigest()
+    setattr(tokenizer, _DIGEST, ((len(tokenizer), rest), digest))
+    return digest
