@@ -75,7 +75,7 @@ def background_texts(
         settings = min(PART, count - len(texts)), length, min(shortest, length), seed + len(texts)
         report(WRITING, len(texts), count)
         make = partial(_sample, lm, *settings)
-        texts += cached_json("background", json.dumps([base, settings]), make)
+        texts += cached_json("background", json.dumps([base, settings]), make, lm.name)
     return texts
 
 
@@ -163,17 +163,25 @@ _OPENERS = frozenset(
 ) | {"name"}
 
 
-@torch.no_grad()
 def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
-    """Measure the norms of the keys and values of `layer` over the first `SCALE_TEXTS` texts."""
+    """Measure the norms of the keys and values of `layer` over the first `SCALE_TEXTS` texts.
+
+    They are kept on disk.
+    """
+    texts = list(texts[:SCALE_TEXTS])
+    key = json.dumps([key_of(lm), layer, texts])
+    return ValueScale(*cached_json("scale", key, lambda: _median_norms(lm, layer, texts), lm.name))
+
+
+@torch.no_grad()
+def _median_norms(lm: LM, layer: int, texts: Sequence[str]) -> list[float]:
     module = lm.architecture.value_module(lm.model, layer)
-    batch = lm.prompt_batch(texts[:SCALE_TEXTS])
+    batch = lm.prompt_batch(texts)
     with capture_input(module) as keys, capture_output(module) as values:
         lm.run_body(batch)
     size = (*batch.input_ids.shape, -1)
     mask = batch.prompt_mask
-    key_norms, value_norms = (
-        states[0].reshape(size).float().norm(dim=-1)[mask.to(states[0].device)]
+    return [
+        states[0].reshape(size).float().norm(dim=-1)[mask.to(states[0].device)].median().item()
         for states in (keys, values)
-    )
-    return ValueScale(key_norms.median().item(), value_norms.median().item())
+    ]

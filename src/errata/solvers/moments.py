@@ -195,7 +195,7 @@ def second_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
     lm.architecture.value_path(layer)
     digest = hashlib.sha256(json.dumps([row.ids for row in rows]).encode()).hexdigest()
     key = f"{fingerprint(lm.model)} {lm.model.dtype} {lm.device.type} {layer} {digest}"
-    return cached("second-moment", key, lambda: _measure(lm, layer, rows))
+    return cached("second-moment", key, lambda: _measure(lm, layer, rows), lm.name)
 
 
 @torch.no_grad()

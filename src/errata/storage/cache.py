@@ -10,7 +10,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,20 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.storage.files import write_whole
+from errata.storage.files import storage_error, write_whole
 
 log = logging.getLogger(__name__)
+
+KINDS = {
+    "background": "text that the model wrote itself",
+    "scale": "norms of keys and values on it",
+    "router": "calibration of a router",
+    "states": "states of the model on it",
+    "second-moment": "second moments of keys",
+    "weights": "digests of weights",
+}
+"""What the cache holds; each file's name begins with its kind."""
+_FILE = re.compile(r"[0-9a-f]{24}\.(safetensors|txt)")
 
 
 @torch.no_grad()
@@ -45,20 +58,80 @@ def cache_folder() -> Path:
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "errata"
 
 
-def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+@dataclass(frozen=True)
+class CacheEntry:
+    """A file of the cache.
+
+    Attributes:
+        path: where it lies.
+        kind: what it holds, see `KINDS`.
+        model: the name of the base model that it was computed from; "" if unknown.
+        size: in bytes.
+    """
+
+    path: Path
+    kind: str
+    model: str
+    size: int
+
+
+def entries() -> list[CacheEntry]:
+    """Return the files of the cache, sorted by name; other files in its folder are passed over."""
+    found = []
+    for path in sorted(cache_folder().glob("*")):
+        kind, _, rest = path.name.rpartition("-")
+        if kind in KINDS and _FILE.fullmatch(rest):
+            try:
+                found.append(CacheEntry(path, kind, _model_of(path), path.stat().st_size))
+            except OSError:  # another process removed it
+                continue
+    return found
+
+
+def clear(kind: str | None = None) -> list[CacheEntry]:
+    """Remove the files of the cache, or of one kind; return those that are gone.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    gone = []
+    for entry in entries():
+        if kind is None or entry.kind == kind:
+            try:
+                entry.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise storage_error(entry.path, error) from error
+            gone.append(entry)
+    return gone
+
+
+def _model_of(path: Path) -> str:
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("model", ""))
+    except SafetensorError:
+        return ""
+
+
+def cached(kind: str, key: str, make: Callable[[], Tensor], model: str = "") -> Tensor:
     """Return a tensor, on the CPU: from disk if it was computed before, else from `make`.
 
     Args:
-        kind: a word for the file's name.
+        kind: of `KINDS`.
         key: everything the tensor depends on.
         make: computes the tensor; called when there is no intact file.
+        model: the name of the base model, for `entries`.
     """
     path = cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     if (stored := _read(path)) is not None:
         return stored
     tensor = make().cpu().contiguous()
     try:
-        write_whole(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor)}))
+        write_whole(
+            path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor), "model": model})
+        )
     except OSError as error:
         log.warning(
             "%s cannot be kept (%s); it will be made again next time.",
@@ -68,13 +141,13 @@ def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
     return tensor
 
 
-def cached_json(kind: str, key: str, make: Callable[[], Any]) -> Any:
+def cached_json(kind: str, key: str, make: Callable[[], Any], model: str = "") -> Any:
     """Return what `make` computes, which JSON can hold, from disk if it is there; see `cached`."""
 
     def written() -> Tensor:
         return torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)
 
-    return json.loads(cached(kind, key, written).numpy().tobytes())
+    return json.loads(cached(kind, key, written, model).numpy().tobytes())
 
 
 def _read(path: Path) -> Tensor | None:

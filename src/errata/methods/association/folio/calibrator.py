@@ -70,7 +70,7 @@ class Calibrator:
         texts = background_texts(self.lm, config.background, seed=config.seed)
         settings = config.threshold, config.min_threshold, config.false_route
         key = json.dumps([key_of(self.lm), texts, settings])
-        kept = cached_json("folio", key, lambda: self._measure(texts))
+        kept = cached_json("router", key, lambda: self._measure(texts), self.lm.name)
         self.base.logit_scale = kept["logit_scale"]
         center, scale = (
             torch.tensor(kept[name], device=self.lm.device) for name in ("center", "scale")

@@ -92,7 +92,7 @@ class WiseConfig(MethodConfig):
     prefix_length: PositiveInt = 10
     background: PositiveInt = 96
     scope_rows: PositiveInt = 64
-    contrast: NonNegativeInt = 32
+    contrast: NonNegativeInt = 8
     rewordings: NonNegativeInt = 4
     rehearse: NonNegativeInt = 4
     memo: NonNegativeInt = 0
