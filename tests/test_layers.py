@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 
 ORDER = (
-    "errors arguments storage words edit config conflicts report presets cluster lm retrieval "
+    "errors arguments progress storage words edit config conflicts report presets cluster lm retrieval "
     "patches solvers methods saving model cases stream answers measures evaluation atlas bench "
     "analyses transfer images agents unlearning serve cli __main__"
 ).split()

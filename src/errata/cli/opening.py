@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from urllib.request import getproxies
 from errata.cli import screen
 from errata.cli.choices import Choices
 from errata.errors import UsageError
+from errata.progress import reported_to
 from errata.storage.files import folder_named
 from errata.storage.locking import locked
 
@@ -29,11 +31,25 @@ TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 """The names of the base models whose own code may run, as `--trust-remote-code` gave them."""
 
 
+BETWEEN_LINES, FIRST_LINE = 10.0, 1.0
+"""Without a terminal: seconds from one line of progress to the next, and before the first."""
+
+
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """Show a spinner while a model loads; without a network, avoid the hub for a minute."""
+    """Show how far a model is loaded; without a network, avoid the hub for a minute."""
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    with screen.busy(f"loading {name}"):
+    next_line = time.monotonic() + FIRST_LINE
+
+    def heard(what: str, done: int, total: int) -> None:
+        nonlocal next_line
+        text = f"loading {name}: {what}" + (f", {done} of {total}" if total else "")
+        show(text)
+        if not screen.err.is_terminal and time.monotonic() >= next_line:
+            next_line = time.monotonic() + BETWEEN_LINES
+            screen.err.print(text, markup=False)
+
+    with screen.busy(f"loading {name}") as show, reported_to(heard):
         import huggingface_hub
 
         if not getproxies():

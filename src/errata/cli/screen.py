@@ -94,14 +94,17 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 @contextlib.contextmanager
-def busy(what: str) -> Iterator[None]:
-    """Show a spinner on stderr during slow work, and silence libraries from then on."""
-    with err.status(what):
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner on stderr during slow work, and silence libraries from then on.
+
+    It yields a function that changes what is shown.
+    """
+    with err.status(plain(what)) as status:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        yield
+        yield lambda text: status.update(plain(text))
 
 
 def bars(transient: bool) -> Progress:

@@ -6,6 +6,7 @@ is computed again, and a disk that refuses costs time, never an edit.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -57,15 +58,26 @@ def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
     if (stored := _read(path)) is not None:
         return stored
     tensor = make().cpu().contiguous()
-    try:
-        write_whole(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor)}))
-    except OSError as error:
-        log.warning(
-            "%s cannot be kept (%s); it will be made again next time.",
-            path,
-            error.strerror or error,
-        )
+    keep(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor)}))
     return tensor
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache; where the folder refuses, say so once and go on without."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        _warn_once(path.parent, str(error.strerror or error))
+
+
+@functools.cache
+def _warn_once(folder: Path, reason: str) -> None:
+    log.warning(
+        "%s: nothing can be kept there (%s), so it is computed anew each time; set ERRATA_CACHE to "
+        "a folder that can be written.",
+        folder,
+        reason,
+    )
 
 
 def cached_json(kind: str, key: str, make: Callable[[], Any]) -> Any:

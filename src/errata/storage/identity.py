@@ -2,14 +2,14 @@
 
 The fingerprint (see `storage.cache`) samples every tensor; the weights' digest reads all of them.
 For a model that is unchanged since it was loaded, the digest is kept on disk, under the sizes and
-times of the files it was loaded from.
+times of the files it was loaded from. A model from a single file is known by that file's digest
+besides, which tells of another file before it is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.storage.cache import cache_folder, fingerprint
-from errata.storage.files import write_whole
+from errata.storage.cache import cache_folder, fingerprint, keep
+from errata.storage.files import digest_of
 
-log = logging.getLogger(__name__)
-
-_SOURCE = "errata_files"
-"""The attribute of a model that `record_source` sets."""
+_SOURCE, _FILE = "errata_files", "errata_file"
+"""The attributes of a model that `record_source` sets."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 _PROBES = (
     "The capital of France is Paris, isn't it?",
@@ -41,11 +39,13 @@ class Identity:
         fingerprint: of a sample of the model's weights.
         weights: of all the weights.
         tokenizer: of the tokenizer.
+        file: of the single file that the model was loaded from; None if there is none.
     """
 
     fingerprint: str
     weights: str | None
     tokenizer: str | None
+    file: str | None = None
 
 
 def identity_of(
@@ -59,7 +59,14 @@ def identity_of(
     current = fingerprint(base)
     if known is not None and known.fingerprint == current and known.weights and known.tokenizer:
         return known
-    return Identity(current, weights_digest(base), tokenizer_digest(tokenizer))
+    file, seen = getattr(base, _FILE, (None, None))
+    unchanged = file is not None and file.is_file() and _stat(file) == seen
+    return Identity(
+        current,
+        weights_digest(base),
+        tokenizer_digest(tokenizer),
+        file_digest(file) if unchanged else None,
+    )
 
 
 @torch.no_grad()
@@ -80,20 +87,45 @@ def weights_digest(base: PreTrainedModel) -> str:
         digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         hashed[memory] = name
     if path is not None:
-        try:
-            write_whole(path, digest.hexdigest().encode())
-        except OSError as error:
-            reason = error.strerror or error
-            log.warning("%s cannot be kept (%s); it will be made again next time.", path, reason)
+        keep(path, digest.hexdigest().encode())
     return digest.hexdigest()
 
 
-def record_source(base: PreTrainedModel, folder: Path) -> None:
-    """Note on a model that it was just loaded from the files in a folder, see `weights_digest`."""
-    files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
-    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = json.dumps([str(folder.resolve()), stats, type(base).__name__, str(base.dtype)])
-    setattr(base, _SOURCE, (hashlib.sha256(key.encode()).hexdigest()[:24], _versions(base)))
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file; it is kept on disk, under the file's size and time.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = cache_folder() / f"file-{_key([str(file.resolve()), *_stat(file)])}.txt"
+    if (saved := _read_digest(path)) is not None:
+        return saved
+    with file.open("rb") as opened:
+        digest = digest_of(opened)
+    keep(path, digest.encode())
+    return digest
+
+
+def record_source(base: PreTrainedModel, source: Path) -> None:
+    """Note on a model that it was just loaded from a folder's files, or a file; see `identity_of`."""
+    if source.is_file():
+        files = [source]
+        setattr(base, _FILE, (source, _stat(source)))
+    else:
+        files = sorted({file for pattern in _WEIGHTS for file in source.glob(pattern)})
+    stats = [[file.name, *_stat(file)] for file in files]
+    key = _key([str(source.resolve()), stats, type(base).__name__, str(base.dtype)])
+    setattr(base, _SOURCE, (key, _versions(base)))
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    """Return a file's size and the time it was last written, which tell of another content."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _key(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 def _digest_file(base: PreTrainedModel) -> Path | None:
