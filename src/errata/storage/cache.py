@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from errata.storage.files import write_whole
@@ -34,10 +35,21 @@ def fingerprint(base: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256(base.config.model_type.encode())
     for name, parameter in base.named_parameters():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        for tensor in stored_tensors(parameter):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
+            digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor is stored as: itself, or the parts of a quantized one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from stored_tensors(getattr(tensor, name))
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.storage.cache import cache_folder, fingerprint, keep
+from errata.storage.cache import cache_folder, fingerprint, keep, stored_tensors
 from errata.storage.files import digest_of
 
 _SOURCE, _FILE = "errata_files", "errata_file"
@@ -76,10 +76,11 @@ def weights_digest(base: PreTrainedModel) -> str:
     if path is not None and (saved := _read_digest(path)) is not None:
         return saved
     digest, hashed = hashlib.sha256(), dict[tuple[Any, ...], str]()
-    for name, tensor in sorted(base.state_dict().items()):
+    parts = ((n, part) for n, t in sorted(base.state_dict().items()) for part in stored_tensors(t))
+    for name, tensor in parts:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if memory in hashed and tensor.numel():  # tied to an earlier tensor
+        if memory in hashed and tensor.data_ptr():  # tied to an earlier tensor
             digest.update(hashed[memory].encode())
             continue
         values = tensor.detach()
@@ -137,7 +138,8 @@ def _digest_file(base: PreTrainedModel) -> Path | None:
 def _versions(base: PreTrainedModel) -> list[tuple[int, int]]:
     """Return values that change when a weight is written into, moved or replaced."""
     tensors = base.state_dict(keep_vars=True).values()
-    return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    parts = (part for tensor in tensors for part in stored_tensors(tensor))
+    return [(part.data_ptr(), part._version) for part in parts]
 
 
 def _read_digest(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.lm.tail import Tail
-from errata.lm.weights import read_weight
+from errata.lm.weights import weight_device
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
 from errata.methods.association.wise.prompt_states import PromptStates
@@ -68,7 +68,7 @@ class ShardWriter:
         """Return an empty shard with its mask, drawn from the seed and the index."""
         architecture, density = self.lm.architecture, self.config.density
         shape = architecture.d_out, architecture.d_in
-        device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
+        device = weight_device(architecture.value_module(self.lm.model, self.layer))
         generator = torch.Generator()
         if self.config.masks == "disjoint":  # 1 / density shards share out the entries
             drawn = torch.rand(shape, generator=generator.manual_seed(self.config.seed))
