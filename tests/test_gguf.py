@@ -1,4 +1,4 @@
-"""Base models in GGUF files: opened, edited, found again, told from others; damaged ones refused."""
+"""GGUF files as base models: opened, edited, found again, told from others, refused if damaged."""
 
 from __future__ import annotations
 

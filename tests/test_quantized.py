@@ -122,9 +122,9 @@ def test_all_that_is_stored_counts_for_the_identity(kind: str, tmp_path: Path) -
     module = other.get_submodule("model.layers.2.mlp.down_proj")
     numbers = getattr(module.weight, "numbers", module.weight)
     numbers[0, 3] += 1
-    assert identity_of(base, tiny_tokenizer()).weights != identity_of(
-        other, tiny_tokenizer()
-    ).weights
+    assert (
+        identity_of(base, tiny_tokenizer()).weights != identity_of(other, tiny_tokenizer()).weights
+    )
     with pytest.raises(ArchitectureError):
         read_weight(module)
 

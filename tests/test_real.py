@@ -98,9 +98,7 @@ def logits(lm: LM) -> Tensor:
     return found
 
 
-def test_it_answers_anew_and_the_base_model_is_as_before(
-    edited: EditModel, plain: Tensor
-) -> None:
+def test_it_answers_anew_and_the_base_model_is_as_before(edited: EditModel, plain: Tensor) -> None:
     prompts = ASKED[: len(EDITS)]
     answers, before = edited.ask(prompts), edited.ask_base(prompts)
     right = [edit.target in answer for edit, answer in zip(EDITS, answers, strict=True)]
@@ -122,7 +120,7 @@ def test_one_prompt_has_one_answer(edited: EditModel) -> None:
 
 
 def test_a_conversation(edited: EditModel) -> None:
-    """A template's single turn is asked as the bare prompt is; so is a later turn, cached or not."""
+    """A single turn is asked as the bare prompt is; a later turn, with a cache as without."""
     if not edited.lm.chat:
         pytest.skip("the model has no chat template")
     turns = [

@@ -31,11 +31,13 @@ def read_weight(module: nn.Module) -> Tensor:
         )
     floats = weight.is_floating_point() and weight.element_size() >= 2
     if not floats or type(weight) not in (Tensor, nn.Parameter):
-        stored = f"a {type(weight).__name__}" if floats else str(weight.dtype).removeprefix("torch.")
+        stored = (
+            f"a {type(weight).__name__}" if floats else str(weight.dtype).removeprefix("torch.")
+        )
         raise ArchitectureError(
-            f"the weight of {kind} is stored as {stored}; a change of weights needs plain floats of "
-            "16 bits or more. Load the model without quantisation, e.g. with dtype=torch.bfloat16, "
-            "or take a method that leaves weights as they are (`errata inspect MODEL` says which)."
+            f"the weight of {kind} is stored as {stored}; changing it needs plain floats of 16 "
+            "bits or more. Load the model without quantisation, e.g. in bfloat16, or take "
+            "a method that leaves weights as they are (`errata inspect MODEL` says which)."
         )
     return weight.detach().T if is_transposed(module) else weight.detach()
 

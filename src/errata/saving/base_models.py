@@ -184,7 +184,7 @@ def _in_computed_dtype(base: PreTrainedModel) -> PreTrainedModel:
 def computes_in(dtype: torch.dtype) -> bool:
     """Return whether this machine's CPU has instructions that compute in a floating type."""
     # older versions of torch cannot tell
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     known = _COMPUTED_BY.get(dtype)
     return known is None or any(capabilities.get(name) for name in known)
 

@@ -85,8 +85,7 @@ def _check(file: Path, gguf: Any) -> None:
         raise ValueError("it is cut off or damaged; copy or download it again.") from error
     if parts > 1:
         raise ValueError(
-            f"it is one of {parts} parts; join them first (gguf-split --merge), and give the "
-            "whole."
+            f"it is one of {parts} parts; join them first (gguf-split --merge), and give the whole."
         )
 
 

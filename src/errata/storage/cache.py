@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from errata.storage.files import write_whole
@@ -44,11 +43,12 @@ def fingerprint(base: PreTrainedModel) -> str:
 
 
 def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors that a tensor is stored as: itself, or the parts of a quantized one."""
-    if not is_traceable_wrapper_subclass(tensor):
+    """Yield the plain tensors that a tensor consists of: itself, or a quantized one's parts."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
         yield tensor
         return
-    for name in tensor.__tensor_flatten__()[0]:
+    for name in flatten()[0]:
         yield from stored_tensors(getattr(tensor, name))
 
 

@@ -59,14 +59,10 @@ def identity_of(
     current = fingerprint(base)
     if known is not None and known.fingerprint == current and known.weights and known.tokenizer:
         return known
-    file, seen = getattr(base, _FILE, (None, None))
-    unchanged = file is not None and file.is_file() and _stat(file) == seen
-    return Identity(
-        current,
-        weights_digest(base),
-        tokenizer_digest(tokenizer),
-        file_digest(file) if unchanged else None,
-    )
+    source: tuple[Path, tuple[int, int]] | None = getattr(base, _FILE, None)
+    unchanged = source and source[0].is_file() and _stat(source[0]) == source[1]
+    file = file_digest(source[0]) if source and unchanged else None
+    return Identity(current, weights_digest(base), tokenizer_digest(tokenizer), file)
 
 
 @torch.no_grad()
@@ -108,7 +104,7 @@ def file_digest(file: Path) -> str:
 
 
 def record_source(base: PreTrainedModel, source: Path) -> None:
-    """Note on a model that it was just loaded from a folder's files, or a file; see `identity_of`."""
+    """Note on a model that it was just loaded from the files of a folder, or from a single file."""
     if source.is_file():
         files = [source]
         setattr(base, _FILE, (source, _stat(source)))
