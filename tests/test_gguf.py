@@ -26,12 +26,15 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 F32, Q8 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 
 
-def write_gguf(path: Path, kind: Any = F32, without: str = "", **fields: Any) -> Path:
+def write_gguf(
+    path: Path, kind: Any = F32, without: str = "", more: str = "", **fields: Any
+) -> Path:
     """Write the tiny llama and its tokenizer as llama.cpp does.
 
     Args:
         kind: how the matrices are stored.
         without: a tensor that is left out.
+        more: a tensor that is added.
         fields: `arch`, and values of metadata.
     """
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
@@ -71,6 +74,8 @@ def write_gguf(path: Path, kind: Any = F32, without: str = "", **fields: Any) ->
         stored = kind if values.ndim == 2 else F32
         data = gguf.quants.quantize(values, stored)
         file.add_tensor(f"{names.get_name(stem)}.{ending}", data, raw_dtype=stored)
+    if more:
+        file.add_tensor(more, torch.ones(4).numpy())
     file.write_header_to_file()
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
@@ -202,6 +207,14 @@ def test_reading_reports_how_far_it_is(file: Path) -> None:
     count = len(tiny_model("llama").state_dict())
     assert heard[-1] == ("dequantizing tiny.gguf", count, count)
     assert gguf.GGUFReader.__module__ == "gguf.gguf_reader"  # all is as it was
+
+
+def test_what_transformers_leaves_out_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(write_gguf(tmp_path / "long.gguf", more="rope_freqs.weight"))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "long.gguf holds rescaled positions" in said
 
 
 def damaged(file: Path, folder: Path) -> Iterator[tuple[Path, str]]:

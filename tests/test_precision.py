@@ -53,7 +53,7 @@ def test_torch_is_asked_what_the_cpu_computes_in(monkeypatch: pytest.MonkeyPatch
         has(monkeypatch, **{capability: True})
         assert computes_in(dtype)
     assert computes_in(torch.float32) and computes_in(torch.float64)
-    monkeypatch.delattr(torch.cpu, "get_capabilities")  # before torch 2.10
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch
     assert not computes_in(torch.bfloat16) and computes_in(torch.float32)
 
 

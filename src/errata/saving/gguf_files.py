@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,8 @@ from transformers import modeling_gguf_pytorch_utils
 
 from errata.errors import ConfigError
 from errata.progress import report
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".gguf"
 _NEEDED = ("gguf", "accelerate")
@@ -78,7 +81,8 @@ def _check(file: Path, gguf: Any) -> None:
         if opened_file.read(4) != b"GGUF":
             raise ValueError("it is no GGUF file (its first bytes are not 'GGUF').")
     try:
-        fields = gguf.GGUFReader(str(file)).fields
+        reader = gguf.GGUFReader(str(file))
+        fields = reader.fields
         fields["general.architecture"]
         parts = fields["split.count"].contents() if "split.count" in fields else 1
     except _DAMAGED as error:
@@ -86,6 +90,12 @@ def _check(file: Path, gguf: Any) -> None:
     if parts > 1:
         raise ValueError(
             f"it is one of {parts} parts; join them first (gguf-split --merge), and give the whole."
+        )
+    if any(tensor.name.startswith("rope_") for tensor in reader.tensors):
+        log.warning(
+            "%s holds rescaled positions (rope_...), which transformers does not read: in long "
+            "texts its answers may differ from those of programs that do.",
+            file,
         )
 
 
