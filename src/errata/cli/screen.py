@@ -102,14 +102,24 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 @contextlib.contextmanager
-def busy(what: str) -> Iterator[None]:
-    """Show on stderr that slow work is going on, and silence libraries from then on."""
-    with err.status(what), lines(lambda: what):
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that slow work is going on, and silence libraries from then on.
+
+    It yields a function that changes what is shown.
+    """
+    shown = what
+
+    def change(text: str) -> None:
+        nonlocal shown
+        shown = text
+        status.update(plain(text))
+
+    with err.status(plain(what)) as status, lines(lambda: shown):
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        yield
+        yield change
 
 
 @contextlib.contextmanager

@@ -6,12 +6,13 @@ is computed again, and a disk that refuses costs time, never an edit.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,22 @@ def fingerprint(base: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256(base.config.model_type.encode())
     for name, parameter in base.named_parameters():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        for tensor in stored_tensors(parameter):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
+            digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor consists of: itself, or a quantized one's parts."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    for name in flatten()[0]:
+        yield from stored_tensors(getattr(tensor, name))
 
 
 def cache_folder() -> Path:
@@ -128,17 +141,26 @@ def cached(kind: str, key: str, make: Callable[[], Tensor], model: str = "") -> 
     if (stored := _read(path)) is not None:
         return stored
     tensor = make().cpu().contiguous()
-    try:
-        write_whole(
-            path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor), "model": model})
-        )
-    except OSError as error:
-        log.warning(
-            "%s cannot be kept (%s); it will be made again next time.",
-            path,
-            error.strerror or error,
-        )
+    keep(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor), "model": model}))
     return tensor
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache; where the folder refuses, say so once and go on without."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        _warn_once(path.parent, str(error.strerror or error))
+
+
+@functools.cache
+def _warn_once(folder: Path, reason: str) -> None:
+    log.warning(
+        "%s: nothing can be kept there (%s), so it is computed anew each time; set ERRATA_CACHE to "
+        "a folder that can be written.",
+        folder,
+        reason,
+    )
 
 
 def cached_json(kind: str, key: str, make: Callable[[], Any], model: str = "") -> Any:

@@ -20,7 +20,7 @@ from errata.lm import LM
 from errata.lm.background import key_of
 from errata.lm.encoding import Row
 from errata.lm.tail import Tail
-from errata.lm.weights import read_weight
+from errata.lm.weights import weight_device
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
 from errata.methods.association.wise.prompt_states import PromptStates
@@ -73,7 +73,7 @@ class ShardWriter:
         """Return an empty shard with its mask, drawn from the seed and the index."""
         architecture, density = self.lm.architecture, self.config.density
         shape = architecture.d_out, architecture.d_in
-        device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
+        device = weight_device(architecture.value_module(self.lm.model, self.layer))
         generator = torch.Generator()
         if self.config.masks == "disjoint":  # 1 / density shards share out the entries
             drawn = torch.rand(shape, generator=generator.manual_seed(self.config.seed))
@@ -187,8 +187,8 @@ class ShardWriter:
         report(READING, 0, 1)
         key = json.dumps([key_of(self.lm), self.layer, [row.ids for row in rows]])
         joined = cached("states", key, lambda: self._states(rows).joined(), self.lm.name)
-        weight = read_weight(self.lm.architecture.value_module(self.lm.model, self.layer))
-        return PromptStates.from_joined(joined.to(weight.device), self.lm.architecture.d_in)
+        device = weight_device(self.lm.architecture.value_module(self.lm.model, self.layer))
+        return PromptStates.from_joined(joined.to(device), self.lm.architecture.d_in)
 
     @torch.no_grad()
     def _states(self, rows: Sequence[Row]) -> PromptStates:
