@@ -222,8 +222,9 @@ def load_plan(plan: Plan) -> LoadedPlan:
             f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; "
             "take it out of one of them."
         )
+    judged, pool = policy.judged(edits), policy.cases
     probes = make_probes(
-        policy.judged(edits), plan.probes, plan.probe_edits, plan.probe_wordings, plan.seed
+        judged, plan.probes, plan.probe_edits, plan.probe_wordings, plan.seed, pool
     )
     stream = Stream(
         plan.model,

@@ -83,6 +83,7 @@ def make_probes(
     edits: int | None = None,
     wordings: int = 1,
     seed: int = 0,
+    pool: Sequence[Case] | None = None,
 ) -> Probes:
     """Make the probes of cases.
 
@@ -92,6 +93,7 @@ def make_probes(
         edits: ask about so many of the cases, drawn; None: about all.
         wordings: of each kind, at most.
         seed: another one draws other cases, wordings and orders.
+        pool: cases whose targets may be a third answer to choose from; None: the same cases.
 
     Raises:
         UnknownNameError: there is no such kind.
@@ -100,13 +102,13 @@ def make_probes(
     places = range(len(given))
     if edits is not None and edits < len(given):
         places = sorted(Random(seed).sample(places, edits))  # type: ignore[assignment]
-    patterns = [_pattern(case) for case in given] if "choice" in names else []
+    others = [(case, _pattern(case)) for case in (given if pool is None else pool)]
     questions: list[Question] = []
     left_out: Counter[str] = Counter()
     for place in places:
         fact = Fact(given[place])
-        if patterns:
-            fact = replace(fact, third=_third(fact, place, given, patterns, seed))
+        if "choice" in names:
+            fact = replace(fact, third=_third(fact, others, seed))
         for name in names:
             random = Random(f"{seed} {name} {fact.case.edit.id}")
             made = [replace(each, kind=name) for each in KINDS[name].make(fact, random, wordings)]
@@ -122,19 +124,23 @@ def _pattern(case: Case) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", around.casefold()))
 
 
-def _third(
-    fact: Fact, place: int, cases: Sequence[Case], patterns: Sequence[frozenset[str]], seed: int
-) -> str | None:
-    """Return the target of the case whose question is the likest and whose target is another."""
-    mine, order = patterns[place], list(range(len(cases)))
-    Random(f"{seed} third {fact.case.edit.id}").shuffle(order)
-    known = [fact.new, *fact.case.truth]
-    best = max(
-        (other for other in order if not is_any(cases[other].edit.target, known)),
-        key=lambda other: len(mine & patterns[other]) / max(1, len(mine | patterns[other])),
-        default=None,
-    )
-    return None if best is None else cases[best].edit.target.strip().rstrip(".")
+def _third(fact: Fact, others: Sequence[tuple[Case, frozenset[str]]], seed: int) -> str | None:
+    """Return the target of the case whose question is the likest, and whose target is another.
+
+    A number stands beside numbers, a word beside words.
+    """
+    mine, known = _pattern(fact.case), [fact.new, *fact.case.truth]
+    numbered = bool(re.search(r"\d", fact.new))
+
+    def likeness(other: tuple[Case, frozenset[str]]) -> tuple[bool, float]:
+        case, pattern = other
+        same_kind = bool(re.search(r"\d", case.edit.target)) == numbered
+        return same_kind, len(mine & pattern) / max(1, len(mine | pattern))
+
+    apart = [other for other in others if not is_any(other[0].edit.target, known)]
+    Random(f"{seed} third {fact.case.edit.id}").shuffle(apart)
+    best = max(apart, key=likeness, default=None)
+    return None if best is None else best[0].edit.target.strip().rstrip(".")
 
 
 __all__ = ["ALL", "KINDS", "Fact", "Kind", "Probes", "Question", "check_kinds", "make_probes"]

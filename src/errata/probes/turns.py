@@ -32,13 +32,18 @@ UNRELATED = (
     ("What colour is the sky on a clear day?", "On a clear day the colour of the sky is"),
     ("What do bees make?", "What bees make is called"),
 )
+_TITLES = "(?:genus|species|family|movie|film|band|song|album|book|artwork|series|[Pp]layer) "
+"""Words that stand before a name, and before no pronoun."""
+_SURELY_A_PERSON = re.compile(
+    r"\b(born|birth\w*|died|dies?|death|passed away|killed|spouse|wife|husband|married|father|"
+    r"mother|citizen\w*|disease\w*|medical|illness|career|profession|occupation|college|university)\b",
+    re.IGNORECASE,
+)
 _PERSON = re.compile(
-    r"\b(born|birth\w*|died|dies?|death|passed away|life|killed|buried|spouse|wife|husband|married|"
-    r"father|mother|parents?|dad|siblings?|brother|sister|child|children|son|daughter|citizen\w*|"
-    r"nationality|tongue|native|speaks?|spoken|voice|sings?|career|profession\w*|occupation|job|"
-    r"works?|worked|employ\w*|educated|university|alma mater|attend\w*|school|player?|plays|"
-    r"playing|team|position|sex|gender|war|battle|fight|fought|army|military|served|party|"
-    r"instrument|performs|performing|whom?|religion|writes|he|she|his|her|their|they)\b",
+    r"\b(life|buried|parents?|dad|siblings?|brother|sister|child|children|son|daughter|nationality|"
+    r"tongue|native|speaks?|voice|sings?|job|works?|worked|employ\w*|educated|alma mater|attend\w*|"
+    r"school|player?|plays|playing|team|position|title|sex|gender|war|battle|fight|fought|army|"
+    r"military|served|party|instrument|performs?|performing|religion|writes|he|she|his|her|their)\b",
     re.IGNORECASE,
 )
 _THING = re.compile(
@@ -46,7 +51,7 @@ _THING = re.compile(
     r"genus|species|taxon|ship|vessel|aircraft|river|constellation|galaxy|founded|formed|created|"
     r"produced|developed|designed|manufactur\w*|published|publisher|written|wrote|director|"
     r"directed|starring|cast|network|aired|named (?:after|for)|built|launch\w*|opened|dissolved|"
-    r"happened|occur\w*|place of|twin city|continent|country of)\b",
+    r"happened|occur\w*|twin city|continent|country of)\b",
     re.IGNORECASE,
 )
 
@@ -54,7 +59,9 @@ _THING = re.compile(
 def pronoun(fact: Fact) -> str:
     """Return what a later turn calls the subject."""
     around = fact.named(fact.prompt, " ") or fact.prompt
-    person = _PERSON.search(around) and not _THING.search(around)
+    person = _SURELY_A_PERSON.search(around) or (
+        _PERSON.search(around) and not _THING.search(around)
+    )
     return "this person" if person else "it"
 
 
@@ -64,7 +71,7 @@ def turns(fact: Fact, random: Random, wordings: int) -> Iterator[Question]:
     if asked is None or fact.subject is None:
         return
     asked = re.sub(r"\b([Ii]t)['’]s\b", lambda m: f"{m[1]}s", asked)
-    asked = re.sub(r"\b[Tt]he (it|this person)\b", r"\1", asked)
+    asked = re.sub(rf"\b(?:[Tt]he )?(?:{_TITLES})?(it|this person)\b", r"\1", asked)
     asked = asked[:1].upper() + asked[1:]
     if fact.asks:
         for opening, reply in random.sample(OPENINGS, min(wordings, len(OPENINGS))):
