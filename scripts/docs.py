@@ -59,9 +59,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         shown = [column for column in rows[0] if column not in ("edits", "method")]
         yield "docs/records.md", task, longest(rows, *shown)
         yield "docs/records.md", f"{task}-before", over_time(rows)
-    for path in sorted(RESULTS.glob("real-*.csv")):
-        rows = [measured(row) for row in read(path.stem)]
-        yield "docs/real.md", path.stem.removeprefix("real-"), rows
+    yield from real_tables()
     for page in ("folio", "atlas"):
         for path in sorted(RESULTS.glob(f"{page}-*.csv")):
             yield (
@@ -69,6 +67,13 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
                 path.stem.removeprefix(f"{page}-"),
                 [printed(row) for row in read(path.stem)],
             )
+
+
+def real_tables() -> Iterator[tuple[str, str, list[Row]]]:
+    """(page, name, rows) of the tables of real models, as many as there are files."""
+    for path in sorted(RESULTS.glob("real-*.csv")):
+        rows = [measured(row) for row in read(path.stem)]
+        yield "docs/real.md", path.stem.removeprefix("real-"), rows
 
 
 def read(name: str) -> list[Row]:

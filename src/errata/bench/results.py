@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errata.bench.stream import Result, read_answers
+from errata.bench.stream import UNEDITED, Result, read_answers
 from errata.errors import UsageError
 from errata.measures import MEASURES, SCORES, Answer, counted
 
@@ -128,6 +128,7 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
             *stream_name(each.result),
             each.result.edits,
             each.result.method is not None,
+            each.result.name != UNEDITED,
         ),
     )
 
