@@ -36,14 +36,16 @@ _TITLES = "(?:genus|species|family|movie|film|band|song|album|book|artwork|serie
 """Words that stand before a name, and before no pronoun."""
 _SURELY_A_PERSON = re.compile(
     r"\b(born|birth\w*|died|dies?|death|passed away|killed|spouse|wife|husband|married|father|"
-    r"mother|citizen\w*|disease\w*|medical|illness|career|profession|occupation|college|university)\b",
+    r"mother|citizen\w*|disease\w*|medical|illness|career|profession|occupation|college|"
+    r"university)\b",
     re.IGNORECASE,
 )
 _PERSON = re.compile(
-    r"\b(life|buried|parents?|dad|siblings?|brother|sister|child|children|son|daughter|nationality|"
-    r"tongue|native|speaks?|voice|sings?|job|works?|worked|employ\w*|educated|alma mater|attend\w*|"
-    r"school|player?|plays|playing|team|position|title|sex|gender|war|battle|fight|fought|army|"
-    r"military|served|party|instrument|performs?|performing|religion|writes|he|she|his|her|their)\b",
+    r"\b(life|buried|parents?|dad|siblings?|brother|sister|child|children|son|daughter|"
+    r"nationality|tongue|native|speaks?|voice|sings?|job|works?|worked|employ\w*|educated|"
+    r"alma mater|attend\w*|school|player?|plays|playing|team|position|title|sex|gender|war|"
+    r"battle|fight|fought|army|military|served|party|instrument|performs?|performing|religion|"
+    r"writes|he|she|his|her|their)\b",
     re.IGNORECASE,
 )
 _THING = re.compile(
