@@ -40,3 +40,11 @@ Minutes = Annotated[
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Methods at a time, each in a process of its own.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads of each.")]
+Probes = Annotated[
+    str, typer.Option(metavar="KINDS", help="The sceptic's: names with commas between, or all.")
+]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read names with commas between."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

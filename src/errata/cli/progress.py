@@ -32,6 +32,11 @@ def loaded(plan: Plan) -> LoadedPlan:
     ):
         if count:
             screen.complain(f"{found.stream.data}: {count} records are left out: they {reason}.")
+    if found.contradicted:
+        screen.complain(
+            f"{found.stream.data}: {found.contradicted} probes are left out: they rest on what "
+            "another record edits."
+        )
     return found
 
 
