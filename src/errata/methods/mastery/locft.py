@@ -11,9 +11,9 @@ how many calls they came makes no difference, and undo is exact. One large write
 
 What departs from the published code: an epoch of few edits is cut into batches of at most a tenth
 of the ledger (there are 3,000 edits and batches of 100, so 750 steps; ten edits in one batch would
-get 25); the end of an answer is the one that the model itself would write; and the default layer is
-the one published for Llama-3-8B (22 of 32), at other depths the same share. The blocks below the
-matrix are run without gradients.
+get 25), which are drawn once, while their order is drawn anew in each epoch, so that what lies below
+the matrix is computed once; the end of an answer is the one that the model itself would write; and
+the default layer is the one published for Llama-3-8B (22 of 32), at other depths the same share.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.lm.tail import Tail
 from errata.methods.weight_method import WeightMethod
+
+KEPT_KEYS = 2**24
+"""Numbers in the keys of all batches, up to which what lies below the matrix is kept for the next
+epoch; beyond, it is computed again.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,19 @@ class LocFt(WeightMethod):
             self.lm.encode(edit.prompt, edit.target, ending)
             for edit, ending in zip(edits, endings, strict=True)
         ]
+        generator = torch.Generator().manual_seed(config.seed)
+        order = torch.randperm(len(rows), generator=generator)
+        parts = order.split(batch_size(len(rows), config.batch))
+        batches = [_MiniBatch(self.lm, self.layer, [rows[i] for i in part]) for part in parts]
+        tokens = sum(batch.tokens for batch in batches)
+        keep = tokens * self.lm.architecture.d_in <= KEPT_KEYS
         delta = torch.zeros_like(self.patch.deltas[self.path]).requires_grad_()
         adam = torch.optim.Adam([delta], lr=config.lr)
-        generator = torch.Generator().manual_seed(config.seed)
         for _ in range(config.epochs):
-            order = torch.randperm(len(rows), generator=generator)
             total = 0.0
-            for part in order.split(batch_size(len(rows), config.batch)):
-                loss = self.loss([rows[i] for i in part.tolist()], delta)
-                total += loss.item() * len(part)
+            for place in torch.randperm(len(batches), generator=generator).tolist():
+                loss = batches[place].loss(delta, keep)
+                total += loss.item() * len(parts[place])
                 if loss.item() >= config.stop_loss:
                     adam.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -93,16 +102,36 @@ class LocFt(WeightMethod):
                 break
         self.patch.deltas[self.path] = delta.detach()
 
-    def loss(self, rows: Sequence[Row], delta: Tensor) -> Tensor:
-        """Return the mean over rows of the mean NLL of answer and ending, at W + delta."""
-        batch = self.lm.batch(rows)
-        tail = Tail(self.lm, self.layer, batch)
+
+class _MiniBatch:
+    """Answers that are learned together; their loss is a function of the matrix's change."""
+
+    def __init__(self, lm: LM, layer: int, rows: Sequence[Row]) -> None:
+        self._lm, self._layer, self._batch = lm, layer, lm.batch(rows)
+        self._tail: Tail | None = None
+        mask = self._batch.target_mask | self._batch.ending_mask
+        self._rows, self._columns, self._labels = self._batch.label_positions(mask)
+        # the mean over the tokens of an answer, then over the answers
+        self._shares = 1 / torch.bincount(self._rows, minlength=len(rows))[self._rows] / len(rows)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens, padding included."""
+        return self._batch.input_ids.numel()
+
+    def loss(self, delta: Tensor, keep: bool) -> Tensor:
+        """Return the mean over answers of the mean NLL of their tokens, at W + delta.
+
+        Args:
+            delta: (d_out, d_in), fp32; gradients flow into it.
+            keep: keep what lies below the matrix for the next call.
+        """
+        tail = self._tail or Tail(self._lm, self._layer, self._batch)
+        self._tail = tail if keep else None
         values = tail.values.float() + F.linear(tail.keys.float(), delta)
-        where, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        logits = tail.logits(values, where, columns)
-        losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
-        shares = 1 / torch.bincount(where, minlength=len(rows))[where] / len(rows)
-        return (losses * shares.to(losses)).sum()
+        logits = tail.logits(values, self._rows, self._columns)
+        labels, shares = self._labels.to(logits.device), self._shares.to(logits.device)
+        return (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
 
 
 def batch_size(edits: int, largest: int) -> int:
