@@ -11,9 +11,9 @@ how many calls they came makes no difference, and undo is exact. One large write
 
 What departs from the published code: an epoch of few edits is cut into batches of at most a tenth
 of the ledger (there are 3,000 edits and batches of 100, so 750 steps; ten edits in one batch would
-get 25), which are drawn once, while their order is drawn anew in each epoch, so that what lies below
-the matrix is computed once; the end of an answer is the one that the model itself would write; and
-the default layer is the one published for Llama-3-8B (22 of 32), at other depths the same share.
+get 25); batches are drawn once, their order in each epoch, so that what lies below the matrix is
+computed once; the end of an answer is the one that the model itself would write; and the default
+layer is the one published for Llama-3-8B (22 of 32), at other depths the same share.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ class LocFt(WeightMethod):
             for edit, ending in zip(edits, endings, strict=True)
         ]
         generator = torch.Generator().manual_seed(config.seed)
-        order = torch.randperm(len(rows), generator=generator)
-        parts = order.split(batch_size(len(rows), config.batch))
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        size = batch_size(len(rows), config.batch)
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
         batches = [_MiniBatch(self.lm, self.layer, [rows[i] for i in part]) for part in parts]
         tokens = sum(batch.tokens for batch in batches)
         keep = tokens * self.lm.architecture.d_in <= KEPT_KEYS
@@ -96,7 +97,7 @@ class LocFt(WeightMethod):
                 total += loss.item() * len(parts[place])
                 if loss.item() >= config.stop_loss:
                     adam.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     adam.step()
             if total / len(rows) < config.stop_loss:
                 break
