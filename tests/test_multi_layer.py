@@ -230,9 +230,7 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
     now = torch.stack(
         [flow(after, solver.last_layer, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1
     )
-    missing = (
-        torch.stack([aim(solver, edit) for edit in EDITS[2:4]]).double().T - now
-    ) / 2
+    missing = (torch.stack([aim(solver, edit) for edit in EDITS[2:4]]).double().T - now) / 2
     past, projector = extra_state[f"keys.{layer}"].double(), spaces[layer].projector
     system = projector @ (keys @ keys.T + past.T @ past) + 0.5 * torch.eye(len(keys))
     close(

@@ -30,7 +30,7 @@ class MultiLayerMethod(GuardedMethod):
         self.solver = MultiLayerSolver(lm, config)
         super().__init__(config, lm, self.solver.paths.values(), config.turn)
         self.statistics = KeyStatistics(
-            lm, config.corpus, config.background, config.seed, config.ridge
+            lm, self.solver.paths, config.corpus, config.background, config.seed, config.ridge
         )
 
     def check(self, edits: Sequence[Edit]) -> None:

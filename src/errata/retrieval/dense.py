@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.encoding import in_batches
-from errata.lm.hooks import capture_output
+from errata.lm.hooks import capture_output, stop_after
 from errata.retrieval.base import BATCH, RetrievalConfig, Retriever, different_questions
 from errata.storage import state
 
@@ -57,8 +57,9 @@ class Dense(Retriever):
         """
         if self.calibrated:
             return
-        prompts, next_tokens = self._background()
-        states = self._states(prompts)
+        prompts, next_tokens, states = self._background(self.layer)
+        if self._encoder is not None:
+            states = self._states(prompts)
         self.mean = states.mean(0)
         keys = F.normalize(states - self.mean, dim=-1)
         different = different_questions(next_tokens).to(keys.device)
@@ -115,8 +116,8 @@ class Dense(Retriever):
             if self._encoder is not None:
                 return list(self._encoder(part).to(self.lm.device))
             batch = self.lm.prompt_batch(part)
-            with capture_output(block) as outputs:
-                self.lm.run(batch)
+            with capture_output(block) as outputs, stop_after(block):
+                self.lm.run(batch, use_cache=False)
             return list(outputs[0].reshape(*batch.input_ids.shape, -1)[:, -1].float())
 
         return torch.stack(in_batches(texts, states_of, BATCH, size=len))

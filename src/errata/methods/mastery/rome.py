@@ -62,7 +62,7 @@ class Rome(GuardedMethod):
         self.path = lm.architecture.value_path(self.layer)
         super().__init__(config, lm, [self.path])
         self.statistics = KeyStatistics(
-            lm, config.corpus, config.background, config.seed, config.ridge
+            lm, [self.layer], config.corpus, config.background, config.seed, config.ridge
         )
 
     def check(self, edits: Sequence[Edit]) -> None:
