@@ -41,6 +41,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "mend": "errata.methods.mastery.mend.method:Mend",
         "ike": "errata.methods.recognition.ike:Ike",
         "rag": "errata.methods.recognition.rag:Rag",
+        "scr": "errata.methods.recognition.scr:Scr",
         "serac": "errata.methods.recognition.serac.method:Serac",
     }
 )
