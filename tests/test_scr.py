@@ -9,42 +9,41 @@ import sys
 import pytest
 import torch
 from edited import EDITS, edit_model
-from families import tiny_tokenizer
+from families import tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertModel
 
 import errata
 from errata.errors import ConfigError
-from errata.lm.encoding import Row
+from errata.lm import LM
 from errata.methods.recognition import scr
 from errata.methods.recognition.scr import NONE, greedy_choice
 from errata.retrieval.encoders import sentence_encoder
 
 
-def rows(*targets):
-    return [Row((7, *target), 1, len(target)) for target in targets]
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_the_choice_is_what_greedy_decoding_writes_among_the_targets(family):
+    lm = LM(tiny_model(family), tiny_tokenizer())
+    prompt = lm.encode_prompt("The capital of France is")
 
+    def likeliest(front, tokens):
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([[*prompt, *front]])).logits[0, -1]
+        return max(tokens, key=lambda token: logits[token].item())
 
-def test_the_choice_is_what_greedy_decoding_writes_among_the_targets():
-    targets = rows((1, 2, 3), (1, 4), (5,))
-    # the first token decides for 1, the second for 4, however likely the third of 1 2 3 is
-    assert greedy_choice(targets, [[-1.0, -3.0, 0.0], [-1.0, -2.0], [-1.5]]) == 1
-    assert greedy_choice(targets, [[-2.0, 0.0, 0.0], [-2.0, 0.0], [-1.5]]) == 2
-    assert greedy_choice(rows((1, 2), (1, 2)), [[-1.0, -1.0]] * 2) == 0
-    assert greedy_choice(rows((1, 2), (1,)), [[-1.0, -1.0], [-1.0]]) == 1
-
-
-def test_log_probabilities_are_those_of_each_row_alone():
-    method = edit_model("llama", "scr").method
-    lm = method.lm
-    encoded = [lm.encode(edit.prompt, edit.target) for edit in EDITS[:4]]
-    with torch.no_grad():
-        together = method._target_log_probabilities(encoded)
-        for row, got in zip(encoded, together, strict=True):
-            logits = lm.model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
-            wanted = [
-                logits[i - 1, row.ids[i]].item() for i in range(row.prompt_length, len(row.ids))
-            ]
-            assert got == pytest.approx(wanted, abs=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        targets = [
+            tuple(row) for row in torch.randint(20, 23, (6, 4), generator=generator).tolist()
+        ]
+        wanted, left = (), set(targets)
+        for step in range(4):
+            token = likeliest(wanted, sorted({target[step] for target in left}))
+            wanted = (*wanted, token)
+            left = {target for target in left if target[: step + 1] == wanted}
+        assert targets[greedy_choice(lm, prompt, targets)] == wanted
+    assert greedy_choice(lm, prompt, [(20, 21), (20, 21)]) == 0
+    assert greedy_choice(lm, prompt, [(20, 21), (20,)]) == 1
+    assert greedy_choice(lm, prompt, [(20,)]) == 0
 
 
 @pytest.fixture
@@ -56,23 +55,27 @@ def short(monkeypatch):
 def test_what_the_model_says_decides(short, monkeypatch):
     method = edit_model("llama", "scr", EDITS[:3], min_score=-1.0).method
     method.patch.remove()
-    said = {}
+    asked, answer = [], EDITS[1]
 
-    def likeliest(encoded):
-        texts = [method.lm.decode(row.ids[row.prompt_length :]) for row in encoded]
-        said["asked"] = texts
-        return [
-            [0.0 if text == said["answer"] else -9.0] * row.target_length
-            for text, row in zip(texts, encoded, strict=True)
-        ]
+    def choose(lm, prompt, targets):
+        asked[:] = [lm.decode(target) for target in targets]
+        return asked.index(f"{answer.prompt} {answer.target}." if answer else NONE)
 
-    monkeypatch.setattr(method, "_target_log_probabilities", likeliest)
-    said["answer"] = NONE
-    assert method.contexts([EDITS[0].prompt]) == [()]
-    assert len(said["asked"]) == 4 and said["asked"][-1] == NONE
-    said["answer"] = f"{EDITS[1].prompt} {EDITS[1].target}."
+    monkeypatch.setattr(scr, "greedy_choice", choose)
     ((context,),) = method.contexts([EDITS[0].prompt])
     assert f"Fact: {EDITS[1].prompt} {EDITS[1].target}.\nQuestion: " in context
+    assert len(asked) == 4 and asked[-1] == NONE
+    assert asked[2] == f"{EDITS[0].prompt} {EDITS[0].target}."  # the best comes last of the facts
+    answer = None
+    assert method.contexts([EDITS[0].prompt]) == [()]
+
+
+def test_asked_in_a_batch_or_alone_it_answers_the_same(short):
+    model = edit_model("llama", "scr", EDITS[:4], min_score=-1.0)
+    prompts = [edit.prompt for edit in EDITS[:4]]
+    assert model.ask(prompts, max_new_tokens=6) == [
+        model.ask([prompt], max_new_tokens=6)[0] for prompt in prompts
+    ]
 
 
 def test_a_fact_that_scores_too_low_is_not_shown(short):

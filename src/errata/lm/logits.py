@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def logits_at(lm: LM, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
         batch: padded rows.
         rows, columns: (n,) each.
     """
-    if "logits_to_keep" not in inspect.signature(lm.model.forward).parameters:
+    if not _leaves_out(lm):
         whole: Tensor = lm.run(batch, use_cache=False).logits
         return whole[rows, columns].float()
     kept, places = torch.unique(columns, return_inverse=True)
@@ -34,3 +36,22 @@ def last_logits(lm: LM, batch: Batch) -> Tensor:
     count, width = batch.input_ids.shape
     rows = torch.arange(count, device=batch.input_ids.device)
     return logits_at(lm, batch, rows, torch.full_like(rows, width - 1))
+
+
+def next_logits(lm: LM, ids: Sequence[int], cache: Any = None) -> tuple[Tensor, Any]:
+    """Return logits (vocabulary,) behind tokens, and the cache that has them; for the next call.
+
+    Args:
+        lm: the model.
+        ids: the tokens that are not in the cache yet.
+        cache: what the last call returned; None: there are no earlier tokens.
+    """
+    options = {"logits_to_keep": 1} if _leaves_out(lm) else {}
+    tokens = torch.tensor([list(ids)], device=lm.device)
+    output = lm.model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
+    return output.logits[0, -1].float(), output.past_key_values
+
+
+def _leaves_out(lm: LM) -> bool:
+    """Return whether the model can leave out logits."""
+    return "logits_to_keep" in inspect.signature(lm.model.forward).parameters

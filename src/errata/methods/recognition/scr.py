@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from errata.config import PositiveInt
 from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM
-from errata.lm.encoding import Row, in_batches
-from errata.lm.logits import logits_at
+from errata.lm.logits import next_logits
 from errata.methods.fact_method import FactMethod, check_template, fact_context, fact_text
 from errata.retrieval import RetrievalConfig
 
@@ -40,7 +38,6 @@ SELECTION = (
     f'return "{NONE}"\n\nFacts: \n{{facts}}\nQuestion: {{question}}\n\nOutput:'
 )
 TEMPLATE = "Answer the question based on the Fact.\n\nFact: {fact}.\nQuestion: {prompt}"
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -98,40 +95,35 @@ class Scr(FactMethod):
                 rows = [self.lm.encode(asked, answer) for answer in (*sentences, NONE)]
             except PromptTooLongError:
                 continue
-            place = greedy_choice(rows, self._target_log_probabilities(rows))
+            targets = [row.ids[row.prompt_length :] for row in rows]
+            place = greedy_choice(self.lm, rows[0].ids[: rows[0].prompt_length], targets)
             return shown[place] if place < len(shown) else None
         return facts[-1]
 
-    def _target_log_probabilities(self, rows: Sequence[Row]) -> list[list[float]]:
-        """Return the log-probability of each token of each row's target."""
 
-        def log_probabilities(part: list[Row]) -> list[list[float]]:
-            batch = self.lm.batch(part)
-            where, columns, labels = batch.label_positions(batch.target_mask)
-            logits = logits_at(self.lm, batch, where, columns)
-            own: Tensor = logits.log_softmax(-1).gather(1, labels[:, None].to(logits.device))[:, 0]
-            lengths = [row.target_length for row in part]
-            return [each.tolist() for each in own.split(lengths)]
+@torch.no_grad()
+def greedy_choice(lm: LM, prompt: Sequence[int], targets: Sequence[Sequence[int]]) -> int:
+    """Return the target that greedy decoding writes behind a prompt if it must write one of them.
 
-        return in_batches(rows, log_probabilities, BATCH, size=lambda row: len(row.ids))
-
-
-def greedy_choice(rows: Sequence[Row], log_probabilities: Sequence[Sequence[float]]) -> int:
-    """Return the row whose target greedy decoding writes, when it must write one of the targets.
-
-    Of equal targets, or one that begins with another, the first that ends is chosen.
+    The model is asked where the targets part, and reads each token once. Of equal targets, or where
+    one begins with another, the first that ends is chosen.
 
     Args:
-        rows: the same prompt with different targets.
-        log_probabilities: of each token of each target.
+        lm: the model.
+        prompt: its tokens.
+        targets: tokens of each.
     """
-    targets = [row.ids[row.prompt_length : row.prompt_length + row.target_length] for row in rows]
-    left = list(range(len(rows)))
-    for step in range(max(map(len, targets))):
+    left, step, cache = list(range(len(targets))), 0, None
+    unread = list(prompt)
+    while len(left) > 1:
         if ended := [place for place in left if len(targets[place]) == step]:
             return ended[0]
-        best = max(left, key=lambda place: log_probabilities[place][step])
-        left = [place for place in left if targets[place][step] == targets[best][step]]
-        if len(left) == 1:
-            break
+        tokens = list(dict.fromkeys(targets[place][step] for place in left))
+        if len(tokens) > 1:
+            logits, cache = next_logits(lm, unread, cache)
+            unread = []
+            tokens = [max(tokens, key=lambda token: logits[token].item())]
+        unread += tokens
+        left = [place for place in left if targets[place][step] == tokens[0]]
+        step += 1
     return left[0]
