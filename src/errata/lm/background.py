@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from errata.lm.hooks import capture_input, capture_output
+from errata.lm.hooks import capture_input, capture_output, stop_after
 from errata.lm.lm import LM
 from errata.progress import report
 from errata.storage.cache import cached_json, fingerprint
@@ -177,7 +177,7 @@ def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:
 def _median_norms(lm: LM, layer: int, texts: Sequence[str]) -> list[float]:
     module = lm.architecture.value_module(lm.model, layer)
     batch = lm.prompt_batch(texts)
-    with capture_input(module) as keys, capture_output(module) as values:
+    with capture_input(module) as keys, capture_output(module) as values, stop_after(module):
         lm.run_body(batch)
     size = (*batch.input_ids.shape, -1)
     mask = batch.prompt_mask
