@@ -51,11 +51,12 @@ def _letter(question: Question, before: str, after: str) -> tuple[bool, bool]:
     """Read which option the answer names: by its words, or where those do not tell, its letter."""
     letter, *options = question.wanted
     right, wrong = contains_any(after, options), contains_any(after, question.unwanted)
+    found = _LETTER.search(after)
+    named = found and (found[1] or found[2])
     if right == wrong:
-        found = _LETTER.search(after)
-        right = found is not None and (found[1] or found[2]) == letter
+        right = named == letter
     whole = (letter, *options, *(f"{letter} {option}" for option in options))
-    return right, right and is_any(after, whole)
+    return right, right and named in (letter, None) and is_any(after, whole)
 
 
 def _word(words: frozenset[str]) -> Judge:
