@@ -1,6 +1,7 @@
 """Measures what editing a pretrained model costs, in forward passes of the same model.
 
     python benchmarks/real.py cost MODEL ... [--methods folio wise] [--edits 20] [--device cuda]
+                                             [--record]
 
 MODEL is a folder, a GGUF file or a hub name. The unit is one pass of a 40-token prompt, measured in
 the same process before and after: as generation reads a prompt (logits of the last token only), and
@@ -15,6 +16,9 @@ the clock); on a GPU by the clock, synchronized.
     last    an edit behind so many others, over one of the first
     undo    of one edit
     memory  peak above the loaded model, in MiB
+
+With --record the table goes to docs/results/real-cost.csv, for `make docs`, where it replaces rows
+of the same model, method and device.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import results
 
 PROMPT, PASSES = 40, 5
 COLUMNS = ("cold", "warm", "edit", "steps", "last", "undo", "memory")
@@ -151,41 +157,57 @@ def measure(model: str, method: str, edits: int, device: str, threads: int, out:
     out.put((short, whole, figures))
 
 
-def cost(options: argparse.Namespace) -> None:
-    """Print a table of the methods' costs on each model."""
-    print(f"| model | method | pass, s | {' | '.join(COLUMNS)} |")
-    print(f"|{'---|' * (3 + len(COLUMNS))}", flush=True)
+def measured(model: str, method: str, options: argparse.Namespace) -> tuple[float, float, Any]:
+    """Measure in a process of its own, with an empty cache; see `measure`."""
     context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ERRATA_CACHE"] = folder
+        out = context.Queue()
+        settings = options.edits, options.device, options.threads, out
+        process = context.Process(target=measure, args=(model, method, *settings))
+        process.start()
+        while process.is_alive() and out.empty():
+            process.join(1)
+        if out.empty():
+            raise SystemExit(f"{method} on {model} failed")
+        found: tuple[float, float, Any] = out.get()
+        process.join()
+    return found
+
+
+def row_of(model: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return a line of the table."""
+    short, whole, figures = measured(model, method, options)
+    name = Path(model).name or model
+    row = {"on": f"{name}, {options.name or options.device}", "method": method}
+    row["pass, ms"] = f"{1000 * short:.0f} ({1000 * whole:.0f})"
+    for column in COLUMNS:
+        value = figures.get(column)
+        if value is None:
+            row[column] = ""
+        elif column in ("last", "memory"):
+            row[column] = f"{value:.2f}" if column == "last" else f"{value:.0f}"
+        else:
+            row[column] = f"{value / short:.1f} ({value / whole:.1f})"
+    command = f"python benchmarks/real.py cost {name} --methods {method} --edits {options.edits}"
+    return row | {"model": name, "command": f"{command} --device {options.device}"}
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Print a table of the methods' costs on each model; record it if that is wanted."""
+    shown = ("on", "method", "pass, ms", *COLUMNS)
+    print(f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}", flush=True)
     for model in options.models:
         for method in options.methods:
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ["ERRATA_CACHE"] = folder
-                out = context.Queue()
-                settings = options.edits, options.device, options.threads, out
-                process = context.Process(target=measure, args=(model, method, *settings))
-                process.start()
-                while process.is_alive() and out.empty():
-                    process.join(1)
-                if out.empty():
-                    print(f"| {model} | {method} | failed |", flush=True)
-                    continue
-                short, whole, figures = out.get()
-                process.join()
-            cells = [
-                "-"
-                if name not in figures
-                else f"{figures[name]:.0f}"
-                if name == "memory"
-                else f"{figures[name]:.2f}"
-                if name == "last"
-                else f"{figures[name] / short:.1f} ({figures[name] / whole:.1f})"
-                for name in COLUMNS
-            ]
-            name = Path(model).name or model
-            print(
-                f"| {name} | {method} | {short:.4f} ({whole:.4f}) | {' | '.join(cells)} |",
-                flush=True,
-            )
+            row = row_of(model, method, options)
+            print(f"| {' | '.join(row[column] for column in shown)} |", flush=True)
+            if options.record:
+                kept = [
+                    old
+                    for old in results.read("real-cost")
+                    if (old["on"], old["method"]) != (row["on"], row["method"])
+                ]
+                results.write("real-cost", [*kept, row])
     print("In brackets: in passes with the logits of all tokens.")
 
 
@@ -199,6 +221,8 @@ def main() -> None:
     verb.add_argument("--edits", type=int, default=20)
     verb.add_argument("--device", default="cpu")
     verb.add_argument("--threads", type=int, default=1)
+    verb.add_argument("--name", help="what the device is called in the table")
+    verb.add_argument("--record", action="store_true", help="into docs/results/real-cost.csv")
     verb.set_defaults(run=cost)
     options = parser.parse_args()
     options.run(options)
