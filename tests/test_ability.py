@@ -13,7 +13,7 @@ from typing import Any
 import lm_eval
 import pytest
 from edited import EDITS as TINY
-from edited import PROMPTS, edit_model
+from edited import PROMPTS, edit_model, edited_model
 from families import chat_tokenizer, tiny_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -161,9 +161,9 @@ def test_it_is_asked_as_errata_asks(method: str) -> None:
     """Likelihoods are those of `LM.score`, texts those of `EditModel.ask`: in batches of unlike
     length.
     """
-    model = edit_model("llama", method, TINY)
+    model = edited_model("llama", method, TINY[:3])
     harness = HarnessModel(model, batch_size=4)
-    prompts = [edit.prompt for edit in TINY] + PROMPTS
+    prompts = PROMPTS
     pairs = [(prompt, target) for prompt in prompts for target in ("Rome", "two brothers")]
     scores = model.lm.score(pairs)
     found = harness.loglikelihood(
@@ -191,9 +191,9 @@ def test_the_end_of_a_chat_template_is_part_of_the_prompt(method: str) -> None:
     model = errata.get_edit_model(
         tiny_model("llama"), edit_model("llama", method).method.config, tokenizer
     )
-    model.edit(TINY, check=False)
+    model.edit(TINY[:2], check=False)
     harness = HarnessModel(model, batch_size=4)
-    for edit in TINY:
+    for edit in TINY[:2]:
         context = model.lm.apply_chat_template(edit.prompt)
         assert context.endswith("assistant:\n")
         found = harness.loglikelihood(

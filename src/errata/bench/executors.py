@@ -61,7 +61,7 @@ def measure(
 
 def locally(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgress) -> None:
     """Measure each run in a process of its own, `jobs` at a time."""
-    context = multiprocessing.get_context(START)
+    context: Any = multiprocessing.get_context(START)
     if START == "forkserver":
         context.set_forkserver_preload([__name__])  # torch is imported once, not once a run
     messages = context.Queue()
