@@ -4,9 +4,12 @@
     errata compare FACTLM --edits 100 --methods all --cases zsre.jsonl
         --train train.jsonl --out ZSRE
     errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER
+    errata bench benchmarks/recipes/real-smollm2-zsre.yaml --model SMOLLM2 --data FOLDER
     python benchmarks/record.py compare-atlas=ATLAS compare-zsre=ZSRE records-zsre=runs/zsre
+        real-smollm2-zsre=runs/real-smollm2-zsre
 
-Each argument is the name of a CSV file and the folder that its measurements lie in.
+Each argument is the name of a CSV file and the folder that its measurements lie in. For real-NAME
+there are two files, the other one, real-NAME-probes, with the sceptic's probes by kind.
 """
 
 from __future__ import annotations
@@ -17,9 +20,14 @@ from typing import Any
 
 import results
 
-from errata.bench.stream import Result
-from errata.measures import MEASURES
+from errata.bench.probe_tables import probes_mean
+from errata.bench.results import Estimate, Measured, read_folders
+from errata.bench.stream import FORCED, GIVEN, UNEDITED, Result
+from errata.bench.tables import passes
+from errata.cases import LOCALITY_KINDS
+from errata.measures import MEASURES, PROBES
 from errata.methods import variants
+from errata.probes import KINDS
 
 
 def record(name: str, rows: list[Result]) -> None:
@@ -79,6 +87,84 @@ def _of_records(row: Result, longest: int) -> dict[str, Any]:
     }
 
 
+def record_real(name: str, measured: list[Measured]) -> None:
+    """Write docs/results/NAME.csv and docs/results/NAME-probes.csv, the longest stream first."""
+    known = [UNEDITED, GIVEN, *variants()]
+
+    def place(each: Measured) -> tuple[int, int, bool]:
+        plain = each.result.name.removeprefix(FORCED)
+        return -each.result.edits, known.index(plain), plain != each.result.name
+
+    measured = sorted(measured, key=place)
+    longest = measured[0].result.edits
+    results.write(name, [_of_real(each, name) for each in measured])
+    asked = [each for each in measured if (each.result.figures or {}).get("probes")]
+    probes = [each for each in asked if each.result.edits == longest]
+    results.write(f"{name}-probes", [_of_probes(each, name) for each in probes])
+
+
+def _of_real(each: Measured, name: str) -> dict[str, Any]:
+    row = each.result
+    found: dict[str, Any] = {"edits": row.edits, "method": row.name}
+    found["left out"] = row.skipped or row.failed
+    if row.figures:
+        for measure in ("reliability", "generalization"):
+            found |= _pair(each, measure)
+        for kind in LOCALITY_KINDS:
+            found |= _estimate(f"{kind} unchanged", each.figure("locality", "generated", kind))
+        found |= _pair(each, "portability")
+        if mean := probes_mean(each, "contains"):
+            found |= _estimate("probes' mean", mean)
+            found["probes' mean, exact"] = _number(_value(probes_mean(each, "exact")), ".2f")
+    return found | {
+        "passes per edit": _number(passes(row), ".1f"),
+        "seconds per edit": _number(row.seconds_per_edit, ".2f"),
+        "peak MiB": _number(row.peak_memory, ".0f"),
+        **_provenance(row, name),
+    }
+
+
+def _of_probes(each: Measured, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"method": each.result.name}
+    for kind in KINDS:
+        if figure := each.figure(PROBES, "contains", kind):
+            found |= _estimate(kind, figure)
+            found[f"{kind}, exact"] = _number(_value(each.figure(PROBES, "exact", kind)), ".2f")
+    return found | {"edits asked about": _asked(each), **_provenance(each.result, name)}
+
+
+def _asked(each: Measured) -> int:
+    return len({answer.edit_id for answer in each.answers if answer.measure == PROBES})
+
+
+def _pair(each: Measured, measure: str) -> dict[str, str | None]:
+    exact = _value(each.figure(measure, "normalised"))
+    return {
+        **_estimate(measure, each.figure(measure, "contains")),
+        f"{measure}, exact": _number(exact, ".2f"),
+    }
+
+
+def _estimate(name: str, found: Estimate | None) -> dict[str, str | None]:
+    return {
+        name: _number(_value(found), ".2f"),
+        f"{name}, 95 %": None if found is None else found.spread,
+    }
+
+
+def _value(found: Estimate | None) -> float | None:
+    return None if found is None else found.value
+
+
+def _provenance(row: Result, name: str) -> dict[str, Any]:
+    return {
+        "settings": " ".join(f"{setting}={value}" for setting, value in row.settings.items()),
+        "model": Path(row.model).name,
+        "data": Path(row.data).name.split()[0],
+        "command": f"errata bench benchmarks/recipes/{name}.yaml",
+    }
+
+
 def _number(value: float | None, form: str) -> str | None:
     return None if value is None else format(value, form)
 
@@ -94,7 +180,10 @@ def main() -> None:
         rows = [row for file in Path(folder, "rows").glob("*.jsonl") if (row := Result.read(file))]
         if not rows:
             parser.error(f"{argument!r} is not NAME=FOLDER, where FOLDER has rows/*.jsonl")
-        record(name, rows)
+        if name.startswith("real-"):
+            record_real(name, read_folders([Path(folder)]))
+        else:
+            record(name, rows)
 
 
 if __name__ == "__main__":

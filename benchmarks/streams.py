@@ -30,7 +30,8 @@ def published(folder: Path, name: str, conflict_free: bool = False) -> list[Case
     data = load(find_task(TASKS[name]), folder)
     targets: dict[tuple[str | None, frozenset[str]], set[str]] = defaultdict(set)
     subjects: dict[str, set[str]] = defaultdict(set)
-    for case, truth in zip(data.cases, data.truths, strict=True):
+    truths = [frozenset(text.lower() for text in case.truth) for case in data.cases]
+    for case, truth in zip(data.cases, truths, strict=True):
         targets[case.edit.subject, truth].add(case.edit.target)
         for answer in truth if case.edit.subject else ():
             subjects[answer].add(case.edit.subject)
@@ -44,7 +45,7 @@ def published(folder: Path, name: str, conflict_free: bool = False) -> list[Case
         return any(subject in probe.prompt for subject in subjects[(probe.answer or "").lower()])
 
     found = []
-    for case, truth in zip(data.cases, data.truths, strict=True):
+    for case, truth in zip(data.cases, truths, strict=True):
         if not conflict_free or len(targets[case.edit.subject, truth]) == 1:
             probes = [probe for probe in case.locality if not asks_own_fact(probe, truth)]
             probes = [probe for probe in probes if not (conflict_free and asks_another(probe))]

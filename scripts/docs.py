@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PHASES = ("recognition", "association", "mastery")
 PROVENANCE = {"settings", "model", "data", "command"}
-SHORT = {"edits": "T", "seconds per edit": "s/edit", "overhead at batch 1 / 8": "overhead 1 / 8"}
+SHORT = {
+    "edits": "T",
+    "seconds per edit": "s/edit",
+    "passes per edit": "passes/edit",
+    "overhead at batch 1 / 8": "overhead 1 / 8",
+}
 """Columns whose name is shorter in a table."""
 PAIR = "**{}** ({})"
 """A share of free answers, and teacher-forced accuracy."""
@@ -54,6 +59,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         shown = [column for column in rows[0] if column not in ("edits", "method")]
         yield "docs/records.md", task, longest(rows, *shown)
         yield "docs/records.md", f"{task}-before", over_time(rows)
+    yield from real_tables()
     for page in ("folio", "atlas"):
         for path in sorted(RESULTS.glob(f"{page}-*.csv")):
             yield (
@@ -61,6 +67,13 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
                 path.stem.removeprefix(f"{page}-"),
                 [printed(row) for row in read(path.stem)],
             )
+
+
+def real_tables() -> Iterator[tuple[str, str, list[Row]]]:
+    """(page, name, rows) of the tables of real models, as many as there are files."""
+    for path in sorted(RESULTS.glob("real-*.csv")):
+        rows = [measured(row) for row in read(path.stem)]
+        yield "docs/real.md", path.stem.removeprefix("real-"), rows
 
 
 def read(name: str) -> list[Row]:
@@ -90,6 +103,23 @@ def compared(row: Row) -> Row:
     if why:
         blank = dict.fromkeys(shown, "")
         return {**blank, "T": shown["T"], "method": shown["method"], "reliability": why}
+    return shown
+
+
+def measured(row: Row) -> Row:
+    """A row of a real model: a share with its interval, and in brackets that of exact answers."""
+    shown: Row = {}
+    for column, cell in row.items():
+        if column in PROVENANCE or column == "left out" or column.endswith((", exact", ", 95 %")):
+            continue
+        parts = [f"**{cell}**" if f"{column}, 95 %" in row and cell else cell]
+        parts += [row.get(f"{column}, 95 %")]
+        exact = row.get(f"{column}, exact")
+        parts += [f"({exact})" if exact else None]
+        text = " ".join(part for part in parts if part)
+        shown[SHORT.get(column, column)] = text or None
+    if why := row.get("left out"):
+        shown["reliability"] = why
     return shown
 
 

@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers use that of the process w
     os.environ["ERRATA_CACHE"] = tempfile.mkdtemp(prefix="errata-cache-")
     atexit.register(shutil.rmtree, os.environ["ERRATA_CACHE"], ignore_errors=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("ERRATA_PROGRESS", "off")  # stderr is compared
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which only those do who run tests
 sys.path.insert(0, str(Path(__file__).parent))
 

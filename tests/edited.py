@@ -16,6 +16,7 @@ from errata import Edit, EditModel, Example
 SMALL: dict[str, Any] = {
     "layer": 2,
     "steps": 3,
+    "epochs": 3,
     "prefixes": 1,
     "prefix_length": 4,
     "edits_per_shard": 2,

@@ -468,7 +468,7 @@ def test_spread_by_ray_it_is_the_same_and_a_worker_that_is_killed_is_started_aga
     from ray.cluster_utils import Cluster
 
     atlas = errata.load_base("atlas", "float32")
-    reading = apply_policy("published", CASES, [frozenset()] * len(CASES))
+    reading = apply_policy("published", CASES)
     runs = [Run(UNEDITED, None), *(Run(f"ft{n}", "ft", {"steps": n, "lr": 0.01}) for n in (2,))]
 
     def stream(folder):

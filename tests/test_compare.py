@@ -29,7 +29,7 @@ from errata.methods import variants
 from errata.storage.cache import fingerprint
 
 CASES = make_cases(3, seed=5)
-READING = apply_policy("published", CASES, [frozenset()] * 3)
+READING = apply_policy("published", CASES)
 FAST = Run("ft", "ft", {"steps": 2, "lr": 0.01})
 
 

@@ -136,7 +136,7 @@ def test_figures_by_hand():
     assert not by["What is 2 + 2?"].right and by["What is 2 + 2?"].kind == "unrelated"
     assert set(found.to_dict()) == {
         "edits", "generated", "teacher_forced", "locality_by_kind", "perplexity", "ood", "scores",
-        "divergence_by_kind", "portability_by_kind",
+        "divergence_by_kind", "portability_by_kind", "probes", "probes_left_out",
     }  # fmt: skip
     # with no answer known, locality scores the base model's own words
     assert (True, "Where is it?", "North") in model.pairs and (
@@ -279,14 +279,14 @@ def test_on_a_real_model_the_base_is_asked_once():
     model.base.generate = counted
     first = evaluate(model, cases(), max_new_tokens=4)
     asked = sum(rounds)
-    assert asked == 6 + 7, "six different prompts to the base, seven questions to the edited model"
+    assert asked == 6 + 6, "six different prompts, each put to both models once"
     rounds.clear()
     second = evaluate(model, cases(), max_new_tokens=4)
-    assert sum(rounds) == 7 and second == first
+    assert sum(rounds) == 6 and second == first
     model.edit(EDITS[2:3], check=False)
     rounds.clear()
     evaluate(model, cases(), max_new_tokens=4)
-    assert sum(rounds) == 7, "a base model does not change its mind when edits come"
+    assert sum(rounds) == 6, "a base model does not change its mind when edits come"
     assert model.method.patch.installed
 
 

@@ -17,6 +17,7 @@ from errata.solvers.moments import (
     SecondMoment,
     read_corpus,
     second_moment,
+    second_moments,
 )
 from errata.storage.cache import cache_folder
 
@@ -67,11 +68,23 @@ def test_texts_longer_than_the_context_are_cut_and_no_template_is_put_around_the
     )
 
 
+def test_several_layers_are_measured_in_one_pass_that_goes_no_higher(monkeypatch):
+    lm, ran = lm_of(), []
+    for layer in range(lm.architecture.n_layers):
+        block = lm.architecture.block(lm.model, layer)
+        block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    both = second_moments(lm, [0, 2], TEXTS)
+    assert set(ran) <= {0, 1} and ran.count(0) == ran.count(1) == 1
+    for layer, moment in both.items():
+        expected = by_hand(lm_of(), layer, TEXTS)
+        torch.testing.assert_close(moment.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_it_is_kept_on_disk_and_a_damaged_file_is_made_anew(monkeypatch):
     measured = []
     measure = moments._measure
     monkeypatch.setattr(
-        moments, "_measure", lambda *args: measured.append(args[1]) or measure(*args)
+        moments, "_measure", lambda *args: measured.extend(args[1]) or measure(*args)
     )
     first = second_moment(lm_of(), 1, TEXTS)
     (file,) = cache_folder().iterdir()
@@ -125,15 +138,15 @@ def test_the_null_space_is_a_projector_that_does_not_see_what_is_to_stay(thresho
 
 def test_texts_are_the_models_own_or_a_files(tmp_path):
     lm = lm_of()
-    own = KeyStatistics(lm, None, 6, seed=3)
+    own = KeyStatistics(lm, [1], None, 6, seed=3)
     assert (
         own.texts
-        == KeyStatistics(lm_of(), None, 6, seed=3).texts
-        != KeyStatistics(lm_of(), None, 6, seed=4).texts
+        == KeyStatistics(lm_of(), [1], None, 6, seed=3).texts
+        != KeyStatistics(lm_of(), [1], None, 6, seed=4).texts
     )
     assert torch.equal(own[1].matrix, second_moment(lm, 1, own.texts).double())
     (tmp_path / "corpus.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
-    assert KeyStatistics(lm, str(tmp_path / "corpus.txt"), 6, seed=3).texts == TEXTS
+    assert KeyStatistics(lm, [1], str(tmp_path / "corpus.txt"), 6, seed=3).texts == TEXTS
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def by_hand(model, edits, aims, solve):
     return deltas, bare
 
 
+def aim(solver, edit):
+    """z, as it was solved for."""
+    state, value = solver._solutions[edit]
+    return state + solver.gain * value.delta
+
+
 def close(one, other, tolerance=1e-4):
     assert (one.double() - other).norm() < tolerance * other.norm()
 
@@ -96,7 +102,7 @@ def test_memit_writes_each_layer_by_its_equation(family, turn):
     edits = EDITS[:3] if turn is None else EDITS[:1]
     model = edit_model(family, "memit", edits, turn=turn, background_weight=20.0, **WINDOW)
     method = model.method
-    aims = torch.stack([method.solver._target_states[edit] for edit in edits])
+    aims = torch.stack([aim(method.solver, edit) for edit in edits])
 
     def solve(layer, keys, missing):
         moment = method.statistics[layer].matrix
@@ -121,7 +127,7 @@ def test_written_lightly_the_states_are_those_aimed_at(family):
     )
     state = flow(model, 2, EDITS[0].prompt, EDITS[0].subject)[1]
     torch.testing.assert_close(
-        state.float(), model.method.solver._target_states[EDITS[0]], rtol=1e-3, atol=1e-3
+        state.float(), aim(model.method.solver, EDITS[0]), rtol=1e-3, atol=1e-3
     )
 
 
@@ -131,7 +137,7 @@ def test_streaming_aims_on_the_model_as_edited_so_far_and_mass_on_the_base_model
         edit_model("llama", "memit", EDITS[:3], turn=turn, **settings) for turn in (1, None)
     )
     alone = edit_model("llama", "memit", EDITS[2:3], turn=1, **settings)
-    aims = [model.method.solver._target_states[EDITS[2]] for model in (stream, mass, alone)]
+    aims = [aim(model.method.solver, EDITS[2]) for model in (stream, mass, alone)]
     assert torch.equal(aims[1], aims[2]) and not torch.allclose(aims[0], aims[2])
     assert not torch.allclose(logits_of(stream, stream.lm), logits_of(mass, mass.lm))
 
@@ -196,7 +202,7 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
     settings = {**WINDOW, "l2": 0.5, "turn": 2}
     model = edit_model(family, "alphaedit", EDITS[:2], **settings)
     method, solver = model.method, model.method.solver
-    aims = torch.stack([solver._target_states[edit] for edit in EDITS[:2]])
+    aims = torch.stack([aim(solver, edit) for edit in EDITS[:2]])
     spaces = {layer: NullSpace(method.statistics[layer].matrix) for layer in solver.paths}
 
     def solve(layer, keys, missing):
@@ -224,9 +230,7 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
     now = torch.stack(
         [flow(after, solver.last_layer, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1
     )
-    missing = (
-        torch.stack([solver._target_states[edit] for edit in EDITS[2:4]]).double().T - now
-    ) / 2
+    missing = (torch.stack([aim(solver, edit) for edit in EDITS[2:4]]).double().T - now) / 2
     past, projector = extra_state[f"keys.{layer}"].double(), spaces[layer].projector
     system = projector @ (keys @ keys.T + past.T @ past) + 0.5 * torch.eye(len(keys))
     close(

@@ -75,7 +75,7 @@ def test_dense_is_the_centred_cosine_of_last_tokens():
     keys = [state(text) - found.mean.double() for text in (query, *TEXTS)]
     wanted = [torch.cosine_similarity(keys[0], key, dim=0).item() for key in keys[1:]]
     assert found.scores([query])[0].tolist() == pytest.approx(wanted, abs=1e-4)
-    prompts, next_tokens = found._background()
+    prompts, next_tokens, _ = found._background(2)
     background = torch.stack([state(prompt) for prompt in prompts])
     torch.testing.assert_close(found.mean.double(), background.mean(0), rtol=0, atol=1e-4)
     keys = torch.nn.functional.normalize(background - background.mean(0), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,8 +99,9 @@ def test_zsre(tmp_path):
         ("Name Kelor's mayor.",),
         (Probe("nq question: who sings", "Bo", "unrelated"),),
         (Probe("Where was Kelor's mayor born?", "Tamis", "hop"),),
+        truth=("Ilo Varn",),
     )
-    assert found.truths == [frozenset({"ilo varn"})] and found.irrelevant == ["nq question: what"]
+    assert found.irrelevant == ["nq question: what"]
     assert [each.edit.prompt for each in found.training] == [
         "Another?"
     ]  # what is in the stream is not trained on
@@ -294,25 +296,26 @@ def contradicting():
         ),
         Case(Edit("Kelor's mayor is", "Cid", "Kelor", id="4")),
     ]
-    return cases, [frozenset({"ilo"}), frozenset({"ilo"}), frozenset({"una"}), frozenset({"ilo"})]
+    truths = ("Ilo",), ("ilo",), ("Una",), ("Ilo",)
+    return [replace(case, truth=truth) for case, truth in zip(cases, truths, strict=True)]
 
 
 def test_contradictions_are_counted_and_cap_what_can_be_reached():
-    found = apply_policy("published", *contradicting())
+    found = apply_policy("published", contradicting())
     assert (found.conflicts, found.records, len(found.cases)) == (3, 4, 4)
     assert [found.ceiling(n) for n in (1, 2, 3, 4)] == [1.0, 1.0, 1.0, 0.75]
     assert found.judged(3) == found.cases[:3]
 
 
 def test_without_contradictions_nor_probes_that_ask_what_is_edited():
-    found = apply_policy("conflict-free", *contradicting())
+    found = apply_policy("conflict-free", contradicting())
     assert [case.edit.id for case in found.cases] == ["3"] and found.probes_left_out == 1
     assert found.cases[0].locality == (Probe("Else?", "Ilo"),)
     assert (found.conflicts, found.records, found.ceiling(1)) == (3, 4, 1.0)
 
 
 def test_the_later_edit_is_the_right_one():
-    found = apply_policy("later", *contradicting())
+    found = apply_policy("later", contradicting())
     assert [case.edit.target for case in found.cases] == ["Ana", "ana ", "Bo", "Cid"]
     assert [case.edit.target for case in found.judged(3)] == ["Ana", "ana ", "Bo"]
     judged = found.judged(4)
@@ -332,7 +335,7 @@ def test_where_no_truth_is_known_equal_prompts_ask_the_same():
         Case(Edit("who is it?", "Bo")),
         Case(Edit("Who?", "Bo")),
     ]
-    found = apply_policy("published", cases, [frozenset()] * 3)
+    found = apply_policy("published", cases)
     assert found.conflicts == 2 and found.ceiling(3) == pytest.approx(2 / 3)
 
 
@@ -342,11 +345,11 @@ def test_where_no_truth_is_known_equal_prompts_ask_the_same():
     [
         ("zsre", 500, 500, {"unrelated": 500, "hop": 500}),
         ("counterfact", 1000, 1000, {"neighbour": 1000}),
-        ("counterfact-nested", 300, 600, {"neighbour": 3000, "hop": 300}),
+        ("counterfact-nested", 300, 600, {"neighbour": 2999, "hop": 300, "same_subject": 880}),
         ("hallucination", 300, 0, {"unrelated": 300}),
         ("temporal", 75, 0, {"unrelated": 75, "ood": 75}),
         ("knowedit-zsre", 150, 150, {"same_subject": 300, "hop": 146, "alias": 3, "inverse": 1}),
-        ("mquake", 186, 186, {"hop": 450}),
+        ("mquake", 186, 186, {"hop": 447}),
         ("tofu", 40, 40, {}),
     ],
 )
@@ -366,7 +369,7 @@ def test_the_published_files(task, cases, rephrases, kinds):
 @needs_published
 def test_how_often_the_published_files_contradict_themselves():
     data = load(find_task("zsre"), PUBLISHED)
-    found = apply_policy("conflict-free", data.cases, data.truths)
+    found = apply_policy("conflict-free", data.cases)
     assert (found.conflicts, len(found.cases)) == (202, 298) and len(data.training) == 998
     data = load(find_task("counterfact"), PUBLISHED)
-    assert apply_policy("published", data.cases, data.truths).conflicts == 0
+    assert apply_policy("published", data.cases).conflicts == 0

@@ -1,8 +1,9 @@
 """`Case`: an edit and the probes that judge it. Methods never see one, so no probe can leak.
 
-In a JSON-lines file, a case is an edit with four more fields::
+In a JSON-lines file, a case is an edit with five more fields::
 
     {"prompt": ..., "target": ..., "subject": ...,
+     "truth": ["Ilo Varn"],
      "rephrases": ["Name the mayor of Kelor."],
      "locality": [{"prompt": "Who is the mayor of Tamis?", "answer": "Ilo Varn",
                    "kind": "neighbour"}],
@@ -113,6 +114,7 @@ class Case:
         portability: prompts whose answers follow from the edit.
         ood: other true text about what was edited, which should become likely (Eq. 10 of the WISE
             paper, arXiv 2405.14768).
+        truth: the answers that were right before the edit, where they are known.
     """
 
     edit: Edit
@@ -120,6 +122,7 @@ class Case:
     locality: tuple[Probe, ...] = field(default=())
     portability: tuple[Probe, ...] = field(default=())
     ood: tuple[Probe, ...] = field(default=())
+    truth: tuple[str, ...] = field(default=())
 
     def example(self) -> Example:
         """Return the case as a training example; it must not judge the method trained on it."""
@@ -128,6 +131,8 @@ class Case:
     def to_dict(self) -> dict[str, Any]:
         """Return the case as one JSON object, which can also be read as an edit."""
         out = self.edit.to_dict()
+        if self.truth:
+            out["truth"] = list(self.truth)
         out["rephrases"] = list(self.rephrases)
         out["locality"] = [probe.to_dict() for probe in self.locality]
         out["portability"] = [probe.to_dict() for probe in self.portability]
@@ -147,8 +152,9 @@ class Case:
         for name, value in lists.items():
             if not isinstance(value, list):
                 raise EditError(f"'{name}' must be a list, got {json_type(value)}.")
-        for text in lists["rephrases"]:
-            check_text("a text in 'rephrases'", text)
+        for name in ("rephrases", "truth"):
+            for text in lists[name]:
+                check_text(f"a text in '{name}'", text)
         probes = {
             place: tuple(Probe.from_json(probe, place) for probe in lists[place])
             for place in _KINDS
@@ -156,7 +162,8 @@ class Case:
         for place in ("portability", "ood"):
             if any(probe.answer is None for probe in probes[place]):
                 raise EditError(f"a probe of {place!r} needs its 'answer'.")
-        return cls(edit=edit, rephrases=tuple(lists["rephrases"]), **probes)
+        rephrases, truth = (tuple(lists[name]) for name in ("rephrases", "truth"))
+        return cls(edit=edit, rephrases=rephrases, truth=truth, **probes)
 
 
 def _near(kind: object, known: Iterable[str]) -> str:

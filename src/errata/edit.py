@@ -24,7 +24,7 @@ from errata.words.parts import mentions, words
 
 Operation = Literal["insert", "modify", "erase"]
 OPERATIONS: tuple[str, ...] = get_args(Operation)
-PROBE_FIELDS = ("rephrases", "locality", "portability", "ood")
+PROBE_FIELDS = ("truth", "rephrases", "locality", "portability", "ood")
 """The fields that a case adds to an edit (see `cases.py`)."""
 LONGEST_SUBJECT = 1000
 """Characters of a subject, at most."""

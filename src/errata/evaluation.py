@@ -4,22 +4,53 @@ Every figure has the name of its score. `generated`: free greedy generation unti
 itself; an answer counts when all of it is the target. `teacher_forced`: the papers' figure, the
 share of target tokens that are the argmax with the target already in the input. The field's other
 scores stand beside these, see `measures.SCORES`. Locality compares with the base model's own
-answers, not with the truth.
+answers, not with the truth. The sceptic's probes (see `probes`) are asked beside the cases' own.
+
+Each prompt is put to a model once, whatever it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from errata.answers import begins_with, contains_any, is_any
 from errata.arguments import as_list
 from errata.cases import Case
 from errata.edit import same_answer
-from errata.lm import Score
-from errata.measures import OOD_LOSS, Answer, Evaluation, summary
-from errata.model import EditModel
+from errata.lm import LM, Score
+from errata.measures import OOD_LOSS, PROBES, Answer, Evaluation, summary
 from errata.patches.context import leaving_room
+from errata.probes import Probes
+from errata.probes.conversation import AskedProbe, asked_probes
+from errata.probes.judging import judge
+from errata.probes.question import ANSWER_LENGTH
+
+NO_PROBES = Probes()
+
+
+class Answering(Protocol):
+    """What is evaluated: an `EditModel`, or what stands in for one (see `bench.references`)."""
+
+    @property
+    def lm(self) -> LM:
+        """The base model with its tokenizer."""
+
+    def ask(self, prompts: list[str], **options: Any) -> list[str]:
+        """Answer freely."""
+
+    def ask_base(self, prompts: list[str], **options: Any) -> list[str]:
+        """Answer as the base model does."""
+
+    def score(
+        self, pairs: list[tuple[str, str]], batch_size: int = 32, whole: bool = False
+    ) -> list[Score]:
+        """Score (prompt, target) pairs by teacher forcing."""
+
+    def disable_edits(self) -> AbstractContextManager[None]:
+        """Be the base model within a `with` block."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +64,12 @@ class _Question:
 
 
 def evaluate(
-    model: EditModel,
+    model: Answering,
     cases: Case | Iterable[Case],
     batch_size: int = 32,
-    max_new_tokens: int = 24,
+    max_new_tokens: int = ANSWER_LENGTH,
     progress: Callable[[int, int], None] | None = None,
+    probes: Probes = NO_PROBES,
 ) -> Evaluation:
     """Ask the final model all prompts of the cases; cache the base model's answers.
 
@@ -47,42 +79,86 @@ def evaluate(
         batch_size: prompts at a time.
         max_new_tokens: a free answer is cut here if the model does not stop by itself.
         progress: called with (questions done, questions in all).
+        probes: what else is asked, see `probes.make_probes`.
     """
     cases = as_list(cases, Case, "cases")
     questions = _questions(cases)
-    open_questions = [question for question in questions if question.measure != "ood"]
-    total, done = 2 * len(open_questions), 0
+    asked, left_out = asked_probes(model.lm, probes, max_new_tokens)
+    wanted = [
+        *((each.prompt, max_new_tokens) for each in questions if each.measure != "ood"),
+        *((each.prompt.text, each.length) for each in asked),
+    ]
+    asking = _Asking(wanted, batch_size, progress)
+    before = asking.answers(model.ask_base)
 
-    def answers_of(ask: Callable[..., list[str]]) -> list[str]:
-        nonlocal done
-        answers = []
-        for start in range(0, len(open_questions), 8 * batch_size):
-            part = [question.prompt for question in open_questions[start : start + 8 * batch_size]]
-            answers += ask(part, batch_size=batch_size, max_new_tokens=max_new_tokens)
-            done += len(part)
-            if progress is not None:
-                progress(done, total)
-        return answers
+    def said(answers: Mapping[tuple[str, int], str], each: _Question) -> str:
+        return "" if each.measure == "ood" else answers[each.prompt, max_new_tokens]
 
-    nothing = [""] * (len(questions) - len(open_questions))
-    before = answers_of(model.ask_base) + nothing
+    own = [said(before, each) for each in questions]
     pairs = [
         (each.prompt, each.wanted or answer or ".")
-        for each, answer in zip(questions, before, strict=True)
+        for each, answer in zip(questions, own, strict=True)
     ]
     rows = [model.lm.encode(prompt, answer) for prompt, answer in pairs]
-    with leaving_room(max([max_new_tokens, *(len(row.ids) - row.prompt_length for row in rows)])):
-        after = answers_of(model.ask) + nothing
+    longest = max(
+        [
+            *(length for _, length in wanted),
+            *(len(row.ids) - row.prompt_length for row in rows),
+        ],
+        default=max_new_tokens,
+    )
+    with leaving_room(longest):
+        after = asking.answers(model.ask)
         scores, base = _scored(model, questions, pairs, batch_size)
-    answered = zip(questions, before, after, strict=True)
     answers = [
-        _answer(model, *each, scores[place], base.get(place)) for place, each in enumerate(answered)
+        _answer(
+            model,
+            question,
+            own[place],
+            said(after, question),
+            scores[place],
+            base.get(place),
+        )
+        for place, question in enumerate(questions)
     ]
-    return summary(len(cases), answers)
+    for probe in asked:
+        key = probe.prompt.text, probe.length
+        answers.append(_probe_answer(probe, before[key], after[key]))
+    return summary(len(cases), answers, left_out)
+
+
+class _Asking:
+    """All that is asked, each prompt once for each length of answer."""
+
+    def __init__(
+        self,
+        wanted: Sequence[tuple[str, int]],
+        batch_size: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.wanted = list(dict.fromkeys(wanted))
+        self.batch_size, self.progress = batch_size, progress
+        self.done = 0
+
+    def answers(self, ask: Callable[..., list[str]]) -> dict[tuple[str, int], str]:
+        """Return (prompt, length) -> answer."""
+        found: dict[tuple[str, int], str] = {}
+        for length in sorted({length for _, length in self.wanted}):
+            prompts = [prompt for prompt, of in self.wanted if of == length]
+            for start in range(0, len(prompts), 8 * self.batch_size):
+                part = prompts[start : start + 8 * self.batch_size]
+                answers = ask(part, batch_size=self.batch_size, max_new_tokens=length)
+                found |= {
+                    (prompt, length): answer for prompt, answer in zip(part, answers, strict=True)
+                }
+                self.done += len(part)
+                if self.progress is not None:
+                    self.progress(self.done, 2 * len(self.wanted))
+        return found
 
 
 def _scored(
-    model: EditModel,
+    model: Answering,
     questions: Sequence[_Question],
     pairs: Sequence[tuple[str, str]],
     batch_size: int,
@@ -137,7 +213,7 @@ def _questions(cases: Sequence[Case]) -> list[_Question]:
 
 
 def _answer(
-    model: EditModel,
+    model: Answering,
     question: _Question,
     before: str,
     after: str,
@@ -170,4 +246,26 @@ def _answer(
         or any(begins_with(model.lm, question.prompt, after, each) for each in accepted if each),
         exact,
         divergence,
+    )
+
+
+def _probe_answer(probe: AskedProbe, before: str, after: str) -> Answer:
+    question = probe.question
+    before, after = probe.prompt.answer(before), probe.prompt.answer(after)
+    contains, exact = judge(question, before, after)
+    wanted = question.expects if question.expects == "as the base" else question.wanted[0]
+    if question.expects == "not new":
+        wanted = f"not {wanted}"
+    return Answer(
+        PROBES,
+        question.edit_id,
+        probe.prompt.text,
+        wanted,
+        before,
+        after,
+        exact,
+        None,
+        kind=question.kind,
+        normalised=exact,
+        contains=contains,
     )

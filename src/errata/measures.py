@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from errata.cases import LOCALITY_KINDS, PORTABILITY_KINDS
+from errata.probes import KINDS
 
 OOD_LOSS = -math.log(0.8)
 """A text counts as known, in the WISE paper's out-of-distribution rule (Eq. 10), when its loss is
@@ -25,6 +26,16 @@ MEANINGS = {
     "portability": "it draws the consequences of the new answer",
 }
 
+
+PROBES = "probes"
+"""The measure of the sceptic's probes, whose kinds are those of `probes.KINDS`."""
+PROBE_SCORES = {
+    "contains": "the answer has the right one in it, or for a letter, yes or no begins with it",
+    "exact": "the answer is the right one, whole; letters, signs and articles aside",
+}
+"""Ways to count an answer to a probe. What is compared with the base, or must not be said, is
+explained in `probes.judging`.
+"""
 
 SCORES = {
     "generated": "it answers freely, greedily, until it stops by itself: "
@@ -45,13 +56,16 @@ class Answer:
     """One prompt, the answer wanted, and the answers of the base and of the edited model.
 
     Attributes:
-        measure: of `MEASURES`, or "ood": text that is scored, not generated.
+        measure: of `MEASURES`; or "ood": text that is scored, not generated; or `PROBES`, which are
+            generated, not scored.
         edit_id: the edit that it judges.
         prompt: the question.
         wanted: the right answer; for locality the base model's own.
         before, after: the base and the edited model's answers; "" for text that is scored.
-        right, normalised, contains, cut, forced_exact: see `SCORES`; `right` is generated.
-        token_accuracy: the share of wanted tokens that are the likeliest, teacher-forced.
+        right, normalised, contains, cut, forced_exact: see `SCORES`; `right` is generated. Of a
+            probe, `right` is exact and `contains` as in `PROBE_SCORES`.
+        token_accuracy: the share of wanted tokens that are the likeliest, teacher-forced; None of a
+            probe.
         loss: of the wanted answer, teacher-forced, in nats per token.
         kind: of the probe.
         divergence: for locality, KL(base || edited) of the next token, the mean over the tokens of
@@ -65,7 +79,7 @@ class Answer:
     before: str
     after: str
     right: bool
-    token_accuracy: float
+    token_accuracy: float | None
     loss: float | None = None
     kind: str | None = None
     normalised: bool = False
@@ -92,6 +106,9 @@ class Evaluation:
         perplexity: of the target behind the edit's prompt, exp of the mean loss.
         ood: share of `ood` texts, or where there are none of rephrasings with their targets, whose
             loss is below -log 0.8.
+        probes: name of `PROBE_SCORES` -> kind -> share of right answers, of the kinds asked; "mean"
+            is the mean over them. Empty where none were.
+        probes_left_out: kind -> edits that it could not be asked of.
         answers: all answers, one by one.
     """
 
@@ -105,6 +122,8 @@ class Evaluation:
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     divergence_by_kind: dict[str, float | None] = field(default_factory=dict)
     portability_by_kind: dict[str, float | None] = field(default_factory=dict)
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)
+    probes_left_out: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, without the single answers, ready for JSON."""
@@ -113,8 +132,10 @@ class Evaluation:
         }
 
 
-def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
-    """Sum up single answers, of so many edits."""
+def summary(
+    edits: int, answers: Sequence[Answer], left_out: Mapping[str, int] | None = None
+) -> Evaluation:
+    """Sum up single answers, of so many edits; `left_out` counts the probes not asked, by kind."""
     by = {
         name: [answer for answer in answers if answer.measure == name]
         for name in (*MEASURES, "ood")
@@ -154,16 +175,33 @@ def summary(edits: int, answers: Sequence[Answer]) -> Evaluation:
         portability_by_kind={
             kind: _mean([answer.right for answer in some]) for kind, some in hops.items()
         },
+        probes=_probe_shares([answer for answer in answers if answer.measure == PROBES]),
+        probes_left_out=dict(left_out or {}),
     )
+
+
+def _probe_shares(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """Return score -> kind -> share, and their mean; {} without answers."""
+    if not answers:
+        return {}
+    found = {}
+    for score in PROBE_SCORES:
+        shares = {
+            kind: sum(values) / len(values)
+            for kind in KINDS
+            if (values := [counted(each, score) for each in answers if each.kind == kind])
+        }
+        found[score] = {**shares, "mean": sum(shares.values()) / len(shares)}
+    return found
+
+
+_FIELDS = {"generated": "right", "exact": "right", "teacher_forced": "token_accuracy"}
+"""Scores whose field of an answer has another name."""
 
 
 def counted(answer: Answer, score: str) -> float:
-    """Return how much an answer counts by one of `SCORES`: 0 to 1."""
-    return float(
-        getattr(
-            answer, {"generated": "right", "teacher_forced": "token_accuracy"}.get(score, score)
-        )
-    )
+    """Return how much an answer counts by one of `SCORES` or `PROBE_SCORES`: 0 to 1."""
+    return float(getattr(answer, _FIELDS.get(score, score)))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -16,11 +16,10 @@ from errata.config import LARGEST, check_range
 from errata.conflicts import OnConflict, accept, new_among
 from errata.edit import Edit, Example
 from errata.model import EditModel
+from errata.progress import OnProgress
 from errata.report import EditReport
 from errata.saving import is_artifact
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with (what is being done, how much of it is done, out of how much)."""
 OnSave = Callable[[EditReport], None]
 """Called with the report so far, each time after the model has been saved."""
 

@@ -15,7 +15,8 @@ from errata.cases import Case
 from errata.config import MethodConfig
 from errata.methods import method_config
 from errata.model import EditModel
-from errata.stream import OnProgress, edit_stream
+from errata.progress import OnProgress
+from errata.stream import edit_stream
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from errata.arguments import as_list
 from errata.bench.harness import HarnessModel
-from errata.errors import UnknownNameError, UsageError
+from errata.errors import ConfigError, UnknownNameError, UsageError
 from errata.lm import LM
 from errata.model import EditModel
 
@@ -73,8 +73,11 @@ def ability(
     Raises:
         UnknownNameError: no task has this name.
         UsageError: there is no task, or no such folder.
+        ConfigError: `chat` is on, and the tokenizer has no chat template.
         PromptTooLongError: a continuation alone is longer than the model's context.
     """
+    if chat and not (model if isinstance(model, LM) else model.lm).tokenizer.chat_template:
+        raise ConfigError("chat is on, but this tokenizer has no chat template; leave it out.")
     tasks = as_list(tasks, str, "tasks")
     known = _known_tasks(tasks, include_path)
     harness = HarnessModel(model, batch_size)

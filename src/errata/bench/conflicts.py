@@ -58,18 +58,14 @@ class ConflictPolicy:
         return sum(max(counts.values()) for counts in answers.values()) / max(1, len(judged))
 
 
-def apply_policy(
-    name: str, cases: Sequence[Case], truths: Sequence[frozenset[str]]
-) -> ConflictPolicy:
+def apply_policy(name: str, cases: Sequence[Case]) -> ConflictPolicy:
     """Find the contradictions among cases, and apply a policy to them.
 
     Args:
         name: of `POLICIES`.
         cases: as the file has them.
-        truths: for each case the answers that were right before, in small letters; empty where that
-            is not known.
     """
-    questions = [_question(case, truth) for case, truth in zip(cases, truths, strict=True)]
+    questions = [_question(case) for case in cases]
     targets: dict[Hashable, set[str]] = defaultdict(set)
     for case, question in zip(cases, questions, strict=True):
         targets[question].add(_target(case))
@@ -77,8 +73,7 @@ def apply_policy(
     conflicts, records = len(cases) - len(stay), len(cases)
     if name != "conflict-free":
         return ConflictPolicy(name, list(cases), questions, conflicts, records)
-    edited = [(case.edit.subject, truth) for case, truth in zip(cases, truths, strict=True)]
-    kept = _apart_from(edited, [cases[place] for place in stay])
+    kept = _apart_from(cases, [cases[place] for place in stay])
     probes = sum(len(cases[place].locality) for place in stay) - sum(
         len(case.locality) for case in kept
     )
@@ -87,9 +82,9 @@ def apply_policy(
     )
 
 
-def _question(case: Case, truth: frozenset[str]) -> Hashable:
-    if case.edit.subject and truth:
-        return case.edit.subject.lower(), truth
+def _question(case: Case) -> Hashable:
+    if case.edit.subject and case.truth:
+        return case.edit.subject.lower(), frozenset(text.lower() for text in case.truth)
     return " ".join(case.edit.prompt.lower().split())
 
 
@@ -104,15 +99,13 @@ def _with_target(case: Case, last: Case) -> Case:
     return replace(case, edit=replace(case.edit, target=last.edit.target), portability=(), ood=())
 
 
-def _apart_from(
-    edited: Iterable[tuple[str | None, frozenset[str]]], cases: Sequence[Case]
-) -> list[Case]:
-    """Take out the locality probes of what is edited: (subject, answers that were right)."""
+def _apart_from(edited: Iterable[Case], cases: Sequence[Case]) -> list[Case]:
+    """Take out the locality probes of what is edited: a subject, an answer that was right."""
     subjects_by_answer = defaultdict(set)
-    for subject, truth in edited:
-        for answer in truth:
-            if subject:
-                subjects_by_answer[answer].add(subject)
+    for case in edited:
+        for answer in case.truth:
+            if case.edit.subject:
+                subjects_by_answer[answer.lower()].add(case.edit.subject)
 
     def stays(probe: Probe) -> bool:
         answers = [answer.lower() for answer in (probe.answer or "", *probe.also)]

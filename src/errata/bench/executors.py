@@ -15,10 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from errata.bench.run import measure_run, save_failure
-from errata.bench.stream import Result, Run, Stream
+from errata.bench.stream import UNEDITED, Result, Run, Stream
 from errata.cluster import RETRIES, cluster, distribute
 from errata.errors import UsageError, suggest
-from errata.stream import OnProgress
+from errata.progress import OnProgress
 
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """How a run's process begins."""
@@ -31,8 +31,8 @@ def measure(
 ) -> list[Result]:
     """Measure every run on the stream, several at a time; the unedited model goes first and alone.
 
-    Results that are in the stream's folder are kept. The results of a run that fails give the
-    reason.
+    The others find its answers in the stream's folder. Results that are there are kept. The results
+    of a run that fails give the reason.
 
     Args:
         stream: the stream of edits.
@@ -51,8 +51,8 @@ def measure(
         raise UsageError(f"there is no executor {executor!r}.{suggest(executor, EXECUTORS)}")
     waiting = [run for run in runs if stream.missing(run)]
     for group in (
-        [run for run in waiting if run.method is None],
-        [run for run in waiting if run.method is not None],
+        [run for run in waiting if run.name == UNEDITED],
+        [run for run in waiting if run.name != UNEDITED],
     ):
         if group:
             EXECUTORS[executor](group, stream, jobs, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,15 +11,17 @@ from typing import Any, get_type_hints
 import errata
 from errata.atlas import make_cases, training_cases
 from errata.bench.conflicts import POLICIES, apply_policy
+from errata.bench.lengths import fits, longest_answer
 from errata.bench.published import read_text
 from errata.bench.recipe import read_fields
 from errata.bench.runs import ALL, runs_of
-from errata.bench.stream import Run, Stream
+from errata.bench.stream import FORCED, Run, Stream
 from errata.bench.task import GENERATED, TaskData, find_task, load
-from errata.cases import Case
+from errata.cases import Case, Probe
 from errata.config import LARGEST, check_device, check_dtype, check_range, check_seed
-from errata.errors import PromptTooLongError, UsageError, quoted, suggest
+from errata.errors import UsageError, quoted, suggest
 from errata.lm import LM
+from errata.probes import check_kinds, make_probes
 from errata.saving import BUNDLED
 from errata.storage.cache import fingerprint
 
@@ -50,13 +52,17 @@ class Plan:
         train: a file of other records, for methods that are trained; None takes the task's own.
         text: a file of plain text on which drift is measured; None: the task's irrelevant texts,
             else self-generated text.
+        probes: kinds of the sceptic's probes (`probes.KINDS`) or `all`, asked after the last edit.
+        probe_edits: they are asked about so many of the edits, drawn by the seed.
+        probe_wordings: wordings of each kind.
+        locality_probes: at most so many locality probes of a kind for an edit; None for all.
         out: the folder for measurements and saves.
         minutes: a method that would write for longer is left out.
         save_every: edits written in one call, and between two saves.
         executor: `local`, processes of this machine; `ray`, the cluster of $RAY_ADDRESS.
         jobs: methods at a time, on this machine.
         threads: processor threads of each.
-        seed: which cases, where they are made.
+        seed: which cases, where they are made; and which probes.
         dtype: of the model.
         device_map: as in transformers.
         trust_remote_code: names of models whose own code may run; no recipe says that.
@@ -72,6 +78,10 @@ class Plan:
     data: Path | None = None
     train: Path | None = None
     text: Path | None = None
+    probes: tuple[str, ...] = ()
+    probe_edits: int = 50
+    probe_wordings: int = 1
+    locality_probes: int | None = None
     out: Path | None = None
     minutes: float | None = 60
     save_every: int = 50
@@ -94,11 +104,15 @@ class Plan:
             )
         if self.edits is not None:
             check_range("edits", self.edits, 1, LARGEST)
+        check_kinds(self.probes)
         check_seed(self.seed)
         check_dtype(self.dtype)
         check_device(self.device_map)
         for name, most in (
             ("save_every", LARGEST),
+            ("probe_edits", LARGEST),
+            ("probe_wordings", LARGEST),
+            ("locality_probes", LARGEST),
             ("jobs", MOST_AT_ONCE),
             ("threads", MOST_AT_ONCE),
         ):
@@ -131,7 +145,8 @@ def read_recipe(path: Path, given: Mapping[str, Any] | None = None) -> list[Plan
     fields, flags = read_fields(path, hints, SEVERAL), dict(given or {})
     settings = fields.get("settings", ())
     if ALL not in flags.get("methods", [ALL]):
-        settings = tuple(each for each in settings if each.partition(".")[0] in flags["methods"])
+        named = [name.removeprefix(FORCED) for name in flags["methods"]]
+        settings = tuple(each for each in settings if each.partition(".")[0] in named)
     fields |= {**flags, "settings": (*settings, *flags.get("settings", ()))}
     several = {
         name: value if isinstance(value := fields.pop(name), list) else [value]
@@ -163,12 +178,14 @@ class LoadedPlan:
         runs: the methods and their settings.
         too_long: cases of the file that do not fit the model's context, and are left out.
         empty: records of the file with an empty target, which are left out.
+        contradicted: probes of the file that rest on what another record edits, which are left out.
     """
 
     stream: Stream
     runs: list[Run]
     too_long: int
     empty: int
+    contradicted: int = 0
 
 
 def load_plan(plan: Plan) -> LoadedPlan:
@@ -189,21 +206,15 @@ def load_plan(plan: Plan) -> LoadedPlan:
         plan.model, plan.dtype, plan.device_map, plan.trust_remote_code
     )
     lm = LM(base, tokenizer)
-    fitting = [
-        (case, truth)
-        for case, truth in zip(data.cases, data.truths, strict=True)
-        if _fits(lm, case)
-    ]
+    fitting = [_cut(case, plan.locality_probes) for case in data.cases if fits(lm, case)]
     too_long = len(data.cases) - len(fitting)
-    policy = apply_policy(
-        plan.reading, [case for case, _ in fitting], [truth for _, truth in fitting]
-    )
+    policy = apply_policy(plan.reading, fitting)
     edits = plan.edits or len(policy.cases)
     if not policy.cases or len(policy.cases) < edits:
         left = f", {too_long} do not fit the model" if too_long else ""
         there = f"{len(policy.cases)} cases ({plan.reading}; {len(data.cases)} in the file{left})"
         raise UsageError(f"{data.source or plan.task} has {there}; --edits {edits} asks for more.")
-    training = [case for case in data.training if _fits(lm, case)]
+    training = [case for case in data.training if fits(lm, case)]
     prompts = {prompt for case in policy.cases for prompt in (case.edit.prompt, *case.rephrases)}
     both = next((case for case in training if {case.edit.prompt, *case.rephrases} & prompts), None)
     if both is not None:
@@ -211,6 +222,10 @@ def load_plan(plan: Plan) -> LoadedPlan:
             f"{plan.train}: {both.edit.prompt!r} is trained on and in the stream; "
             "take it out of one of them."
         )
+    judged, pool = policy.judged(edits), policy.cases
+    probes = make_probes(
+        judged, plan.probes, plan.probe_edits, plan.probe_wordings, plan.seed, pool
+    )
     stream = Stream(
         plan.model,
         fingerprint(base),
@@ -225,50 +240,36 @@ def load_plan(plan: Plan) -> LoadedPlan:
         dtype=plan.dtype,
         device_map=plan.device_map,
         trust_remote_code=plan.trust_remote_code,
-        new_tokens=max(task.new_tokens, _longest(lm, policy.cases)),
+        new_tokens=max(task.new_tokens, longest_answer(lm, policy.cases)),
         neutral=_neutral(plan.text) if plan.text else tuple(data.irrelevant[:TEXTS]),
         metrics=task.metrics,
         task=task.name,
+        probes=probes,
     )
     return LoadedPlan(
-        stream, runs_of(plan.methods, base.config, plan.settings), too_long, data.empty
+        stream,
+        runs_of(plan.methods, base.config, plan.settings),
+        too_long,
+        data.empty,
+        data.contradicted,
     )
 
 
 def _generated(plan: Plan) -> TaskData:
     cases = make_cases(plan.edits or 1000, plan.seed)
     training = training_cases(TRAINING, cases, plan.seed + 1) if plan.methods else []
-    return TaskData(
-        cases, [frozenset()] * len(cases), training, [], f"{GENERATED} seed {plan.seed}"
-    )
+    return TaskData(cases, training, [], f"{GENERATED} seed {plan.seed}")
 
 
-def _fits(lm: LM, case: Case) -> bool:
-    """Return whether all prompts of a case fit the model's context with their answers."""
-    target = case.edit.target
-    probes = [
-        (probe.prompt, probe.answer or ".")
-        for probe in (*case.locality, *case.portability, *case.ood)
-    ]
-    try:
-        for prompt, answer in [
-            *((prompt, target) for prompt in (case.edit.prompt, *case.rephrases)),
-            *probes,
-        ]:
-            lm.encode(prompt, answer, "")
-    except PromptTooLongError:
-        return False
-    return True
-
-
-def _longest(lm: LM, cases: Sequence[Case]) -> int:
-    """Return the tokens of the longest right answer and its full stop, so none is cut early."""
-    wanted = [(case.edit.prompt, case.edit.target) for case in cases]
-    wanted += [
-        (probe.prompt, probe.answer) for case in cases for probe in case.portability if probe.answer
-    ]
-    rows = (lm.encode(prompt, answer, "") for prompt, answer in wanted)
-    return 1 + max(len(row.ids) - row.prompt_length for row in rows)
+def _cut(case: Case, most: int | None) -> Case:
+    """Return a case with at most so many locality probes of each kind."""
+    if most is None:
+        return case
+    by_kind: dict[str, list[Probe]] = {}
+    for probe in case.locality:
+        by_kind.setdefault(probe.kind, []).append(probe)
+    kept = {probe for some in by_kind.values() for probe in some[:most]}
+    return replace(case, locality=tuple(probe for probe in case.locality if probe in kept))
 
 
 def _neutral(path: Path) -> tuple[str, ...]:

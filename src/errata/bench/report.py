@@ -8,6 +8,7 @@ from html import escape
 from itertools import groupby
 
 from errata.bench import charts
+from errata.bench.probe_tables import probes_tables
 from errata.bench.results import Measured, stream_name
 from errata.bench.tables import (
     Table,
@@ -75,7 +76,7 @@ def _section(place: int, stream: Sequence[Measured]) -> Iterator[str]:
 
 def _tables(stream: Sequence[Measured]) -> list[Table]:
     kept = retention_table(stream)
-    own = [main_table(stream), scores_table(stream), kinds_table(stream)]
+    own = [main_table(stream), *probes_tables(stream), scores_table(stream), kinds_table(stream)]
     return [
         *own,
         *([kept] if kept else []),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errata.bench.stream import Result, read_answers
+from errata.bench.stream import UNEDITED, Result, read_answers
 from errata.errors import UsageError
 from errata.measures import MEASURES, SCORES, Answer, counted
 
@@ -22,6 +22,8 @@ DRAWS = 1000
 """Bootstrap samples."""
 TAILS = (0.025, 0.975)
 """Between these quantiles lie 95 % of the draws."""
+WILSON = 1.96**2
+"""The square of the normal quantile of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Estimate:
     low: float
     high: float
     edits: int
+
+    def widened(self) -> Estimate:
+        """Return it with Wilson's interval where all or none are right: there is nothing to draw.
+
+        Edits that answer all alike may still have one among them, unseen, that does not.
+        """
+        if self.low < self.high or self.value not in (0.0, 1.0):
+            return self
+        far = WILSON / (self.edits + WILSON)
+        return replace(self, low=0.0, high=far) if not self.value else replace(self, low=1.0 - far)
+
+    @property
+    def spread(self) -> str:
+        """The interval, as text."""
+        return f"{self.low:.2f}–{self.high:.2f}"
 
 
 @dataclass(frozen=True)
@@ -66,10 +83,11 @@ class Measured:
 
         Args:
             measure: of `MEASURES`.
-            score: of `SCORES`.
+            score: of `SCORES`, or `PROBE_SCORES`.
             kind: of the probes; None for all.
         """
-        return interval(self._counted(measure, score, kind))
+        found = interval(self._counted(measure, score, kind))
+        return None if found is None else found.widened()
 
     def _counted(
         self, measure: str, score: str, kind: str | None = None
@@ -110,6 +128,7 @@ def read_folders(folders: Iterable[Path]) -> list[Measured]:
             *stream_name(each.result),
             each.result.edits,
             each.result.method is not None,
+            each.result.name != UNEDITED,
         ),
     )
 

@@ -19,16 +19,32 @@ import torch
 import errata
 from errata import EditModel, EditReport
 from errata.bench.drift import drift, fluency
-from errata.bench.stream import Run, Stream, blank_result, read_json, write_json
+from errata.bench.references import Forced, Given, Unedited
+from errata.bench.stream import (
+    FORCED,
+    GIVEN,
+    UNEDITED,
+    Run,
+    Stream,
+    blank_result,
+    read_json,
+    write_json,
+)
+from errata.cases import Case
 from errata.errors import ErrataError
+from errata.evaluation import Answering
 from errata.lm.background import background_texts
+from errata.lm.encoding import Row
+from errata.progress import OnProgress, reported_to
 from errata.saving import files_of, is_artifact
-from errata.stream import OnProgress, edit_stream, prepare_and_save
+from errata.stream import edit_stream, prepare_and_save
 
 NEUTRAL, NEUTRAL_TOKENS, FLUENT = 64, 48, 32
 """Self-generated texts for drift, tokens of each, and answers for fluency."""
 BATCHES = (1, 8)
 NEW_TOKENS, ROUNDS = 16, 5
+PASS_TOKENS = 40
+"""Tokens of the prompt whose forward pass is the unit of what editing costs."""
 SAVE_SECONDS = 60.0
 """Seconds between two saves while a method is trained."""
 
@@ -38,7 +54,8 @@ def measure_run(run: Run, stream: Stream, progress: OnProgress) -> None:
     if stream.threads is not None:
         torch.set_num_threads(stream.threads)
     try:
-        _Measuring(run, stream, progress).go()
+        with reported_to(progress):
+            _Measuring(run, stream, progress).go()
     except ErrataError as error:
         save_failure(run, stream, str(error))
 
@@ -54,9 +71,7 @@ class _Measuring:
 
     def __init__(self, run: Run, stream: Stream, progress: OnProgress) -> None:
         self.run, self.stream, self.progress = run, stream, progress
-        self.folder = (
-            stream.folder / "models" / f"{run.name}-{stream.key(run, max(stream.checkpoints))}"
-        )
+        self.folder = stream.folder / "models" / f"{run.name}-{stream.writing_key(run)}"
         self.clock = self.folder / "clock.json"
         self.times: dict[str, float] = {
             "writing": 0.0,
@@ -85,7 +100,8 @@ class _Measuring:
         if self.run.method is None:
             for edits in missing:
                 self._measure(edits)
-            _write_answers(self.stream, self.model.base_answers)
+            if self.run.name == UNEDITED:
+                _write_answers(self.stream, self.model.base_answers)
             return
         if missing and not self.model.method.prepared:
             self._prepare()
@@ -157,31 +173,35 @@ class _Measuring:
 
     def _measure(self, edits: int) -> None:
         """Measure everything that a result holds on the current model, and save it."""
-        stream, edited = self.stream, self.run.method is not None
+        stream, run = self.stream, self.run
         cases = stream.policy.judged(edits)
         prompts = [case.edit.prompt for case in cases]
-        peak = self.times["peak"] if edited else peak_memory()
+        peak = peak_memory() if run.method is None else self.times["peak"]
         found = errata.evaluate(
-            self.model,
+            self._answering(cases, edits),
             cases,
             max_new_tokens=stream.new_tokens,
             progress=partial(self.progress, "asking"),
+            probes=stream.probes_at(edits),
         )
-        self.progress("reading", 0, 1)
-        with self.model.disable_edits():
-            texts = stream.neutral or background_texts(
-                self.model.lm, NEUTRAL, NEUTRAL_TOKENS, seed=1, shortest=2
-            )
-        moved = drift(self.model, texts) | {"fluency": fluency(self.model, prompts[:FLUENT])}
+        moved = None
+        if run.name == UNEDITED or not run.is_reference:
+            self.progress("reading", 0, 1)
+            with self.model.disable_edits():
+                texts = stream.neutral or background_texts(
+                    self.model.lm, NEUTRAL, NEUTRAL_TOKENS, seed=1, shortest=2
+                )
+            moved = drift(self.model, texts) | {"fluency": fluency(self.model, prompts[:FLUENT])}
         result = blank_result(
-            self.run,
+            run,
             stream,
             edits,
             figures=found.to_dict(),
             peak_memory=round(peak, 1),
             drift=moved,
         )
-        if edited:
+        result.made["forward_seconds"] = forward_seconds(self.model)
+        if not run.is_reference:
             self.progress("timing", 0, 1)
             result = dataclasses.replace(
                 result,
@@ -193,6 +213,32 @@ class _Measuring:
                 training_seconds=self.times["training"] or None,
             )
         result.save(stream.result_file(self.run.name, edits), found.answers)
+
+    def _answering(self, cases: Sequence[Case], edits: int) -> Answering:
+        """Return what is asked: the edited model, or a reference in its place."""
+        if self.run.name.startswith(FORCED):
+            return Forced(self.model)
+        if self.run.name == GIVEN:
+            stream = self.stream
+            return Given(self.model, cases, stream.probes_at(edits), stream.new_tokens)
+        return Unedited(self.model) if self.run.method is None else self.model
+
+
+@torch.no_grad()
+def forward_seconds(model: EditModel) -> float:
+    """Measure one forward pass of the base model on a prompt of 40 tokens; the median of some."""
+    lm, times = model.lm, []
+    ids = lm.encode_text("The train to the coast was late again this morning. " * 8)
+    ids = ids[: min(PASS_TOKENS, lm.context_length or PASS_TOKENS)]
+    batch = lm.batch([Row(tuple(ids), len(ids))])
+    with model.disable_edits():
+        for _ in range(ROUNDS + 1):
+            began = time.perf_counter()
+            lm.run(batch)
+            if lm.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
 
 
 def overhead(model: EditModel, prompts: Sequence[str], batch: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import errata
 from errata import presets
-from errata.bench.stream import UNEDITED, Run
+from errata.bench.stream import FORCED, GIVEN, UNEDITED, Run
 from errata.errors import UnknownNameError, UsageError, suggest
 from errata.methods import variants
 
@@ -23,7 +23,8 @@ def runs_of(names: Sequence[str], base_config: Any, options: Sequence[str] = ())
     both.
 
     Args:
-        names: methods and variants; `all` stands for every one.
+        names: methods and variants; `all` stands for every one. `given` is the base model with the
+            right fact in front, `forced-NAME` what a method's router finds, printed (`references`).
         base_config: the model's configuration.
         options: `NAME.setting=value`.
 
@@ -33,27 +34,31 @@ def runs_of(names: Sequence[str], base_config: Any, options: Sequence[str] = ())
         UsageError: an option is not of that form.
     """
     known = variants()
-    wanted = list(
-        dict.fromkeys(known if ALL in names else (name for name in names if name != UNEDITED))
-    )
+    every = known if ALL in names else ()
+    named = (name for name in names if name not in (UNEDITED, ALL))
+    wanted = list(dict.fromkeys([*every, *named]))
     for name in wanted:
-        if name not in known:
+        if name != GIVEN and name.removeprefix(FORCED) not in known:
             raise UnknownNameError(
-                f"there is no method {name!r} to compare.{suggest(name, [*known, ALL])}"
+                f"there is no method {name!r} to compare.{suggest(name, [*known, ALL, GIVEN])}"
             )
-    given: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    given: dict[str, dict[str, str]] = {name.removeprefix(FORCED): {} for name in wanted}
     for option in options:
         target, _, value = option.partition("=")
         name, _, setting = target.partition(".")
         if not (value and setting) or name not in given:
             raise UsageError(
-                f"--set takes NAME.setting=value, NAME one of {', '.join(wanted)}; got {option!r}."
+                f"--set takes NAME.setting=value, NAME one of {', '.join(given)}; got {option!r}."
             )
         given[name][setting] = value
     runs = [Run(UNEDITED, None)]
     for name in wanted:
-        method, variant = known[name]
-        settings = {**_preset(method, base_config), **variant, **given[name]}
+        if name == GIVEN:
+            runs.append(Run(GIVEN, None))
+            continue
+        plain = name.removeprefix(FORCED)
+        method, variant = known[plain]
+        settings = {**_preset(method, base_config), **variant, **given[plain]}
         config = errata.method_class(method).config_class.from_dict(settings)
         runs.append(Run(name, method, {key: config.to_dict()[key] for key in settings}))
     return runs

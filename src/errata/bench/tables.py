@@ -58,14 +58,18 @@ def main_table(measured: Sequence[Measured]) -> Table:
     for each in measured:
         result = each.result
         if result.figures is None:
-            cells = [result.skipped or result.failed or "", *[NONE] * (len(metrics) + 3)]
+            cells = [result.skipped or result.failed or "", *[NONE] * (len(metrics) + 4)]
         else:
-            cells = [*(_metric(each, metric) for metric in metrics), *costs(result)]
+            seconds, *others = costs(result)
+            measured_metrics = (_metric(each, metric) for metric in metrics)
+            cells = [*measured_metrics, seconds, number(passes(result), "{:,.1f}"), *others]
         rows.append((f"{result.edits:,}", each.label, *cells))
-    head = ("T", "method", *metrics, "s/edit", "peak MiB", "saved kB", "slower, batch 1 / 8")
+    cost = ("s/edit", "passes/edit", "peak MiB", "saved kB", "slower, batch 1 / 8")
+    head = ("T", "method", *metrics, *cost)
     note = (
         "Free answers with natural stop, on the final model, over all T edits: the share that is "
-        "the wanted one, whole; below it the 95 % interval (bootstrapped over edits)."
+        "the wanted one, whole; below it the 95 % interval (bootstrapped over edits). A pass is "
+        "one forward pass of a prompt of 40 tokens, in the same process."
     )
     if "perplexity" in metrics:
         note += " Perplexity is that of the targets behind their prompts."
@@ -85,7 +89,7 @@ def _metric(each: Measured, metric: str) -> str:
 
 def with_interval(figure: Estimate | None) -> str:
     """Return a figure, and on a second line its interval."""
-    return NONE if figure is None else f"{figure.value:.3f}\n{figure.low:.2f}–{figure.high:.2f}"
+    return NONE if figure is None else f"{figure.value:.3f}\n{figure.spread}"
 
 
 def scores_table(measured: Sequence[Measured]) -> Table:
@@ -262,6 +266,12 @@ def costs(result: Result) -> tuple[str, str, str, str]:
         if result.overhead
         else NONE,
     )
+
+
+def passes(result: Result) -> float | None:
+    """Return what an edit costs in forward passes of a prompt of 40 tokens, of the same run."""
+    one = result.made.get("forward_seconds")
+    return result.seconds_per_edit / one if one and result.seconds_per_edit is not None else None
 
 
 def number(value: float | None, form: str) -> str:

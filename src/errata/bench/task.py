@@ -1,27 +1,22 @@
 """`Task`: a benchmark as data, see `tasks/`: where its records are, what they hold, what counts.
 
-A field map says for prompt, target, subject, truth (the answers that were right before) and
-rephrases the dotted path in a record, "?" behind a path that may be missing. With `each`, every
-element of that list is an edit of its own. Probes have `kind`, `prompt`, `answer`, `also` (further
-right answers), and `each` where they are a list of objects; with `of = "record"` they are of the
-whole record, and belong to its last edit.
+`field_map` says what a task's fields may be, and makes cases of records.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from errata.bench.published import Record, read_records, texts_at, values_at
-from errata.bench.task_fields import PLACES, read_task
+from errata.bench.field_map import cases_of
+from errata.bench.published import read_records, texts_at
+from errata.bench.task_fields import read_task
 from errata.cases import Case, Probe, read_cases
-from errata.edit import Edit
 from errata.errors import EditError, UnknownNameError, UsageError, suggest
-from errata.words.parts import mentions
 
 GENERATED, OWN_FORMAT = "atlas", "jsonl"
 """The generated task, and the task whose records are cases already."""
@@ -79,20 +74,19 @@ class TaskData:
 
     Attributes:
         cases: in the file's order.
-        truths: for each the answers that were right before, in lower case; empty where the file
-            gives none.
         training: cases to train methods on; none of the others.
         irrelevant: texts that no edit is about.
         source: the file, with the first twelve digits of its SHA-256.
         empty: records with an empty target; they are in none of the above.
+        contradicted: probes that rest on what another record edits; they are left out.
     """
 
     cases: list[Case]
-    truths: list[frozenset[str]]
     training: list[Case] = field(default_factory=list)
     irrelevant: list[str] = field(default_factory=list)
     source: str = ""
     empty: int = 0
+    contradicted: int = 0
 
 
 def task_names() -> list[str]:
@@ -137,7 +131,7 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
         EditError: a record does not fit the field map; file, record and field are named.
     """
     path = _located(task, data)
-    cases, truths, empty = _read(task, path)
+    cases, empty, contradicted = _read(task, path)
     prompts = {prompt for case in cases for prompt in (case.edit.prompt, *case.rephrases)}
     training: list[Case] = []
     if train:
@@ -156,7 +150,7 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
             for text in texts_at(record, task.irrelevant["text"])
         ]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return TaskData(cases, truths, training, texts, f"{path.name} {digest}", empty)
+    return TaskData(cases, training, texts, f"{path.name} {digest}", empty, contradicted)
 
 
 def _located(task: Task, data: Path | None) -> Path:
@@ -195,87 +189,32 @@ def _beside(path: Path, name: str | None) -> Path | None:
     return beside if beside and beside.exists() else None
 
 
-def _read(task: Task, path: Path) -> tuple[list[Case], list[frozenset[str]], int]:
-    """Read a file: (cases, their truths, how many records are none)."""
+def _read(task: Task, path: Path) -> tuple[list[Case], int, int]:
+    """Read a file: (cases, how many records are none, how many probes are contradicted)."""
     if not task.fields:
-        cases = read_cases(path)
-        return cases, [frozenset()] * len(cases), 0
-    both, empty = [], 0
+        return read_cases(path), 0, 0
+    cases: list[Case] = []
+    rests: dict[Probe, dict[str, str]] = {}
+    empty = 0
     for number, record in enumerate(read_records(path), start=1):
         try:
-            found = list(_cases(task, record, number))
+            name = f"{task.name}-{number:05d}"
+            found = list(cases_of(task.fields, record, name, task.operation, task.instead, rests))
         except EditError as error:
             raise EditError(f"{path}, record {number}: {error}") from error
-        both += found
+        cases += found
         empty += not found
-    return [case for case, _ in both], [truth for _, truth in both], empty
-
-
-def _cases(task: Task, record: Record, number: int) -> Iterator[tuple[Case, frozenset[str]]]:
-    fields = task.fields
-    parts: Sequence[Any] = [record]
-    if "each" in fields:
-        parts = _flat(values_at(record, fields["each"]))
-    for place, part in enumerate(parts, start=1):
-        subject = (
-            next(iter(texts_at(part, fields["subject"])), None) if "subject" in fields else None
-        )
-
-        def texts_of(of: Any, path: str, subject: str | None = subject) -> list[str]:
-            return [text.replace("{}", subject or "") for text in texts_at(of, path)]
-
-        prompt = texts_of(part, fields["prompt"])[0]
-        truth = texts_at(part, fields["truth"]) if "truth" in fields else []
-        target = task.instead or _target(part, fields["target"])
-        if target is None:
-            continue
-        name = f"{task.name}-{number:05d}" + (f"-{place}" if len(parts) > 1 else "")
-        within = subject if subject and mentions(prompt, subject) else None
-        edit = Edit(prompt, target, within, task.operation, name)  # type: ignore[arg-type]
-        rephrases = tuple(
-            text for path in fields.get("rephrases", ()) for text in texts_of(part, path)
-        )
-        probes: dict[str, tuple[Probe, ...]] = {}
-        for kind in PLACES:
-            maps = [
-                each
-                for each in fields.get(kind, ())
-                if place == len(parts) or each.get("of") != "record"
-            ]
-            probes[kind] = tuple(
-                probe
-                for each in maps
-                for probe in _probes(each, record if each.get("of") == "record" else part, texts_of)
-            )
-        yield Case(edit, rephrases, **probes), frozenset(text.lower() for text in truth)
-
-
-def _target(part: Any, path: str) -> str | None:
-    """Return an edit's target; None where the field is there and empty."""
-    there = bool(values_at(part, path))
-    return next(iter(texts_at(part, path + "?" if there else path)), None)
-
-
-def _probes(given: Mapping[str, str], part: Any, texts_of: Any) -> Iterator[Probe]:
-    """Make the probes that one line of a field map describes."""
-    kind = given["kind"]
-    places = [part]
-    if "each" in given:
-        places = _flat(values_at(part, given["each"].removesuffix("?")))
-    for place in places:
-        prompts = texts_of(place, given["prompt"])
-        if "text" in given:  # one text, which begins with the prompt
-            for text in texts_of(place, given["text"]):
-                yield Probe(prompts[0], text.removeprefix(prompts[0]).strip() or text, kind)
-            continue
-        answers = texts_at(place, given["answer"] + "?" if "each" in given else given["answer"])
-        also = texts_at(place, given["also"] + "?") if "also" in given else []
-        if not answers and kind != "unrelated":
-            continue  # without an answer there is nothing to compare
-        others = tuple(dict.fromkeys([*answers[1:], *also]))
-        for prompt in prompts:
-            yield Probe(prompt, answers[0] if answers else None, kind, others)
-
-
-def _flat(found: list[Any]) -> list[Any]:
-    return [each for value in found for each in (value if isinstance(value, list) else [value])]
+    edited = {
+        prompt: case.edit.target for case in cases for prompt in (case.edit.prompt, *case.rephrases)
+    }
+    wrong = {
+        probe
+        for probe, steps in rests.items()
+        if any(edited.get(question, answer) != answer for question, answer in steps.items())
+    }
+    if wrong:
+        cases = [
+            replace(case, portability=tuple(p for p in case.portability if p not in wrong))
+            for case in cases
+        ]
+    return cases, empty, len(wrong)

@@ -30,7 +30,9 @@ _FIELDS = {
     "each": _PATH, "prompt": _PATH, "target": _PATH, "subject": _PATH, "truth": _PATH,
     "rephrases": _PATHS, **dict.fromkeys(PLACES, "list of tables"),
 }  # fmt: skip
-_PROBE = dict.fromkeys(("kind", "prompt", "answer", "also", "each", "of", "text"), _PATH)
+_PROBE = dict.fromkeys(
+    ("kind", "prompt", "answer", "also", "each", "of", "text", "subject", "steps", "results"), _PATH
+)
 
 
 def read_task(path: Path) -> dict[str, Any]:
@@ -61,7 +63,9 @@ def read_task(path: Path) -> dict[str, Any]:
             for place in PLACES:
                 for number, probe in enumerate(fields.get(place, ()), start=1):
                     where = f"fields.{place} {number}: "
-                    needed = ["kind", "prompt"] if "text" in probe else ["kind", "prompt", "answer"]
+                    needed = ["kind", "prompt"]
+                    needed += ["answer"] * ("text" not in probe and place != "locality")
+                    needed += ["results"] * ("steps" in probe)
                     _check(where, probe, _PROBE, needed)
                     Probe.from_json({"prompt": "?", "kind": probe["kind"]}, place)
     except (UsageError, EditError) as error:

@@ -36,7 +36,7 @@ VERBS = (
         "compare",
         "bench",
     ),
-    *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods"),
+    *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""
 HOMES = {"diff": "report", "failures": "analyze"}

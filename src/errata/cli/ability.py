@@ -35,7 +35,7 @@ def ability(
         bool, typer.Option("--chat", help="Put questions into the chat template.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     out: Annotated[
         Path | None, typer.Option(help="A file for the figures and where they come from, as JSON.")

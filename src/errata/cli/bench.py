@@ -46,6 +46,15 @@ def bench(
     text: Annotated[
         Path | None, typer.Option(help="Plain text on which drift is measured.")
     ] = None,
+    probes: options.Probes = "",
+    probe_edits: Annotated[
+        int, typer.Option(min=1, help="Ask the probes about so many of the edits.")
+    ] = 50,
+    probe_wordings: Annotated[int, typer.Option(min=1, help="Wordings of each probe.")] = 1,
+    locality_probes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask at most so many locality probes of a kind for an edit."),
+    ] = None,
     settings: options.MethodSettings = None,
     out: Annotated[
         str | None,
@@ -75,6 +84,7 @@ def bench(
     fields |= {
         "methods": tuple(methods or ["all"]),
         "settings": tuple(settings or ()),
+        "probes": options.names(probes),
         "checkpoints": progress.checkpoints(checkpoints, "--checkpoints"),
         "data": data,
         "train": train,

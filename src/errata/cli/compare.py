@@ -59,7 +59,7 @@ def compare(
     plan = Plan(
         "jsonl" if cases else "atlas",
         model,
-        tuple(name.strip() for name in methods.split(",") if name.strip()),
+        options.names(methods),
         tuple(settings or ()),
         edits,
         checkpoints(at, "--at"),

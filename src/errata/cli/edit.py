@@ -13,9 +13,7 @@ from errata.storage.locking import WAIT
 
 
 def edit(
-    model: Annotated[
-        str, typer.Argument(help="A hub name, a local folder, 'atlas', or a folder of edits.")
-    ],
+    model: options.ModelToEdit,
     edits: Annotated[
         Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")
     ],
@@ -26,7 +24,7 @@ def edit(
     settings: options.Settings = None,
     preset: options.Preset = None,
     save_every: Annotated[int, typer.Option(min=1, help="Edits between two saves.")] = 10,
-    dtype: options.SavedDtype = "auto",
+    dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     wait: options.Wait = WAIT,
     on_conflict: Annotated[

@@ -22,6 +22,7 @@ def eval(
     answers: Annotated[
         Path | None, typer.Option(help="A file for every single answer, as JSON lines.")
     ] = None,
+    probes: options.Probes = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -30,13 +31,19 @@ def eval(
     from errata.cases import read_numbered_cases
     from errata.cli.reading import check_cases_fit, write_text
     from errata.measures import MEANINGS
+    from errata.probes import KINDS, make_probes
 
     numbered = read_numbered_cases(cases)
+    asked = make_probes([case for _, case in numbered], options.names(probes))
     model = open_artifact(folder)
     check_cases_fit(model.lm, cases, numbered)
     with screen.steps() as progress:
         found = errata.evaluate(
-            model, [case for _, case in numbered], batch_size, progress=partial(progress, "asking")
+            model,
+            [case for _, case in numbered],
+            batch_size,
+            progress=partial(progress, "asking"),
+            probes=asked,
         )
     if answers:
         lines = (
@@ -54,3 +61,14 @@ def eval(
     for kind, share in found.locality_by_kind.items():
         shown.add_row(f"  locality, {kind}", screen.figure(share), "", "")
     screen.show(shown)
+    if not found.probes:
+        return
+    contains, exact = (found.probes[score] for score in ("contains", "exact"))
+    shown = screen.table("probes", "contains", "exact", "right is")
+    for kind in contains:
+        right = KINDS[kind].right if kind in KINDS else "over the kinds"
+        shown.add_row(kind, screen.figure(contains[kind]), screen.figure(exact[kind]), right)
+    screen.show(shown)
+    if found.probes_left_out:
+        counted = ", ".join(f"{kind} of {edits}" for kind, edits in found.probes_left_out.items())
+        screen.complain(f"edits without what a probe needs, left out: {counted}.")

@@ -15,6 +15,7 @@ from urllib.request import getproxies
 from errata.cli import screen
 from errata.cli.choices import Choices
 from errata.errors import UsageError
+from errata.progress import reported_to
 from errata.storage.files import folder_named
 from errata.storage.locking import locked
 
@@ -31,9 +32,13 @@ TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """Show a spinner while a model loads; without a network, avoid the hub for a minute."""
+    """Show how far a model is loaded; without a network, avoid the hub for a minute."""
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    with screen.busy(f"loading {name}"):
+
+    def heard(what: str, done: int, total: int) -> None:
+        show(f"loading {name}: {what}" + (f", {done} of {total}" if total else ""))
+
+    with screen.busy(f"loading {name}") as show, reported_to(heard):
         import huggingface_hub
 
         if not getproxies():

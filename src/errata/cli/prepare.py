@@ -13,12 +13,7 @@ from errata.storage.locking import WAIT
 
 
 def prepare(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A hub name, a local folder, the bundled 'atlas', or a folder begun before."
-        ),
-    ],
+    model: options.ModelToEdit,
     cases: Annotated[
         Path, typer.Option(help="JSON lines to learn from: edits with rephrases and locality.")
     ],
@@ -30,7 +25,7 @@ def prepare(
     settings: options.Settings = None,
     preset: options.Preset = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two saves.")] = 200,
-    dtype: options.SavedDtype = "auto",
+    dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     wait: options.Wait = WAIT,
 ) -> None:

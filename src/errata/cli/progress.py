@@ -32,6 +32,11 @@ def loaded(plan: Plan) -> LoadedPlan:
     ):
         if count:
             screen.complain(f"{found.stream.data}: {count} records are left out: they {reason}.")
+    if found.contradicted:
+        screen.complain(
+            f"{found.stream.data}: {found.contradicted} probes are left out: they rest on what "
+            "another record edits."
+        )
     return found
 
 
@@ -85,13 +90,15 @@ def checkpoints(text: str, option: str) -> tuple[int, ...]:
 @contextlib.contextmanager
 def run_bars(count: int) -> Iterator[OnRunProgress]:
     """Show a bar for every run, as it starts."""
-    with screen.bars(transient=False) as shown:
-        tasks: dict[str, TaskID] = {}
+    tasks: dict[str, TaskID] = {}
+    latest: dict[str, str] = {}
+    with screen.bars(transient=False) as shown, screen.lines(lambda: "; ".join(latest.values())):
 
         def progress(name: str, what: str, done: int, total: int) -> None:
             if name not in tasks:
                 tasks[name] = shown.add_task(name)
             text = f"{name}: {what} ({list(tasks).index(name) + 1} of {count})"
+            latest[name] = f"{text}: {done} of {total}"
             shown.update(tasks[name], description=text, completed=done, total=total or None)
 
         yield progress

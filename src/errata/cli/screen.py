@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from errata.progress import OnProgress, reported_to
+
+FIRST_LINE, NEXT_LINE = 1.0, 10.0
+"""Seconds after which a line of progress is printed where there is no terminal."""
 
 _SENT = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSEEN, _UNSEEN_OR_BROKEN = re.compile(f"[{_SENT}]"), re.compile(f"[\t\n{_SENT}]")
@@ -94,14 +102,51 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 @contextlib.contextmanager
-def busy(what: str) -> Iterator[None]:
-    """Show a spinner on stderr during slow work, and silence libraries from then on."""
-    with err.status(what):
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that slow work is going on, and silence libraries from then on.
+
+    It yields a function that changes what is shown.
+    """
+    shown = what
+
+    def change(text: str) -> None:
+        nonlocal shown
+        shown = text
+        status.update(plain(text))
+
+    with err.status(plain(what)) as status, lines(lambda: shown):
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        yield change
+
+
+@contextlib.contextmanager
+def lines(current: Callable[[], str]) -> Iterator[None]:
+    """Without a terminal, print what is being done, on stderr: after a second, then every ten.
+
+    Nothing is printed if $ERRATA_PROGRESS is "off".
+    """
+    if err.is_terminal or os.environ.get("ERRATA_PROGRESS") == "off":
         yield
+        return
+    ended, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait = FIRST_LINE
+        while not ended.wait(wait):
+            if text := current():
+                complain(f"{text} ({time.monotonic() - began:.0f} s)")
+            wait = NEXT_LINE
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def bars(transient: bool) -> Progress:
@@ -116,10 +161,19 @@ def bars(transient: bool) -> Progress:
 
 
 @contextlib.contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on stderr; yield a function of (what is being done, done, total)."""
-    with bars(transient=True) as shown:
+def steps() -> Iterator[OnProgress]:
+    """Show progress on stderr; yield a function of (what is being done, done, total).
+
+    What is reported from below (see `errata.progress`) is shown, too.
+    """
+    line = ""
+    with bars(transient=True) as shown, lines(lambda: line):
         task = shown.add_task("", total=None)
-        yield lambda what, done, total: shown.update(
-            task, description=what, completed=done, total=total
-        )
+
+        def show_step(what: str, done: int, total: int) -> None:
+            nonlocal line
+            line = f"{what}: {done} of {total}"
+            shown.update(task, description=what, completed=done, total=total)
+
+        with reported_to(show_step):
+            yield show_step

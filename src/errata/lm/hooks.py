@@ -8,6 +8,7 @@ mean.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -135,6 +136,24 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
 
     with module.register_forward_hook(_in_this_thread(swap), with_kwargs=True):
         yield
+
+
+@contextmanager
+def stop_after(module: nn.Module) -> Iterator[None]:
+    """Leave the `with` block as soon as the module has run: what lies above it does not run.
+
+    Hooks set on the module before are called; the block's own result is lost.
+    """
+
+    def stop(*_: object) -> None:
+        raise _ReachedError
+
+    with module.register_forward_hook(_in_this_thread(stop)), contextlib.suppress(_ReachedError):
+        yield
+
+
+class _ReachedError(Exception):
+    """The module has run; `stop_after` catches it."""
 
 
 def _in_this_thread(act: Callable[..., Any]) -> Callable[..., Any]:

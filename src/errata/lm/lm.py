@@ -74,7 +74,7 @@ class LM(PromptEncoder):
         self.architecture: Architecture = architecture_of(model)
         arguments = inspect.signature(model.forward).parameters
         self.takes_position_ids = "position_ids" in arguments
-        self._keeps_logits = "logits_to_keep" in arguments
+        self.leaves_out_logits = "logits_to_keep" in arguments
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +121,7 @@ class LM(PromptEncoder):
         """
         if self.takes_position_ids:
             options["position_ids"] = batch.position_ids
-        if keep is not None and self._keeps_logits:
+        if keep is not None and self.leaves_out_logits:
             options["logits_to_keep"] = keep
         out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
         if keep is not None:

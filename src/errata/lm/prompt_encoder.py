@@ -45,6 +45,11 @@ class PromptEncoder:
         self.template = ChatTemplate(tokenizer) if self.chat else None
 
     @property
+    def name(self) -> str:
+        """The model's folder or hub name; "" where it has none."""
+        return str(getattr(self.model.config, "_name_or_path", ""))
+
+    @property
     def context_length(self) -> int:
         """The most tokens the model takes; 0 when it states no limit."""
         config = self.model.config.get_text_config()

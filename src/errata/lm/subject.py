@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from errata.errors import EditError
 from errata.lm.encoding import Batch, Row, in_batches
-from errata.lm.hooks import capture_input, capture_output
+from errata.lm.hooks import capture_input, capture_output, stop_after
 from errata.lm.lm import LM
 from errata.words.parts import mentions
 
@@ -112,7 +112,8 @@ def _states(lm: LM, module: nn.Module, mentions: Sequence[Mention], inputs: bool
 
     def states(part: list[Row]) -> list[Tensor]:
         batch = lm.batch(part, side="left")
-        with (capture_input if inputs else capture_output)(module) as captured:
+        capture = capture_input if inputs else capture_output
+        with capture(module) as captured, stop_after(module):
             lm.run(batch, use_cache=False)
         return list(captured[0].reshape(*batch.input_ids.shape, -1)[:, -1].float())
 

@@ -5,6 +5,7 @@ transformers stores some matrices transposed (`is_transposed`); the other functi
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -28,12 +29,22 @@ def read_weight(module: nn.Module) -> Tensor:
             f"{kind} has no weight matrix in memory; "
             "editing needs a linear module, without offloading."
         )
-    if not weight.is_floating_point() or weight.element_size() < 2:
+    floats = weight.is_floating_point() and weight.element_size() >= 2
+    if not floats or type(weight) not in (Tensor, nn.Parameter):
+        stored = (
+            f"a {type(weight).__name__}" if floats else str(weight.dtype).removeprefix("torch.")
+        )
         raise ArchitectureError(
-            f"the weight of {kind} is stored as {weight.dtype}; editing needs floats of 16 bits or "
-            "more. Load the model without quantisation, e.g. with dtype=torch.bfloat16."
+            f"the weight of {kind} is stored as {stored}; changing it needs plain floats of 16 "
+            "bits or more. Load the model without quantisation, e.g. in bfloat16, or take "
+            "a method that leaves weights as they are (`errata inspect MODEL` says which)."
         )
     return weight.detach().T if is_transposed(module) else weight.detach()
+
+
+def weight_device(module: nn.Module) -> torch.device:
+    """Return the device of a linear module's weight, in whatever way that is stored."""
+    return next(module.parameters()).device
 
 
 def read_bias(module: nn.Module) -> Tensor | None:

@@ -31,6 +31,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "prompt-tuning": "errata.methods.association.prompt_tuning:PromptTuning",
         "bitfit": "errata.methods.association.bitfit:BitFit",
         "ft": "errata.methods.mastery.ft:FineTuning",
+        "locft-bf": "errata.methods.mastery.locft:LocFt",
         "ewc": "errata.methods.mastery.ewc:Ewc",
         "replay": "errata.methods.mastery.replay:Replay",
         "rome": "errata.methods.mastery.rome:Rome",
@@ -40,6 +41,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "mend": "errata.methods.mastery.mend.method:Mend",
         "ike": "errata.methods.recognition.ike:Ike",
         "rag": "errata.methods.recognition.rag:Rag",
+        "scr": "errata.methods.recognition.scr:Scr",
         "serac": "errata.methods.recognition.serac.method:Serac",
     }
 )

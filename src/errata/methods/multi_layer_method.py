@@ -9,12 +9,12 @@ from torch import Tensor
 
 from errata.edit import Edit
 from errata.lm import LM
-from errata.methods.weight_method import WeightMethod
+from errata.methods.guarded_method import GuardedMethod
 from errata.solvers.moments import KeyStatistics
 from errata.solvers.multi_layer import MultiLayerConfig, MultiLayerSolver
 
 
-class MultiLayerMethod(WeightMethod):
+class MultiLayerMethod(GuardedMethod):
     """A method that solves for the values of a turn and changes block after block accordingly.
 
     Args:
@@ -26,14 +26,11 @@ class MultiLayerMethod(WeightMethod):
         statistics: second moments of the keys, by layer.
     """
 
-    needs_subject = True
-    needs_statistics = True
-
     def __init__(self, config: MultiLayerConfig, lm: LM) -> None:
         self.solver = MultiLayerSolver(lm, config)
         super().__init__(config, lm, self.solver.paths.values(), config.turn)
         self.statistics = KeyStatistics(
-            lm, config.corpus, config.background, config.seed, config.ridge
+            lm, self.solver.paths, config.corpus, config.background, config.seed, config.ridge
         )
 
     def check(self, edits: Sequence[Edit]) -> None:
@@ -49,8 +46,18 @@ class MultiLayerMethod(WeightMethod):
 
     def learn(self, edits: Sequence[Edit]) -> None:
         """Solve for the values of a turn, then change block after block."""
-        deltas = self.solver.solve(self.patch.deltas, self._edits, edits, self.layer_update)
+
+        def update(layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
+            change = self.layer_update(layer, keys, residuals)
+            return self.guarded(self.solver.paths[layer], change)
+
+        length = self.length(edits)
+        deltas = self.solver.solve(self.patch.deltas, self._edits, edits, update, length)
         self.patch.deltas.update(deltas)
+
+    def length_on_base(self, edit: Edit) -> float:
+        """Return the length of the value that is solved for on the base model."""
+        return self.solver.length_on_base(edit)
 
     @abstractmethod
     def layer_update(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:

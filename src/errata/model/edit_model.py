@@ -110,9 +110,15 @@ class EditModel(PatchedModel):
         """Make sure that edits can be encoded.
 
         Raises:
+            ConfigError: answers would be taught with an end token that the model does not have.
             EditError: an edit holds a special token.
             PromptTooLongError: one does not fit the model's context.
         """
+        if self.lm.learns_eos and not self.lm.end_ids:
+            raise ConfigError(
+                "this model's tokenizer has no end token, so no answer would end: give it one "
+                "(eos_token), or teach answers without (--set end_token=false)."
+            )
         special = special_tokens(self.tokenizer)
         for edit in edits:
             for name, text in (("prompt", edit.prompt), ("target", edit.target)):

@@ -36,7 +36,8 @@ def load(
 
     Args:
         path: a folder written by `save_pretrained`, or the artifact read from it.
-        dtype: `auto` (that of the base model when it was edited), or a torch dtype's name.
+        dtype: `auto` (that of the base model when it was edited; on a CPU that does not compute in
+            half precision, float32), or a torch dtype's name.
         device_map: as in transformers; None is the CPU.
         trust_remote_code: whether code that comes with the base model may run, or the names of
             models whose code may.
@@ -47,10 +48,8 @@ def load(
         UnknownNameError: the base model cannot be loaded.
     """
     artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
+    artifact.check_file()
     base, tokenizer = saving.load_base(
-        artifact.base_name,
-        artifact.dtype if dtype == "auto" else dtype,
-        device_map,
-        trust_remote_code,
+        artifact.base_name, dtype, device_map, trust_remote_code, artifact.dtype
     )
     return EditModel.from_pretrained(base, artifact, tokenizer)

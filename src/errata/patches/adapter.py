@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.weights import is_transposed, read_weight
+from errata.lm.weights import is_transposed, weight_device
 from errata.patches.base import TrainablePatch
 
 NAME = "default"
@@ -75,7 +75,7 @@ class Bottleneck(nn.Module):
 
         super().__init__()
         self.base = base
-        device = read_weight(base).device
+        device = weight_device(base)
         drawn = (torch.randn(width, hidden, generator=generator) * 0.02).to(device)
         self.down = nn.Parameter(drawn, requires_grad=False)
         self.down_bias = nn.Parameter(torch.zeros(width, device=device), requires_grad=False)

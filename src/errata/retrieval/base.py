@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ from torch import Tensor
 from errata.config import MethodConfig, check_choice, check_range
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.background import background_texts, open_prompt
+from errata.lm.background import background_texts, key_of, open_prompt
 from errata.lm.encoding import in_batches
+from errata.lm.hooks import capture_output
+from errata.storage.cache import cached
 
 BATCH = 64
-"""Tokens of a background text, at most."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class RetrievalConfig(MethodConfig):
     encoder: str | None = None
     min_score: float | None = None
     false_route: float = 0.01
-    background: int = 128
+    background: int = 96
     room: int | None = None
 
     def __post_init__(self) -> None:
@@ -128,16 +130,32 @@ class Retriever(ABC):
         return new
 
     @torch.no_grad()
-    def _background(self) -> tuple[list[str], Tensor]:
-        """Return distinct self-generated prompts, and the model's next token for each, (n,)."""
+    def _background(self, layer: int) -> tuple[list[str], Tensor, Tensor]:
+        """Return distinct self-generated prompts, and what the model makes of each, kept on disk.
+
+        Returns:
+            The prompts; the model's next token for each, (n,); the output of block `layer` at each
+            one's last token, (n, hidden) in fp32.
+        """
         texts = background_texts(self.lm, self.config.background, seed=self.config.seed)
         prompts = list(dict.fromkeys(open_prompt(text) for text in texts))
+        block = self.lm.architecture.block(self.lm.model, layer)
 
-        def next_tokens(part: list[str]) -> list[Tensor]:
-            logits = self.lm.run(self.lm.prompt_batch(part), keep=1).logits
-            return list(logits[:, -1].argmax(-1).cpu())
+        def states_and_next(part: list[str]) -> list[Tensor]:
+            batch = self.lm.prompt_batch(part)
+            with capture_output(block) as outputs:
+                tokens = self.lm.run(batch, keep=1).logits[:, -1].argmax(-1)
+            states = outputs[0].reshape(*batch.input_ids.shape, -1)[:, -1].double()
+            return list(torch.cat([states, tokens[:, None].to(states)], dim=1).cpu())
 
-        return prompts, torch.stack(in_batches(prompts, next_tokens, BATCH, size=len))
+        key = f"{key_of(self.lm)} {layer} {json.dumps(prompts)}"
+        both = cached(
+            "states",
+            key,
+            lambda: torch.stack(in_batches(prompts, states_and_next, BATCH, size=len)),
+            self.lm.name,
+        )
+        return prompts, both[:, -1].long(), both[:, :-1].float().to(self.lm.device)
 
 
 def different_questions(next_tokens: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ class BM25(Retriever):
     def calibrate(self) -> None:
         """Generate the background prompts; `scores` derives the minimum score when it indexes."""
         if not self.calibrated:
-            self._prompts, self._next_tokens = self._background()
+            layer = self.lm.architecture.default_layer()
+            self._prompts, self._next_tokens, _ = self._background(layer)
 
     def index(self, texts: Sequence[str]) -> None:
         """Search these texts from now on; they are indexed by the first search."""

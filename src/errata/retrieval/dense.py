@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.encoding import in_batches
-from errata.lm.hooks import capture_output
+from errata.lm.hooks import capture_output, stop_after
 from errata.retrieval.base import BATCH, RetrievalConfig, Retriever, different_questions
+from errata.retrieval.encoders import sentence_encoder
 from errata.storage import state
 
 MAX_MIN_SCORE = 0.999
@@ -57,8 +56,9 @@ class Dense(Retriever):
         """
         if self.calibrated:
             return
-        prompts, next_tokens = self._background()
-        states = self._states(prompts)
+        prompts, next_tokens, states = self._background(self.layer)
+        if self._encoder is not None:
+            states = self._states(prompts)
         self.mean = states.mean(0)
         keys = F.normalize(states - self.mean, dim=-1)
         different = different_questions(next_tokens).to(keys.device)
@@ -115,44 +115,8 @@ class Dense(Retriever):
             if self._encoder is not None:
                 return list(self._encoder(part).to(self.lm.device))
             batch = self.lm.prompt_batch(part)
-            with capture_output(block) as outputs:
-                self.lm.run(batch)
+            with capture_output(block) as outputs, stop_after(block):
+                self.lm.run(batch, use_cache=False)
             return list(outputs[0].reshape(*batch.input_ids.shape, -1)[:, -1].float())
 
         return torch.stack(in_batches(texts, states_of, BATCH, size=len))
-
-
-def sentence_encoder(name: str) -> Callable[[Sequence[str]], Tensor]:
-    """Return a function from texts to their mean hidden states, (texts, hidden) in fp32.
-
-    Nothing is downloaded.
-
-    Args:
-        name: a folder, or a name whose files are in the local cache.
-
-    Raises:
-        ConfigError: there are no such files here.
-    """
-    from transformers import AutoModel, AutoTokenizer
-
-    local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **local)
-        model = AutoModel.from_pretrained(name, **local).eval()
-    except (OSError, ValueError) as error:
-        problem = (
-            "cannot be read"
-            if Path(name).exists()
-            else "is not here, and nothing is downloaded for it"
-        )
-        raise ConfigError(
-            f"encoder={name} {problem}; give the folder of a sentence encoder, or leave it out."
-        ) from error
-
-    def encode(texts: Sequence[str]) -> Tensor:
-        batch = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        mask = batch["attention_mask"][..., None]
-        means: Tensor = (model(**batch).last_hidden_state.float() * mask).sum(1) / mask.sum(1)
-        return means
-
-    return encode

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errata.edit import Edit
 from errata.errors import BaseMismatchError
 from errata.saving.base_models import name_of
-from errata.storage.identity import Identity, identity_of
+from errata.storage.identity import Identity, file_digest, identity_of
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,23 @@ class Artifact(Header):
     """A saved folder, read and checked for damage but not yet put on a model."""
 
     tensors: dict[str, Tensor]
+
+    def check_file(self) -> None:
+        """Make sure that a base model's single file, if it is there, is still the one edited.
+
+        Raises:
+            BaseMismatchError: it is another.
+        """
+        file, expected = Path(self.base_name), self.identity.file
+        try:
+            found = file_digest(file) if expected is not None else None
+        except OSError:  # whoever loads it says so
+            return
+        if found != expected:
+            raise BaseMismatchError(
+                f"{self.path}: these edits were written for {self.base_name!r} when its SHA-256 "
+                f"was {str(expected)[:16]}; now it is {str(found)[:16]}. Put that file back."
+            )
 
     def check_base(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Origin:
         """Make sure that the edits were written for this model and tokenizer.

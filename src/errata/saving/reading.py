@@ -116,6 +116,7 @@ def read_header(snapshot: Snapshot) -> Header:
             fields.get("base_fingerprint", str),
             fields.get_optional("base_weights"),
             fields.get_optional("base_tokenizer"),
+            fields.get_optional("base_file"),
         ),
         dtype=dtype,
         method=fields.get("method", str),

@@ -72,6 +72,8 @@ def write_artifact(
         "state": values,
         "edits": edits_digest(edits),
     }
+    if identity.file is not None:
+        config["base_file"] = identity.file
     by_file = _tensors_by_file(folder, tensors)
     try:
         config = json.loads(json.dumps(config, allow_nan=False))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from errata.errors import PromptTooLongError
 from errata.lm import LM
 from errata.lm.background import background_texts
 from errata.lm.encoding import Batch, Row
+from errata.lm.logits import logits_at
 from errata.patches import Patch
 
 
@@ -89,8 +91,9 @@ class AdapterTrainer:
             self._rows(earlier[i], [])[0] for i in _sample(len(earlier), config.rehearse, generator)
         ]
         drawn = _sample(len(texts), config.batch if config.kl else 0, generator)
-        background = self.lm.prompt_batch([texts[i] for i in drawn]) if drawn else None
-        base = None if background is None else self._log_probabilities(background).detach()
+        background = self._background([texts[i] for i in drawn]) if drawn else None
+        with torch.no_grad():
+            base = None if background is None else self._log_probabilities(*background)
         batch = self.lm.batch([*edit_rows, *rehearsed])
         rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         of_edit = rows < len(edit_rows)
@@ -100,7 +103,7 @@ class AdapterTrainer:
         try:
             with patch.on(self.lm):
                 for step in range(config.steps + 1):
-                    logits = self._logits(batch)[rows, columns].float()
+                    logits = logits_at(self.lm, batch, rows, columns)
                     loss = F.cross_entropy(logits[of_edit], labels[of_edit])
                     learned = loss.item() < config.stop_loss and bool(
                         (logits[of_edit].argmax(-1) == labels[of_edit]).all()
@@ -110,7 +113,7 @@ class AdapterTrainer:
                     if rehearsed:
                         loss = loss + F.cross_entropy(logits[~of_edit], labels[~of_edit])
                     if background is not None and base is not None:
-                        edited = self._log_probabilities(background)
+                        edited = self._log_probabilities(*background)
                         loss = loss + config.kl * divergence(base, edited)
                     adam.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -139,13 +142,21 @@ class AdapterTrainer:
         embedded: Tensor = self.lm.model.get_input_embeddings()(tokens)[0]
         return embedded.float().clone()
 
-    def _logits(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.lm.run(batch, use_cache=False).logits
-        return logits
+    def _background(self, texts: Sequence[str]) -> tuple[Batch, Tensor]:
+        """Return texts as a batch, and a mask (batch, width) of the tokens that are compared.
 
-    def _log_probabilities(self, batch: Batch) -> Tensor:
-        """Return the log-probabilities (n, vocabulary) at every token."""
-        return F.log_softmax(self._logits(batch)[batch.attention_mask.bool()].float(), -1)
+        Left out are tokens with which all texts begin alike, as in a chat template, but the last.
+        """
+        ids = [self.lm.encode_prompt(text) for text in texts]
+        batch = self.lm.batch([Row(tuple(row), len(row)) for row in ids])
+        same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*ids, strict=False))
+        alike = len(list(same)) if len(ids) > 1 else 1
+        return batch, batch.attention_mask.bool() & (batch.position_ids >= alike - 1)
+
+    def _log_probabilities(self, batch: Batch, mask: Tensor) -> Tensor:
+        """Return the log-probabilities (n, vocabulary) at the tokens in a mask."""
+        rows, columns = mask.nonzero(as_tuple=True)
+        return F.log_softmax(logits_at(self.lm, batch, rows, columns), -1)
 
     def _rows(self, edit: Edit, prefixes: Sequence[str]) -> list[Row]:
         """Encode the edit with its ending: its prompt alone, then behind each prefix that fits."""

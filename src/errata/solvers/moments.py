@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.background import background_texts
 from errata.lm.encoding import Row
-from errata.lm.hooks import capture_input
+from errata.lm.hooks import capture_input, stop_after
 from errata.storage.cache import cached, fingerprint
 
 log = logging.getLogger(__name__)
@@ -108,12 +109,13 @@ class NullSpace:
 
 
 class KeyStatistics:
-    """Second moments of a model's keys, each layer's computed at its first use.
+    """Second moments of a model's keys, of all layers computed at the first use.
 
     The base model must carry no patch at that time.
 
     Args:
         lm: the base model.
+        layers: those whose second moments are used.
         corpus: a text file, one text a line; None: self-generated texts.
         background: the number of self-generated texts.
         seed: their seed.
@@ -121,9 +123,16 @@ class KeyStatistics:
     """
 
     def __init__(
-        self, lm: LM, corpus: str | None, background: int, seed: int, ridge: float = 0.0
+        self,
+        lm: LM,
+        layers: Iterable[int],
+        corpus: str | None,
+        background: int,
+        seed: int,
+        ridge: float = 0.0,
     ) -> None:
-        self.lm, self.corpus, self.background = lm, corpus, background
+        self.lm, self.layers = lm, list(layers)
+        self.corpus, self.background = corpus, background
         self.seed, self.ridge = seed, ridge
         self._moments: dict[int, SecondMoment] = {}
 
@@ -138,9 +147,12 @@ class KeyStatistics:
 
     def __getitem__(self, layer: int) -> SecondMoment:
         """The second moment of a layer."""
-        if layer not in self._moments:
-            matrix = second_moment(self.lm, layer, self.texts).to(self.lm.device)
-            self._moments[layer] = SecondMoment(matrix, self.ridge)
+        if not self._moments:
+            matrices = second_moments(self.lm, self.layers, self.texts)
+            self._moments = {
+                each: SecondMoment(matrix.to(self.lm.device), self.ridge)
+                for each, matrix in matrices.items()
+            }
         return self._moments[layer]
 
     @cached_property
@@ -181,10 +193,10 @@ def read_corpus(lm: LM, path: str) -> list[str]:
     return texts
 
 
-def second_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
-    """Return C = E[k k^T], (d_in, d_in) in fp32 on the CPU, over all tokens of the texts.
+def second_moments(lm: LM, layers: Sequence[int], texts: Sequence[str]) -> dict[int, Tensor]:
+    """Return C = E[k k^T] of each layer, (d_in, d_in) in fp32 on the CPU, over all tokens of texts.
 
-    It comes from the disk cache, or is computed.
+    They come from the disk cache, or are computed, all in one pass over the texts.
 
     No chat template is put around the texts; each is cut at the model's context.
 
@@ -192,29 +204,53 @@ def second_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
         ConfigError: there is no such layer.
     """
     rows = sorted(_encode(lm, texts), key=lambda row: len(row.ids), reverse=True)
-    lm.architecture.value_path(layer)
+    for layer in layers:
+        lm.architecture.value_path(layer)
     digest = hashlib.sha256(json.dumps([row.ids for row in rows]).encode()).hexdigest()
-    key = f"{fingerprint(lm.model)} {lm.model.dtype} {lm.device.type} {layer} {digest}"
-    return cached("second-moment", key, lambda: _measure(lm, layer, rows))
+    measured: dict[int, Tensor] = {}
+
+    def measure(layer: int) -> Tensor:
+        if not measured:
+            measured.update(_measure(lm, layers, rows))
+        return measured[layer]
+
+    base = f"{fingerprint(lm.model)} {lm.model.dtype} {lm.device.type}"
+    return {
+        layer: cached("second-moment", f"{base} {layer} {digest}", partial(measure, layer), lm.name)
+        for layer in layers
+    }
+
+
+def second_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
+    """Return C of one layer, see `second_moments`."""
+    return second_moments(lm, [layer], texts)[layer]
 
 
 @torch.no_grad()
-def _measure(lm: LM, layer: int, rows: Sequence[Row]) -> Tensor:
-    """Compute C batch by batch: the products of a batch in fp32, their sum in fp64."""
-    log.info("second moment of layer %d over %d tokens", layer, sum(len(row.ids) for row in rows))
-    module, d_in = lm.architecture.value_module(lm.model, layer), lm.architecture.d_in
-    total, tokens, start = torch.zeros(d_in, d_in, dtype=torch.float64), 0, 0
+def _measure(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, Tensor]:
+    """Compute each layer's C batch by batch: products of a batch in fp32, their sum in fp64."""
+    log.info("second moments of layers %s, %d tokens", layers, sum(len(row.ids) for row in rows))
+    modules = {layer: lm.architecture.value_module(lm.model, layer) for layer in layers}
+    d_in, tokens, start = lm.architecture.d_in, 0, 0
+    totals = {layer: torch.zeros(d_in, d_in, dtype=torch.float64) for layer in layers}
     while start < len(rows):  # the longest come first
         count = max(1, TOKENS_PER_BATCH // len(rows[start].ids))
         batch = lm.batch(rows[start : start + count])
-        with capture_input(module) as inputs:
+        with ExitStack() as hooks:
+            inputs = {
+                layer: hooks.enter_context(capture_input(module))
+                for layer, module in modules.items()
+            }
+            hooks.enter_context(stop_after(modules[max(layers)]))
             lm.run(batch, use_cache=False)
-        mask = batch.attention_mask.bool().to(inputs[0].device)
-        keys = inputs[0].reshape(*mask.shape, -1)[mask].float()
-        total += (keys.T @ keys).double().cpu()
-        tokens += len(keys)
+        for layer, total in totals.items():
+            (seen,) = inputs[layer]
+            mask = batch.attention_mask.bool().to(seen.device)
+            keys = seen.reshape(*mask.shape, -1)[mask].float()
+            total += (keys.T @ keys).double().cpu()
+        tokens += int(batch.attention_mask.sum())
         start += count
-    return (total / max(1, tokens)).float()
+    return {layer: (total / max(1, tokens)).float() for layer, total in totals.items()}
 
 
 def _encode(lm: LM, texts: Sequence[str]) -> list[Row]:

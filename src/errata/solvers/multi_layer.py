@@ -26,16 +26,19 @@ from errata.lm.background import background_texts
 from errata.lm.hooks import capture_output, replace_output
 from errata.lm.subject import keys_at, states_at
 from errata.patches import WeightDelta
-from errata.solvers.values import ValueConfig, ValueProblem, solve_value
+from errata.solvers.guards import GuardedConfig, value_length, with_length
+from errata.solvers.values import ValueProblem, ValueSolution, solve_value
 
 LayerUpdate = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, keys (d_in, n), residuals of the output (d_out, n)) -> the change of the value matrix,
 (d_out, d_in).
 """
+Solution = tuple[Tensor, ValueSolution]
+"""(the state of the last block at the bare prompt's subject, (hidden,); the value to add there)."""
 
 
 @dataclass(frozen=True)
-class MultiLayerConfig(ValueConfig):
+class MultiLayerConfig(GuardedConfig):
     """Settings of every method that distributes values over several blocks.
 
     Attributes:
@@ -70,7 +73,8 @@ class MultiLayerSolver:
         self.paths = {layer: lm.architecture.value_path(layer) for layer in layers}
         self._ledger: list[Edit] = []
         self._problems: dict[Edit, ValueProblem] = {}
-        self._target_states: dict[Edit, Tensor] = {}
+        self._on_base: dict[Edit, Solution] = {}
+        self._solutions = self._on_base
 
     @property
     def last_layer(self) -> int:
@@ -100,6 +104,7 @@ class MultiLayerSolver:
         ledger: Sequence[Edit],
         edits: Sequence[Edit],
         update: LayerUpdate,
+        length: float | None = None,
     ) -> dict[str, Tensor]:
         """Return the deltas with more edits in them.
 
@@ -108,8 +113,9 @@ class MultiLayerSolver:
             ledger: the edits in these deltas.
             edits: the edits to add, learned together.
             update: computes the change of one layer.
+            length: the length that values get; None: the one they have.
         """
-        targets = self.target_states(deltas, ledger, edits)
+        targets = self.target_states(deltas, ledger, edits, length)
         bare = [self._problems[edit].prompts[0] for edit in edits]
         deltas = dict(deltas)
         for done, (layer, path) in enumerate(self.paths.items()):
@@ -136,22 +142,42 @@ class MultiLayerSolver:
         return torch.stack(means, dim=1)
 
     def target_states(
-        self, deltas: Mapping[str, Tensor], ledger: Sequence[Edit], edits: Sequence[Edit]
+        self,
+        deltas: Mapping[str, Tensor],
+        ledger: Sequence[Edit],
+        edits: Sequence[Edit],
+        length: float | None = None,
     ) -> Tensor:
         """Return z of each edit, (n, hidden), solved for on the model with `deltas`.
 
-        It is cached for as long as the ledger stays the same.
+        Solutions are cached for as long as the ledger stays the same. See `solve`.
         """
         if self._ledger != list(ledger):
-            self._ledger, self._target_states, self._problems = list(ledger), {}, {}
-        problems = {edit: self._problem(edit) for edit in edits if edit not in self._target_states}
+            self._ledger, self._problems = list(ledger), {}
+            self._solutions = {} if ledger else self._on_base
+        problems = [self._problem(edit) for edit in edits]
         with WeightDelta(deltas).on(self.lm):
-            for edit, problem in problems.items():
-                (state,) = states_at(self.lm, self.last_layer, problem.prompts[:1])
-                size = float(state.norm()) / abs(self.gain)
-                delta = solve_value(self.lm, self.last_layer, problem, self.config, size).delta
-                self._target_states[edit] = state + self.gain * delta.to(state)
-        return torch.stack([self._target_states[edit] for edit in edits])
+            for edit, problem in zip(edits, problems, strict=True):
+                if edit not in self._solutions:
+                    self._solutions[edit] = self._solve_value(problem)
+        return torch.stack([self._target_state(*self._solutions[edit], length) for edit in edits])
+
+    def length_on_base(self, edit: Edit) -> float:
+        """Return the length of the value of an edit, solved for on the base model."""
+        if edit not in self._on_base:
+            self._on_base[edit] = self._solve_value(self._problem(edit))
+        return value_length(self._on_base[edit][1])
+
+    def _solve_value(self, problem: ValueProblem) -> Solution:
+        """Solve for a value on the model with the patch that it carries."""
+        (state,) = states_at(self.lm, self.last_layer, problem.prompts[:1])
+        size = float(state.norm()) / abs(self.gain)
+        return state, solve_value(self.lm, self.last_layer, problem, self.config, size)
+
+    def _target_state(self, state: Tensor, value: ValueSolution, length: float | None) -> Tensor:
+        """Return z, (hidden,)."""
+        delta = value.delta if length is None else with_length(value, length)
+        return state + self.gain * delta.to(state)
 
     def _problem(self, edit: Edit) -> ValueProblem:
         if edit not in self._problems:

@@ -21,7 +21,7 @@ from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM
 from errata.lm.subject import Mention, Place, columns_of, mention
-from errata.lm.tail import Tail
+from errata.lm.suffix_tail import SuffixTail
 
 KL_PROMPT = "{} is a"
 
@@ -157,10 +157,13 @@ class _Objective:
         if problem.kl_prompt:
             mentions.append(problem.kl_prompt)
         batch = lm.batch([each.row for each in mentions])
-        self._tail = Tail(lm, layer, batch)
+        subjects = columns_of(batch, mentions)
+        self._tail = SuffixTail(lm, layer, batch, int(subjects.min()))
+        batch = self._tail.batch
         self._outputs = self._tail.values.float()
         device = self._outputs.device
-        subject = torch.arange(len(mentions), device=device), columns_of(batch, mentions).to(device)
+        places = torch.arange(len(mentions), device=device)
+        subject = places, (subjects - self._tail.first).to(device)
         self._at_subject = torch.zeros(self._outputs.shape[:2], device=device)
         self._at_subject[subject] = 1.0
         self.keys = self._tail.keys[subject][:count].float()

@@ -6,11 +6,14 @@ is computed again, and a disk that refuses costs time, never an edit.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,20 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errata.storage.files import write_whole
+from errata.storage.files import storage_error, write_whole
 
 log = logging.getLogger(__name__)
+
+KINDS = {
+    "background": "text that the model wrote itself",
+    "scale": "norms of keys and values on it",
+    "router": "calibration of a router",
+    "states": "states of the model on it",
+    "second-moment": "second moments of keys",
+    "weights": "digests of weights",
+}
+"""What the cache holds; each file's name begins with its kind."""
+_FILE = re.compile(r"[0-9a-f]{24}\.(safetensors|txt)")
 
 
 @torch.no_grad()
@@ -33,10 +47,22 @@ def fingerprint(base: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256(base.config.model_type.encode())
     for name, parameter in base.named_parameters():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        for tensor in stored_tensors(parameter):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
+            digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def stored_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor consists of: itself, or a quantized one's parts."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    for name in flatten()[0]:
+        yield from stored_tensors(getattr(tensor, name))
 
 
 def cache_folder() -> Path:
@@ -45,36 +71,105 @@ def cache_folder() -> Path:
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "errata"
 
 
-def cached(kind: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+@dataclass(frozen=True)
+class CacheEntry:
+    """A file of the cache.
+
+    Attributes:
+        path: where it lies.
+        kind: what it holds, see `KINDS`.
+        model: the name of the base model that it was computed from; "" if unknown.
+        size: in bytes.
+    """
+
+    path: Path
+    kind: str
+    model: str
+    size: int
+
+
+def entries() -> list[CacheEntry]:
+    """Return the files of the cache, sorted by name; other files in its folder are passed over."""
+    found = []
+    for path in sorted(cache_folder().glob("*")):
+        kind, _, rest = path.name.rpartition("-")
+        if kind in KINDS and _FILE.fullmatch(rest):
+            try:
+                found.append(CacheEntry(path, kind, _model_of(path), path.stat().st_size))
+            except OSError:  # another process removed it
+                continue
+    return found
+
+
+def clear(kind: str | None = None) -> list[CacheEntry]:
+    """Remove the files of the cache, or of one kind; return those that are gone.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    gone = []
+    for entry in entries():
+        if kind is None or entry.kind == kind:
+            try:
+                entry.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise storage_error(entry.path, error) from error
+            gone.append(entry)
+    return gone
+
+
+def _model_of(path: Path) -> str:
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("model", ""))
+    except SafetensorError:
+        return ""
+
+
+def cached(kind: str, key: str, make: Callable[[], Tensor], model: str = "") -> Tensor:
     """Return a tensor, on the CPU: from disk if it was computed before, else from `make`.
 
     Args:
-        kind: a word for the file's name.
+        kind: of `KINDS`.
         key: everything the tensor depends on.
         make: computes the tensor; called when there is no intact file.
+        model: the name of the base model, for `entries`.
     """
     path = cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     if (stored := _read(path)) is not None:
         return stored
     tensor = make().cpu().contiguous()
-    try:
-        write_whole(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor)}))
-    except OSError as error:
-        log.warning(
-            "%s cannot be kept (%s); it will be made again next time.",
-            path,
-            error.strerror or error,
-        )
+    keep(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor), "model": model}))
     return tensor
 
 
-def cached_json(kind: str, key: str, make: Callable[[], Any]) -> Any:
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache; where the folder refuses, say so once and go on without."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        _warn_once(path.parent, str(error.strerror or error))
+
+
+@functools.cache
+def _warn_once(folder: Path, reason: str) -> None:
+    log.warning(
+        "%s: nothing can be kept there (%s), so it is computed anew each time; set ERRATA_CACHE to "
+        "a folder that can be written.",
+        folder,
+        reason,
+    )
+
+
+def cached_json(kind: str, key: str, make: Callable[[], Any], model: str = "") -> Any:
     """Return what `make` computes, which JSON can hold, from disk if it is there; see `cached`."""
 
     def written() -> Tensor:
         return torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)
 
-    return json.loads(cached(kind, key, written).numpy().tobytes())
+    return json.loads(cached(kind, key, written, model).numpy().tobytes())
 
 
 def _read(path: Path) -> Tensor | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.config import NonNegativeFloat
-from errata.lm.weights import read_weight
+from errata.lm.weights import weight_device
 from errata.methods.adapter_method import ValueMatrixMethod
 from errata.patches import Adapters
 from errata.solvers.adapters import AdapterTrainerConfig
@@ -43,15 +43,14 @@ class Biased(nn.Module):
 
     Args:
         base: the module, with or without a bias b of its own.
+        size: d_out.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, size: int) -> None:
         super().__init__()
-        weight = read_weight(base)
         self.base = base
-        self.bias = nn.Parameter(
-            torch.zeros(weight.shape[0], device=weight.device), requires_grad=False
-        )
+        zeros = torch.zeros(size, device=weight_device(base))
+        self.bias = nn.Parameter(zeros, requires_grad=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return (..., d_out) in the dtype of the module's output; the sum is rounded once."""
@@ -67,5 +66,6 @@ class BitFit(ValueMatrixMethod):
 
     def begin(self) -> Adapters:
         """Return biases of zero, each under the name `path.bias`."""
-        modules = {path: Biased(self.lm.model.get_submodule(path)) for path in self.paths}
+        size = self.lm.architecture.d_out
+        modules = {path: Biased(self.lm.model.get_submodule(path), size) for path in self.paths}
         return Adapters(modules, {f"{path}.bias": module.bias for path, module in modules.items()})

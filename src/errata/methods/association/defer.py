@@ -28,7 +28,7 @@ from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.lm.tail import Tail
-from errata.lm.weights import read_weight
+from errata.lm.weights import weight_device
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.routed import ForwardState, RoutedModule, last_token
 from errata.storage import state
@@ -145,7 +145,7 @@ class Defer(Method):
     def new_model(self) -> GatedModel:
         """Return an untrained gate and model, drawn from the seed."""
         architecture = self.lm.architecture
-        device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
+        device = weight_device(architecture.value_module(self.lm.model, self.layer))
         return GatedModel(architecture.d_in, architecture.d_out, self.config.seed).to(device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

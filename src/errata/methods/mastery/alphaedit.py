@@ -17,8 +17,9 @@ as in MEMIT.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.methods.multi_layer_method import MultiLayerMethod
+from errata.solvers.guards import GUARDED
 from errata.solvers.moments import NullSpace
 from errata.solvers.multi_layer import MultiLayerConfig
 
@@ -56,6 +58,7 @@ class AlphaEdit(MultiLayerMethod):
 
     config_class = AlphaEditConfig
     paper = "arXiv 2410.02355"
+    variants = MappingProxyType({"alphaedit-guarded": GUARDED})
     config: AlphaEditConfig
 
     def __init__(self, config: AlphaEditConfig, lm: LM) -> None:
@@ -73,23 +76,25 @@ class AlphaEdit(MultiLayerMethod):
         for layer in layers:
             self.null_space(layer)  # an empty one is an error, before values are solved for
         super().learn(edits)
-        self.extra_state = {
+        keys = {
             _keys_name(layer): append_keys(
                 self.extra_state.get(_keys_name(layer)),
                 self.solver.keys(self.patch.deltas, layer, edits),
             )
             for layer in layers
         }
+        self.extra_state = {**self.extra_state, **keys}
 
     def layer_update(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
         """Return the change (d_out, d_in) of one layer's value matrix, see `null_space_update`."""
         earlier = self.extra_state.get(_keys_name(layer))
         return null_space_update(self.null_space(layer), keys, residuals, earlier, self.config.l2)
 
-    def extra_state_shapes(self, edits: int) -> dict[str, tuple[int, ...]]:
-        """Return names and shapes of the turns' keys, one a layer."""
+    def extra_state_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
+        """Return names and shapes of the turns' keys, one a layer, and of what the guards keep."""
         d_in = self.lm.architecture.d_in
-        return {_keys_name(layer): (min(edits, d_in), d_in) for layer in self.solver.paths}
+        keys = {_keys_name(layer): (min(edits, d_in), d_in) for layer in self.solver.paths}
+        return {**super().extra_state_shapes(edits), **keys}
 
     def null_space(self, layer: int) -> NullSpace:
         """Return the null space of a layer's keys.

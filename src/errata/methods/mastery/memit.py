@@ -24,6 +24,7 @@ from torch import Tensor
 
 from errata.config import PositiveInt, Range
 from errata.methods.multi_layer_method import MultiLayerMethod
+from errata.solvers.guards import GUARDED
 from errata.solvers.moments import SecondMoment
 from errata.solvers.multi_layer import MultiLayerConfig
 
@@ -47,7 +48,7 @@ class Memit(MultiLayerMethod):
 
     config_class = MemitConfig
     paper = "arXiv 2210.07229"
-    variants = MappingProxyType({"memit-mass": {"turn": None}})
+    variants = MappingProxyType({"memit-mass": {"turn": None}, "memit-guarded": GUARDED})
     config: MemitConfig
 
     def layer_update(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ other depths the same share.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -27,13 +27,14 @@ from torch import Tensor
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.background import background_texts
-from errata.methods.weight_method import WeightMethod
+from errata.methods.guarded_method import GuardedMethod
+from errata.solvers.guards import GUARDED, GuardedConfig, value_length, with_length
 from errata.solvers.moments import KeyStatistics, SecondMoment
-from errata.solvers.values import ValueConfig, ValueProblem, ValueSolution, solve_value
+from errata.solvers.values import ValueProblem, ValueSolution, solve_value
 
 
 @dataclass(frozen=True)
-class RomeConfig(ValueConfig):
+class RomeConfig(GuardedConfig):
     """Settings of ROME; the defaults are those published for GPT-2 XL and GPT-J.
 
     Attributes:
@@ -46,14 +47,12 @@ class RomeConfig(ValueConfig):
     key: Literal["mixed", "prefixes", "prompt"] = "mixed"
 
 
-class Rome(WeightMethod):
+class Rome(GuardedMethod):
     """Writes one fact by a rank-one change of one value matrix (ROME, R-ROME)."""
 
     config_class = RomeConfig
     paper = "arXiv 2202.05262"
-    variants = MappingProxyType({"r-rome": {"key": "prefixes"}})
-    needs_subject = True
-    needs_statistics = True
+    variants = MappingProxyType({"r-rome": {"key": "prefixes"}, "rome-guarded": GUARDED})
     config: RomeConfig
 
     def __init__(self, config: RomeConfig, lm: LM) -> None:
@@ -63,7 +62,7 @@ class Rome(WeightMethod):
         self.path = lm.architecture.value_path(self.layer)
         super().__init__(config, lm, [self.path])
         self.statistics = KeyStatistics(
-            lm, config.corpus, config.background, config.seed, config.ridge
+            lm, [self.layer], config.corpus, config.background, config.seed, config.ridge
         )
 
     def check(self, edits: Sequence[Edit]) -> None:
@@ -90,8 +89,16 @@ class Rome(WeightMethod):
         problem = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token)
         with self.patch.on(self.lm):
             value = solve_value(self.lm, self.layer, problem, self.config)
+        if (length := self.length(edits)) is not None:
+            value = replace(value, delta=with_length(value, length))
+        change = self.guarded(self.path, rank_one(value, self.config.key, moment))
         before = self.patch.deltas[self.path]
-        self.patch.deltas[self.path] = before + rank_one(value, self.config.key, moment).to(before)
+        self.patch.deltas[self.path] = before + change.to(before)
+
+    def length_on_base(self, edit: Edit) -> float:
+        """Return the length of the value that is solved for on the base model."""
+        problem = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token)
+        return value_length(solve_value(self.lm, self.layer, problem, self.config))
 
 
 def rank_one(value: ValueSolution, key: str, moment: SecondMoment) -> Tensor:

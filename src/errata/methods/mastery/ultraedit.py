@@ -37,6 +37,7 @@ from errata.lm import LM
 from errata.lm.background import background_texts, value_scale
 from errata.lm.encoding import Batch
 from errata.lm.hooks import capture_input, replace_output
+from errata.lm.logits import logits_at
 from errata.methods.weight_method import WeightMethod
 
 TINY = 1e-8
@@ -171,7 +172,7 @@ class UltraEdit(WeightMethod):
             }
             for path, module in modules.items():
                 hooks.enter_context(replace_output(module, partial(add_probe, path)))
-            logits = self.lm.run(batch, use_cache=False).logits[rows, columns].float()
+            logits = logits_at(self.lm, batch, rows, columns)
             loss = F.cross_entropy(logits, labels, reduction="sum")
             gradients = torch.autograd.grad(loss, [probes[path] for path in self.paths])
         shape = (*batch.input_ids.shape, -1)

@@ -30,11 +30,11 @@ from errata.words.names import WordWeights
 
 BATCH = 32
 """Prompts that are read at once."""
-LOGIT_SCALE_TEXTS = 16
+LOGIT_SCALE_TEXTS = 8
 """Background texts that the scale of the logits is fitted on."""
-THRESHOLD_PROMPTS = 48
+THRESHOLD_PROMPTS = 32
 """Background prompts that the states' scale and the threshold are measured on, at most."""
-PREFIX_PROMPTS = 16
+PREFIX_PROMPTS = 12
 """Those of them whose own answer prefixes the threshold takes into account."""
 MAX_THRESHOLD = 0.98
 """Upper limit of the calibrated threshold, so that an edit's own prompt, read in another batch or
@@ -70,7 +70,7 @@ class Calibrator:
         texts = background_texts(self.lm, config.background, seed=config.seed)
         settings = config.threshold, config.min_threshold, config.false_route
         key = json.dumps([key_of(self.lm), texts, settings])
-        kept = cached_json("folio", key, lambda: self._measure(texts))
+        kept = cached_json("router", key, lambda: self._measure(texts), self.lm.name)
         self.base.logit_scale = kept["logit_scale"]
         center, scale = (
             torch.tensor(kept[name], device=self.lm.device) for name in ("center", "scale")

@@ -42,7 +42,7 @@ class FolioConfig(MethodConfig):
     threshold: float | None = None
     min_threshold: float = 0.3
     false_route: float = 0.05
-    background: int = 128
+    background: int = 96
     edits_per_file: int = 1000
 
     def __post_init__(self) -> None:

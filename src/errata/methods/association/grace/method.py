@@ -46,6 +46,7 @@ from torch.nn import functional as F
 from errata.config import MethodConfig, NonNegativeFloat, PositiveInt
 from errata.edit import Edit
 from errata.lm import LM
+from errata.lm.suffix_tail import SuffixTail
 from errata.lm.tail import Tail
 from errata.methods.association.grace.patch import Codebook, Entry, Replacement
 from errata.methods.base import Method, Progress, no_progress
@@ -237,9 +238,10 @@ class Grace(Method):
     def _train(self, edit: Edit, value: Tensor | None) -> Tensor:
         """Return a value (d_out,) trained on the edit by Adam, from another or from the start."""
         batch = self.lm.batch([self.encode(edit)])
-        tail = Tail(self.lm, self.layer, batch)
-        outputs = tail.values.float()
-        replaced = self._patch.replaced_tokens(batch.prompt_mask.to(outputs.device))[..., None]
+        replaced = self._patch.replaced_tokens(batch.prompt_mask)
+        tail = SuffixTail(self.lm, self.layer, batch, int(replaced[0].long().argmax()))
+        outputs, batch = tail.values.float(), tail.batch
+        replaced = replaced[:, tail.first :, None].to(outputs.device)
         rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
         if value is None:
             value = self._start(edit, outputs[0, columns[0]])

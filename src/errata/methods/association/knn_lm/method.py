@@ -34,11 +34,14 @@ from errata.config import Fraction, MethodConfig, NonNegativeFloat, PositiveInt,
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.background import background_texts, open_prompt
-from errata.lm.encoding import Batch
-from errata.lm.hooks import capture_input
+from errata.lm.encoding import Batch, in_batches
+from errata.lm.hooks import capture_input, stop_after
 from errata.methods.association.knn_lm.patch import Mixture
 from errata.methods.base import Method, Progress, no_progress
 from errata.storage import state
+
+BATCH = 64
+"""Background prompts that are read together."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ class KnnLm(Method):
     @torch.no_grad()
     def _contexts(self, batch: Batch) -> Tensor:
         """Return contexts (batch, width, d_in)."""
-        with capture_input(self._module) as seen:
-            self.lm.run(batch)
+        with capture_input(self._module) as seen, stop_after(self._module):
+            self.lm.run(batch, use_cache=False)
         return seen[0].reshape(*batch.input_ids.shape, -1).float()
 
     def _measure_background(self) -> None:
@@ -137,9 +140,11 @@ class KnnLm(Method):
         if radius is None:
             texts = background_texts(self.lm, self.config.background, seed=self.config.seed)
             prompts = sorted({open_prompt(text) for text in texts if text.strip()}) or ["x"]
-            last = torch.cat(
-                [self._contexts(self.lm.prompt_batch([prompt]))[:, -1] for prompt in prompts]
-            )
+
+            def contexts(part: list[str]) -> list[Tensor]:
+                return list(self._contexts(self.lm.prompt_batch(part))[:, -1])
+
+            last = torch.stack(in_batches(prompts, contexts, BATCH, size=len))
             distances = torch.cdist(last, last, compute_mode="donot_use_mm_for_euclid_dist")
             nearest = distances.fill_diagonal_(math.inf).min(-1).values
             alone = len(last) == 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from errata.lm import LM
-from errata.lm.weights import read_weight
+from errata.lm.weights import weight_device
 from errata.patches.routed import ForwardState, RoutedModule, last_token
 from errata.retrieval.mask_index import MaskIndex
 
@@ -46,7 +46,7 @@ class ResidualMemory(RoutedModule):
     ) -> None:
         super().__init__(lm.architecture.value_path(layer))
         architecture = lm.architecture
-        device = read_weight(architecture.value_module(lm.model, layer)).device
+        device = weight_device(architecture.value_module(lm.model, layer))
         self.columns = columns
         self.overlap = overlap
         self.pool = pool

@@ -90,9 +90,9 @@ class WiseConfig(MethodConfig):
     pool: Pool = "last"
     prefixes: NonNegativeInt = 2
     prefix_length: PositiveInt = 10
-    background: PositiveInt = 2048
+    background: PositiveInt = 96
     scope_rows: PositiveInt = 64
-    contrast: NonNegativeInt = 64
+    contrast: NonNegativeInt = 8
     rewordings: NonNegativeInt = 4
     rehearse: NonNegativeInt = 4
     memo: NonNegativeInt = 0

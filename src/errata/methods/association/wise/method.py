@@ -41,7 +41,7 @@ from torch import Tensor
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.background import background_texts, value_scale
-from errata.lm.weights import read_weight
+from errata.lm.weights import weight_device
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.methods.association.wise.shards import Shard
@@ -202,7 +202,9 @@ class Wise(Method):
         if ids != [edit.id for edit in edits]:
             raise ValueError("'shards' do not hold the edits of the ledger, in its order")
         by_id = {edit.id: edit for edit in edits}
-        weight = read_weight(self.lm.architecture.value_module(self.lm.model, self.layer))
+        places = self.lm.architecture
+        shape = places.d_out, places.d_in
+        device = weight_device(places.value_module(self.lm.model, self.layer))
         background = state.value(values, "background", dict)
         self._background = {
             **{name: state.texts(background, name) for name in ("texts", "prefixes")},
@@ -211,10 +213,10 @@ class Wise(Method):
         self.shards = []
         for i, row in enumerate(rows):
             bits = state.tensor(tensors, f"shards.{i}.mask", (None,), "bits")
-            changed = state.tensor(tensors, f"shards.{i}.values", (None,)).to(weight.device)
+            changed = state.tensor(tensors, f"shards.{i}.values", (None,)).to(device)
             ledger = [by_id[edit_id] for edit_id in row["edits"]]
             slots = state.whole(row.get("slots"), "slots", max(1, len(ledger)), self.shard_size)
-            self.shards.append(Shard.from_packed(i, bits, changed, weight.shape, ledger, slots))
+            self.shards.append(Shard.from_packed(i, bits, changed, shape, ledger, slots))
         thresholds = [
             state.number({"thresholds": each}, "thresholds")
             for each in state.rows(values, "thresholds")

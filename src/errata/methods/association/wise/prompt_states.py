@@ -43,6 +43,16 @@ class PromptStates:
             torch.cat([padded(part.mask) for part in parts]),
         )
 
+    @classmethod
+    def from_joined(cls, states: Tensor, d_in: int) -> PromptStates:
+        """Split what `joined` returned: one token of each prompt, (n, d_in + d_out)."""
+        keys, values = states[:, None, :d_in], states[:, None, d_in:]
+        return cls(keys, values, torch.ones(len(states), 1, dtype=torch.bool, device=states.device))
+
+    def joined(self) -> Tensor:
+        """Return key and value of each prompt's last token in one tensor, (n, d_in + d_out)."""
+        return torch.cat([self.keys[:, -1], self.values[:, -1]], dim=-1)
+
     def sample(self, count: int, draw: random.Random) -> PromptStates:
         """Draw at most `count` of them."""
         n = self.mask.shape[0]

@@ -18,8 +18,10 @@ from errata.lm.background import names_in, open_prompt, prompt_about, replace_na
 from errata.lm.encoding import Row
 from errata.methods.association.wise.config import WiseConfig
 
-CANDIDATES, CANDIDATE_BATCH = 128, 32
-"""Background prompts put to an edit's subject, at most; and how many are answered at a time."""
+CANDIDATES = 8
+"""Background prompts put to an edit's subject and answered at a time."""
+COMPARED_TOKENS = 8
+"""Tokens of the answers that tell whether two prompts ask the same."""
 
 
 @dataclass(frozen=True)
@@ -135,21 +137,22 @@ class TrainingExamples:
         draw = random.Random(f"{self.config.seed}/contrast/{edit.id}")
         names = [name for name in self.names if name not in edit.prompt]
         names = draw.sample(names, min(most, len(names)))
-        texts = draw.sample(self.texts, min(CANDIDATES, len(self.texts)))
+        texts = draw.sample(self.texts, len(self.texts))
         candidates = [
             prompt
             for prompt in dict.fromkeys(prompt_about(text, subject) for text in texts)
             if prompt not in (None, edit.prompt) and self.prompt_row(prompt) is not None
         ]
-        (own,) = self.lm.generate([edit.prompt], max_new_tokens=8)
+        (own,) = self.lm.generate([edit.prompt], max_new_tokens=COMPARED_TOKENS)
         alike: list[str] = []
         unlike: list[str] = []
-        for start in range(0, len(candidates), CANDIDATE_BATCH):
-            prompts = candidates[start : start + CANDIDATE_BATCH]
-            answers = self.lm.generate(prompts, max_new_tokens=8)
+        for start in range(0, len(candidates), CANDIDATES):
+            prompts, found = candidates[start : start + CANDIDATES], len(alike)
+            answers = self.lm.generate(prompts, max_new_tokens=COMPARED_TOKENS)
             for prompt, answer in zip(prompts, answers, strict=True):
                 (alike if answer == own else unlike).append(prompt)
-            if len(alike) >= wanted and len(unlike) >= most:
+            enough = len(alike) >= wanted and len(unlike) >= most
+            if enough or len(alike) == found:  # where none asks the same, more will not
                 break
         of_others = (replace_name(edit.prompt, subject, name) for name in names)
         return ContrastSet(tuple(alike[:wanted]), (*of_others, *unlike[:most]))

@@ -5,6 +5,7 @@ Which edits go into which shard, and how shards become memories, is decided in `
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,20 +17,24 @@ from torch.nn import functional as F
 from errata.cluster import is_distributed, run_parts
 from errata.edit import Edit
 from errata.lm import LM
+from errata.lm.background import key_of
 from errata.lm.encoding import Row
 from errata.lm.tail import Tail
-from errata.lm.weights import read_weight
+from errata.lm.weights import weight_device
 from errata.methods.association.wise.config import WiseConfig
 from errata.methods.association.wise.patch import SideMemory
 from errata.methods.association.wise.prompt_states import PromptStates
 from errata.methods.association.wise.shards import Shard
 from errata.methods.association.wise.training_examples import TrainingExample, TrainingExamples
 from errata.methods.base import Progress, no_progress
+from errata.progress import report
+from errata.storage.cache import cached
 
 Work = Sequence[tuple[Shard, list[Edit]]]
 """Shards, and the edits that each is to learn."""
 Ledger = Sequence[tuple[int, Edit]]
 """Edits, each with the index of its shard."""
+READING = "reading background text"
 
 
 class ShardWriter:
@@ -53,7 +58,7 @@ class ShardWriter:
         self.lm, self.layer, self.config, self.memory = lm, layer, config, memory
         self.background = background
         self.examples = TrainingExamples(lm, config, background)
-        self.background_states = self._states(self.examples.prompt_rows(self.examples.prompts))
+        self.background_states = self._background_states()
         self._in_scope: dict[str, PromptStates] = {}
         self._contrasts: dict[str, PromptStates | None] = {}
         norm = background["value_norm"]
@@ -68,7 +73,7 @@ class ShardWriter:
         """Return an empty shard with its mask, drawn from the seed and the index."""
         architecture, density = self.lm.architecture, self.config.density
         shape = architecture.d_out, architecture.d_in
-        device = read_weight(architecture.value_module(self.lm.model, self.layer)).device
+        device = weight_device(architecture.value_module(self.lm.model, self.layer))
         generator = torch.Generator()
         if self.config.masks == "disjoint":  # 1 / density shards share out the entries
             drawn = torch.rand(shape, generator=generator.manual_seed(self.config.seed))
@@ -172,6 +177,18 @@ class ShardWriter:
         while True:
             own, other = inside.sample(count, draw), outside.sample(count, draw)
             yield own, PromptStates.cat([other, *nearest])
+
+    def _background_states(self) -> PromptStates:
+        """Return the states of the background's prompts; if small, they are kept on disk."""
+        rows = self.examples.prompt_rows(self.examples.prompts)
+        if self.config.pool != "last":
+            return self._states(rows)
+
+        report(READING, 0, 1)
+        key = json.dumps([key_of(self.lm), self.layer, [row.ids for row in rows]])
+        joined = cached("states", key, lambda: self._states(rows).joined(), self.lm.name)
+        device = weight_device(self.lm.architecture.value_module(self.lm.model, self.layer))
+        return PromptStates.from_joined(joined.to(device), self.lm.architecture.d_in)
 
     @torch.no_grad()
     def _states(self, rows: Sequence[Row]) -> PromptStates:

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from errata.lm import LM
 from errata.lm.encoding import Batch
 from errata.lm.hooks import add_to_output
+from errata.lm.logits import logits_at
 from errata.patches.context import ContextFor, ContextPatch
 
 Adapter = tuple[Tensor, Tensor]
@@ -57,14 +58,13 @@ class AdaptedHost:
             self.adapters[path] = adapter
             self.parameters |= {f"{path}.down": adapter[0], f"{path}.up": adapter[1]}
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Return logits (batch, width, vocabulary); gradients flow into the parameters."""
+    def logits_at(self, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return logits (n, vocabulary), fp32, at positions; gradients flow into the parameters."""
         with contextlib.ExitStack() as hooks:
             for path, adapter in self.adapters.items():
                 module = self.lm.model.get_submodule(path)
                 hooks.enter_context(add_to_output(module, partial(adapter_output, adapter)))
-            logits: Tensor = self.lm.run(batch, use_cache=False).logits
-            return logits
+            return logits_at(self.lm, batch, rows, columns)
 
     def patch(self, context_for: ContextFor | None) -> ContextPatch:
         """Return the patch by which it answers, on the host, the prompts that get a context."""

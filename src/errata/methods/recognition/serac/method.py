@@ -99,6 +99,7 @@ class Serac(Method):
         self.layer = lm.architecture.n_layers // 2 if config.layer is None else config.layer
         lm.architecture.value_path(self.layer)  # raises where there is no such layer
         self._features: dict[str, Tensor] = {}
+        self._endings: dict[tuple[str, str], str | None] = {}
         self._embeddings = torch.zeros(0, config.width)
         self._refresh()
 
@@ -169,7 +170,7 @@ class Serac(Method):
             return self.config.edit_weight * edit_loss + self.config.scope_weight * scope_loss
 
         self.training.run(examples, loss, progress)
-        self._features = {}
+        self._features, self._endings = {}, {}
 
     def scope_loss(self, example: Example, negatives: Sequence[str] = ()) -> Tensor:
         """Return the classifier's loss: rephrases are in scope; others and `negatives` are not."""
@@ -181,12 +182,15 @@ class Serac(Method):
     def edit_loss(self, example: Example, prompt: str) -> Tensor:
         """Return the counterfactual model's NLL of the target, with the edit before the prompt."""
         edit = example.edit
-        ending = self.lm.ending_of(edit.prompt, edit.target)
+        asked = edit.prompt, edit.target
+        if asked not in self._endings:
+            self._endings[asked] = self.lm.ending_of(*asked)
+        ending = self._endings[asked]
         context = fact_context(self.config.template, edit)
         row = self.lm.encode(context + prompt, edit.target, ending)
         batch = self.lm.batch([row])
         rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        logits = self.counterfactual.logits(batch)[rows, columns].float()
+        logits = self.counterfactual.logits_at(batch, rows, columns)
         return F.cross_entropy(logits, labels.to(logits.device))
 
     def _encoded(self, prompts: Sequence[str]) -> Tensor:

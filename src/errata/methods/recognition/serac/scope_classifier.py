@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from errata.lm import LM
 from errata.lm.encoding import in_batches
-from errata.lm.hooks import capture_output
+from errata.lm.hooks import capture_output, stop_after
 from errata.methods.recognition.serac.small_model import load_small_model
 from errata.patches.routed import last_token
 
@@ -45,7 +45,7 @@ class HostEncoder:
 
         def features(part: list[str]) -> list[Tensor]:
             batch = self.lm.prompt_batch(part)
-            with capture_output(self.block) as states:
+            with capture_output(self.block) as states, stop_after(self.block):
                 self.lm.run(batch, use_cache=False)
             mask = batch.prompt_mask.to(states[0].device)
             return list(_pooled(states[0].reshape(*mask.shape, -1), mask).to(self.lm.device))

@@ -71,12 +71,12 @@ class SmallModel:
             )
         self.parameters = dict(self.model.named_parameters())
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Return logits (batch, width, vocabulary); gradients flow into the parameters."""
+    def logits_at(self, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return logits (n, vocabulary), fp32, at positions; gradients flow into the parameters."""
         logits: Tensor = self.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).logits
-        return logits
+        return logits[rows, columns].float()
 
     def patch(self, context_for: ContextFor | None) -> ContextPatch:
         """Return the patch by which it answers, on the host, the prompts that get a context."""

@@ -1,0 +1,119 @@
+"""Open a GGUF file with transformers' own reader, as a dense model, and say what is wrong with one.
+
+A GGUF file holds a model's settings, tokenizer and weights, the weights mostly quantized; opened,
+they are dequantized, and the model is like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import modeling_gguf_pytorch_utils
+
+from errata.errors import ConfigError
+from errata.progress import report
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".gguf"
+_NEEDED = ("gguf", "accelerate")
+_DAMAGED = (OSError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError, RuntimeError)
+"""What the library raises on a file that is cut off, or whose bytes are others."""
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def gguf_file(name: str) -> Path | None:
+    """Return the absolute path of a GGUF file; None if the name can be none of a file.
+
+    Any file counts, since some programs keep theirs without a suffix.
+    """
+    try:
+        path = Path(name)
+        named = path.suffix.lower() == SUFFIX and not path.is_dir()
+        return path.absolute() if named or path.is_file() else None
+    except (OSError, ValueError):  # too long, or no path at all
+        return None
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Check a GGUF file; yield the arguments of transformers' `from_pretrained` that load it.
+
+    The second are for the model alone. Within the block, the library reads the file once and
+    transformers reports progress. One thread at a time is within.
+
+    Raises:
+        ConfigError: a library is missing.
+        ValueError: there is no such file, or it is no GGUF file, damaged, or a part of one.
+    """
+    if not all(map(find_spec, _NEEDED)):
+        raise ConfigError("a GGUF file needs a library to be read: pip install 'errata[gguf]'.")
+    import gguf
+
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as changed, tempfile.TemporaryDirectory() as empty:
+        # its header was parsed four times, and the table of names made once for every module
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            changed.enter_context(_replaced(gguf, name, functools.cache(getattr(gguf, name))))
+        steps = functools.partial(_reported, f"dequantizing {file.name}")
+        changed.enter_context(_replaced(modeling_gguf_pytorch_utils, "tqdm", steps))
+        report(f"reading {file.name}", 0, 0)
+        _check(file, gguf)
+        # in a folder of its own, so that no other file beside it is taken for this model's
+        where = {"pretrained_model_name_or_path": empty, "gguf_file": str(file)}
+        kind = getattr(transformers, "GgufConfig", None)  # before it, all were dequantized
+        yield where, {"quantization_config": kind(dequantize=True)} if kind else {}
+
+
+def _check(file: Path, gguf: Any) -> None:
+    """Raise `ValueError`, with the reason, unless the file is a whole model."""
+    if not file.is_file():
+        raise ValueError("there is no such file.")
+    with file.open("rb") as opened_file:
+        if opened_file.read(4) != b"GGUF":
+            raise ValueError("it is no GGUF file (its first bytes are not 'GGUF').")
+    try:
+        reader = gguf.GGUFReader(str(file))
+        fields = reader.fields
+        fields["general.architecture"]
+        parts = fields["split.count"].contents() if "split.count" in fields else 1
+    except _DAMAGED as error:
+        raise ValueError("it is cut off or damaged; copy or download it again.") from error
+    if parts > 1:
+        raise ValueError(
+            f"it is one of {parts} parts; join them first (gguf-split --merge), and give the whole."
+        )
+    if any(tensor.name.startswith("rope_") for tensor in reader.tensors):
+        log.warning(
+            "%s holds rescaled positions (rope_...), which transformers does not read: in long "
+            "texts its answers may differ from those of programs that do.",
+            file,
+        )
+
+
+def _reported(what: str, items: Iterable[Any], **_: Any) -> Iterator[Any]:
+    """Go through a list, as tqdm does, and report how far it is."""
+    items = list(items)
+    for done, item in enumerate(items):
+        report(what, done, len(items))
+        yield item
+    report(what, len(items), len(items))
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a name of a module another value within a `with` block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

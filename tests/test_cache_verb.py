@@ -1,0 +1,43 @@
+"""`errata cache` lists what was computed once for a base model, and removes it."""
+
+from __future__ import annotations
+
+import pytest
+from edited import EDITS
+from families import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+import errata
+from errata.cli import app
+from errata.methods.association.folio.config import FolioConfig
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))
+    model = errata.get_edit_model(tiny_model("llama"), FolioConfig(background=8), tiny_tokenizer())
+    model.base.config._name_or_path = "some/model"
+    model.edit(EDITS[:1], check=False)
+    (tmp_path / "mine.txt").write_text("not errata's")
+    (tmp_path / "router-mine.safetensors").write_text("nor this")
+    return tmp_path
+
+
+def test_listed_and_removed(folder):
+    listed = RUN.invoke(app, ["cache"]).output
+    assert "calibration of a router" in listed and "some/model" in listed
+    assert f"2 files, 0.0 MiB in {folder}" in listed
+    assert "1 files" in RUN.invoke(app, ["cache", "--kind", "router", "--clear"]).output
+    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == [
+        "background", "mine.txt", "router",
+    ]  # fmt: skip
+    assert f"1 files, 0.0 MiB removed from {folder}" in RUN.invoke(app, ["cache", "--clear"]).output
+    assert RUN.invoke(app, ["cache"]).output == f"0 files, 0.0 MiB in {folder}\n"
+    assert {path.name for path in folder.iterdir()} == {"mine.txt", "router-mine.safetensors"}
+
+
+def test_a_kind_that_there_is_not_is_one_line(folder):
+    result = RUN.invoke(app, ["cache", "--kind", "rotuer"])
+    assert result.exit_code == 2 and "router" in result.stderr and "\n" not in result.stderr.strip()
