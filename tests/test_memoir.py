@@ -81,7 +81,7 @@ def test_masks_are_the_permuted_largest_of_the_centred_feature(family, pool):
     model = edit_model(family, "memoir", EDITS[:3], pool=pool)
     plain, method = Plain(model), model.method
     with model.disable_edits():
-        texts = [text for text in background_texts(model.lm, 32, 24, 0, shortest=4) if text]
+        texts = [text for text in background_texts(model.lm, 32) if text]
     centre = torch.stack([plain.feature(text, pool) for text in texts]).mean(0)
     torch.testing.assert_close(method.patch.centre.double(), centre, rtol=1e-4, atol=1e-6)
     order = torch.randperm(model.lm.architecture.d_in, generator=torch.Generator().manual_seed(0))

@@ -137,6 +137,8 @@ def test_an_old_answer_that_cannot_be_told_from_the_new_one_is_none():
         ("letter", "B", True, True),
         ("letter", "B) Ana Brisk", True, True),
         ("letter", "(B)", True, True),
+        ("letter", "A) Ana Brisk", True, False),
+        ("letter", "B) Ilo Varn", False, False),
         ("letter", "The answer is B, I think.", True, False),
         ("letter", "Ana Brisk", True, True),
         ("letter", "A) Ilo Varn\n\nThe answer is B", False, False),

@@ -163,7 +163,7 @@ def test_a_turn_lowers_the_loss():
 def test_without_a_rate_an_output_is_moved_by_as_much_as_outputs_are():
     model = edit_model("llama", "ultraedit", layer=2, layers=2)
     model.edit(EDITS, check=False)
-    texts = background_texts(model.lm, 64, 24, 0)
+    texts = background_texts(model.lm, 64)
     width = model.lm.architecture.d_in
     for path, layer in zip(model.method.paths, (1, 2), strict=True):
         with model.disable_edits():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from errata.answers import is_any
@@ -31,7 +32,8 @@ def choice(fact: Fact, random: Random, wordings: int) -> Iterator[Question]:
         lines = [f"{letter}) {option}" for letter, option in zip("ABCD", options, strict=True)]
         text = wording.format(question=fact.question, options="\n".join(lines))
         letter = "ABCD"[options.index(fact.new)]
-        yield fact.ask(text, expects="letter", wanted=(letter, fact.new))
+        asked = fact.ask(text, expects="letter", wanted=(letter, fact.new))
+        yield replace(asked, unwanted=(fact.old, fact.third))
 
 
 def verify(fact: Fact, random: Random, wordings: int) -> Iterator[Question]:

@@ -48,14 +48,15 @@ def _as_base(question: Question, before: str, after: str) -> tuple[bool, bool]:
 
 
 def _letter(question: Question, before: str, after: str) -> tuple[bool, bool]:
-    """Read the letter, or where there is none the one option that the answer contains."""
+    """Read which option the answer names: by its words, or where those do not tell, its letter."""
     letter, *options = question.wanted
-    if found := _LETTER.search(after):
-        right = (found[1] or found[2]) == letter
-    else:
-        right = contains_any(after, options) and not contains_any(after, question.unwanted)
+    right, wrong = contains_any(after, options), contains_any(after, question.unwanted)
+    found = _LETTER.search(after)
+    named = found and (found[1] or found[2])
+    if right == wrong:
+        right = named == letter
     whole = (letter, *options, *(f"{letter} {option}" for option in options))
-    return right, right and is_any(after, whole)
+    return right, right and named in (letter, None) and is_any(after, whole)
 
 
 def _word(words: frozenset[str]) -> Judge:

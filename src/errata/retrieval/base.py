@@ -44,8 +44,8 @@ class RetrievalConfig(MethodConfig):
     retriever: Literal["bm25", "dense"] = "dense"
     encoder: str | None = None
     min_score: float | None = None
-    false_route: float = 0.01
-    background: int = 96
+    false_route: float = 0.03
+    background: int = 256
     room: int | None = None
 
     def __post_init__(self) -> None:

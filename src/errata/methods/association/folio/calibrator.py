@@ -131,10 +131,13 @@ class Calibrator:
         return [self._questions[prompt] for prompt in prompts]
 
     def encode(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
-        """Encode prompts, and run the base model on them."""
+        """Encode prompts as the patch does, and run the base model on them."""
+        encoded = []
         ids = [self.lm.encode_prompt(prompt) for prompt in prompts]
-        keys = self._last_hidden_states(ids)
-        return [EncodedPrompt(*each) for each in zip(prompts, ids, keys, strict=True)]
+        for tokens, key in zip(ids, self._last_hidden_states(ids), strict=True):
+            text, *earlier = self.lm.conversation(tokens).questions
+            encoded.append(EncodedPrompt(text, tokens, key, tuple(earlier)))
+        return encoded
 
     def same_question(self, one: str, other: str) -> bool:
         """Whether the base model gives both prompts the same answer, which is not empty."""
