@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -356,15 +355,13 @@ def few_tasks(include_path: str | None = None, include_defaults: bool = True) ->
     return TaskManager(include_path=include_path, include_defaults=False)
 
 
-def test_without_the_harness_it_says_what_to_install() -> None:
-    said = "import sys; sys.modules['lm_eval'] = None; from errata.cli import main; "
-    said += "sys.argv[1:] = ['ability', 'atlas', "
-    done = subprocess.run(
-        [sys.executable, "-c", said + "'--tasks', 'arc_easy']; main()"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and done.stdout == ""
+def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*sys.modules]:
+        if name.startswith(("lm_eval", "errata.bench.ability", "errata.bench.harness")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    done = CliRunner().invoke(app, ["ability", "atlas", "--tasks", "arc_easy"])
+    assert done.exit_code == 2 and done.stdout == ""
     assert (
         done.stderr
         == "errata: general ability needs lm-evaluation-harness: pip install 'errata[ability]'.\n"

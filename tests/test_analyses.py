@@ -195,7 +195,7 @@ def test_tracing_and_lens(measurements):
         and "last subject token" in found["parts"]
         and len(found["states"]) == len(found["parts"])
     )
-    lens_ = measurements("lens", "-m", "ft", "--set", "steps=15", "--set", "lr=0.02", edits=1)
+    lens_ = measurements("lens", "-m", "ft", "--set", "steps=15", "--set", "lr=0.02", edits=2)
     assert lens_["base, old"][-1] > 0.9 and lens_["edited, new"][-1] > lens_["base, new"][-1] + 0.5
 
 
