@@ -36,7 +36,7 @@ def loading(name: str | Path) -> Iterator[None]:
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
 
     def heard(what: str, done: int, total: int) -> None:
-        show(f"loading {name}: {what}" + (f", {done} of {total}" if total else ""))
+        show(screen.step_text(f"loading {name}: {what}", done, total))
 
     with screen.busy(f"loading {name}") as show, reported_to(heard):
         import huggingface_hub

@@ -98,7 +98,7 @@ def run_bars(count: int) -> Iterator[OnRunProgress]:
             if name not in tasks:
                 tasks[name] = shown.add_task(name)
             text = f"{name}: {what} ({list(tasks).index(name) + 1} of {count})"
-            latest[name] = f"{text}: {done} of {total}"
+            latest[name] = screen.step_text(text, done, total)
             shown.update(tasks[name], description=text, completed=done, total=total or None)
 
         yield progress

@@ -160,6 +160,11 @@ def bars(transient: bool) -> Progress:
     return Progress(*columns, console=err, transient=transient, disable=not err.is_terminal)
 
 
+def step_text(what: str, done: int, total: int) -> str:
+    """Put a step of long work into words; a total of 0 is unknown."""
+    return f"{what}: {done} of {total}" if total else what
+
+
 @contextlib.contextmanager
 def steps() -> Iterator[OnProgress]:
     """Show progress on stderr; yield a function of (what is being done, done, total).
@@ -172,7 +177,7 @@ def steps() -> Iterator[OnProgress]:
 
         def show_step(what: str, done: int, total: int) -> None:
             nonlocal line
-            line = f"{what}: {done} of {total}"
+            line = step_text(what, done, total)
             shown.update(task, description=what, completed=done, total=total)
 
         with reported_to(show_step):
