@@ -27,7 +27,7 @@ from errata.cli import app
 from errata.errors import PromptTooLongError, UnknownNameError, UsageError
 from errata.lm import LM
 
-CASES = make_cases(6, seed=3)
+CASES = make_cases(4, seed=3)
 EDITS = [case.edit for case in CASES]
 ELSEWHERE = [probe for case in CASES for probe in case.locality]
 TASKS = ("edited_choices", "edited_words", "other_choices", "other_words", "other_text")

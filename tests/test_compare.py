@@ -140,7 +140,7 @@ def test_a_method_that_refuses_has_rows_that_say_why(stream):
 def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path, monkeypatch):
     monkeypatch.setattr("errata.bench.run.SAVE_SECONDS", 0.0)
     stream = dataclasses.replace(stream, training=training_cases(6, CASES, 1), checkpoints=(1,))
-    trained = Run("mend", "mend", {"layer": 5, "training_steps": 4, "batch": 2})
+    trained = Run("mend", "mend", {"layer": 5, "training_steps": 4, "batch": 2, "rank": 16})
     seen = []
 
     def cut(_, what, done, total):

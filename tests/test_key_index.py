@@ -39,7 +39,7 @@ def expected(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("few", "n", "width"), [(1024, 60, 5), (16, 100, 5), (64, 160, 200), (64, 120, 3000)]
+    ("few", "n", "width"), [(1024, 60, 5), (16, 100, 5), (64, 160, 200), (64, 120, 500)]
 )
 def test_what_is_found_is_what_is_nearest(kind, few, n, width, monkeypatch):
     monkeypatch.setattr(module, "FEW", few)

@@ -27,8 +27,8 @@ from errata import Edit, EditModel
 from errata.errors import BaseMismatchError, EditError, PromptTooLongError, UnknownNameError
 from errata.lm import LM
 
-WRITTEN = EDITS[:5]
-"""They leave a part of what a method fills (a shard, a turn) full, and the last one half full."""
+WRITTEN, NEXT = EDITS[:3], EDITS[3]
+"""What is written fills a part of what a method fills (a shard, a turn), and half of another."""
 FEW = 6
 """New tokens of an answer where only the same is asked of two."""
 METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
@@ -55,7 +55,7 @@ def test_saved_loaded_and_gone_on_with(family, method, settings, tmp_path):
     assert loaded.ask(PROMPTS, max_new_tokens=FEW) == model.ask(PROMPTS, max_new_tokens=FEW)
     same_state(loaded, model)
     for each in (model, loaded):
-        each.edit(EDITS[5:], check=False)
+        each.edit(NEXT, check=False)
     same_state(loaded, model)
     assert torch.equal(logits_of(loaded, loaded.lm), logits_of(model, model.lm))
     with pytest.raises(BaseMismatchError, match="Give the model they were written for"):
@@ -139,7 +139,7 @@ def test_one_call_is_as_many(method, settings, family="gpt2"):
     )
 
 
-@METHODS
+@ONCE
 def test_one_seed_gives_the_same_bytes(method, settings, tmp_path):
     edited_model("llama", method, WRITTEN, **settings).save_pretrained(tmp_path / "a")
     torch.manual_seed(1)  # which is nobody's
@@ -180,7 +180,7 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
     assert model.edit([]).results == []
 
 
-@METHODS
+@ONCE
 def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     """It fits by itself; nothing that a method puts before it may break the write, least of all
     half-way.

@@ -15,7 +15,7 @@ REFUSED: set[tuple[str, str]] = {("memit", "gemma2"), ("alphaedit", "gemma2")}
 """(method, family) where the method's own mathematics does not fit; it says so before anything is
 written.
 """
-ASKED = [EDITS[0].prompt, EDITS[2].prompt, "x"]
+ASKED = [EDITS[0].prompt, "x"]
 NEW = 3
 
 
