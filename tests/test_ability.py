@@ -33,6 +33,12 @@ ELSEWHERE = [probe for case in CASES for probe in case.locality]
 TASKS = ("edited_choices", "edited_words", "other_choices", "other_words", "other_text")
 
 
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness asks pip, the compiler and others for their versions, at each evaluation."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 @pytest.fixture(scope="module")
 def base() -> LM:
     return LM(*errata.load_base("atlas", "float32"))

@@ -202,7 +202,7 @@ def test_the_threshold_keeps_different_questions_apart():
     edit's own prompt.
     """
     flat = edited_model("llama", "folio", EDITS)
-    assert 0.9 < flat.method.patch.calibration.threshold <= MAX_THRESHOLD
+    assert 0.8 < flat.method.patch.calibration.threshold <= MAX_THRESHOLD
     assert [told.edit_id for told in flat.explain([EDITS[0].prompt])] == [EDITS[0].id]
     fixed = edit_model("llama", "folio", EDITS[:1], threshold=0.5)
     assert fixed.method.patch.calibration.threshold == 0.5

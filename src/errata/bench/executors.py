@@ -8,8 +8,10 @@ another.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue as queue_module
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -90,7 +92,16 @@ def locally(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgr
 
 def _run_in_process(run: Run, stream: Stream, messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _quietly(run, stream, lambda what, done, total: messages.put((run.name, what, done, total)))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, killed perhaps."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _quietly(run: Run, stream: Stream, progress: OnProgress) -> None:

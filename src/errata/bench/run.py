@@ -73,13 +73,8 @@ class _Measuring:
         self.run, self.stream, self.progress = run, stream, progress
         self.folder = stream.folder / "models" / f"{run.name}-{stream.writing_key(run)}"
         self.clock = self.folder / "clock.json"
-        self.times: dict[str, float] = {
-            "writing": 0.0,
-            "training": 0.0,
-            "peak": 0.0,
-            "first": 0.0,
-            "beginning": 0.0,
-        }
+        times = ("writing", "training", "peak", "first", "beginning")
+        self.times: dict[str, float] = dict.fromkeys(times, 0.0)
         progress("loading", 0, 1)
         base, tokenizer = errata.load_base(
             stream.model, stream.dtype, stream.device_map, stream.trust_remote_code
@@ -184,8 +179,8 @@ class _Measuring:
             progress=partial(self.progress, "asking"),
             probes=stream.probes_at(edits),
         )
-        moved = None
-        if run.name == UNEDITED or not run.is_reference:
+        moved, last = None, edits == stream.checkpoints[-1]
+        if last and (run.name == UNEDITED or not run.is_reference):
             self.progress("reading", 0, 1)
             with self.model.disable_edits():
                 texts = stream.neutral or background_texts(
@@ -202,14 +197,17 @@ class _Measuring:
         )
         result.made["forward_seconds"] = forward_seconds(self.model)
         if not run.is_reference:
-            self.progress("timing", 0, 1)
+            if last:
+                self.progress("timing", 0, 1)
             result = dataclasses.replace(
                 result,
                 seconds_per_edit=self.times["writing"] / edits,
                 bytes_saved=sum(
                     (self.folder / name).stat().st_size for name in files_of(self.folder)
                 ),
-                overhead={str(batch): overhead(self.model, prompts, batch) for batch in BATCHES},
+                overhead={str(batch): overhead(self.model, prompts, batch) for batch in BATCHES}
+                if last
+                else None,
                 training_seconds=self.times["training"] or None,
             )
         result.save(stream.result_file(self.run.name, edits), found.answers)

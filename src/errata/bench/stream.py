@@ -163,7 +163,8 @@ class Result:
         reading: the policy for records that contradict each other, of `conflicts.POLICIES`.
         conflicts: cases of the file that contradict another, and the number of all.
         ceiling: the best reliability of a model that gives one answer to a question.
-        drift: of neutral text, see `drift.drift`; and "fluency", see `drift.fluency`.
+        drift: of neutral text, see `drift.drift`; and "fluency", see `drift.fluency`; both, and the
+            overhead, at the last checkpoint only.
         made: when, on what, with which versions, see `provenance.provenance`; and
             "forward_seconds", of one forward pass of a prompt of 40 tokens, in the same process.
     """

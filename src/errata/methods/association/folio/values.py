@@ -39,8 +39,7 @@ def solve_values(
         (n, hidden), without `gain`.
     """
     labels = labels.to(keys.device)
-    vocabulary = base.vocabulary
-    if not isinstance(base.head, nn.Linear) or COMPETING * len(labels) * 4 > vocabulary:
+    if not isinstance(base.head, nn.Linear) or COMPETING * len(labels) * 4 > base.vocabulary:
         return _solve(keys, labels, scale, config, _Competition(base, keys, None))
     with torch.no_grad():
         likeliest = base.logits(keys).topk(COMPETING).indices
@@ -48,7 +47,9 @@ def solve_values(
     values = keys
     for _ in range(ROUNDS):
         competition = _Competition(base, keys, competing)
-        values = _solve(keys, competition.places(labels), scale, config, competition)
+        places = competition.places(labels)
+        # a few small matrices: on a GPU each step would wait for several calls
+        values = _solve(keys.cpu(), places.cpu(), scale, config, competition).to(keys.device)
         missing = _overlooked(base, keys, labels, values, config, competition)
         if missing is None:
             break
@@ -70,11 +71,11 @@ class _Competition:
         if tokens is None:
             return
         rows = {name: tensor.detach()[tokens] for name, tensor in base.head.named_parameters()}
-        self._rows = {name: tensor.float() for name, tensor in rows.items()}
+        self._rows = {name: tensor.float().cpu() for name, tensor in rows.items()}
         with torch.no_grad():
             others = base.logits(keys)
             others[:, tokens] = -torch.inf
-            self._others = others.logsumexp(-1, keepdim=True)
+            self._others = others.logsumexp(-1, keepdim=True).cpu()
 
     def places(self, labels: Tensor) -> Tensor:
         """Return the places of labels (n,) among the competing tokens."""
@@ -136,6 +137,6 @@ def _overlooked(
     moved = torch.cat([keys + values, keys + config.gain * values])
     logits = base.logits(moved)
     losses = F.cross_entropy(logits, labels.repeat(2), reduction="none")
-    competing = competition.losses(moved, competition.places(labels).repeat(2))
-    worse = losses > competing + TOLERANCE
+    places = competition.places(labels).repeat(2).cpu()
+    worse = losses > competition.losses(moved.cpu(), places).to(losses.device) + TOLERANCE
     return logits[worse].topk(COMPETING).indices.flatten() if bool(worse.any()) else None
