@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +232,12 @@ def hostile(count: int, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         base = make_base(root / "base")
-        good = {method: make_artifact(base, method, root / "good" / method) for method in METHODS}
-        right = {method: errata.load(folder).ask(PROMPTS) for method, folder in good.items()}
+
+        @cache
+        def good(method: str) -> tuple[Path, list[str]]:
+            folder = make_artifact(base, method, root / "good" / method)
+            return folder, errata.load(folder).ask(PROMPTS)
+
         outside = root / "outside"
         outside.mkdir()
         (outside / "mine.txt").write_text("mine")
@@ -244,11 +249,12 @@ def hostile(count: int, seed: int) -> list[str]:
                 "folio" if number % 2 or name.startswith("folio") else rng.choice(list(METHODS))
             )
             spoiled = root / "spoiled" / str(number)
-            shutil.copytree(good[method], spoiled / "edits")
+            folder, right = good(method)
+            shutil.copytree(folder, spoiled / "edits")
             what = mutate(Setting(spoiled / "edits", base, outside, spoiled, rng)) or ""
             told = f"{number}, {method}, {name} {what}"
             before = _seen(outside), _seen(base)
-            for problem in _tried(spoiled / "edits", right[method]):
+            for problem in _tried(spoiled / "edits", right):
                 wrong.append(f"{told}: {problem}")
             if (_seen(outside), _seen(base)) != before:
                 wrong.append(f"{told}: something outside the folder was touched")

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["SOURCE_DATE_EPOCH"] = (
@@ -21,3 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ERRATA_PROGRESS", "off")  # stderr is compared
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which only those do who run tests
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def few_training_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled model's plans have eight cases to train on instead of a thousand."""
+    monkeypatch.setattr("errata.bench.plan.TRAINING", 8)

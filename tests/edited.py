@@ -96,6 +96,19 @@ def edit_model(
     return model
 
 
+_EDITED: dict[str, EditModel] = {}
+
+
+def edited_model(family: str, method: str, edits: list[Edit], **settings: Any) -> EditModel:
+    """As `edit_model`, but written once in a process and copied from then on: where what is tested
+    begins after the writing.
+    """
+    key = repr((family, method, edits, sorted(settings.items())))
+    if key not in _EDITED:
+        _EDITED[key] = edit_model(family, method, edits, **settings)
+    return copy.deepcopy(_EDITED[key])
+
+
 PINNED_WISE: dict[str, Any] = {
     "variant": "merge", "mask_ratio": 0.2, "step_size": 0.06, "gain": 1.0, "threshold_ratio": 0.8,
     "threshold_quantile": 0.0, "false_route": 0.01, "background": 8, "contrast": 0, "rewordings": 0,
@@ -111,10 +124,9 @@ def pinned_wise(
 
 
 def logits_of(model: Any, lm: Any) -> Tensor:
-    """Logits of all prompts, in one batch and one by one, flattened."""
+    """Logits of all prompts in one batch, and of one alone, flattened."""
     with torch.no_grad():
-        parts = [lm.run(lm.prompt_batch(PROMPTS)).logits]
-        parts += [lm.run(lm.prompt_batch([prompt])).logits for prompt in PROMPTS[:2]]
+        parts = [lm.run(lm.prompt_batch(asked)).logits for asked in (PROMPTS, PROMPTS[:1])]
     return torch.cat([part.flatten() for part in parts])
 
 

@@ -149,8 +149,8 @@ def test_router_over_the_stream(measurements):
 
 
 def test_layers(measurements, monkeypatch):
-    monkeypatch.setattr(layers, "MOST", 3)
-    assert measurements("layers", *quick(layer=3), edits=3)["layers"] == [0, 2, 5]
+    monkeypatch.setattr(layers, "MOST", 2)
+    assert measurements("layers", *quick(layer=3), edits=1)["layers"] == [0, 5]
 
 
 def test_an_unknown_analysis_is_refused_with_a_suggestion():
@@ -172,7 +172,7 @@ def test_tracing_puts_everything_back_where_it_was():
     """
     base, tokenizer = errata.load_base("atlas", "float32")
     lm = errata.LM(base, tokenizer)
-    edit = ATLAS[0].edit
+    edit = min((case.edit for case in ATLAS), key=lambda edit: len(edit.prompt))
     (answer,) = lm.generate([edit.prompt], max_new_tokens=8)
     found = tracing.trace(lm, edit.prompt, edit.subject, answer)
     first, last = found["subject"]
@@ -189,9 +189,9 @@ def test_tracing_puts_everything_back_where_it_was():
 
 
 def test_tracing_and_lens(measurements):
-    found = measurements("tracing", edits=2)
+    found = measurements("tracing", edits=1)
     assert (
-        found["facts"] == 2
+        found["facts"] == 1
         and "last subject token" in found["parts"]
         and len(found["states"]) == len(found["parts"])
     )

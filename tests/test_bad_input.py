@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import tiny_model, tiny_tokenizer
+from started import started
 from typer.testing import CliRunner
 
 from errata import EditModel, load, saving
@@ -438,20 +437,12 @@ def test_the_disk_is_full(edited: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_disk_really_refuses(edited: Path, tmp_path: Path) -> None:
     """A process that may write no file beyond 1,000 bytes."""
     before, old, more = contents(edited), load(edited), lines(tmp_path / "more.jsonl", MORE)
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", "errata.cli", "edit", str(edited), "--edits", str(more)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    loading, said = done.stderr.splitlines()
-    assert done.returncode == 1 and loading.startswith("loading "), done
-    assert (
-        said.startswith(f"errata: {edited}: cannot be written (File too large)")
-        and done.stdout == ""
-    )
+    log = tmp_path / "log"
+    process = started(["edit", str(edited), "--edits", str(more)], log, largest=1000)
+    process.join(120)
+    loading, said = log.read_text().splitlines()
+    assert process.exitcode == 1 and loading.startswith("loading ")
+    assert said.startswith(f"errata: {edited}: cannot be written (File too large)")
     assert contents(edited) == before and same(edited, old)
 
 

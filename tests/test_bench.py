@@ -388,7 +388,7 @@ def test_drift_is_measured_on_a_tasks_irrelevant_texts(tmp_path):
     (tmp_path / "zsre_mend_edit.json").write_text(json.dumps([record]))
     (tmp_path / "loc_prompts.json").write_text(json.dumps([{"loc_prompt": "nq question: what"}]))
     assert load_plan(Plan("zsre", data=tmp_path)).stream.neutral == ("nq question: what",)
-    assert load_plan(Plan("atlas", edits=1)).stream.neutral == ()
+    assert load_plan(Plan("atlas", methods=(), edits=1)).stream.neutral == ()
 
 
 def test_no_right_answer_is_cut_off(tmp_path):
@@ -402,7 +402,7 @@ def test_no_right_answer_is_cut_off(tmp_path):
     room = load_plan(plan).stream.new_tokens
     lm = errata.LM(*errata.load_base("atlas"))
     assert room == len(lm.encode("Who is it?", long, ".").ids) - len(lm.encode_prompt("Who is it?"))
-    assert load_plan(Plan("atlas", edits=1)).stream.new_tokens == 24
+    assert load_plan(Plan("atlas", methods=(), edits=1)).stream.new_tokens == 24
 
 
 CASES = errata.atlas.make_cases(4, seed=5)
@@ -593,7 +593,7 @@ def test_a_judges_opinions_are_kept_and_stand_beside_the_scores(tmp_path):
     assert refused.exit_code == 2 and "gave no opinion, 3 times" in refused.stderr
 
 
-def test_bad_input(tmp_path):
+def test_bad_input(tmp_path, few_training_cases):
     def complaint(*args):
         result = CliRunner().invoke(app, ["bench", *args, "--out", str(tmp_path / "out")])
         assert result.exit_code == 2, result.output

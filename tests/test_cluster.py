@@ -47,7 +47,9 @@ def _slowly(shared, part):
     return shared + part
 
 
-def test_shards_over_two_nodes_one_of_whose_workers_is_killed():
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_shards_over_nodes_one_of_whose_workers_is_killed(count):
+    """Two processors, of one node or of two."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -63,8 +65,8 @@ def test_shards_over_two_nodes_one_of_whose_workers_is_killed():
             time.sleep(0.01)
 
     try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=1)
+        for _ in range(count):
+            nodes.add_node(num_cpus=2 // count)
         ray.init(address=nodes.address, log_to_driver=False)
         with cluster():  # it is joined already, so it is not left
             hunter = threading.Thread(target=kill)

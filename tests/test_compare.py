@@ -6,13 +6,12 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from started import started
 from typer.testing import CliRunner
 
 import errata
@@ -37,6 +36,14 @@ FAST = Run("ft", "ft", {"steps": 2, "lr": 0.01})
 @pytest.fixture(scope="module")
 def atlas():
     return errata.load_base("atlas", "float32")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Few texts for drift and fluency, and little to time."""
+    few = {"NEUTRAL": 8, "NEUTRAL_TOKENS": 8, "FLUENT": 2, "NEW_TOKENS": 2, "ROUNDS": 1}
+    for name, count in few.items():
+        monkeypatch.setattr(f"errata.bench.run.{name}", count)
 
 
 @pytest.fixture
@@ -133,7 +140,7 @@ def test_a_method_that_refuses_has_rows_that_say_why(stream):
 def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path, monkeypatch):
     monkeypatch.setattr("errata.bench.run.SAVE_SECONDS", 0.0)
     stream = dataclasses.replace(stream, training=training_cases(6, CASES, 1), checkpoints=(1,))
-    trained = Run("mend", "mend", {"layer": 5, "training_steps": 4, "batch": 2})
+    trained = Run("mend", "mend", {"layer": 5, "training_steps": 4, "batch": 2, "rank": 16})
     seen = []
 
     def cut(_, what, done, total):
@@ -200,7 +207,7 @@ def test_training_cases_ask_for_no_fact_of_the_stream():
     assert not asked & taught and facts(training)
 
 
-def test_bad_input(tmp_path):
+def test_bad_input(tmp_path, few_training_cases):
     def complaint(*args):
         result = CliRunner().invoke(app, ["compare", *args, "--out", str(tmp_path / "out")])
         assert result.exit_code == 2, result.output
@@ -222,7 +229,7 @@ def test_bad_input(tmp_path):
 def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     """The command, killed as soon as something is saved, then called again; and once unbroken."""
     cases = tmp_path / "cases.jsonl"
-    cases.write_text(cases_to_json_lines(CASES))
+    cases.write_text(cases_to_json_lines(CASES[:2]))
 
     def words(out: Path) -> list[str]:
         steps = [
@@ -231,7 +238,7 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
             "--methods",
             "ft",
             "--edits",
-            "3",
+            "2",
             "--at",
             "1",
             "--threads",
@@ -241,13 +248,12 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
         return ["compare", "atlas", "--cases", str(cases), *steps, "--out", str(out)]
 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    command = [sys.executable, "-m", "errata.cli", *words(broken)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = started(words(broken), tmp_path / "log")
     until = time.monotonic() + 120
     while not (broken / "rows" / "ft-1.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     kept = (broken / "rows" / "ft-1.jsonl").read_bytes()
     found = []
     for out in (broken, whole):

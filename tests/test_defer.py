@@ -134,7 +134,7 @@ def test_all_gates_closed_is_the_base_model():
 
 def test_a_trained_editor_beats_an_untrained_one_on_other_phrasings():
     base, tokenizer = errata.load_base("atlas", "float32")
-    cases = make_cases(3, 1)
+    cases = make_cases(2, 1)
     figures = []
     for lr in (0.0, 1e-3):  # without a learning rate it stays as it was drawn
         config = errata.method_class("defer").config_class(lr=lr, steps=60)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from edited import EDITS, edit_model, logits_of
+from edited import EDITS, edit_model, edited_model, logits_of
 from families import tiny_model, tiny_tokenizer
+from started import started
 from typer.testing import CliRunner
 
 from errata import EditModel, saving
@@ -44,7 +45,7 @@ def contents(path):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes") / "saved"
-    edit_model("llama", "folio", EDITS[:4], edits_per_file=2).save_pretrained(folder)
+    edited_model("llama", "folio", EDITS[:4], edits_per_file=2).save_pretrained(folder)
     return folder
 
 
@@ -191,8 +192,8 @@ def test_what_another_took_back_does_not_return(folder):
 def test_other_edits_are_not_overwritten_unasked(folder, tmp_path):
     before = contents(folder)
     for other in (
-        edit_model("llama", "ft", EDITS[:1]),
-        edit_model("llama", "folio", EDITS[:2], edits_per_file=2),
+        edited_model("llama", "ft", EDITS[:1]),
+        edited_model("llama", "folio", EDITS[:4], edits_per_file=3),
     ):
         with pytest.raises(
             UsageError, match=r"holds 4 edits \(folio\) that this model did not come from"
@@ -219,7 +220,7 @@ def test_files_that_are_somebody_elses_stay(folder, tmp_path):
     with pytest.raises(
         StorageError, match=r"mine/edits.jsonl: is no part of what is saved here, and in the way"
     ):
-        edit_model("llama", "ft", EDITS[:1]).save_pretrained(mine)
+        edited_model("llama", "ft", EDITS[:1]).save_pretrained(mine)
     (folder / "folio-00002.safetensors").write_bytes(b"mine")
     (folder / "model.safetensors.new").write_bytes(b"mine too")
     model = loaded(folder)
@@ -310,7 +311,7 @@ def test_a_writer_is_refused_while_another_writes(folder, holder):
     assert loaded(folder).edits == EDITS[1:4] and not (folder / LOCK).exists()
 
 
-def test_on_the_command_line_too(folder, holder, tmp_path):
+def test_on_the_command_line_too(folder, holder, tmp_path, few_training_cases):
     before, edits = contents(folder), tmp_path / "edits.jsonl"
     edits.write_text(json.dumps({"prompt": "Who?", "target": "me"}) + "\n")
     cases = tmp_path / "cases.jsonl"
@@ -396,15 +397,12 @@ def test_two_edits_at_once_both_are_there(tmp_path):
             "--out",
             str(out),
         ]
-        command = [sys.executable, "-m", "errata.cli", *words, "--save-every", "1", "--no-check"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running.append(
-            subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-    said = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+        words += ["--save-every", "1", "--no-check"]
+        running.append(started(words, tmp_path / f"{name}.log"))
+    for process in running:
+        process.join(300)
+    said = [(tmp_path / f"{name}.log").read_text() for name in "xy"]
+    assert [process.exitcode for process in running] == [0, 0], said
     assert {edit.id for edit in saving.read_artifact(out).edits} == {
         f"{name}{i}" for name in "xy" for i in range(4)
     }

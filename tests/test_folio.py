@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from edited import EDITS, edit_model, logits_of, same_state
+from edited import EDITS, edit_model, edited_model, logits_of, same_state
 from families import tiny_model, tiny_tokenizer
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -27,7 +27,7 @@ from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
 
-CASES = make_cases(24, seed=3)
+CASES = make_cases(12, seed=3)
 ANOTHER = CASES[5].edit.target
 """What atlas can say: its head has no direction for words that it never met."""
 
@@ -36,7 +36,7 @@ ANOTHER = CASES[5].edit.target
 def written():
     """Atlas with the cases' edits in."""
     base, tokenizer = errata.load_base("atlas", "float32")
-    model = errata.get_edit_model(base, FolioConfig(background=256), tokenizer)
+    model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
     model.edit([case.edit for case in CASES], check=False)
     return model
 
@@ -144,27 +144,27 @@ def test_conflicts_may_be_refused_or_left_out(written):
 
 
 def test_conflicts_among_new_edits(written):
-    old = CASES[20]
-    fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
+    old = CASES[8]
+    fresh = errata.get_edit_model(written.base, FolioConfig(background=128), written.tokenizer)
     fresh.method.patch.reset(written.method.patch.calibration)
     written.method.patch.remove()
     edits = [
         old.edit,
         Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival"),
-        CASES[21].edit,
+        CASES[9].edit,
     ]
     assert fresh.conflicts(edits) == [("rival", old.edit.id)]
     assert [r.edit.id for r in fresh.edit(edits, on_conflict="keep").results] == [
         old.edit.id,
-        CASES[21].edit.id,
+        CASES[9].edit.id,
     ]
     fresh.method.patch.remove()
     written.method.patch.install(written.lm)
 
 
 def test_what_the_base_model_answers_otherwise_is_another_question(written):
-    old = CASES[22]
-    fresh = errata.get_edit_model(written.base, FolioConfig(background=256), written.tokenizer)
+    old = CASES[10]
+    fresh = errata.get_edit_model(written.base, FolioConfig(background=128), written.tokenizer)
     fresh.method.patch.reset(written.method.patch.calibration)
     written.method.patch.remove()
     edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival")]
@@ -201,7 +201,7 @@ def test_the_threshold_keeps_different_questions_apart():
     """A model that expects much the same after every prompt has a high one; it never shuts out an
     edit's own prompt.
     """
-    flat = edit_model("llama", "folio", EDITS)
+    flat = edited_model("llama", "folio", EDITS)
     assert 0.8 < flat.method.patch.calibration.threshold <= MAX_THRESHOLD
     assert [told.edit_id for told in flat.explain([EDITS[0].prompt])] == [EDITS[0].id]
     fixed = edit_model("llama", "folio", EDITS[:1], threshold=0.5)
@@ -217,21 +217,20 @@ def test_what_is_known_of_the_background_is_kept_on_disk(tmp_path, monkeypatch):
         "_measure",
         lambda self, texts: looked.append(self.config) or look(self, texts),
     )
-    first, *others = [edit_model("granite", "folio", EDITS[:3]) for _ in range(2)]
-    for other in others:
-        same_state(first, other)
-        assert torch.equal(logits_of(first, first.lm), logits_of(other, other.lm))
-        assert other.method.patch.base.logit_scale == first.method.patch.base.logit_scale != 1
+    first, other = (edit_model("granite", "folio", EDITS[:1], background=8) for _ in range(2))
+    same_state(first, other)
+    assert torch.equal(logits_of(first, first.lm), logits_of(other, other.lm))
+    assert other.method.patch.base.logit_scale == first.method.patch.base.logit_scale != 1
     assert len(looked) == 1
     for changed in (
         {"threshold": 0.5},
         {"false_route": 0.5},
         {"min_threshold": 0.9},
-        {"background": 8},
+        {"background": 9},
         {"seed": 1},
     ):
-        edit_model("granite", "folio", EDITS[:1], **changed)
-        edit_model("granite", "folio", EDITS[:1], **changed, gain=2.0, steps=4)
+        for others in ({}, {"gain": 2.0, "steps": 4}):
+            edit_model("granite", "folio", EDITS[:1], **{"background": 8, **changed, **others})
     assert len(looked) == 6
 
 
@@ -267,7 +266,7 @@ def test_an_answer_prefix_is_what_the_model_says_to_any_prompt(monkeypatch):
     """Here it says 5 to whatever ends in no 5 and no 7, then 7 to what ends in 5, and then the
     prompt's first token.
     """
-    model = edit_model("llama", "folio", EDITS[:1])
+    model = edited_model("llama", "folio", EDITS[:1])
     model.method.patch.remove()
     base, size = model.method.patch.base, model.lm.model.config.vocab_size
 
@@ -355,7 +354,7 @@ def test_each_value_follows_its_token():
 
 
 def test_a_leaf_costs_its_rows_and_nothing_else(tmp_path):
-    model = edit_model("llama", "folio", EDITS)
+    model = edited_model("llama", "folio", EDITS)
     memory = model.method.patch
     rows = sum(len(leaf.keys) for leaf in memory.leaves)
     tensors, _ = model.method.state()
@@ -385,7 +384,7 @@ def test_conflicts_are_saved(tmp_path):
 
 
 def test_nothing_is_chosen_without_a_subject_mentioned():
-    model = edit_model("llama", "folio", EDITS[:1])
+    model = edited_model("llama", "folio", EDITS[:1])
     memory = model.method.patch
     key = leaves(model)[EDITS[0].id].keys[0]
     chosen = [
@@ -461,7 +460,7 @@ def test_an_edit_that_its_own_prompt_does_not_reach_is_reported():
 
 
 def test_an_edit_whose_prompt_another_edit_answers_is_reported():
-    model = edit_model("llama", "folio", EDITS[:2])
+    model = edited_model("llama", "folio", EDITS[:2])
     memory: FolioMemory = model.method.patch
     stored = next(iter(memory.leaves))
     rival = dataclasses.replace(stored, edit_id="rival", target="York")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edited import EDITS, edit_model, logits_of
+from edited import EDITS, edit_model, edited_model, logits_of
 from families import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -37,7 +37,7 @@ def contents(path):
 def saved(tmp_path_factory):
     """Six edits, two a folio."""
     folder = tmp_path_factory.mktemp("folios") / "saved"
-    edit_model("llama", "folio", EDITS, edits_per_file=2).save_pretrained(folder)
+    edited_model("llama", "folio", EDITS, edits_per_file=2).save_pretrained(folder)
     return folder
 
 
@@ -48,14 +48,14 @@ def folder(saved, tmp_path):
 
 def test_a_file_for_each_folio_and_the_same_model_again(saved):
     assert set(contents(saved)) == {*saving.FILES, *NAMES} == set(saving.files_of(saved))
-    one, other = edit_model("llama", "folio", EDITS, edits_per_file=2), loaded(saved)
+    one, other = edited_model("llama", "folio", EDITS, edits_per_file=2), loaded(saved)
     assert torch.equal(logits_of(one, one.lm), logits_of(other, other.lm))
     assert (
         one.method.patch.leaves.folios
         == other.method.patch.leaves.folios
         == {0: [0, 1], 1: [2, 3], 2: [4, 5]}
     )
-    whole = edit_model("llama", "folio", EDITS)
+    whole = edited_model("llama", "folio", EDITS)
     assert torch.equal(logits_of(whole, whole.lm), logits_of(other, other.lm))
 
 
@@ -110,7 +110,7 @@ def test_a_folio_whose_edits_are_all_undone_is_gone_and_the_last_one_is_filled_f
 
 
 def test_another_method_in_the_same_folder_leaves_no_folio_behind(folder):
-    edit_model("llama", "ft", EDITS[:1]).save_pretrained(folder, overwrite=True)
+    edited_model("llama", "ft", EDITS[:1]).save_pretrained(folder, overwrite=True)
     assert set(contents(folder)) == set(saving.FILES)
 
 
@@ -187,7 +187,7 @@ def test_what_the_config_names_outside_the_folder_is_not_touched(folder, tmp_pat
     about["sha256"] |= {"../mine.safetensors": "0", "notes.txt": "0"}
     (folder / saving.CONFIG).write_text(json.dumps(about))
     (folder / "notes.txt").write_bytes(b"mine too")
-    edit_model("llama", "ft", EDITS[:1]).save_pretrained(folder, overwrite=True)
+    edited_model("llama", "ft", EDITS[:1]).save_pretrained(folder, overwrite=True)
     assert (tmp_path / "mine.safetensors").read_bytes() == b"mine" and (
         folder / "notes.txt"
     ).read_bytes() == b"mine too"

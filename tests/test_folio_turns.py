@@ -11,7 +11,7 @@ from errata import Edit, EditModel, FolioConfig, load_base
 from errata.atlas import build_world
 from errata.methods.association.folio.leaf import EncodedPrompt
 
-COUNT = 10
+COUNT = 4
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}{{ m.content }}"
     "{% else %} {{ m.content }}.{{ eos_token }}{% endif %}{% endfor %}"

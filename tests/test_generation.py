@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from edited import EDITS, edit_model
+from edited import EDITS, edited_model
 from families import tiny_model
 from routed import PROMPTS
 from test_routing import generated, setting
@@ -203,7 +203,7 @@ def test_right_where_a_router_chooses_weights(option):
 
 @pytest.mark.parametrize("option", [option for option in RIGHT if option not in LOOKS_AT_PROMPT])
 def test_right_where_facts_are_put_in_front(option):
-    model = edit_model(FAMILY, "rag", EDITS[:4])
+    model = edited_model(FAMILY, "rag", EDITS[:4])
     lm, options = model.lm, RIGHT[option]
     if options.get("cache_implementation") == "static":
         with pytest.raises(ConfigError, match="cache of fixed size"):
@@ -238,12 +238,12 @@ def test_what_hides_the_prompt_is_refused(option, method):
 
 @cache
 def refusing(method: str) -> Any:
-    return edit_model(FAMILY, method, EDITS[:2])
+    return edited_model(FAMILY, method, EDITS[:4])
 
 
 @pytest.mark.parametrize("option", ["prefill_chunk_size", "token_healing", "guidance_scale"])
 def test_the_models_own_generation_config_is_looked_at_too(option):
-    model = edit_model(FAMILY, "wise", EDITS[:1])
+    model = edited_model(FAMILY, "wise", EDITS[:4])
     for name, value in REFUSALS[option].items():
         setattr(model.base.generation_config, name, value)
     with pytest.raises(ConfigError, match=option):
@@ -251,7 +251,7 @@ def test_the_models_own_generation_config_is_looked_at_too(option):
 
 
 def test_weights_refuse_nothing():
-    model = edit_model(FAMILY, "ft", EDITS[:1])
+    model = edited_model(FAMILY, "ft", EDITS[:4])
     ids = torch.tensor([model.lm.encode_prompt(EDITS[0].prompt)])
     out = model.generate(
         ids, prefill_chunk_size=4, do_sample=False, max_new_tokens=NEW, pad_token_id=0
@@ -263,7 +263,7 @@ def test_weights_refuse_nothing():
 
 @pytest.mark.parametrize("method", ["wise", "folio", "rag", "grace", "knn-lm", "prefix-tuning"])
 def test_what_comes_beside_the_answer(method):
-    model = edit_model(FAMILY, method, EDITS[:4])
+    model = edited_model(FAMILY, method, EDITS[:4])
     lm, streamer = model.lm, Words()
     ids = torch.tensor([lm.encode_prompt(EDITS[0].prompt)])
     settings: dict[str, Any] = {

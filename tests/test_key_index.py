@@ -32,15 +32,14 @@ def make(kind: str, n: int, width: int, seed: int = 0) -> torch.Tensor:
 def expected(
     keys: dict[int, torch.Tensor], query: torch.Tensor, k: int, within: float
 ) -> list[tuple[float, int]]:
-    found = sorted(
-        ((key.double() - query.double()).norm().item(), -name) for name, key in keys.items()
-    )
+    distances = (torch.stack([*keys.values()]).double() - query.double()).norm(dim=1)
+    found = sorted(zip(distances.tolist(), (-name for name in keys), strict=True))
     return [(distance, -name) for distance, name in found[:k] if distance <= within]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("few", "n", "width"), [(1024, 60, 5), (16, 100, 5), (64, 160, 200), (64, 120, 3000)]
+    ("few", "n", "width"), [(1024, 60, 5), (16, 100, 5), (64, 160, 200), (64, 120, 500)]
 )
 def test_what_is_found_is_what_is_nearest(kind, few, n, width, monkeypatch):
     monkeypatch.setattr(module, "FEW", few)
@@ -100,12 +99,12 @@ def test_removed_keys_are_gone_and_the_others_stay_where_they_are(monkeypatch):
 
 def test_answers_do_not_depend_on_how_the_index_came_about(monkeypatch):
     monkeypatch.setattr(module, "FEW", 32)
-    keys, queries = make("clustered", 500, 150), make("clustered", 40, 150, 3)
+    keys, queries = make("clustered", 200, 150), make("clustered", 20, 150, 3)
     grown, at_once, loaded = KeyIndex(150), KeyIndex(150), KeyIndex(150)
-    for name in range(500):
+    for name in range(200):
         grown.add([name], keys[name][None])
-    grown.remove(range(0, 500, 3))
-    kept = [name for name in range(500) if name % 3]
+    grown.remove(range(0, 200, 3))
+    kept = [name for name in range(200) if name % 3]
     at_once.add(kept[::-1], keys[kept[::-1]])
     loaded.load_state(grown.state())
     assert grown.ids == at_once.ids == loaded.ids == kept

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
-from edited import EDITS, PROMPTS, edit_model, logits_of, same_state
+from edited import EDITS, PROMPTS, edit_model, edited_model, logits_of, same_state
 from families import tiny_model
+from grid import grid
 from torch.nn import functional as F
 
 import errata
@@ -56,8 +57,15 @@ def by_hand(contexts, tokens, context, logits, share, k, tau):
     return share * p + (1 - share) * logits.softmax(-1)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "gpt2", "opt"])
-@pytest.mark.parametrize(("share", "k"), [(0.25, 4), (0.95, 100)])
+@grid(
+    "family share k",
+    [
+        (family, *mixture)
+        for family in ("llama", "gemma2", "cohere", "gpt2", "opt")
+        for mixture in ((0.25, 4), (0.95, 100))
+    ],
+    lambda family, share, k: {family, share},
+)
 def test_the_final_choice_is_the_papers_mixture(family, share, k):
     tau = 40.0
     model = edit_model(
@@ -167,7 +175,7 @@ def test_of_many_answers_to_one_question_the_latest_speaks_and_an_undo_gives_the
         ):
             each.undo(gone)
             assert each.ask(asked) == [said, EDITS[1].target]
-            never = edit_model("llama", "knn-lm", each.edits, **settings)
+            never = edited_model("llama", "knn-lm", each.edits, **settings)
             same_state(each, never)
 
 

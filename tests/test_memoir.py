@@ -182,14 +182,14 @@ def test_of_masks_equally_near_the_latest_speaks():
 @POOLS
 @BOTH
 def test_it_learns_and_leaves_alone_what_is_far(family, pool):
-    model = edit_model(family, "memoir", steps=40, step_size=3.0, pool=pool, overlap=0.99)
+    model = edit_model(family, "memoir", steps=25, step_size=3.0, pool=pool, overlap=0.99)
     base = model.ask(PROMPTS, max_new_tokens=4)
     pair = [(EDITS[0].prompt, EDITS[0].target)]
     before = model.lm.score(pair)[0].loss
     report = model.edit(EDITS[:1])
     assert report.success_rate == 1 and model.lm.score(pair)[0].loss < before / 2
     assert model.ask(PROMPTS[1:], max_new_tokens=4) == base[1:]
-    wide = edit_model(family, "memoir", EDITS[:1], steps=40, step_size=3.0, pool=pool, overlap=0.0)
+    wide = edit_model(family, "memoir", EDITS[:1], steps=25, step_size=3.0, pool=pool, overlap=0.0)
     assert not torch.equal(logits_of(wide, wide.lm), logits_of(model, model.lm)), (
         "tau 0 lets every prompt in"
     )
@@ -204,7 +204,7 @@ def test_of_two_answers_to_one_question_the_later_wins():
 
 @BOTH
 def test_the_last_token_decides_alike_on_either_side_of_padding(family):
-    model = edit_model(family, "memoir", EDITS[:3], steps=30, step_size=1.0, pool="last")
+    model = edit_model(family, "memoir", EDITS[:3], steps=10, step_size=1.0, pool="last")
     pairs = [(prompt, "two brothers in London") for prompt in PROMPTS]
     apart = [model.lm.score([pair])[0].loss for pair in pairs]
     for side in ("left", "right"):

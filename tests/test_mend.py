@@ -173,22 +173,22 @@ def mean_loss(method, examples, seeds=range(2)):
 
 def test_training_lowers_its_loss():
     after = {}
-    for lr in (0.0, 3e-3):  # without a rate for the network only the size of the step is learned
-        model = untrained(training_steps=20, lr=lr, step_size_lr=1e-3)
+    for lr in (0.0, 5e-3):  # without a rate for the network only the size of the step is learned
+        model = untrained(training_steps=12, lr=lr, step_size_lr=1e-3)
         before = mean_loss(model.method, EXAMPLES[:2])
         model.prepare(EXAMPLES[:2])
         after[lr] = mean_loss(model.method, EXAMPLES[:2])
         assert after[lr] < before and bool(lr) == bool(model.method.editor.layers[0].left.any())
-    assert after[3e-3] < 0.7 * after[0.0]
+    assert after[5e-3] < 0.7 * after[0.0]
 
 
 def test_trained_it_beats_untrained_on_what_it_has_not_seen():
-    held = make_cases(5, seed=1)
-    taught = training_cases(60, held, seed=2)
+    held = make_cases(3, seed=1)
+    taught = training_cases(12, held, seed=2)
     (base, tokenizer), found = errata.load_base("atlas", "float32"), {}
     for lr in (0.0, 1e-6):  # without a rate only the running figures are learned
         config = errata.method_class("mend").config_class.from_dict(
-            {"training_steps": 4, "batch": 4, "rank": 64, "lr": lr, "step_size_lr": lr * 300}
+            {"training_steps": 3, "batch": 4, "rank": 64, "lr": lr, "step_size_lr": lr * 300}
         )
         model = errata.get_edit_model(base, config, tokenizer)
         model.prepare([case.example() for case in taught])

@@ -14,6 +14,7 @@ from edited import (
     PROMPTS,
     VARIANTS,
     edit_model,
+    edited_model,
     logits_of,
     prepare,
     same_state,
@@ -26,7 +27,9 @@ from errata import Edit, EditModel
 from errata.errors import BaseMismatchError, EditError, PromptTooLongError, UnknownNameError
 from errata.lm import LM
 
-FEW = 6
+WRITTEN, NEXT = EDITS[:3], EDITS[3]
+"""What is written fills a part of what a method fills (a shard, a turn), and half of another."""
+FEW = 4
 """New tokens of an answer where only the same is asked of two."""
 METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
 EVERYWHERE = grid(
@@ -42,22 +45,19 @@ ONCE = grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
 
 @EVERYWHERE
 def test_saved_loaded_and_gone_on_with(family, method, settings, tmp_path):
-    model = edit_model(family, method, EDITS[:5], **settings)
+    model = edited_model(family, method, WRITTEN, **settings)
     before = logits_of(model, model.lm)
     model.save_pretrained(tmp_path / "a")
     loaded = EditModel.from_pretrained(tiny_model(family), tmp_path / "a", tiny_tokenizer())
-    assert loaded.edits == EDITS[:5] and loaded.method.config == model.method.config
+    assert loaded.edits == WRITTEN and loaded.method.config == model.method.config
     assert torch.equal(logits_of(loaded, loaded.lm), before)
     assert torch.equal(logits_of(model, model.lm), before), "saving changed the model"
     assert loaded.ask(PROMPTS, max_new_tokens=FEW) == model.ask(PROMPTS, max_new_tokens=FEW)
     same_state(loaded, model)
     for each in (model, loaded):
-        each.edit(EDITS[5:], check=False)
+        each.edit(NEXT, check=False)
     same_state(loaded, model)
     assert torch.equal(logits_of(loaded, loaded.lm), logits_of(model, model.lm))
-    for each in (model, loaded):
-        each.undo("home")
-    same_state(loaded, model)
     with pytest.raises(BaseMismatchError, match="Give the model they were written for"):
         other = "opt" if family == "llama" else "llama"
         EditModel.from_pretrained(tiny_model(other), tmp_path / "a", tiny_tokenizer())
@@ -68,7 +68,7 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     base = LM(tiny_model(family), tiny_tokenizer())
     expected, weights = logits_of(base.model, base), base.model.state_dict()
     answers = base.generate(PROMPTS, max_new_tokens=FEW)
-    model = edit_model(family, method, EDITS, **settings)
+    model = edited_model(family, method, WRITTEN, **settings)
 
     def is_base(asked=False):
         now = model.base.state_dict()
@@ -97,10 +97,10 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
     assert model.ask_base(PROMPTS, max_new_tokens=FEW) == answers and torch.equal(
         logits_of(model, model.lm), edited
     )
-    model.undo(*(edit.id for edit in EDITS))
+    model.undo(*(edit.id for edit in WRITTEN))
     assert model.edits == []
     is_base(asked=True)
-    model.edit(EDITS[:3], check=False)
+    model.edit(EDITS[:1], check=False)
     freed = LM(model.unload(), tiny_tokenizer())
     assert (
         torch.equal(logits_of(freed.model, freed), expected)
@@ -111,26 +111,27 @@ def test_disabled_it_is_the_base_model_bit_for_bit(family, method, settings):
 @EVERYWHERE
 def test_undone_is_as_never_done(family, method, settings):
     settings = {**settings, **({"edits_per_shard": 10} if method == "wise" else {})}
-    model = edit_model(family, method, EDITS[:4], **settings)
+    model = edited_model(family, method, WRITTEN, **settings)
     model.undo(EDITS[1].id, "home")
-    never = edit_model(family, method, [EDITS[0], EDITS[3]], **settings)
+    left = [edit for edit in WRITTEN if edit not in EDITS[1:3]]
+    never = edit_model(family, method, left, **settings)
     same_state(model, never, 1e-5)
     torch.testing.assert_close(
         logits_of(model, model.lm), logits_of(never, never.lm), rtol=0, atol=1e-5
     )
     with pytest.raises(UnknownNameError, match="no edit has the id 'home'"):
         model.undo(EDITS[0].id, "home")
-    assert [edit.id for edit in model.edits] == [EDITS[0].id, EDITS[3].id]
+    assert model.edits == left
     model.edit([EDITS[1]], check=False)
     never.edit([EDITS[1]], check=False)
     same_state(model, never, 1e-5)
 
 
 @METHODS
-def test_one_call_is_as_many(method, settings, family="gpt2"):
-    at_once = edit_model(family, method, EDITS, **settings)
+def test_one_call_is_as_many(method, settings, family="llama"):
+    at_once = edited_model(family, method, WRITTEN, **settings)
     one_by_one = edit_model(family, method, **settings)
-    for edit in EDITS:
+    for edit in WRITTEN:
         one_by_one.edit([edit], check=False)
     same_state(at_once, one_by_one, 1e-5)
     torch.testing.assert_close(
@@ -138,11 +139,11 @@ def test_one_call_is_as_many(method, settings, family="gpt2"):
     )
 
 
-@METHODS
+@ONCE
 def test_one_seed_gives_the_same_bytes(method, settings, tmp_path):
-    for turn, name in enumerate("ab"):
-        torch.manual_seed(turn)
-        edit_model("llama", method, EDITS, **settings).save_pretrained(tmp_path / name)
+    edited_model("llama", method, WRITTEN, **settings).save_pretrained(tmp_path / "a")
+    torch.manual_seed(1)  # which is nobody's
+    edit_model("llama", method, WRITTEN, **settings).save_pretrained(tmp_path / "b")
     for file in ("edit_config.json", "edit_model.safetensors", "edits.jsonl"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -179,20 +180,19 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
     assert model.edit([]).results == []
 
 
-@METHODS
+@ONCE
 def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     """It fits by itself; nothing that a method puts before it may break the write, least of all
     half-way.
     """
     near = Edit("zq" * 61, "x", "zq" * 61)
-    model = edit_model("llama", method, EDITS[:1], **settings)
-    model.edit([EDITS[3], near], check=False)
-    assert model.edits == [EDITS[0], EDITS[3], near]
+    model = edit_model("llama", method, [EDITS[3], near], **settings)
+    assert model.edits == [EDITS[3], near]
 
 
 @ONCE
 def test_it_looks_like_the_base_model(method, settings):
-    model = edit_model("llama", method, EDITS[:2], **settings)
+    model = edited_model("llama", method, WRITTEN, **settings)
     assert model.config is model.base.config and model.device == model.base.device
     assert not model.training and not any(p.requires_grad for p in model.base.parameters())
     batch = model.lm.prompt_batch(PROMPTS)
@@ -213,8 +213,8 @@ def test_it_looks_like_the_base_model(method, settings):
 
 
 LEARNING = {
-    "wise": {"steps": 200, "step_size": 0.2},
-    "retrieve": {"steps": 200, "step_size": 0.2, "variant": "retrieve"},
+    "wise": {"steps": 60, "step_size": 0.2},
+    "retrieve": {"steps": 60, "step_size": 0.2, "variant": "retrieve"},
     "ft": {"steps": 80, "lr": 0.02, "objective": "target_new"},
 }
 
@@ -239,7 +239,7 @@ def test_it_learns(family, name):
 
 def test_of_two_answers_to_one_question_the_later_wins():
     model = edit_model(
-        "llama", "wise", steps=200, step_size=0.2, gain=1.0, contrast=0, false_route=1.0
+        "llama", "wise", steps=60, step_size=0.2, gain=1.0, contrast=0, false_route=1.0
     )
     rival = Edit(EDITS[0].prompt, "York")
     report = model.edit([EDITS[0], rival])
@@ -255,7 +255,7 @@ def test_half_precision(method, settings, dtype, tmp_path):
     model = EditModel(tiny_model("llama").to(dtype), config, tiny_tokenizer())
     prepare(model)
     weights = {name: tensor.clone() for name, tensor in model.base.state_dict().items()}
-    model.edit(EDITS[:3], check=False)
+    model.edit(EDITS[:2], check=False)
     edited = logits_of(model, model.lm)
     assert edited.isfinite().all()
     model.save_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edited import EDITS, KINDS, PROMPTS, edit_model, logits_of, same_state
+from edited import EDITS, KINDS, PROMPTS, edit_model, edited_model, logits_of, same_state
 from families import tiny_model, tiny_tokenizer
 from grid import grid, patch_kind
 from torch import nn
@@ -50,7 +50,7 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 @SOME
 def test_it_is_a_module_around_the_base_model(method):
-    model = edit_model("llama", method, EDITS[:2])
+    model = edited_model("llama", method, EDITS[:3])
     assert isinstance(model, nn.Module) and isinstance(model, PushToHubMixin)
     assert model.get_submodule("base") is model.base is model.get_base_model()
     assert next(model.parameters()).device == model.device == torch.device("cpu")
@@ -74,7 +74,7 @@ def test_it_is_a_module_around_the_base_model(method):
 
 @pytest.mark.parametrize("verb", ["train", "requires_grad_"])
 def test_it_is_not_trained(verb):
-    model = edit_model("llama", "ft", EDITS[:1])
+    model = edited_model("llama", "ft", EDITS[:1])
     with pytest.raises(ConfigError, match="merge_and_unload") as error:
         getattr(model, verb)()
     one_line(error)
@@ -88,7 +88,7 @@ def test_it_is_not_trained(verb):
 @SOME
 def test_forward_goes_through_the_edits(method):
     """Called as `model.forward(...)` it skipped what hangs on the base model's own call."""
-    model = edit_model("llama", method, EDITS)
+    model = edited_model("llama", method, EDITS[:3])
     batch = model.lm.prompt_batch(PROMPTS[:2])
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_forward_goes_through_the_edits(method):
 
 @SOME
 def test_a_pipeline_gives_the_edited_answers(method):
-    model = edit_model("llama", method, EDITS)
+    model = edited_model("llama", method, EDITS[:3])
     say = pipeline("text-generation", model=model, tokenizer=tiny_tokenizer(), device="cpu")
     for prompt in PROMPTS[:3]:
         (said,) = say(prompt, max_new_tokens=6, do_sample=False, return_full_text=False)
@@ -115,7 +115,7 @@ def test_a_pipeline_gives_the_edited_answers(method):
 
 @METHODS
 def test_moved_to_another_type_it_is_as_if_loaded_there(method, settings, tmp_path):
-    model = edit_model("llama", method, EDITS[:3], **settings)
+    model = edited_model("llama", method, EDITS[:3], **settings)
     model.save_pretrained(tmp_path)
     loaded = EditModel.from_pretrained(
         tiny_model("llama").to(torch.bfloat16), tmp_path, tiny_tokenizer()
@@ -135,11 +135,11 @@ def test_moved_to_another_type_it_is_as_if_loaded_there(method, settings, tmp_pa
 
 @SOME
 def test_a_base_model_that_was_moved_away_from_its_edits_is_told(method):
-    model = edit_model("llama", method, EDITS[:2])
+    model = edited_model("llama", method, EDITS[:3])
     model.base.to(torch.bfloat16)
     for call in (
         lambda: model.ask("x"),
-        lambda: model.edit(EDITS[2]),
+        lambda: model.edit(EDITS[3]),
         lambda: model(torch.tensor([[5]])),
         lambda: model.to(torch.bfloat16),
     ):
@@ -153,7 +153,7 @@ def test_a_base_model_that_was_moved_away_from_its_edits_is_told(method):
 
 
 def test_the_verbs_of_peft(tmp_path, monkeypatch):
-    model = edit_model("llama", "folio", EDITS[:2])
+    model = edited_model("llama", "folio", EDITS[:2])
     pushed = {}
 
     def upload(self, folder, repo_id, **_):
@@ -194,7 +194,7 @@ class _Card:
 
 @METHODS
 def test_merged_for_good_or_told_why_not(method, settings):
-    model = edit_model("llama", method, EDITS[:3], **settings)
+    model = edited_model("llama", method, EDITS[:3], **settings)
     with torch.no_grad():
         edited = logits_of(model, model.lm)
     if method_class(method).weight_changes is Method.weight_changes:
@@ -238,7 +238,7 @@ def general_methods() -> list[str]:
 
 @pytest.fixture(scope="module")
 def model():
-    return edit_model("llama", "ft", EDITS[:1])
+    return edited_model("llama", "ft", EDITS[:1])
 
 
 @pytest.mark.parametrize("name", general_methods())
@@ -266,7 +266,7 @@ def test_what_is_named_exists():
 
 
 def test_data_of_the_base_model_is_passed_on():
-    model = edit_model("llama", "ft", EDITS[:1])
+    model = edited_model("llama", "ft", EDITS[:1])
     assert model.config is model.base.config and model.dtype == torch.float32
     assert (
         model.lm_head is model.base.lm_head
@@ -282,7 +282,7 @@ def test_data_of_the_base_model_is_passed_on():
 
 @METHODS
 def test_embeddings_instead_of_ids_are_right_or_refused(method, settings):
-    model = edit_model("llama", method, EDITS[:3], **settings)
+    model = edited_model("llama", method, EDITS[:3], **settings)
     batch = model.lm.prompt_batch(PROMPTS[:3])
     embedded = model.get_input_embeddings()(batch.input_ids)
     given = {"inputs_embeds": embedded, "attention_mask": batch.attention_mask}
@@ -321,7 +321,7 @@ def test_a_base_model_made_in_inference_mode_is_told():
 
 def test_what_is_no_base_model_is_told():
     model, config, tokenizer = (
-        edit_model("llama", "ft", EDITS[:1]),
+        edited_model("llama", "ft", EDITS[:1]),
         FineTuningConfig(),
         tiny_tokenizer(),
     )
@@ -349,9 +349,13 @@ def test_what_is_no_base_model_is_told():
 
 @METHODS
 def test_a_copy_answers_the_same_and_is_its_own(method, settings):
-    model = edit_model("llama", method, EDITS[:3], **settings)
+    model = edited_model("llama", method, EDITS[:3], **settings)
     edited, answers = logits_of(model, model.lm), model.ask(PROMPTS, max_new_tokens=6)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    copied, unpickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for other, change in (
+        (copied, lambda: copied.edit(EDITS[3], check=False)),
+        (unpickled, lambda: unpickled.undo(EDITS[0].id)),
+    ):
         assert isinstance(other, EditModel) and other.base is not model.base
         assert torch.equal(logits_of(model, model.lm), edited), "copying changed the model"
         assert (
@@ -359,8 +363,7 @@ def test_a_copy_answers_the_same_and_is_its_own(method, settings):
             and other.ask(PROMPTS, max_new_tokens=6) == answers
         )
         same_state(other, model)
-        other.edit(EDITS[3:5], check=False)
-        other.undo(EDITS[0].id)
+        change()
         assert torch.equal(logits_of(model, model.lm), edited) and model.edits == EDITS[:3], (
             "the copy changed the original"
         )
@@ -372,7 +375,7 @@ def test_a_copy_answers_the_same_and_is_its_own(method, settings):
 
 
 def test_saved_by_torch_and_copied_while_disabled(tmp_path):
-    model = edit_model("llama", "rag", EDITS[:3])
+    model = edited_model("llama", "rag", EDITS[:3])
     edited = logits_of(model, model.lm)
     torch.save(model, tmp_path / "model.pt")
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
@@ -470,12 +473,12 @@ def undisturbed(method):
 
 
 def told_by(model: EditModel) -> tuple[object, ...]:
-    report = model.edit(EDITS[:2])
+    report = model.edit(EDITS[:1])
     case = errata.Case(EDITS[0], rephrases=("France's capital?",))
     return (
         report,
-        model.ask(PROMPTS),
-        model.ask_base(PROMPTS),
+        model.ask(PROMPTS[:3]),
+        model.ask_base(PROMPTS[:3]),
         errata.evaluate(model, case).to_dict(),
     )
 
@@ -491,14 +494,14 @@ def test_ask_and_edit_do_not_go_by_the_generation_config(method, settings):
     for name, value in settings.items():
         setattr(model.base.generation_config, name, value)
     assert told_by(model) == undisturbed(method)
-    assert model.edits == EDITS[:2]
+    assert model.edits == EDITS[:1]
     assert all(
         getattr(model.base.generation_config, name) == value for name, value in settings.items()
     )
 
 
 def test_generate_honours_the_generation_config():
-    model = edit_model("llama", "folio", EDITS[:2])
+    model = edited_model("llama", "folio", EDITS[:2])
     model.generation_config.num_return_sequences, model.generation_config.do_sample = 3, True
     assert (
         model.generate(model.lm.prompt_batch(PROMPTS[0]).input_ids, max_new_tokens=2).shape[0] == 3
@@ -509,7 +512,7 @@ def test_generate_honours_the_generation_config():
 
 
 def test_options_of_ask_count():
-    model = edit_model("llama", "folio", EDITS[:2])
+    model = edited_model("llama", "folio", EDITS[:2])
     ids = model.lm.prompt_batch(PROMPTS[-1]).input_ids
     long = model.ask(PROMPTS[-1], max_new_tokens=12)
     assert long.startswith(model.ask(PROMPTS[-1], max_new_tokens=4)) and long != model.ask(
@@ -543,7 +546,7 @@ def test_a_long_target_is_checked_whole():
     lambda token, method: {token, method},
 )
 def test_special_tokens_are_refused_before_anything_is_written(token, method):
-    model = edit_model("llama", method, EDITS[:1])
+    model = edited_model("llama", method, EDITS[:3])
     model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     before = logits_of(model, model.lm)
     for wrong in (
@@ -551,9 +554,9 @@ def test_special_tokens_are_refused_before_anything_is_written(token, method):
         errata.Edit(f"x {token}is", "one", "x"),
     ):
         with pytest.raises(errata.errors.EditError, match=r"holds the special token") as error:
-            model.edit([EDITS[1], wrong])
+            model.edit([EDITS[3], wrong])
         assert repr(token) in one_line(error)
-    assert model.edits == EDITS[:1] and torch.equal(logits_of(model, model.lm), before)
+    assert model.edits == EDITS[:3] and torch.equal(logits_of(model, model.lm), before)
     model.edit(errata.Edit("y is", "a < b and s> é 中", "y"), check=False)
 
 
@@ -562,7 +565,7 @@ def test_special_tokens_are_refused_before_anything_is_written(token, method):
 
 @SOME
 def test_nothing_switches_disabled_edits_on(method, tmp_path):
-    model = edit_model("llama", method, EDITS[:3])
+    model = edited_model("llama", method, EDITS[:3])
     base = LM(tiny_model("llama"), tiny_tokenizer())
     expected, edited = logits_of(base.model, base), logits_of(model, model.lm)
     calls = [
@@ -598,7 +601,7 @@ def test_nothing_switches_disabled_edits_on(method, tmp_path):
 
 @SOME
 def test_after_unload_everything_is_refused_and_the_base_model_is_left_alone(method, tmp_path):
-    model = edit_model("llama", method, EDITS[:2])
+    model = edited_model("llama", method, EDITS[:3])
     base = model.unload()
     lm = LM(tiny_model("llama"), tiny_tokenizer())
     expected, ids = logits_of(lm.model, lm), torch.tensor([[5, 6]])
@@ -608,10 +611,10 @@ def test_after_unload_everything_is_refused_and_the_base_model_is_left_alone(met
         lambda: model(ids),
         lambda: model.forward(ids),
         lambda: model.generate(ids),
-        lambda: model.edit(EDITS[2]),
+        lambda: model.edit(EDITS[3]),
         lambda: model.undo(EDITS[0].id),
         lambda: model.explain("x"),
-        lambda: model.conflicts(EDITS[2]),
+        lambda: model.conflicts(EDITS[3]),
         lambda: model.prepare([]),
         lambda: model.save_pretrained(tmp_path),
         lambda: model.disable_edits().__enter__(),
@@ -628,11 +631,11 @@ def test_after_unload_everything_is_refused_and_the_base_model_is_left_alone(met
             call()
         one_line(error)
         assert torch.equal(logits_of(base, lm), expected)
-    assert model.edits == EDITS[:2], "what it held can be read, and written anew"
+    assert model.edits == EDITS[:3], "what it held can be read, and written anew"
 
 
 def test_unloaded_inside_a_block_it_stays_unloaded():
-    model = edit_model("llama", "folio", EDITS[:2])
+    model = edited_model("llama", "folio", EDITS[:2])
     with model.disable_edits():
         base = model.unload()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.modules())
@@ -653,7 +656,7 @@ def test_no_grad_around_it_changes_nothing(method, tmp_path):
 
 def nothing_changes(around, method, settings, folder) -> None:
     """Edited, asked, loaded and copied within it, a model is what it is without."""
-    plain = edit_model("llama", method, EDITS[:3], **settings)
+    plain = edited_model("llama", method, EDITS[:3], **settings)
     plain.save_pretrained(folder)
     wanted, answers = logits_of(plain, plain.lm), plain.ask(PROMPTS, max_new_tokens=6)
     model, other = edit_model("llama", method, **settings), tiny_model("llama")
@@ -666,11 +669,9 @@ def nothing_changes(around, method, settings, folder) -> None:
         assert loaded.ask(PROMPTS, max_new_tokens=6) == answers
         loaded = copy.deepcopy(loaded)
     assert torch.equal(logits_of(model, model.lm), wanted)
-    for each in (model, loaded):
-        each.edit(EDITS[3:], check=False)
+    for each in (model, loaded, plain):
+        each.edit(EDITS[3], check=False)
         each.undo(EDITS[0].id)
-    plain.edit(EDITS[3:], check=False)
-    plain.undo(EDITS[0].id)
     same_state(model, plain, 1e-5)
     same_state(loaded, plain, 1e-5)
 
@@ -678,7 +679,7 @@ def nothing_changes(around, method, settings, folder) -> None:
 @HOOKED
 def test_autocast_around_it(method, settings):
     """What is written is the same; what is asked goes through the model as the caller wants it."""
-    plain = edit_model("llama", method, EDITS[:3], **settings)
+    plain = edited_model("llama", method, EDITS[:3], **settings)
     model = edit_model("llama", method, **settings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.edit(EDITS[:3])
@@ -691,14 +692,14 @@ def test_autocast_around_it(method, settings):
 
 @SOME
 def test_compiled_it_says_the_same(method):
-    model = edit_model("llama", method, EDITS[:3])
+    model = edited_model("llama", method, EDITS[:3])
     batch = model.lm.prompt_batch(PROMPTS)
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad():
         wanted = model(**given).logits
         compiled = torch.compile(model, backend="eager")
         assert torch.equal(compiled(**given).logits, wanted)
-        model.edit(EDITS[3:], check=False)
+        model.edit(EDITS[3], check=False)
         later = model(**given).logits
         assert torch.equal(compiled(**given).logits, later) and not torch.equal(later, wanted)
         model.compile(backend="eager")
@@ -727,7 +728,7 @@ def stop_at(count: int):
 
 def is_whole(model: EditModel, method: str, settings: dict) -> None:
     """The model is one that was given its ledger, and nothing else."""
-    same = edit_model("llama", method, model.edits, **settings)
+    same = edited_model("llama", method, model.edits, **settings)
     same_state(model, same, 1e-5)
     torch.testing.assert_close(
         logits_of(model, model.lm), logits_of(same, same.lm), rtol=0, atol=1e-4
@@ -736,13 +737,13 @@ def is_whole(model: EditModel, method: str, settings: dict) -> None:
 
 @METHODS
 def test_an_edit_cut_off_by_progress_leaves_whole_edits(method, settings):
-    model = edit_model("llama", method, EDITS[:2], **settings)
+    model = edited_model("llama", method, EDITS[:3], **settings)
     with pytest.raises(Stop):
-        model.edit(EDITS[2:], progress=stop_at(2), check=False)
-    assert model.edits[:2] == EDITS[:2] and model.edits == EDITS[: len(model.edits)]
+        model.edit(EDITS[3:], progress=stop_at(1), check=False)
+    assert model.edits[:3] == EDITS[:3] and model.edits == EDITS[: len(model.edits)]
     is_whole(model, method, settings)
-    model.edit(EDITS, check=False)
-    assert model.edits == EDITS
+    model.edit(EDITS[:5], check=False)
+    assert model.edits[:5] == EDITS[:5]
     is_whole(model, method, settings)
 
 
@@ -755,7 +756,7 @@ def test_an_edit_cut_off_by_progress_leaves_whole_edits(method, settings):
 def test_cut_off_in_the_middle_it_holds_what_it_says(method, settings, verb, monkeypatch):
     """A block of the model itself stops at its n-th call."""
     for at in (0, 20):
-        model = edit_model("llama", method, EDITS[:3], **settings)
+        model = edited_model("llama", method, EDITS[:3], **settings)
         calls = 0
 
         def stops(*_, at=at):
@@ -769,7 +770,7 @@ def test_cut_off_in_the_middle_it_holds_what_it_says(method, settings, verb, mon
             model.lm.architecture.block(model.base, 3).register_forward_pre_hook(stops),
         ]
         try:
-            model.edit(EDITS[3:], check=False) if verb == "edit" else model.undo(EDITS[1].id)
+            model.edit(EDITS[3:5], check=False) if verb == "edit" else model.undo(EDITS[1].id)
             finished = True
         except Stop:
             finished = False
@@ -780,4 +781,3 @@ def test_cut_off_in_the_middle_it_holds_what_it_says(method, settings, verb, mon
         assert model.edits[:3] == EDITS[:3] and model.edits == EDITS[: len(model.edits)], at
         is_whole(model, method, settings)
     model.undo(EDITS[0].id)
-    model.edit(EDITS[0], check=False)

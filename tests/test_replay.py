@@ -92,7 +92,7 @@ def test_what_is_replayed_and_when(every, memory, expected, monkeypatch):
         return found
 
     monkeypatch.setattr(Replay, "history", noted)
-    edit_model("llama", "replay", EDITS, every=every, memory=memory, epochs=1)
+    edit_model("llama", "replay", EDITS, every=every, memory=memory, epochs=1, steps=1)
     assert replayed == expected
 
 

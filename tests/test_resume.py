@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from families import tiny_model, tiny_tokenizer
+from started import started
 from typer.testing import CliRunner
 
 from errata import EditModel, load, read_edits
 from errata.cli import app
 from errata.saving import FILES, LEDGER, Artifact, read_artifact
 
-COUNT = 16
+COUNT = 10
 SETTINGS = [
     "--save-every",
     "2",
     "--no-check",
     "--set",
-    "steps=8",
+    "steps=4",
     "--set",
     "edits_per_shard=5",
     "--set",
@@ -70,16 +69,13 @@ def assert_same(one: Artifact, other: Artifact) -> None:
 
 def test_killed_and_run_again(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "errata.cli", *words, str(out)]
-    process = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
-    )
+    process = started([*words, str(out)], tmp_path / "log")
     limit = time.monotonic() + 120
-    while not (out / LEDGER).exists() and process.poll() is None and time.monotonic() < limit:
+    while not (out / LEDGER).exists() and process.is_alive() and time.monotonic() < limit:
         time.sleep(0.005)
     process.kill()
-    _, stderr = process.communicate()
-    assert process.returncode == -signal.SIGKILL, stderr
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     saved = read_artifact(out).edits
     assert 2 <= len(saved) < COUNT and saved == read_edits(words[5])[: len(saved)]
     assert_same(finished(words, out), finished(words, tmp_path / "undisturbed"))

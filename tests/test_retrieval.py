@@ -155,7 +155,7 @@ def atlas():
 
 
 def test_on_atlas_rewordings_find_their_fact_and_other_questions_find_none(atlas):
-    cases = make_cases(60, seed=3)
+    cases = make_cases(30, seed=3)
     found = Dense(atlas, RetrievalConfig(background=256))
     found.calibrate()
     found.index([case.edit.prompt for case in cases])

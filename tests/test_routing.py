@@ -23,7 +23,7 @@ SETTINGS = grid(
     lambda family, count: {family, (token_places(family), count)},
 )
 """Each family meets one memory or three, and so does each way in which tokens are placed."""
-NEW = 4
+NEW = 3
 
 
 @cache

@@ -162,16 +162,24 @@ def test_streams_of_another_encoding(edited: Path) -> None:
         "--set",
         "steps=1",
     )
-    for words, code, said in (
-        ([b"ask", os.fsencode(edited / "o2"), b"Who is \xff?"], 2, b"half a surrogate pair"),
-        ([b"explain", os.fsencode(edited / "o2"), b"\xff"], 2, b"half a surrogate pair"),
-        ([b"list", os.fsencode(edited / "o2"), b"--json"], 0, b"\\u202e"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "errata.cli", *words], env=env, capture_output=True, timeout=120
-        )
-        assert (
-            done.returncode == code
-            and said in done.stdout + done.stderr
-            and b"unexpected" not in done.stderr
-        ), done
+    out = os.fsencode(edited / "o2")
+    commands = (
+        [b"ask", out, b"Who is \xff?"],
+        [b"explain", out, b"\xff"],
+        [b"list", out, b"--json"],
+    )
+    one_by_one = (
+        "import sys; from errata.cli import main\n"
+        "for words in ' '.join(sys.argv[1:]).split(' ; '):\n"
+        "    sys.argv[1:] = words.split('|')\n"
+        "    try:\n        main()\n"
+        "    except SystemExit as end:\n        print('ended', end.code or 0, flush=True)\n"
+    )
+    words = b" ; ".join(b"|".join(each) for each in commands)
+    done = subprocess.run(
+        [sys.executable, "-c", one_by_one, words], env=env, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0 and b"unexpected" not in done.stderr, done
+    ended = [int(line[6:]) for line in done.stdout.splitlines() if line.startswith(b"ended ")]
+    assert ended == [2, 2, 0] and done.stderr.count(b"half a surrogate pair") == 2, done
+    assert b"\\u202e" in done.stdout

@@ -18,7 +18,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_spoiled_lines_break_nothing() -> None:
     from stress_lines import lines
 
-    assert lines(120, seed=7) == []
+    assert lines(60, seed=7) == []
 
 
 def test_the_lines_are_good_and_bad(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from edited import EDITS, PROMPTS, edit_model, logits_of
+from edited import EDITS, PROMPTS, edit_model, edited_model, logits_of
 from families import tiny_model, tiny_tokenizer
 
 from errata import EditModel
@@ -175,34 +175,37 @@ def test_who_waits_long_is_told_for_whom(caplog, monkeypatch):
 # the model
 
 
+FEW = 3
+"""New tokens of an answer."""
+
+
 def answers_of(model: EditModel) -> dict[str, str]:
-    return {prompt: model.ask(prompt, max_new_tokens=6) for prompt in PROMPTS}
+    return {prompt: model.ask(prompt, max_new_tokens=FEW) for prompt in PROMPTS[:4]}
 
 
 @ASKED
 def test_threads_that_ask_get_what_one_gets(method):
-    model = edit_model("llama", method, EDITS)
-    alone, logits = model.ask(PROMPTS, max_new_tokens=6), logits_of(model, model.lm)
+    model = edited_model("llama", method, EDITS[:2])
+    alone, logits = model.ask(PROMPTS, max_new_tokens=FEW), logits_of(model, model.lm)
 
     def ask() -> None:
-        for _ in range(3):
-            assert model.ask(PROMPTS, max_new_tokens=6) == alone
+        for _ in range(4):
+            assert model.ask(PROMPTS, max_new_tokens=FEW) == alone
 
     def ask_singly() -> None:
-        for _ in range(2):
-            for prompt, said in zip(PROMPTS, alone, strict=True):
-                assert model.ask(prompt, max_new_tokens=6) == said
+        for prompt, said in zip(PROMPTS, alone, strict=True):
+            assert model.ask(prompt, max_new_tokens=FEW) == said
 
     def read() -> None:
-        for _ in range(5):
+        for _ in range(8):
             assert torch.equal(logits_of(model, model.lm), logits)
 
-    together(ask, ask_singly, read, ask, ask_singly, read)
+    together(ask, ask_singly, ask_singly, read)
 
 
 @ASKED
 def test_while_one_edits_others_get_what_was_or_what_is(method):
-    model, twin = edit_model("llama", method, EDITS[:2]), edit_model("llama", method, EDITS[:2])
+    model, twin = (edited_model("llama", method, EDITS[:2]) for _ in range(2))
     allowed = [answers_of(twin)]
     for edit in EDITS[2:4]:
         twin.edit(edit, check=False)
@@ -222,9 +225,9 @@ def test_while_one_edits_others_get_what_was_or_what_is(method):
     def ask() -> None:
         while not stop.is_set():
             for prompt in PROMPTS[:4]:
-                assert model.ask(prompt, max_new_tokens=6) in {each[prompt] for each in allowed}
+                assert model.ask(prompt, max_new_tokens=FEW) in {each[prompt] for each in allowed}
 
-    together(change, ask, ask, ask)
+    together(change, ask, ask)
     assert answers_of(model) == allowed[-1]
 
 

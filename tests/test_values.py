@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
 from edited import EDITS
 from families import tiny_model, tiny_tokenizer
+from grid import grid
 from torch.nn import functional as F
 
 from errata import Edit
@@ -59,8 +61,11 @@ def published_loss(lm, edit, delta, config, size, at):
     )
 
 
-@pytest.mark.parametrize("at", ["subject_last", "last"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "falcon"])
+@grid(
+    "family at",
+    [*product(("llama", "gpt2", "opt", "gemma2", "falcon"), ("subject_last", "last"))],
+    lambda family, at: {family, at},
+)
 def test_steps_are_adam_on_the_published_loss(family, at):
     lm, edit = lm_of(family), EDITS[0]
     config = ValueConfig(steps=4, lr=0.05, kl=0.5, weight_decay=0.3, **FREE)

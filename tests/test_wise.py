@@ -180,7 +180,7 @@ def test_answers_are_learned_to_their_end(lm, ending, monkeypatch):
     monkeypatch.setattr(LM, "ending_of", lambda *_: ending)
     row = planner(lm).row(EDITS[0])
     assert text_of(lm, row, slice(row.prompt_length, None)) == f" Rome{ending}</s>"
-    model = made(EDITS[:1], steps=200, step_size=0.2)
+    model = made(EDITS[:1], steps=120, step_size=0.2)
     assert model.lm.generate([EDITS[0].prompt], max_new_tokens=20) == [f"Rome{ending}"]
 
 
@@ -320,7 +320,7 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
 def test_a_model_in_bf16(variant, tmp_path):
     config = made(
-        steps=200, step_size=0.2, contrast=2, variant=variant, edits_per_shard=1
+        steps=60, step_size=0.2, contrast=2, variant=variant, edits_per_shard=1
     ).method.config
     model = EditModel(tiny_model("llama").to(torch.bfloat16), config, tiny_tokenizer())
     report = model.edit(EDITS[:1])
@@ -342,7 +342,7 @@ def test_a_model_in_bf16(variant, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_model_that_chats(family, tmp_path):
-    config = made(steps=200, step_size=0.2, contrast=2).method.config
+    config = made(steps=60, step_size=0.2, contrast=2).method.config
     model = EditModel(tiny_model(family), config, chat_tokenizer())
     report = model.edit(EDITS[:1])
     assert report.success_rate == 1 and model.ask(PROMPTS[:1]) == ["Rome"]

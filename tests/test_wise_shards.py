@@ -225,7 +225,7 @@ def test_edits_of_different_shards_go_to_their_own_memories(memo):
         "variant": "retrieve",
         "edits_per_shard": 1,
         "shards_per_merge": 1,
-        "steps": 60,
+        "steps": 40,
         "contrast": 2,
     }
     model = made(edits, memo=memo, **settings)

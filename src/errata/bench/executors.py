@@ -22,6 +22,8 @@ from errata.cluster import RETRIES, cluster, distribute
 from errata.errors import UsageError, suggest
 from errata.progress import OnProgress
 
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""How a run's process begins."""
 OnRunProgress = Callable[[str, str, int, int], None]
 """Called with (run, what it is doing, how much of it is done, out of how much)."""
 
@@ -61,7 +63,9 @@ def measure(
 
 def locally(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgress) -> None:
     """Measure each run in a process of its own, `jobs` at a time."""
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(START)
+    if START == "forkserver":
+        context.set_forkserver_preload([__name__])  # torch is imported once, not once a run
     messages = context.Queue()
     running: list[tuple[Run, Any]] = []
     queue = list(runs)

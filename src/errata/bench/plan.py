@@ -257,7 +257,7 @@ def load_plan(plan: Plan) -> LoadedPlan:
 
 def _generated(plan: Plan) -> TaskData:
     cases = make_cases(plan.edits or 1000, plan.seed)
-    training = training_cases(TRAINING, cases, plan.seed + 1)
+    training = training_cases(TRAINING, cases, plan.seed + 1) if plan.methods else []
     return TaskData(cases, training, [], f"{GENERATED} seed {plan.seed}")
 
 
