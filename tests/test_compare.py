@@ -80,7 +80,7 @@ def test_a_row_is_what_evaluate_says_of_the_final_model(stream, atlas):
         assert (
             row["seconds_per_edit"] > 0
             and row["peak_memory"] > 50
-            and set(row["overhead"]) == {"1", "8"}
+            and set(row["overhead"] or ()) == ({"1", "8"} if edits == 3 else set())
         )
         assert (
             row["bytes_saved"] > 4 * 160 * 1152
