@@ -224,7 +224,9 @@ def test_edits_are_found_in_every_kind_of_template(shape, method):
     """The edit's own prompt, through `apply_chat_template` as a caller writes it, is answered as
     `ask` answers it.
     """
-    made = edit_model("llama", method, **({"steps": 40} if method == "wise" else {})).method.config
+    made = edit_model(
+        "llama", method, **({"steps": 15} if method in ("wise", "folio") else {})
+    ).method.config
     model = EditModel(long_model(), made, tokenizer_of(shape))
     model.edit(
         [Edit("Who is the king?", "Ann", "king"), Edit("Where is the tower?", "in York", "tower")],
