@@ -82,7 +82,7 @@ TASKS = [
         f"{FIELDS}locality = [{{ kind = 'x', prompt = 'x', answer = 'x' }}]".encode(),
         "locality kind 'x' is unknown",
     ),
-    (f"{FIELDS}locality = [{{ kind = 'unrelated', prompt = 'x' }}]".encode(), "answer is missing"),
+    (f"{FIELDS}portability = [{{ kind = 'hop', prompt = 'x' }}]".encode(), "answer is missing"),
 ]
 RECORDS = [
     (b"[" * 20_000, "too deep"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from errata.methods.mastery.alphaedit import AlphaEditConfig
     from errata.methods.mastery.ewc import EwcConfig
     from errata.methods.mastery.ft import FineTuningConfig
+    from errata.methods.mastery.locft import LocFtConfig
     from errata.methods.mastery.memit import MemitConfig
     from errata.methods.mastery.mend.method import MendConfig
     from errata.methods.mastery.replay import ReplayConfig
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from errata.methods.mastery.ultraedit import UltraEditConfig
     from errata.methods.recognition.ike import IkeConfig
     from errata.methods.recognition.rag import RagConfig
+    from errata.methods.recognition.scr import ScrConfig
     from errata.methods.recognition.serac.method import SeracConfig
     from errata.model import EditModel, get_edit_model
     from errata.model.loading import load
@@ -67,6 +69,7 @@ __all__ = [
     "GraceConfig",
     "IkeConfig",
     "KnnLmConfig",
+    "LocFtConfig",
     "LoraConfig",
     "MemitConfig",
     "MemoirConfig",
@@ -78,6 +81,7 @@ __all__ = [
     "RagConfig",
     "ReplayConfig",
     "RomeConfig",
+    "ScrConfig",
     "SeracConfig",
     "UltraEditConfig",
     "WiseConfig",
@@ -124,6 +128,7 @@ _HOMES = {
     "methods.mastery.alphaedit": ("AlphaEditConfig",),
     "methods.mastery.ewc": ("EwcConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),
+    "methods.mastery.locft": ("LocFtConfig",),
     "methods.mastery.memit": ("MemitConfig",),
     "methods.mastery.mend.method": ("MendConfig",),
     "methods.mastery.replay": ("ReplayConfig",),
@@ -131,6 +136,7 @@ _HOMES = {
     "methods.mastery.ultraedit": ("UltraEditConfig",),
     "methods.recognition.ike": ("IkeConfig",),
     "methods.recognition.rag": ("RagConfig",),
+    "methods.recognition.scr": ("ScrConfig",),
     "methods.recognition.serac.method": ("SeracConfig",),
     "model.loading": ("load",),
     "model": ("EditModel", "get_edit_model"),
