@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import tiny_model, tiny_tokenizer
-from started import started
+from started import no_file_beyond, started
 from typer.testing import CliRunner
 
 from errata import EditModel, load, saving
@@ -438,7 +438,9 @@ def test_the_disk_really_refuses(edited: Path, tmp_path: Path) -> None:
     """A process that may write no file beyond 1,000 bytes."""
     before, old, more = contents(edited), load(edited), lines(tmp_path / "more.jsonl", MORE)
     log = tmp_path / "log"
-    process = started(["edit", str(edited), "--edits", str(more)], log, largest=1000)
+    process = started(
+        ["edit", str(edited), "--edits", str(more)], log, lambda: no_file_beyond(1000)
+    )
     process.join(120)
     loading, said = log.read_text().splitlines()
     assert process.exitcode == 1 and loading.startswith("loading ")

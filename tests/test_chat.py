@@ -225,7 +225,7 @@ def test_edits_are_found_in_every_kind_of_template(shape, method):
     `ask` answers it.
     """
     made = edit_model(
-        "llama", method, **({"steps": 40} if method in ("wise", "folio") else {})
+        "llama", method, **({"steps": 15} if method in ("wise", "folio") else {})
     ).method.config
     model = EditModel(long_model(), made, tokenizer_of(shape))
     model.edit(

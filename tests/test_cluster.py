@@ -11,22 +11,28 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import errata
 from errata import WiseConfig, get_edit_model
-from errata.atlas import make_cases
 from errata.cli import app
 from errata.cluster import cluster, distribute, is_distributed, run_parts
 
-EDITS = [case.edit for case in make_cases(6, seed=3)]
 CONFIG = WiseConfig(
-    steps=4, edits_per_shard=2, chunk_rows=1, background=16, prefixes=1, rewordings=1, contrast=1
+    layer=2,
+    steps=4,
+    edits_per_shard=2,
+    chunk_rows=1,
+    background=16,
+    prefixes=1,
+    rewordings=1,
+    contrast=1,
 )
 
 
 def taught(spreading_over=contextlib.nullcontext):
+    from edited import EDITS  # not at the top: a worker that imports this file has no such path
+    from families import tiny_model, tiny_tokenizer
+
     torch.set_num_threads(1)
-    base, tokenizer = errata.load_base("atlas", "float32")
-    model = get_edit_model(base, CONFIG, tokenizer)
+    model = get_edit_model(tiny_model("llama"), CONFIG, tiny_tokenizer())
     counted = []
     model.edit(EDITS[:1], check=False)
     with spreading_over():

@@ -178,7 +178,7 @@ test_model_object.py.
 
 @pytest.mark.parametrize("option", RIGHT)
 def test_right_where_a_router_chooses_weights(option):
-    at = setting(FAMILY, 3)
+    at = setting(FAMILY, 1)
     lm, options = (
         at.model.lm,
         {"top_k": 0, **RIGHT[option]} if RIGHT[option].get("do_sample") else RIGHT[option],

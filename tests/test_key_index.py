@@ -43,7 +43,7 @@ def expected(
 )
 def test_what_is_found_is_what_is_nearest(kind, few, n, width, monkeypatch):
     monkeypatch.setattr(module, "FEW", few)
-    keys, fresh = make(kind, n, width), make(kind, 12, width, 1)
+    keys, fresh = make(kind, n, width), make(kind, 4, width, 1)
     index, held = KeyIndex(width), {}
     for start, size in (
         (0, 1),
@@ -53,8 +53,8 @@ def test_what_is_found_is_what_is_nearest(kind, few, n, width, monkeypatch):
     ):  # grows in steps
         index.add(range(start, start + size), keys[start : start + size])
         held |= {name: keys[name] for name in range(start, start + size)}
-        queries = torch.cat([keys[:4] + 0.01 * fresh[:4], fresh])
-        scale = (fresh[0] - keys[0]).norm().item()
+        queries = torch.cat([keys[:4] + 0.01 * fresh, fresh])
+        scale = 1.01 * (fresh[0] - keys[0]).norm().item()
         for k, within in ((1, math.inf), (3, math.inf), (1, scale / 3), (5, scale), (1, 0.0)):
             distances, ids = index.nearest(queries, k, within)
             assert distances.shape == ids.shape == (len(queries), k)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from families import tiny_model, tiny_tokenizer
+from started import started
 from typer.testing import CliRunner, Result
 
 import errata
@@ -149,7 +149,6 @@ def test_streams_of_another_encoding(edited: Path) -> None:
     """A terminal that has no such letters is shown their numbers, and bytes that are no text are
     refused, in a process.
     """
-    env = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
     run(
         "edit",
         edited / "llama",
@@ -162,24 +161,19 @@ def test_streams_of_another_encoding(edited: Path) -> None:
         "--set",
         "steps=1",
     )
-    out = os.fsencode(edited / "o2")
-    commands = (
-        [b"ask", out, b"Who is \xff?"],
-        [b"explain", out, b"\xff"],
-        [b"list", out, b"--json"],
-    )
-    one_by_one = (
-        "import sys; from errata.cli import main\n"
-        "for words in ' '.join(sys.argv[1:]).split(' ; '):\n"
-        "    sys.argv[1:] = words.split('|')\n"
-        "    try:\n        main()\n"
-        "    except SystemExit as end:\n        print('ended', end.code or 0, flush=True)\n"
-    )
-    words = b" ; ".join(b"|".join(each) for each in commands)
-    done = subprocess.run(
-        [sys.executable, "-c", one_by_one, words], env=env, capture_output=True, timeout=120
-    )
-    assert done.returncode == 0 and b"unexpected" not in done.stderr, done
-    ended = [int(line[6:]) for line in done.stdout.splitlines() if line.startswith(b"ended ")]
-    assert ended == [2, 2, 0] and done.stderr.count(b"half a surrogate pair") == 2, done
-    assert b"\\u202e" in done.stdout
+
+    def ascii_only() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding="ascii")  # as PYTHONIOENCODING does
+
+    no_text, out, log = os.fsdecode(b"Who is \xff?"), str(edited / "o2"), edited / "log"
+    for words, code, said in (
+        (["ask", out, no_text], 2, "half a surrogate pair"),
+        (["explain", out, no_text], 2, "half a surrogate pair"),
+        (["list", out, "--json"], 0, "\\u202e"),
+        (["list", out], 0, r"red\x1b"),
+    ):
+        process = started(words, log, ascii_only)
+        process.join(120)
+        told = log.read_text(encoding="ascii")
+        assert process.exitcode == code and said in told and "unexpected" not in told
