@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -q --no-compile --disable-pip-versio
 # Nothing here downloads a model; one thread a process is the fastest on a small busy machine; what
 # is imported is compiled once, or each process that a test starts would compile torch anew.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
-PYTEST_ARGS ?= -n 2 --dist worksteal
+PYTEST_ARGS ?= -n 3 --dist worksteal
 
 .PHONY: help setup demo test test-all real stress check format docs build clean
 

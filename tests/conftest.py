@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -23,6 +24,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ERRATA_PROGRESS", "off")  # stderr is compared
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which only those do who run tests
 sys.path.insert(0, str(Path(__file__).parent))
+gc.disable()  # while torch, transformers and the tests are imported
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

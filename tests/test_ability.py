@@ -168,7 +168,7 @@ def test_it_is_asked_as_errata_asks(method: str) -> None:
     """
     model = edited_model("llama", method, TINY[:3])
     harness = HarnessModel(model, batch_size=4)
-    prompts = PROMPTS
+    prompts = PROMPTS[1:6]
     pairs = [(prompt, target) for prompt in prompts for target in ("Rome", "two brothers")]
     scores = model.lm.score(pairs)
     found = harness.loglikelihood(

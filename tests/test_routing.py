@@ -133,8 +133,8 @@ def test_generated_token_by_token(family, count):
         assert seen == [at.routes] * NEW
     for i in (1, len(PROMPTS) - 1):
         assert generated(at.model, lm, [PROMPTS[i]]) == [expected[i]]
-    assert lm.generate(PROMPTS, batch_size=3, max_new_tokens=NEW) == [
-        at.oracle(p).generate([p], max_new_tokens=NEW)[0] for p in PROMPTS
+    assert lm.generate(PROMPTS[:4], batch_size=3, max_new_tokens=NEW) == [
+        at.oracle(p).generate([p], max_new_tokens=NEW)[0] for p in PROMPTS[:4]
     ]
 
 

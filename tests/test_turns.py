@@ -17,7 +17,7 @@ from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm import prompt_tokens
 
-NEW = 3
+NEW = 2
 METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
 VIRTUAL = ("prefix-tuning", "prompt-tuning")
 """Methods whose caches hold virtual tokens, and that decide nothing."""
