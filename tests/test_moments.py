@@ -94,7 +94,7 @@ def test_it_is_kept_on_disk_and_a_damaged_file_is_made_anew(monkeypatch):
     for damaged in (whole[:-40], b"", b"nonsense", whole[:-5] + b"\x00\x01\x02\x03\x04"):
         file.write_bytes(damaged)
         assert torch.equal(second_moment(lm_of(), 1, TEXTS), first)
-        assert len(file.read_bytes()) == len(whole)
+        assert file.read_bytes() == whole
     assert len(measured) == 5
 
     second_moment(lm_of(), 2, TEXTS)

@@ -36,6 +36,8 @@ KINDS = {
     "weights": "digests of weights",
 }
 """What the cache holds; each file's name begins with its kind."""
+_OF = " of "
+"""Stands between kind and model in the name of a file's tensor."""
 _FILE = re.compile(r"[0-9a-f]{24}\.(safetensors|txt)")
 
 
@@ -123,8 +125,8 @@ def _model_of(path: Path) -> str:
         return ""
     try:
         with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get("model", ""))
-    except SafetensorError:
+            return str(next(iter(file.keys()))).partition(_OF)[2]
+    except (OSError, SafetensorError, StopIteration):
         return ""
 
 
@@ -141,7 +143,8 @@ def cached(kind: str, key: str, make: Callable[[], Tensor], model: str = "") -> 
     if (stored := _read(path)) is not None:
         return stored
     tensor = make().cpu().contiguous()
-    keep(path, to_safetensors({kind: tensor}, {"sha256": _digest(tensor), "model": model}))
+    # one entry of metadata: of several, the file would not have the same bytes each time
+    keep(path, to_safetensors({f"{kind}{_OF}{model}": tensor}, {"sha256": _digest(tensor)}))
     return tensor
 
 
