@@ -1,4 +1,4 @@
-"""Commands of errata in processes of their own: copies of this one, in which all is imported."""
+"""Commands of errata in processes of their own, forked from one in which all is imported."""
 
 from __future__ import annotations
 
@@ -10,25 +10,43 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from errata.bench import executors
 
-def started(
-    words: list[str], log: Path, before: Callable[[], object] = lambda: None
-) -> BaseProcess:
+
+def do_nothing() -> None:
+    """Do nothing."""
+
+
+def started(words: list[str], log: Path, before: Callable[[], object] = do_nothing) -> BaseProcess:
     """A running `errata ...`, the leader of a session, that writes what it says to a file.
 
     Args:
         words: those of the command line.
         log: the file.
-        before: called in the process before the command.
+        before: called in the process before the command; from the top level of a module.
     """
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(words, log, before))
+    # Not forked from here: what tests did before (thread pools, Ray) does not outlive a fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["errata.bench.executors", "errata.cli"])
+    process = context.Process(target=_run, args=(words, log, before))
     process.start()
     return process
+
+
+def fork_children() -> None:
+    """Let `errata bench` and `compare` fork their processes: here all is imported."""
+    executors.START = "fork"
 
 
 def no_file_beyond(size: int) -> None:
     """Let this process write no file of more bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def ascii_only() -> None:
+    """Make the streams of this process ASCII, as PYTHONIOENCODING does."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii")  # type: ignore[union-attr]
 
 
 def _run(words: list[str], log: Path, before: Callable[[], object]) -> None:

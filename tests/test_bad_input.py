@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -439,7 +440,7 @@ def test_the_disk_really_refuses(edited: Path, tmp_path: Path) -> None:
     before, old, more = contents(edited), load(edited), lines(tmp_path / "more.jsonl", MORE)
     log = tmp_path / "log"
     process = started(
-        ["edit", str(edited), "--edits", str(more)], log, lambda: no_file_beyond(1000)
+        ["edit", str(edited), "--edits", str(more)], log, partial(no_file_beyond, 1000)
     )
     process.join(120)
     loading, said = log.read_text().splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from started import started
+from started import fork_children, started
 from typer.testing import CliRunner
 
 import errata
@@ -227,9 +227,8 @@ def test_bad_input(tmp_path, few_training_cases):
     assert "there is no method 'foo'" in complaint("atlas", "--edits", "1", "--methods", "foo")
 
 
-def test_killed_and_called_again_it_gives_the_same_figures(tmp_path, monkeypatch):
+def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     """The command, killed as soon as something is saved, then called again; and once unbroken."""
-    monkeypatch.setattr("errata.bench.executors.START", "fork")  # here all is imported
     cases = tmp_path / "cases.jsonl"
     cases.write_text(cases_to_json_lines(CASES[:2]))
 
@@ -250,7 +249,7 @@ def test_killed_and_called_again_it_gives_the_same_figures(tmp_path, monkeypatch
         return ["compare", "atlas", "--cases", str(cases), *steps, "--out", str(out)]
 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    process = started(words(broken), tmp_path / "log")
+    process = started(words(broken), tmp_path / "log", fork_children)
     until = time.monotonic() + 120
     while not (broken / "rows" / "ft-1.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.05)

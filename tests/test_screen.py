@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from families import tiny_model, tiny_tokenizer
-from started import started
+from started import ascii_only, started
 from typer.testing import CliRunner, Result
 
 import errata
 from errata import EditModel
+from errata.bench.executors import MEASURED
 from errata.cli import app, screen
+from errata.cli.progress import run_bars
 
 ESC, CSI, RLO, LRI, RUBOUT = "\x1b", "\x9b", "\u202e", "\u2066", "\x7f"
 EVIL = f"red{ESC}[31m{CSI}2J{RLO}abc{LRI}{RUBOUT}\r\nerrata: fake\u2028\t."
@@ -162,10 +165,6 @@ def test_streams_of_another_encoding(edited: Path) -> None:
         "steps=1",
     )
 
-    def ascii_only() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="ascii")  # as PYTHONIOENCODING does
-
     no_text, out, log = os.fsdecode(b"Who is \xff?"), str(edited / "o2"), edited / "log"
     for words, code, said in (
         (["ask", out, no_text], 2, "half a surrogate pair"),
@@ -177,3 +176,20 @@ def test_streams_of_another_encoding(edited: Path) -> None:
         process.join(120)
         told = log.read_text(encoding="ascii")
         assert process.exitcode == code and said in told and "unexpected" not in told
+
+
+def test_a_run_that_has_ended_is_told_of_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Callable[[], str]] = []
+
+    @contextlib.contextmanager
+    def lines(current: Callable[[], str]) -> Iterator[None]:
+        told.append(current)
+        yield
+
+    monkeypatch.setattr(screen, "lines", lines)
+    with run_bars(2) as progress:
+        progress("ft", "asking", 1, 2)
+        progress("wise", "editing", 3, 4)
+        assert told[0]() == "ft: asking (1 of 2): 1 of 2; wise: editing (2 of 2): 3 of 4"
+        progress("ft", MEASURED, 1, 1)
+        assert told[0]() == "wise: editing (2 of 2): 3 of 4"

@@ -26,6 +26,8 @@ START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() 
 """How a run's process begins."""
 OnRunProgress = Callable[[str, str, int, int], None]
 """Called with (run, what it is doing, how much of it is done, out of how much)."""
+MEASURED = "measured"
+"""What a run does that has ended."""
 
 
 def measure(
@@ -81,6 +83,7 @@ def locally(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgr
             _pass_on(messages, progress)
             for run, process in [pair for pair in running if not pair[1].is_alive()]:
                 running.remove((run, process))
+                progress(run.name, MEASURED, 1, 1)
                 if process.exitcode:
                     save_failure(
                         run, stream, f"its process ended with exit code {process.exitcode}"
@@ -141,7 +144,7 @@ def on_ray(runs: Sequence[Run], stream: Stream, jobs: int, progress: OnRunProgre
             run = running.pop(ended)
             try:
                 ray.get(ended)
-                progress(run.name, "measured", 1, 1)
+                progress(run.name, MEASURED, 1, 1)
             except ray.exceptions.RayError as error:
                 save_failure(run, stream, f"its task failed: {str(error).splitlines()[0]}")
 

@@ -89,7 +89,9 @@ def checkpoints(text: str, option: str) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def run_bars(count: int) -> Iterator[OnRunProgress]:
-    """Show a bar for every run, as it starts."""
+    """Show a bar for every run, as it starts; without a terminal, a line of those that run."""
+    from errata.bench.executors import MEASURED
+
     tasks: dict[str, TaskID] = {}
     latest: dict[str, str] = {}
     with screen.bars(transient=False) as shown, screen.lines(lambda: "; ".join(latest.values())):
@@ -99,6 +101,8 @@ def run_bars(count: int) -> Iterator[OnRunProgress]:
                 tasks[name] = shown.add_task(name)
             text = f"{name}: {what} ({list(tasks).index(name) + 1} of {count})"
             latest[name] = screen.step_text(text, done, total)
+            if what == MEASURED:
+                del latest[name]
             shown.update(tasks[name], description=text, completed=done, total=total or None)
 
         yield progress
