@@ -105,6 +105,9 @@ def test_a_type_that_there_is_not(folder: Path, dtype: str) -> None:
         ["bench", "atlas"],
         ["compare", "atlas"],
         ["ability", folder, "--tasks", "x"],
+        ["ask", folder, "Who?"],
+        ["chat", folder],
+        ["inspect", folder],
     ):
         told = fails(2, *words, "--dtype", dtype)
         assert "dtype" in told and "is unknown; try float32, bfloat16 or float16." in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,37 @@ def test_edits_opened_in_another_type_route_the_same(
         assert torch.equal(after, before)
     if method != "defer":  # its gate, after so few steps, is open for all
         assert len(set(map(str, before.tolist()))) > 1
+
+
+def test_every_command_that_opens_edits_takes_a_type(tmp_path: Path) -> None:
+    half, folder = tiny_model("llama").to(torch.bfloat16), tmp_path / "edits"
+    half.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    base, tokenizer = errata.load_base(str(tmp_path / "base"))
+    model = EditModel(base, edit_model("llama", "folio").method.config, tokenizer)
+    model.edit(EDITS[:2], check=False)
+    model.save_pretrained(folder)
+    (tmp_path / "cases.jsonl").write_text(
+        json.dumps({"prompt": EDITS[0].prompt, "target": EDITS[0].target}) + "\n"
+    )
+    opened: list[torch.dtype] = []
+    load = errata.load
+
+    def watched(*args: Any) -> EditModel:
+        opened.append((found := load(*args)).dtype)
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(errata, "load", watched)
+        for words in (
+            ["ask", str(folder), "Who?"],
+            ["chat", str(folder)],
+            ["explain", str(folder), "Who?"],
+            ["eval", str(folder), "--cases", str(tmp_path / "cases.jsonl")],
+            ["undo", str(folder), EDITS[0].id],
+        ):
+            done = CliRunner().invoke(app, [*words, "--dtype", "float64"])
+            assert done.exit_code == 0, done.output
+    assert opened == [torch.float64] * 5
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "base"), "--dtype", "float16"])
+    assert "float16" in told.stdout

@@ -16,6 +16,8 @@ def ask(
         bool, typer.Option("--base", help="Ask the base model, without the edits.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 32,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of {prompt, answer}.")
     ] = False,
@@ -26,7 +28,7 @@ def ask(
 
     for prompt in prompts:
         check_characters("a question", prompt)
-    edited, unedited = open_to_ask(model)
+    edited, unedited = open_to_ask(model, dtype, device_map)
     answers = (unedited if base else edited)(prompts, max_new_tokens=max_new_tokens)
     if as_json:
         screen.print_json(

@@ -15,13 +15,15 @@ def chat(
         bool, typer.Option("--base", help="Ask the base model, without the edits.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
 ) -> None:
     """Ask one question after another; each stands on its own."""
     from errata.cli.opening import open_to_ask
     from errata.edit import check_characters
     from errata.errors import UsageError
 
-    edited, unedited = open_to_ask(model)
+    edited, unedited = open_to_ask(model, dtype, device_map)
     screen.err.print("Ask away. /base QUESTION asks the model without edits, /quit ends.")
     while True:
         try:

@@ -24,6 +24,8 @@ def eval(
     ] = None,
     probes: options.Probes = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compare the edited model's answers with the targets and with its base model."""
@@ -34,23 +36,17 @@ def eval(
     from errata.probes import KINDS, make_probes
 
     numbered = read_numbered_cases(cases)
-    asked = make_probes([case for _, case in numbered], options.names(probes))
-    model = open_artifact(folder)
+    judged = [case for _, case in numbered]
+    asked = make_probes(judged, options.names(probes))
+    model = open_artifact(folder, dtype, device_map)
     check_cases_fit(model.lm, cases, numbered)
     with screen.steps() as progress:
         found = errata.evaluate(
-            model,
-            [case for _, case in numbered],
-            batch_size,
-            progress=partial(progress, "asking"),
-            probes=asked,
+            model, judged, batch_size, progress=partial(progress, "asking"), probes=asked
         )
     if answers:
-        lines = (
-            json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n"
-            for answer in found.answers
-        )
-        write_text(answers, "".join(lines))
+        each = (json.dumps(dataclasses.asdict(a), ensure_ascii=False) for a in found.answers)
+        write_text(answers, "".join(f"{line}\n" for line in each))
     if as_json:
         screen.print_json(found.to_dict())
         return

@@ -18,6 +18,8 @@ def explain(
     prompts: Annotated[
         list[str], typer.Argument(help="What to ask; each is explained on its own.")
     ],
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Show which edit answers a prompt, its score and threshold, its place, and the next ones."""
@@ -26,7 +28,7 @@ def explain(
 
     for prompt in prompts:
         check_characters("a question", prompt)
-    edited = open_artifact(model)
+    edited = open_artifact(model, dtype, device_map)
     explanations = edited.explain(prompts)
     if as_json:
         screen.print_json([dataclasses.asdict(each) for each in explanations])

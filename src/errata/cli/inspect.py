@@ -11,6 +11,8 @@ from errata.cli import options, screen
 
 def inspect(
     model: options.ModelArgument,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show where a model keeps its facts, and which methods can edit it."""
@@ -18,7 +20,7 @@ def inspect(
     from errata.cli.opening import load_base
     from errata.lm.weights import is_transposed, read_bias
 
-    base, tokenizer = load_base(model)
+    base, tokenizer = load_base(model, dtype, device_map)
     lm = errata.LM(base, tokenizer)
     places = lm.architecture
     layer = places.default_layer()

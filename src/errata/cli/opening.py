@@ -80,11 +80,13 @@ def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -
     return errata.LM(*load_base(model, dtype, device_map))
 
 
-def open_to_ask(model: str) -> tuple[Answers, Answers]:
+def open_to_ask(
+    model: str, dtype: str = "auto", device_map: str | None = None
+) -> tuple[Answers, Answers]:
     """Return the models with and without the edits; for a base model the same twice."""
     import errata
 
-    opened = open_model(model)
+    opened = open_model(model, dtype, device_map)
     return (
         (opened.generate, opened.generate)
         if isinstance(opened, errata.LM)

@@ -14,6 +14,8 @@ from errata.storage.locking import WAIT
 def undo(
     folder: options.Folder,
     ids: Annotated[list[str], typer.Argument(help="Ids of edits, as `errata list` shows them.")],
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
     wait: options.Wait = WAIT,
 ) -> None:
     """Take edits back; the model is then one that never had them."""
@@ -21,7 +23,7 @@ def undo(
 
     read_artifact(folder)  # fails for any other folder, before `writing_into` makes a file in it
     with writing_into(folder, wait):
-        edited = open_artifact(folder)
+        edited = open_artifact(folder, dtype, device_map)
         with screen.busy("rewriting what shared a place with them"):
             edited.undo(*ids)
             edited.save_pretrained(folder)
