@@ -226,10 +226,10 @@ def test_what_is_answered_like_the_edit_is_a_rewording_of_it(lm, monkeypatch):
         "We know that France lives in New Haven, not in",
     ]
 
-    def said(prompts, **_):
+    def said(_, prompts):
         return ["other" if prompt == asked[0] else "own" for prompt in prompts]
 
-    monkeypatch.setattr(lm, "generate", said)
+    monkeypatch.setattr(TrainingExamples, "answers", said)
     found = planner(lm, rewordings=4).contrast_set(EDITS[0])
     assert (
         set(found.rewordings) == set(asked[1:])

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.methods.association.folio.base_head import BaseHead, Prefill
+from errata.lm.body_reader import Prefill
+from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.leaf import Prefix
 
 GENERIC = 0.5

@@ -15,6 +15,7 @@ from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM
 from errata.lm.background import names_in, open_prompt, prompt_about, replace_name
+from errata.lm.body_reader import BodyReader
 from errata.lm.encoding import Row
 from errata.methods.association.wise.config import WiseConfig
 
@@ -62,10 +63,12 @@ class TrainingExamples:
 
     Attributes:
         prompts: the background texts as prompts.
+        reader: reads prompts with the base model.
     """
 
     def __init__(self, lm: LM, config: WiseConfig, background: Mapping[str, Any]) -> None:
         self.lm, self.config = lm, config
+        self.reader = BodyReader(lm)
         self.texts: list[str] = background["texts"]
         self.prefixes: list[str] = background["prefixes"]
         self.prompts = [open_prompt(text) for text in self.texts]
@@ -107,6 +110,11 @@ class TrainingExamples:
             )
         return self._contrast_sets[edit.id]
 
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """Return how the base model begins to answer prompts, `COMPARED_TOKENS` tokens of it."""
+        rows = [self.lm.encode_prompt(prompt) for prompt in prompts]
+        return [self.lm.decode(ids) for ids in self.reader.continue_greedily(rows, COMPARED_TOKENS)]
+
     def row(self, edit: Edit) -> Row:
         """Encode the edit as it is learned, with its ending."""
         return self.lm.encode(edit.prompt, edit.target, self._ending(edit))
@@ -143,12 +151,15 @@ class TrainingExamples:
             for prompt in dict.fromkeys(prompt_about(text, subject) for text in texts)
             if prompt not in (None, edit.prompt) and self.prompt_row(prompt) is not None
         ]
-        (own,) = self.lm.generate([edit.prompt], max_new_tokens=COMPARED_TOKENS)
+        own: str | None = None
         alike: list[str] = []
         unlike: list[str] = []
         for start in range(0, len(candidates), CANDIDATES):
             prompts, found = candidates[start : start + CANDIDATES], len(alike)
-            answers = self.lm.generate(prompts, max_new_tokens=COMPARED_TOKENS)
+            if own is None:
+                own, *answers = self.answers([edit.prompt, *prompts])
+            else:
+                answers = self.answers(prompts)
             for prompt, answer in zip(prompts, answers, strict=True):
                 (alike if answer == own else unlike).append(prompt)
             enough = len(alike) >= wanted and len(unlike) >= most

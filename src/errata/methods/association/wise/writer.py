@@ -193,13 +193,19 @@ class ShardWriter:
     @torch.no_grad()
     def _states(self, rows: Sequence[Row]) -> PromptStates:
         """Run prompts through the model; keep only the last token if the router pools that."""
-        kept = slice(-1, None) if self.config.pool == "last" else slice(None)
         parts = []
+        module = self.lm.architecture.value_module(self.lm.model, self.layer)
         for start in range(0, len(rows), self.config.chunk_rows):
-            batch = self.lm.batch(rows[start : start + self.config.chunk_rows])
-            tail = Tail(self.lm, self.layer, batch)
-            keys, values = (each[:, kept].float().clone() for each in (tail.keys, tail.values))
-            parts.append(PromptStates(keys, values, batch.prompt_mask[:, kept].to(keys.device)))
+            part = rows[start : start + self.config.chunk_rows]
+            if self.config.pool == "last":
+                states = self.examples.reader.last_states(module, [row.ids for row in part])
+                keys, values = (each[:, None].float() for each in states)
+                mask = torch.ones(keys.shape[:2], dtype=torch.bool)
+            else:
+                batch = self.lm.batch(part)
+                tail = Tail(self.lm, self.layer, batch)
+                keys, values, mask = tail.keys.float(), tail.values.float(), batch.prompt_mask
+            parts.append(PromptStates(keys, values, mask.to(keys.device)))
         return PromptStates.cat(parts)
 
     def _learn(self, work: Sequence[tuple[Shard, TrainingExample]]) -> None:
