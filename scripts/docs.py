@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.measures import MEASURES
 from errata.methods import METHODS, method_class
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,27 +30,23 @@ SHORT = {
 """Columns whose name is shorter in a table."""
 PAIR = "**{}** ({})"
 """A share of free answers, and teacher-forced accuracy."""
+README_RESULTS = "real-smollm2-zsre"
 IN_README = (
-    "unedited",
-    "folio",
-    "wise",
-    "grace",
-    "rag",
-    "serac",
-    "lora",
-    "ft-m",
-    "memit",
-    "alphaedit",
+    "reliability",
+    "generalization",
+    "unrelated unchanged",
+    "portability",
+    "probes' mean",
+    "passes/edit",
 )
-"""Methods in the table of the README; docs/compare.md has all."""
+"""Columns of the README's table; docs/real.md has all."""
 Row = dict[str, Any]
 
 
 def tables() -> Iterator[tuple[str, str, list[Row]]]:
     """(page, name, rows) of every table."""
     yield "docs/methods.md", "methods", methods()
-    shown = [row for row in read("compare-atlas") if row["method"] in IN_README]
-    yield "README.md", "atlas", longest(shown, *MEASURES, "seconds per edit")
+    yield "README.md", "real", in_readme(read(README_RESULTS))
     for data in ("atlas", "zsre", "counterfact"):
         yield "docs/compare.md", data, [compared(row) for row in read(f"compare-{data}")]
     for task in ("zsre", "counterfact", "hallucination", "temporal"):
@@ -106,14 +101,14 @@ def compared(row: Row) -> Row:
     return shown
 
 
-def measured(row: Row) -> Row:
+def measured(row: Row, interval: bool = True) -> Row:
     """A row of a real model: a share with its interval, and in brackets that of exact answers."""
     shown: Row = {}
     for column, cell in row.items():
         if column in PROVENANCE or column == "left out" or column.endswith((", exact", ", 95 %")):
             continue
         parts = [f"**{cell}**" if f"{column}, 95 %" in row and cell else cell]
-        parts += [row.get(f"{column}, 95 %")]
+        parts += [row.get(f"{column}, 95 %") if interval else None]
         exact = row.get(f"{column}, exact")
         parts += [f"({exact})" if exact else None]
         text = " ".join(part for part in parts if part)
@@ -133,6 +128,18 @@ def longest(rows: Sequence[Row], *columns: str) -> list[Row]:
         | {name: cell for name, cell in printed(row).items() if name in names}
         for row in last
     ]
+
+
+def in_readme(rows: Sequence[Row]) -> list[Row]:
+    """The README's columns after all edits, for each method, without intervals."""
+    edits = max(int(row["edits"]) for row in rows)
+    found = []
+    for row in rows:
+        if int(row["edits"]) == edits and not row.get("left out"):
+            shown = measured(row, interval=False)
+            columns = {name: shown.get(name) for name in IN_README}
+            found.append({f"T = {edits:,}": row["method"], **columns})
+    return found
 
 
 def over_time(rows: Sequence[Row]) -> list[Row]:

@@ -15,6 +15,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
 TASK = 'title = "T"\nversion = 1\npaper = "P"\nmetrics = ["reliability"]\nnew_tokens = 8\n'
 TASK += 'file = "x.json"\n'
 FIELDS = TASK + '[fields]\nprompt = "p"\ntarget = "t"\n'
+NEIGHBOUR = FIELDS + "locality = [{ kind = 'neighbour', prompt = 'x'"
 
 RECIPES = [
     (b"task: [", "not YAML"),
@@ -77,6 +78,14 @@ TASKS = [
     (f"{TASK}[fields]\nprompt = 'p'".encode(), "fields.target is missing"),
     (f"{FIELDS}subjekt = 'x'".encode(), "Did you mean 'subject'"),
     (f"{FIELDS}locality = 3".encode(), "expected a list of tables"),
+    (
+        f"{NEIGHBOUR}, leave_out = {{ a = 'b' }} }}]".encode(),
+        "leave_out.by is missing",
+    ),
+    (
+        f"{NEIGHBOUR}, leave_out = {{ by = 'r', a = '(' }} }}]".encode(),
+        "leave_out.a: '(' is no regular expression",
+    ),
     (f"{FIELDS}locality = [{{ prompt = 'x' }}]".encode(), "fields.locality 1: kind is missing"),
     (
         f"{FIELDS}locality = [{{ kind = 'x', prompt = 'x', answer = 'x' }}]".encode(),

@@ -124,6 +124,20 @@ def test_nested_counterfact_puts_the_subject_into_its_prompts(tmp_path):
     assert case.portability == ()
 
 
+def test_what_the_edit_answers_is_no_other_fact_of_the_subject(tmp_path):
+    """CounterFact's generation prompts were made to see whether a text agrees with the edit."""
+    born = {**NESTED["requested_rewrite"], "relation_id": "P19", "prompt": "{} was born in"}
+    texts = ["Kelor was born in", "Where Kelor is from, people speak the language of", "Kelor eats"]
+    for relation, kept in (("P19", [texts[2]]), ("P9999", texts[1:])):
+        record = {
+            **NESTED,
+            "requested_rewrite": {**born, "relation_id": relation},
+            "generation_prompts": texts,
+        }
+        (case,) = read(tmp_path, "counterfact-nested", record).cases
+        assert [probe.prompt for probe in case.locality if probe.kind == "same_subject"] == kept
+
+
 def test_knowedit_tells_the_kinds_apart(tmp_path):
     (case,) = read(tmp_path, "knowedit-zsre", KNOWEDIT).cases
     assert case.locality == (
@@ -345,7 +359,7 @@ def test_where_no_truth_is_known_equal_prompts_ask_the_same():
     [
         ("zsre", 500, 500, {"unrelated": 500, "hop": 500}),
         ("counterfact", 1000, 1000, {"neighbour": 1000}),
-        ("counterfact-nested", 300, 600, {"neighbour": 2999, "hop": 300, "same_subject": 880}),
+        ("counterfact-nested", 300, 600, {"neighbour": 2999, "hop": 300, "same_subject": 198}),
         ("hallucination", 300, 0, {"unrelated": 300}),
         ("temporal", 75, 0, {"unrelated": 75, "ood": 75}),
         ("knowedit-zsre", 150, 150, {"same_subject": 300, "hop": 146, "alias": 3, "inverse": 1}),

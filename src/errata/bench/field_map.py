@@ -4,13 +4,15 @@ A field map says for prompt, target, subject, truth (the answers that were right
 rephrases the dotted path in a record, "?" behind a path that may be missing. With `each`, every
 element of that list is an edit of its own. Probes have `kind`, `prompt`, `answer`, `also` (further
 right answers), and `each` where they are a list of objects; `subject` is another name for "{}" to
-stand for. With `of = "record"` they are of the whole record, and belong to its last edit; `steps`
-and `results` are then the questions that the answer rests on and their answers: where an edit of
-the file gives one of them another, the probe contradicts it and is left out.
+stand for. `leave_out` has, for each value of its path `by`, a regular expression: prompts in which
+it is found are left out. With `of = "record"` they are of the whole record, and belong to its last
+edit; `steps` and `results` are then the questions that the answer rests on and their answers: where
+an edit of the file gives one of them another, the probe contradicts it and is left out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,15 +95,21 @@ def _target(part: Any, path: str) -> str | None:
     return next(iter(texts_at(part, path + "?" if there else path)), None)
 
 
-def _probes(given: Mapping[str, str], part: Any, texts_of: Any) -> Iterator[Probe]:
+def _probes(given: Mapping[str, Any], part: Any, texts_of: Any) -> Iterator[Probe]:
     """Make the probes that one line of a field map describes."""
     kind = given["kind"]
+    unwanted = None
+    if patterns := given.get("leave_out"):
+        (value,) = texts_at(part, patterns["by"])[:1] or [""]
+        unwanted = patterns.get(value)
     places = [part]
     if "each" in given:
         places = _flat(values_at(part, given["each"].removesuffix("?")))
     for place in places:
         names = texts_at(place, given["subject"] + "?") if "subject" in given else [None]
         prompts = [text for name in names for text in texts_of(place, given["prompt"], name)]
+        if unwanted:
+            prompts = [text for text in prompts if not re.search(unwanted, text)]
         if "text" in given:  # one text, which begins with the prompt
             for text in texts_of(place, given["text"]):
                 yield Probe(prompts[0], text.removeprefix(prompts[0]).strip() or text, kind)

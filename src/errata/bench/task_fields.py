@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ _FIELDS = {
 }  # fmt: skip
 _PROBE = dict.fromkeys(
     ("kind", "prompt", "answer", "also", "each", "of", "text", "subject", "steps", "results"), _PATH
-)
+) | {"leave_out": _TABLE}
 
 
 def read_task(path: Path) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def read_task(path: Path) -> dict[str, Any]:
                     needed += ["answer"] * ("text" not in probe and place != "locality")
                     needed += ["results"] * ("steps" in probe)
                     _check(where, probe, _PROBE, needed)
+                    _check_leave_out(where, probe.get("leave_out"))
                     Probe.from_json({"prompt": "?", "kind": probe["kind"]}, place)
     except (UsageError, EditError) as error:
         raise UsageError(f"{path}: {error}") from error
@@ -82,6 +84,20 @@ def _check(where: str, fields: Mapping[str, Any], known: Mapping[str, str], need
     for name in needed:
         if name not in fields:
             raise UsageError(f"{where}{name} is missing; expected a {known[name]}.")
+
+
+def _check_leave_out(where: str, table: Mapping[str, Any] | None) -> None:
+    if table is None:
+        return
+    patterns = dict.fromkeys(table, _TEXT)
+    _check(f"{where}leave_out.", table, patterns | {"by": _PATH}, ["by"])
+    for name, pattern in table.items():
+        try:
+            re.compile(pattern if name != "by" else "")
+        except re.error as error:
+            raise UsageError(
+                f"{where}leave_out.{name}: {quoted(pattern)} is no regular expression ({error})."
+            ) from error
 
 
 def _is(kind: str, value: Any) -> bool:
