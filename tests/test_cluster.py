@@ -51,6 +51,7 @@ def test_shards_over_nodes_one_of_whose_workers_is_killed(count, tmp_path, monke
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # behind other tests its workers would starve
     killed = tmp_path / "killed"
 
     def dies_once(shared, part, train=writer._train_remotely):
