@@ -17,11 +17,11 @@ help:  ## list the targets
 setup: .venv/.stamp  ## create .venv and install errata with its extras; quick when nothing changed
 
 # pip takes torch first, from where its own configuration says, so that nothing else picks a build of
-# it; uv takes the rest in an eighth of pip's time.
+# it; uv takes the rest in an eighth of pip's time, or pip where uv cannot (an index only pip knows).
 .venv/.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) torch uv
-	$(UV_INSTALL) -e '.[all,dev]'
+	$(UV_INSTALL) -e '.[all,dev]' || $(PIP_INSTALL) -e '.[all,dev]'
 	touch $@
 
 demo: setup  ## a tour in two minutes: edit a small model, ask it, undo
