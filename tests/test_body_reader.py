@@ -9,6 +9,7 @@ from families import FAMILIES_TINY, tiny_model, tiny_tokenizer
 from errata import LM
 from errata.lm import body_reader
 from errata.lm.body_reader import BodyReader
+from errata.lm.encoding import Row
 from errata.lm.tail import Tail
 
 START = [7, 3, 9, 11, 4, 8, 15, 6, 21, 5]
@@ -30,16 +31,14 @@ def test_states_and_tokens_are_those_of_each_row_alone(
     monkeypatch.setattr(body_reader, "SHARED_TOKENS", 10_000)
     assert reader.continue_greedily(ROWS, 5) == said
     for place, row in enumerate(ROWS):
-        alone = lm.prompt_batch("x")
-        ids = torch.tensor([row])
-        ones = torch.ones_like(ids)
-        batch = type(alone)(ids, ones, ones.bool(), ~ones.bool(), ~ones.bool())
+        batch = lm.batch([Row(tuple(row), len(row))])
         tail = Tail(lm, layer, batch)
         torch.testing.assert_close(keys[place], tail.keys[0, -1], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(values[place], tail.values[0, -1], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(hidden[place], lm.run_body(batch)[0, -1], atol=2e-5, rtol=1e-4)
-        options = {"max_new_tokens": 5, "attention_mask": ones}
-        whole = lm.greedy_model().generate(input_ids=ids, **options)[0, len(row) :].tolist()
+        options = {"max_new_tokens": 5, "attention_mask": batch.attention_mask}
+        made = lm.greedy_model().generate(input_ids=batch.input_ids, **options)
+        whole = made[0, len(row) :].tolist()
         ended = next((i for i, token in enumerate(whole) if token in lm.end_ids), len(whole))
         assert said[place] == whole[: ended + 1]
 
