@@ -29,6 +29,7 @@ from errata.probes.judging import judge
 from errata.probes.question import ANSWER_LENGTH
 
 NO_PROBES = Probes()
+BATCH, GPU_BATCH = 32, 128
 
 
 class Answering(Protocol):
@@ -66,7 +67,7 @@ class _Question:
 def evaluate(
     model: Answering,
     cases: Case | Iterable[Case],
-    batch_size: int = 32,
+    batch_size: int | None = None,
     max_new_tokens: int = ANSWER_LENGTH,
     progress: Callable[[int, int], None] | None = None,
     probes: Probes = NO_PROBES,
@@ -76,7 +77,7 @@ def evaluate(
     Args:
         model: the edited model.
         cases: edits with their probes; usually the edits that are in the model.
-        batch_size: prompts at a time.
+        batch_size: prompts at a time; None is 32, and 128 free answers at a time on a GPU.
         max_new_tokens: a free answer is cut here if the model does not stop by itself.
         progress: called with (questions done, questions in all).
         probes: what else is asked, see `probes.make_probes`.
@@ -88,7 +89,8 @@ def evaluate(
         *((each.prompt, max_new_tokens) for each in questions if each.measure != "ood"),
         *((each.prompt.text, each.length) for each in asked),
     ]
-    asking = _Asking(wanted, batch_size, progress)
+    at_once = batch_size or (BATCH if model.lm.device.type == "cpu" else GPU_BATCH)
+    asking = _Asking(wanted, at_once, progress)
     before = asking.answers(model.ask_base)
 
     def said(answers: Mapping[tuple[str, int], str], each: _Question) -> str:
@@ -109,7 +111,7 @@ def evaluate(
     )
     with leaving_room(longest):
         after = asking.answers(model.ask)
-        scores, base = _scored(model, questions, pairs, batch_size)
+        scores, base = _scored(model, questions, pairs, batch_size or BATCH)
     answers = [
         _answer(
             model,

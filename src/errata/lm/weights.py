@@ -17,6 +17,10 @@ def is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
+PLAIN: tuple[type[Tensor], ...] = (Tensor, nn.Parameter)
+"""What a weight may be stored as for its values to be changed."""
+
+
 def read_weight(module: nn.Module) -> Tensor:
     """Return W of a linear module, (d_out, d_in): a detached view, which follows the model.
 
@@ -30,7 +34,7 @@ def read_weight(module: nn.Module) -> Tensor:
             "editing needs a linear module, without offloading."
         )
     floats = weight.is_floating_point() and weight.element_size() >= 2
-    if not floats or type(weight) not in (Tensor, nn.Parameter):
+    if not floats or type(weight) not in PLAIN:
         stored = (
             f"a {type(weight).__name__}" if floats else str(weight.dtype).removeprefix("torch.")
         )
