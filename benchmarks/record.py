@@ -120,6 +120,7 @@ def _of_real(each: Measured, name: str) -> dict[str, Any]:
         "passes per edit": _number(passes(row), ".1f"),
         "seconds per edit": _number(row.seconds_per_edit, ".2f"),
         "peak MiB": _number(row.peak_memory, ".0f"),
+        "on": row.made.get("machine", {}).get("gpu") or "CPU",
         **_provenance(row, name),
     }
 

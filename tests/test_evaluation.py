@@ -20,7 +20,7 @@ class Told:
     """Stands in for an edited model: its answers and scores are written in tables."""
 
     def __init__(self, base, edited, scores=None, base_scores=None):
-        self.lm = self
+        self.lm, self.device = self, torch.device("cpu")
         self.tables = {True: edited, False: base}
         self.scores = {True: scores or {}, False: base_scores or {}}
         self.on = True

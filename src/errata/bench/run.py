@@ -128,12 +128,12 @@ class _Measuring:
     def _too_long(self, edits: int) -> str | None:
         """Return why so many edits would take too long to write; None if they would not.
 
-        The first part also reads background text, so later parts are the better estimate.
+        The first part also reads background text, so only what came after it is an estimate.
         """
         done, writing = len(self.model.edits), self.times["writing"]
-        if self.stream.limit is None or not done or edits <= done:
+        if self.stream.limit is None or edits <= done or done <= self.times["first"]:
             return None
-        later = done > self.times["first"] and not self.model.method.relearns_all
+        later = not self.model.method.relearns_all
         first, beginning = (self.times["first"], self.times["beginning"]) if later else (0.0, 0.0)
         expected = writing + (writing - beginning) / (done - first) * (edits - done)
         return (
