@@ -120,9 +120,14 @@ def _of_real(each: Measured, name: str) -> dict[str, Any]:
         "passes per edit": _number(passes(row), ".1f"),
         "seconds per edit": _number(row.seconds_per_edit, ".2f"),
         "peak MiB": _number(row.peak_memory, ".0f"),
-        "on": row.made.get("machine", {}).get("gpu") or "CPU",
+        "on": _device(row),
         **_provenance(row, name),
     }
+
+
+def _device(row: Result) -> str:
+    gpu = row.made.get("machine", {}).get("gpu")
+    return gpu.removeprefix("NVIDIA ").split()[0] if gpu else "CPU"
 
 
 def _of_probes(each: Measured, name: str) -> dict[str, Any]:

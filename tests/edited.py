@@ -84,12 +84,16 @@ def prepare(model: EditModel) -> None:
 
 
 def edit_model(
-    family: str, method: str, edits: list[Edit] | None = None, **settings: Any
+    family: str,
+    method: str,
+    edits: list[Edit] | None = None,
+    device: str = "cpu",
+    **settings: Any,
 ) -> EditModel:
     config = errata.method_class(method).config_class
     known = {field.name for field in dataclasses.fields(config)}
     made = config.from_dict({**{k: v for k, v in SMALL.items() if k in known}, **settings})
-    model = EditModel(tiny_model(family), made, tiny_tokenizer())
+    model = EditModel(tiny_model(family).to(device), made, tiny_tokenizer())
     prepare(model)
     if edits:
         model.edit(edits, check=False)
