@@ -57,7 +57,10 @@ def test_the_anchor_leaves_out_the_longest_twentieth():
     assert anchor(torch.tensor([*[1.0] * 19, 100.0])) == 1.0
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize(
+    "name",
+    ["memit", *(pytest.param(name, marks=pytest.mark.long) for name in EDITORS if name != "memit")],
+)
 def test_the_anchor_is_the_mean_over_values_of_the_base_model(name):
     model = edit_model("llama", name, EDITS[:3], norm_guard=True, **EDITORS[name])
     kept = model.method.extra_state[LENGTHS]

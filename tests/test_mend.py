@@ -54,7 +54,9 @@ def plain_flows(model, edit, deltas):
     return [(u.detach()[0], output.grad[0]) for u, output in seen]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", pytest.param("gpt_neox", marks=pytest.mark.long)]
+)
 def test_an_edit_is_the_formula(family):
     """-alpha sum d~ u~^T, with d~ and u~ from the network in float64, on the model that the first
     edit changed.

@@ -11,6 +11,7 @@ from edited import (
     EDITS,
     FAMILIES,
     IDS,
+    KINDS,
     PROMPTS,
     VARIANTS,
     edit_model,
@@ -48,6 +49,13 @@ ONCE_EVERYWHERE = grid(
 """Each method, in one variant, meets a family, each kind of patch meets every family."""
 ONCE = grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
 """Each method, in one variant."""
+FOR_EACH_KIND = grid(
+    "method settings",
+    VARIANTS,
+    lambda method, settings: {method} & {name for name, _ in KINDS},
+    IDS,
+)
+"""A method for each kind of patch, and of what it keeps from edit to edit."""
 
 
 @EVERYWHERE
@@ -155,7 +163,7 @@ def test_one_seed_gives_the_same_bytes(method, settings, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-@ONCE
+@FOR_EACH_KIND
 def test_reports_duplicates_conflicts_and_ids(method, settings):
     model = edit_model("llama", method, **settings)
     done = []
@@ -187,7 +195,7 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
     assert model.edit([]).results == []
 
 
-@ONCE
+@FOR_EACH_KIND
 def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     """It fits by itself; nothing that a method puts before it may break the write, least of all
     half-way.
@@ -197,7 +205,7 @@ def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     assert model.edits == [EDITS[3], near]
 
 
-@ONCE
+@FOR_EACH_KIND
 def test_it_looks_like_the_base_model(method, settings):
     model = edited_model("llama", method, WRITTEN, **settings)
     assert model.config is model.base.config and model.device == model.base.device
@@ -256,7 +264,7 @@ def test_of_two_answers_to_one_question_the_later_wins():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
-@ONCE
+@FOR_EACH_KIND
 def test_half_precision(method, settings, dtype, tmp_path):
     config = edit_model("llama", method, **settings).method.config
     model = EditModel(tiny_model("llama").to(dtype), config, tiny_tokenizer())
