@@ -7,10 +7,19 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from errata.bench import executors
+
+
+def in_own_process(call: Callable[..., Any], *given: Any) -> Any:
+    """What a call of a function at the top level of a module gives in a process of its own."""
+    with ProcessPoolExecutor(1, _forkserver()) as process:
+        return process.submit(call, *given).result()
 
 
 def do_nothing() -> None:
@@ -25,12 +34,16 @@ def started(words: list[str], log: Path, before: Callable[[], object] = do_nothi
         log: the file.
         before: called in the process before the command; from the top level of a module.
     """
+    process = _forkserver().Process(target=_run, args=(words, log, before))
+    process.start()
+    return process
+
+
+def _forkserver() -> ForkServerContext:
     # Not forked from here: what tests did before (thread pools, Ray) does not outlive a fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["errata.bench.executors", "errata.cli"])
-    process = context.Process(target=_run, args=(words, log, before))
-    process.start()
-    return process
+    return context
 
 
 def fork_children() -> None:

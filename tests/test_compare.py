@@ -7,15 +7,16 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
-from started import fork_children, started
+from started import fork_children, in_own_process, started
 from typer.testing import CliRunner
 
 import errata
 from errata.atlas import make_cases, training_cases
+from errata.bench import run
 from errata.bench.comparison_tables import comparison_table
 from errata.bench.conflicts import apply_policy
 from errata.bench.executors import measure
@@ -31,6 +32,7 @@ from errata.storage.cache import fingerprint
 CASES = make_cases(3, seed=5)
 READING = apply_policy("published", CASES)
 FAST = Run("ft", "ft", {"steps": 2, "lr": 0.01})
+FEW = {"NEUTRAL": 8, "NEUTRAL_TOKENS": 8, "FLUENT": 2, "NEW_TOKENS": 2, "ROUNDS": 1}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,8 @@ def atlas():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Few texts for drift and fluency, and little to time."""
-    few = {"NEUTRAL": 8, "NEUTRAL_TOKENS": 8, "FLUENT": 2, "NEW_TOKENS": 2, "ROUNDS": 1}
-    for name, count in few.items():
-        monkeypatch.setattr(f"errata.bench.run.{name}", count)
+    for name, count in FEW.items():
+        monkeypatch.setattr(run, name, count)
 
 
 @pytest.fixture
@@ -168,14 +169,20 @@ def test_processes(stream):
     """Each run in its own; one that dies takes no other with it."""
     stream = dataclasses.replace(stream, checkpoints=(1,))
     runs = [Run(UNEDITED, None), FAST, Run("dies", "no such method")]
-    seen = set()
-    found = measure(stream, runs, 2, lambda name, what, done, total: seen.add((name, what)))
+    found, seen = in_own_process(measured_quickly, stream, runs)
     assert [(row.edits, row.name) for row in found] == [
         (1, name) for name in (UNEDITED, "ft", "dies")
     ]
     assert all(row.figures for row in found if row.name != "dies")
     assert "no such method" in found[-1].failed or "there is no method" in found[-1].failed
     assert {("ft", "editing"), ("ft", "asking"), (UNEDITED, "asking")} <= seen
+
+
+def measured_quickly(stream, runs):
+    fork_quickly()
+    seen = set()
+    found = measure(stream, runs, 2, lambda name, what, done, total: seen.add((name, what)))
+    return found, seen
 
 
 def test_names_and_settings(atlas):
@@ -230,46 +237,44 @@ def test_bad_input(tmp_path, few_training_cases):
     assert "there is no method 'foo'" in complaint("atlas", "--edits", "1", "--methods", "foo")
 
 
+def fork_quickly() -> None:
+    """Fork the processes that measure, and let them measure little, as all tests here."""
+    fork_children()
+    for name, value in FEW.items():
+        setattr(run, name, value)
+
+
 def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     """The command, killed as soon as something is saved, then called again; and once unbroken."""
     cases = tmp_path / "cases.jsonl"
     cases.write_text(cases_to_json_lines(CASES[:2]))
+    options = "--set ft.steps=2 --methods ft --edits 2 --at 1 --threads 1 --json".split()
 
-    def words(out: Path) -> list[str]:
-        steps = [
-            "--set",
-            "ft.steps=2",
-            "--methods",
-            "ft",
-            "--edits",
-            "2",
-            "--at",
-            "1",
-            "--threads",
-            "1",
-            "--json",
-        ]
-        return ["compare", "atlas", "--cases", str(cases), *steps, "--out", str(out)]
+    def begun(out: str) -> BaseProcess:
+        words = ["compare", "atlas", "--cases", str(cases), *options, "--out", str(tmp_path / out)]
+        return started(words, tmp_path / f"{out}.log", fork_quickly)
 
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
-    process = started(words(broken), tmp_path / "log", fork_children)
+    row = tmp_path / "broken" / "rows" / "ft-1.jsonl"
+    process = begun("broken")
     until = time.monotonic() + 120
-    while not (broken / "rows" / "ft-1.jsonl").exists() and time.monotonic() < until:
+    while not row.exists() and time.monotonic() < until:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    kept = (broken / "rows" / "ft-1.jsonl").read_bytes()
+    kept = row.read_bytes()
     found = []
-    for out in (broken, whole):
-        done = CliRunner().invoke(app, words(out))
-        assert done.exit_code == 0, done.output
+    for out in ("broken", "whole"):
+        process = begun(out)
+        process.join()
+        said = (tmp_path / f"{out}.log").read_text()
+        assert process.exitcode == 0, said
         found.append(
             [
                 (row["name"], row["edits"], row["figures"], row["bytes_saved"])
-                for row in json.loads(done.stdout)
+                for row in json.loads(said)
             ]
         )
     assert found[0] == found[1] and len(found[0]) == 4
-    assert (broken / "rows" / "ft-1.jsonl").read_bytes() == kept
-    assert (whole / "table.md").read_text().count("\n") == 6
+    assert row.read_bytes() == kept
+    assert (tmp_path / "whole" / "table.md").read_text().count("\n") == 6
     torch.set_num_threads(1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 
 import other_device
 import pytest
@@ -12,6 +10,7 @@ import torch
 from edited import EDITS, IDS, PROMPTS, VARIANTS, edit_model, logits_of
 from families import tiny_model, tiny_tokenizer
 from other_device import OtherTensor
+from started import in_own_process
 
 import errata.lm.weights
 from errata import EditModel
@@ -27,14 +26,12 @@ QUICK, TOKENS = ("wise", "folio", "scr"), 2
     "methods", [QUICK, pytest.param(IDS, marks=pytest.mark.long)], ids=["quick", "all"]
 )
 def test_edited_asked_saved_and_undone_on_another_device(methods: tuple[str, ...]) -> None:
-    # Of its own: a device once registered stays, and torch finds an accelerator from then on.
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(1, context, initializer=other_device.register) as process:
-        for name in methods:
-            process.submit(contract, name).result()
+    for name in methods:  # a device once registered stays: torch finds an accelerator from then on
+        in_own_process(contract, name)
 
 
 def contract(name: str) -> None:
+    other_device.register()
     method, settings = VARIANTS[IDS.index(name)]
     errata.lm.weights.PLAIN = (*errata.lm.weights.PLAIN, OtherTensor)
     with other_device.other_device(), tempfile.TemporaryDirectory() as folder:
@@ -56,12 +53,11 @@ def contract(name: str) -> None:
 
 
 def test_what_meets_a_tensor_of_another_device_fails() -> None:
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(1, context, initializer=other_device.register) as process:
-        process.submit(meetings).result()
+    in_own_process(meetings)
 
 
 def meetings() -> None:
+    other_device.register()
     with other_device.other_device():
         there = torch.arange(4.0, device=other_device.NAME)
         for meet in (
