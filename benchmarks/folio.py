@@ -22,8 +22,6 @@ from typing import Any
 
 import results
 import torch
-from chatty import chatty_atlas
-from folio_signs import signs_table, subjects_table, thresholds_table
 from folio_writes import places_table, writes_table
 from streams import drawn_again, enlarged, final, published, without_subject
 
@@ -101,26 +99,6 @@ def many(bench: Bench) -> Rows:
             "stream": label,
             "asked for": len(asked),
             **_judged(bench.open("atlas"), stream, asked),
-        }
-
-
-def chat(bench: Bench) -> Rows:
-    """Evaluate on a model that begins every answer alike."""
-    model = chatty_atlas(Path("out/chatty-atlas"))
-    for given in (True, False):
-        cases = make_cases(300)
-        stream = cases if given else without_subject(cases)
-        edited = bench.open(model)
-        row = {
-            "stream": f"atlas that chats{'' if given else ', no subject given'}",
-            **_judged(edited, stream),
-        }
-        prefixes = {leaf.answer_prefix for leaf in edited.method.patch.leaves}
-        yield {
-            **row,
-            "answer prefix": " / ".join(
-                sorted(repr(edited.lm.decode(list(each))) for each in prefixes)
-            ),
         }
 
 
@@ -245,13 +223,13 @@ def index(bench: Bench) -> Rows:
     others = [probe.prompt for case in known[:500] for probe in case.locality]
     model.method.patch.remove()
     asked, other = (
-        method.calibrator.encode(texts) for texts in ([text for _, text in prompts], others)
+        method.calibrator.read(texts) for texts in ([text for _, text in prompts], others)
     )
     there = 0
     for size in (1_000, 10_000, 100_000):
         added = stream[there:size]
         for number, leaf in enumerate(
-            method.leaves_without_values([case.edit for case in added])[1], start=there
+            method.leaves_without_values([case.edit for case in added]), start=there
         ):
             memory.leaves.add(number, leaf)
         there = size
@@ -320,14 +298,10 @@ def undo(bench: Bench) -> Rows:
 EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
     "results": all_streams,
     "many": many,
-    "chat": chat,
     "speed": speed,
     "beside": beside,
     "index": index,
     "undo": undo,
-    "signs": signs_table,
-    "thresholds": thresholds_table,
-    "subjects": subjects_table,
     "writes": writes_table,
     "places": places_table,
 }

@@ -18,12 +18,12 @@ from errata.cli import app
 from errata.errors import ConfigError, EditError
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input
-from errata.methods.association.folio.answer_prefixes import AnswerPrefixes
-from errata.methods.association.folio.calibrator import MAX_THRESHOLD, Calibrator
+from errata.methods.association.folio.calibrator import Calibrator
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.patch import FolioMemory
+from errata.methods.association.folio.question_reader import QuestionReader, asked_of
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
 
@@ -71,24 +71,35 @@ def test_a_value_makes_its_token_as_likely_as_asked_for(written):
     torch.testing.assert_close(expected, before, atol=1e-5, rtol=1e-4)
 
 
-def test_the_second_sign_is_the_overlap_of_what_the_base_model_expects(written):
-    """Bhattacharyya's coefficient of the two next-token distributions, from the base model's own
-    logits.
-    """
-    case = CASES[1]
+def test_the_second_sign_is_how_surely_the_same_is_asked(written):
+    """Of the states in the middle of the base model's blocks, from its own hidden states."""
+    case, space = CASES[1], written.method.patch.calibration.space
     prompt = case.rephrases[0]
     with written.disable_edits(), torch.no_grad():
-        logits = [
-            written.lm.run(written.lm.prompt_batch([text])).logits[0, -1]
+        states = [
+            written.base(
+                torch.tensor([written.lm.encode_text(text)]), output_hidden_states=True
+            ).hidden_states[written.lm.architecture.n_layers // 2][:, -1]
             for text in (case.edit.prompt, prompt)
         ]
-    p, q = (each.double().softmax(-1) for each in logits)
     told = written.explain([prompt])[0]
     assert told.edit_id == case.edit.id and told.reasons[0].edit_id == case.edit.id
-    assert told.reasons[0].parts["prediction_overlap"] == pytest.approx(
-        float((p * q).sqrt().sum()), abs=1e-4
+    assert told.reasons[0].parts["same_question"] == pytest.approx(
+        float(space.scores(*map(space.vectors, states))), abs=1e-4
     )
     assert told.reasons[0].score >= told.threshold
+    assert written.explain([case.edit.prompt])[0].reasons[0].score == 1.0
+
+
+def test_of_a_prompt_the_part_is_read_that_asks_of_the_subject():
+    for text, asked in (
+        ("It rained. Who leads Ana Bo now?", "Who leads Ana Bo now?"),
+        ("Ana Bo is tall. Who leads her? ", "Ana Bo is tall. Who leads her?"),
+        ("Read on: 3. Ana Bo, in May. By 1.5 she", "Ana Bo, in May. By 1.5 she"),
+        ("Who leads her?", "Who leads her?"),
+        ("", ""),
+    ):
+        assert asked_of(text, "Ana Bo") == asked
 
 
 def test_explain_says_what_happens(written):
@@ -108,7 +119,7 @@ def test_other_questions_about_the_subject_are_candidates_and_fail_by_the_second
     probe = next(probe for probe in case.locality if probe.kind == "same_subject")
     told = written.explain([probe.prompt])[0]
     assert told.edit_id is None and told.reasons[0].parts["subject_overlap"] > 0.9
-    assert told.reasons[0].parts["prediction_overlap"] < told.threshold / 2
+    assert told.reasons[0].score < told.threshold
 
 
 def test_of_two_edits_of_one_question_the_later_answers_and_undo_brings_the_older_back(
@@ -197,21 +208,22 @@ def test_without_a_subject_names_or_rare_words_stand_for_it():
     assert len(method.subject(Edit("what is the name of the tallest tower", "x")).split()) == 3
 
 
-def test_the_threshold_keeps_different_questions_apart():
-    """A model that expects much the same after every prompt has a high one; it never shuts out an
-    edit's own prompt.
-    """
-    flat = edited_model("llama", "folio", EDITS)
-    assert 0.8 < flat.method.patch.calibration.threshold <= MAX_THRESHOLD
-    assert [told.edit_id for told in flat.explain([EDITS[0].prompt])] == [EDITS[0].id]
-    fixed = edit_model("llama", "folio", EDITS[:1], threshold=0.5)
-    assert fixed.method.patch.calibration.threshold == 0.5
+def test_the_threshold_is_a_half_or_what_one_asks_for():
+    """It never shuts out an edit's own prompt."""
+    model = edited_model("llama", "folio", EDITS)
+    assert model.method.patch.calibration.threshold == 0.5
+    assert [told.edit_id for told in model.explain([EDITS[0].prompt])] == [EDITS[0].id]
+    strict = edit_model("llama", "folio", EDITS[:1], threshold=1.0)
+    assert strict.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
 
 
 def test_what_is_known_of_the_background_is_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))
-    looked = []
-    look = Calibrator._measure
+    looked, fitted = [], []
+    look, fit = Calibrator._measure, QuestionReader.fit
+    monkeypatch.setattr(
+        QuestionReader, "fit", lambda self, share: fitted.append(share) or fit(self, share)
+    )
     monkeypatch.setattr(
         Calibrator,
         "_measure",
@@ -221,17 +233,17 @@ def test_what_is_known_of_the_background_is_kept_on_disk(tmp_path, monkeypatch):
     same_state(first, other)
     assert torch.equal(logits_of(first, first.lm), logits_of(other, other.lm))
     assert other.method.patch.base.logit_scale == first.method.patch.base.logit_scale != 1
-    assert len(looked) == 1
+    assert len(looked) == len(fitted) == 1
     for changed in (
-        {"threshold": 0.5},
+        {"threshold": 0.4},
         {"false_route": 0.5},
-        {"min_threshold": 0.9},
+        {"min_threshold": 0.9},  # of version 0.1
         {"background": 9},
         {"seed": 1},
     ):
         for others in ({}, {"gain": 2.0, "steps": 4}):
             edit_model("granite", "folio", EDITS[:1], **{"background": 8, **changed, **others})
-    assert len(looked) == 6
+    assert len(looked) == 3 and fitted == [0.02, 0.5]
 
 
 def test_logits_that_are_scaled_behind_the_head_count_as_the_model_says_them():
@@ -262,74 +274,31 @@ def test_values_speak_at_the_prompts_end_and_behind_it_only_where_a_key_is_near(
     assert loss < 0.1
 
 
-def test_an_answer_prefix_is_what_the_model_says_to_any_prompt(monkeypatch):
-    """Here it says 5 to whatever ends in no 5 and no 7, then 7 to what ends in 5, and then the
-    prompt's first token.
-    """
-    model = edited_model("llama", "folio", EDITS[:1])
-    model.method.patch.remove()
-    base, size = model.method.patch.base, model.lm.model.config.vocab_size
-
-    def last_hidden_states(rows):
-        tokens = [7 if row[-1] == 5 else row[0] if row[-1] == 7 else 5 for row in rows]
-        return F.one_hot(torch.tensor(tokens), size).float()
-
-    class Read:
-        def __init__(self, rows):
-            self.rows, self.mask = [list(row) for row in rows], torch.ones(1)
-            self.states = last_hidden_states(self.rows)
-
-        def select(self, places):
-            self.rows = [self.rows[place] for place in places]
-
-    def extend(read, tokens):
-        read.rows = [[*row, token] for row, token in zip(read.rows, tokens.tolist(), strict=True)]
-        read.states = last_hidden_states(read.rows)
-
-    def last_hidden_states_after(read, ends):
-        rows = ([[*row, *end] for row in read.rows] for end in ends.tolist())
-        return torch.stack([last_hidden_states(each) for each in rows])
-
-    monkeypatch.setattr(base, "last_hidden_states", last_hidden_states)
-    monkeypatch.setattr(base, "prefill", Read)
-    monkeypatch.setattr(base, "extend", extend)
-    monkeypatch.setattr(base, "last_hidden_states_after", last_hidden_states_after)
-    monkeypatch.setattr(base, "log_probs", lambda keys: (keys + 1e-9).log())
-    monkeypatch.setattr(model.lm, "encode_prompt", lambda prompt: [20 + len(prompt) % 30, 9])
-    prompts = [[30, 9], [31, 9, 5], [32, 8]]
-    references = model.method.patch.calibration.reference_prompts
-    found = AnswerPrefixes(base).find(prompts, Read(prompts), references)
-    assert [prefix for prefix, _ in found] == [
-        (5, 7),
-        (),
-        (5, 7),
-    ]  # the second goes on otherwise at once
-    assert [int(state.argmax()) for _, state in found] == [30, 7, 32]
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_behind_an_answer_prefix_the_base_model_is_asked_from_within_its_own_pass(family):
-    """Alone, padded in a batch and generated; what asks leaves no trace in the pass around it."""
-    model = edit_model(family, "folio", EDITS[:2], threshold=0.999)
-    memory: FolioMemory = model.method.patch
-    plain, asked = model.ask([edit.prompt for edit in EDITS]), [edit.prompt for edit in EDITS]
-    prefix = (7, 11, 13)
-    with model.disable_edits():
-        for number, leaf in enumerate(list(memory.leaves)):
-            ids = model.lm.encode_prompt(EDITS[number].prompt)
-            state = memory.base.last_hidden_states([[*ids, *prefix]])[0]
-            memory.leaves.remove(number)
-            moved = dataclasses.replace(leaf, answer_prefix=prefix, query_state=state)
-            memory.leaves.add(number, moved)
-    assert model.ask(asked) == [model.ask([prompt])[0] for prompt in asked] == plain
-    told = model.explain(asked)
-    assert [each.edit_id for each in told] == [EDITS[0].id, EDITS[1].id, None, None, None, None]
-    assert told[0].reasons[0].parts["prediction_overlap"] == pytest.approx(1.0, abs=1e-4)
+def test_what_is_asked_is_read_from_within_the_models_own_pass(family):
+    """Alone, padded in a batch and generated; what reads leaves no trace in the pass around it."""
+    model, asked = edited_model(family, "folio", EDITS[:2]), [edit.prompt for edit in EDITS]
+    answers = model.ask(asked)
+    assert [model.ask([prompt])[0] for prompt in asked] == answers
+    unsaid = [prompt for prompt in asked if model.explain([prompt])[0].edit_id is None]
+    assert model.ask(unsaid) == model.ask_base(unsaid) and EDITS[0].prompt not in unsaid
     before = logits_of(model, model.lm)
     model.method.load_state(model.edits, *model.method.state())
-    assert [leaf.answer_prefix for leaf in memory.leaves] == [prefix, prefix] and torch.equal(
-        logits_of(model, model.lm), before
-    )
+    assert torch.equal(logits_of(model, model.lm), before)
+
+
+def test_a_state_of_version_0_1_is_read_anew():
+    """It held predictions; what the edits' prompts ask is read when it is opened."""
+    model = edited_model("llama", "folio", EDITS[:3])
+    before, (tensors, values) = logits_of(model, model.lm), model.method.state()
+    older = {name: each for name, each in tensors.items() if not name.startswith("question_")}
+    hidden = model.lm.architecture.hidden_size
+    older["folio-00000/signs"] = torch.zeros(3, hidden)
+    values = {name: each for name, each in values.items() if name not in ("boundary", "spread")}
+    values |= {"threshold": 0.98, "leads": [[], [], []], "judges": ["Who?"]}
+    model.method.load_state(EDITS[:3], older, values)
+    assert torch.equal(logits_of(model, model.lm), before)
+    assert model.method.patch.calibration.threshold == 0.5
 
 
 def test_each_value_follows_its_token():
@@ -386,9 +355,8 @@ def test_conflicts_are_saved(tmp_path):
 def test_nothing_is_chosen_without_a_subject_mentioned():
     model = edited_model("llama", "folio", EDITS[:1])
     memory = model.method.patch
-    key = leaves(model)[EDITS[0].id].keys[0]
     chosen = [
-        memory.leaves.choose([EncodedPrompt(text, [1, 2], key)])
+        memory.leaves.choose([EncodedPrompt(text, [1, 2])])
         for text in ("The capital of Spain is", "The capital of France is")
     ]
     assert chosen == [[MAIN], [0]]

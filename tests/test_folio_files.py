@@ -237,9 +237,7 @@ def test_explain_on_the_command_line_says_it_too(tmp_path):
 
 def test_settings_are_read_by_their_names_of_version_0_1():
     earlier = {"mentioned": 0.5, "least": 0.2, "leaves": 7}
-    assert FolioConfig.from_dict(earlier) == FolioConfig(
-        min_subject_overlap=0.5, min_threshold=0.2, edits_per_file=7
-    )
+    assert FolioConfig.from_dict(earlier) == FolioConfig(min_subject_overlap=0.5, edits_per_file=7)
 
 
 def test_a_folio_has_a_leaf_at_least():

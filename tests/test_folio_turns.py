@@ -79,7 +79,7 @@ def test_a_question_that_names_nothing_goes_on_with_what_was_asked(setting):
     leaves = model.method.patch.leaves
 
     def mentioned(*turns: str) -> list[str]:
-        asked = EncodedPrompt(turns[0], [], leaves[0].keys[0], turns[1:])
+        asked = EncodedPrompt(turns[0], [], turns[1:])
         return [leaves[number].edit_id for number in leaves.subject_overlaps(asked)]
 
     for edit, other in pairs(edits, others):

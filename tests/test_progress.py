@@ -53,7 +53,7 @@ def test_what_comes_before_the_first_edit_is_reported(monkeypatch, tmp_path):
     with reported_to(lambda *step: seen.append(step)):
         model.edit(EDITS[:1], check=False)
     assert seen[:2] == [(WRITING, 0, 70), (WRITING, 48, 70)]
-    assert next(step for step in seen if step[0] == CALIBRATING) == (CALIBRATING, 0, 3)
+    assert next(step for step in seen if step[0] == CALIBRATING) == (CALIBRATING, 0, 2)
     before = len(seen)
     report("nobody listens", 0, 1)
     assert len(seen) == before

@@ -58,6 +58,7 @@ class MethodConfig:
 
     method: ClassVar[str] = ""
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    dropped: ClassVar[frozenset[str]] = frozenset()
     """Earlier names of settings, which `from_dict` still reads: earlier name -> name."""
 
     layer: NonNegativeInt | None = None
@@ -96,6 +97,8 @@ class MethodConfig:
             if key == "method":
                 continue
             name = cls.renamed.get(key, key)
+            if name in cls.dropped:
+                continue
             if name not in known:
                 owner = cls.method or cls.__name__
                 raise ConfigError(f"{owner} has no setting {quoted(name)}.{suggest(name, known)}")

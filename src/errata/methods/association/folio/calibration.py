@@ -1,4 +1,4 @@
-"""`RouterCalibration`: what Folio's router knows of text that no edit is about."""
+"""`RouterCalibration`: what Folio's router knows of the base model before the first edit."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from errata.methods.association.folio.question_space import QuestionSpace
 from errata.words.names import WordWeights
 
 
 @dataclass(frozen=True)
 class RouterCalibration:
-    """Statistics of background text.
+    """Statistics of background text, and the space that questions are compared in.
 
     Attributes:
         weights: words, weighted by how rare they are.
         center, scale: (hidden,), mean and standard deviation of the head's inputs.
         logit_scale: see `BaseHead.logit_scale`.
+        space: where prompts are compared by what they ask.
         threshold: score from which a leaf answers a prompt.
-        reference_prompts: unrelated prompts; what the model predicts for all of them is generic.
+        generic: tokens that the base model begins many an answer with, whatever is asked.
     """
 
     weights: WordWeights
     center: Tensor
     scale: Tensor
     logit_scale: float
+    space: QuestionSpace
     threshold: float
-    reference_prompts: tuple[str, ...] = ()
+    generic: frozenset[int] = frozenset()
 
     def whiten(self, keys: Tensor) -> Tensor:
         """Return keys (..., hidden) centred, scaled and normalised to length 1, in fp32."""

@@ -21,27 +21,25 @@ class FolioConfig(MethodConfig):
         steps: L-BFGS iterations per edit, at most.
         min_subject_overlap: share of an edit's subject that a prompt must mention, words weighted
             by how rare they are.
-        threshold: score from which an edit answers a prompt; None calibrates it, see
-            `false_route` and `min_threshold`.
-        min_threshold: lower limit of the calibrated threshold.
-        false_route: among pairs of self-generated prompts that the base model continues
-            differently, the share that may score above the calibrated threshold.
+        threshold: score from which an edit answers a prompt.
+        false_route: of wordings that ask different things of one kind of subject, the share that
+            may score one half or more.
         background: self-generated texts that the router is calibrated on.
         edits_per_file: edits in one folio, which is one file on disk.
     """
 
     method: ClassVar[str] = "folio"
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"mentioned": "min_subject_overlap", "least": "min_threshold", "leaves": "edits_per_file"}
+        {"mentioned": "min_subject_overlap", "leaves": "edits_per_file"}
     )
+    dropped: ClassVar[frozenset[str]] = frozenset({"min_threshold", "least"})
 
     gain: float = 1.0
     confidence: float = 0.9999
     steps: int = 50
     min_subject_overlap: float = 0.7
     threshold: float | None = None
-    min_threshold: float = 0.3
-    false_route: float = 0.05
+    false_route: float = 0.02
     background: int = 96
     edits_per_file: int = 1000
 
@@ -50,7 +48,7 @@ class FolioConfig(MethodConfig):
         for name in ("steps", "background", "edits_per_file"):
             check_range(name, getattr(self, name), 1, math.inf)
         check_range("gain", self.gain, 0, math.inf)
-        shares = ("confidence", "min_subject_overlap", "threshold", "min_threshold", "false_route")
+        shares = ("confidence", "min_subject_overlap", "threshold", "false_route")
         for name in shares:
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, 1)

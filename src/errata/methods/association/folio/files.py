@@ -20,6 +20,7 @@ from errata.lm import LM
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.leaves import Leaves
+from errata.methods.association.folio.question_space import QuestionSpace
 from errata.storage import state
 from errata.words.names import WordWeights
 
@@ -43,6 +44,9 @@ def state_of(
     tensors = {
         "center": calibration.center.cpu(),
         "scale": calibration.scale.cpu(),
+        "question_center": calibration.space.center.cpu(),
+        "question_projection": calibration.space.projection.cpu().contiguous(),
+        "question_shared": calibration.space.shared.cpu(),
         **_folio_tensors(leaves, edits),
     }
     places = {numbers[edit.id]: place for place, edit in enumerate(edits)}
@@ -51,8 +55,9 @@ def state_of(
         "texts": calibration.weights.texts,
         "sharpness": calibration.logit_scale,
         "threshold": calibration.threshold,
-        "judges": calibration.reference_prompts,
-        "leads": [list(leaves[number].answer_prefix) for number in places],
+        "boundary": calibration.space.boundary,
+        "spread": calibration.space.spread,
+        "generic": sorted(calibration.generic),
         "subjects": [leaves[number].subject for number in places],
         "later": [
             [places[number], [places[each] for each in later]]
@@ -72,17 +77,15 @@ def read_leaves(
     hidden = lm.architecture.hidden_size
     vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
     subjects = state.texts(values, "subjects", len(edits))
-    prefixes = [
-        tuple(state.whole(token, "leads", 0, vocabulary - 1) for token in prefix)
-        for prefix in state.rows(values, "leads", len(edits))
-    ]
+    older = "leads" in values
     place = 0
     for folio in sorted(
         {int(name[len(FOLIO) :].partition("/")[0]) for name in tensors if name.startswith(FOLIO)}
     ):
         folder = f"{FOLIO}{folio:05d}/"
         rows = state.numbers(tensors, folder + "rows", None, 1, 2**31)
-        query_states = state.tensor(tensors, folder + "signs", (len(rows), hidden))
+        width = hidden if older else tensors["question_shared"].numel()
+        questions = state.tensor(tensors, folder + "signs", (len(rows), width))
         tokens = state.numbers(tensors, folder + "tokens", sum(rows), 0, vocabulary - 1)
         keys, added = (
             state.tensor(tensors, folder + name, (sum(rows), hidden)) for name in ("keys", "values")
@@ -97,14 +100,13 @@ def read_leaves(
                     f"the leaves of folio {folio} are not those of the edits in their places"
                 )
         bounds = pairwise([0, *accumulate(rows)])
-        for edit, query_state, (start, stop) in zip(part, query_states, bounds, strict=True):
+        for edit, question, (start, stop) in zip(part, questions, bounds, strict=True):
             leaf = Leaf(
                 edit.id,
                 edit.prompt,
                 subjects[place],
                 edit.target,
-                prefixes[place],
-                query_state,
+                question,
                 tuple(tokens[start:stop]),
                 keys[start:stop],
                 added[start:stop],
@@ -115,8 +117,31 @@ def read_leaves(
         raise ValueError(f"there are {place} leaves for {len(edits)} edits")
 
 
+def read_space(tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM) -> QuestionSpace:
+    """Return the space that questions are compared in, on the model's device.
+
+    Raises:
+        KeyError, ValueError: something is missing or of the wrong shape or range.
+    """
+    hidden = lm.architecture.hidden_size
+    shared = tensors["question_shared"]
+    count = shared.numel()
+    center, projection, shared = (
+        state.tensor(tensors, f"question_{name}", shape).to(lm.device)
+        for name, shape in (
+            ("center", (hidden,)),
+            ("projection", (hidden, count)),
+            ("shared", (count,)),
+        )
+    )
+    if not count or not bool(((shared > 0) & (shared < 1)).all()):
+        raise ValueError("'question_shared' is not between 0 and 1 everywhere")
+    boundary, spread = state.number(values, "boundary"), state.number(values, "spread", 1e-6)
+    return QuestionSpace(center, projection, shared, boundary, spread)
+
+
 def read_calibration(
-    tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM, space: QuestionSpace
 ) -> RouterCalibration:
     """Return the statistics of background text, on the model's device.
 
@@ -134,8 +159,12 @@ def read_calibration(
     if not bool((scale > 0).all()):
         raise ValueError("'scale' is not above 0 everywhere")
     logit_scale, threshold = (state.number(values, name, 0) for name in ("sharpness", "threshold"))
-    reference_prompts = tuple(state.texts(values, "judges"))
-    return RouterCalibration(weights, center, scale, logit_scale, threshold, reference_prompts)
+    vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
+    generic = frozenset(  # version 0.1 knew none
+        state.whole(token, "generic", 0, vocabulary - 1)
+        for token in ([] if "leads" in values else state.value(values, "generic", list))
+    )
+    return RouterCalibration(weights, center, scale, logit_scale, space, threshold, generic)
 
 
 def read_supersedes(values: Mapping[str, Any], count: int) -> dict[int, list[int]]:
@@ -157,8 +186,8 @@ def _folio_tensors(leaves: Leaves, edits: Sequence[Edit]) -> dict[str, Tensor]:
     """Return the tensors of each folio, named `folio-NUMBER/NAME`.
 
     Leaves follow one another: `keys` and `values` are (rows, hidden) and `tokens` (rows,); `rows`
-    (leaves,) says how many of these each leaf has. `signs` (leaves, hidden) are the query states,
-    and `names` (leaves, 16) the fingerprints.
+    (leaves,) says how many of these each leaf has. `signs` (leaves, dimensions) are what the edits'
+    prompts ask, and `names` (leaves, 16) the fingerprints.
     """
     edit_by_id = {edit.id: edit for edit in edits}
     tensors: dict[str, Tensor] = {}
@@ -167,7 +196,7 @@ def _folio_tensors(leaves: Leaves, edits: Sequence[Edit]) -> dict[str, Tensor]:
         parts = {
             "keys": torch.cat([leaf.keys for leaf in group]),
             "values": torch.cat([leaf.values for leaf in group]),
-            "signs": torch.stack([leaf.query_state for leaf in group]),
+            "signs": torch.stack([leaf.question for leaf in group]),
             "tokens": torch.tensor([token for leaf in group for token in leaf.tokens]),
             "rows": torch.tensor([len(leaf.keys) for leaf in group]),
             "names": _fingerprints([edit_by_id[leaf.edit_id] for leaf in group]),

@@ -6,32 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Prefix = tuple[int, ...]
-"""Tokens with which the base model begins its answer whatever the prompt asks."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt, read by the base model as the router stores it.
-
-    Attributes:
-        prompt: its words.
-        ids: its tokens.
-        key: (hidden,), the head's input at its last token, in fp32.
-        answer_prefix: see `Calibrator.answer_prefixes`; mostly empty.
-        query_state: (hidden,), the head's input at the end of prompt and answer prefix, in fp32.
-    """
-
-    prompt: str
-    ids: list[int]
-    key: Tensor
-    answer_prefix: Prefix
-    query_state: Tensor
-
-    @property
-    def encoded(self) -> EncodedPrompt:
-        """The prompt as one that is asked."""
-        return EncodedPrompt(self.prompt, self.ids, self.key)
+AGREED = 7.0
+"""Factor on the odds where the base model begins both answers alike."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +22,7 @@ class Leaf:
         prompt: the edit's prompt.
         subject: the words that a prompt must mention.
         target: the edit's answer.
-        answer_prefix: see `Calibrator.answer_prefixes`; mostly empty.
-        query_state: (hidden,), the head's input at the end of prompt and answer prefix.
+        question: (dimensions,), what its prompt asks, see `QuestionSpace`.
         tokens: the n tokens of the answer, the end token included.
         keys: (n, hidden), the head's inputs at the positions that predict them: first the prompt's
             last token.
@@ -58,8 +33,7 @@ class Leaf:
     prompt: str
     subject: str
     target: str
-    answer_prefix: Prefix
-    query_state: Tensor
+    question: Tensor
     tokens: tuple[int, ...]
     keys: Tensor
     values: Tensor
@@ -67,19 +41,19 @@ class Leaf:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt, its tokens and the base model's state at its end.
+    """A prompt and its tokens, and what the base model makes of it.
 
     Attributes:
         text: the prompt's words; in a conversation, the last question.
         ids: the prompt's tokens.
-        key: (hidden,), the head's input at its last token.
         earlier: the earlier questions of a conversation, the latest first.
+        key: (hidden,), the head's input at its last token; None where it was not read.
     """
 
     text: str
     ids: list[int]
-    key: Tensor
     earlier: tuple[str, ...] = ()
+    key: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,16 +64,26 @@ class Candidate:
         number: the leaf's number.
         edit_id: the edit's id.
         subject_overlap: share of the subject that the prompt mentions, by word weight, 0 to 1.
-        prediction_overlap: Bhattacharyya coefficient of the base model's next-token distributions
-            for the prompt and for the edit's own prompt, sum_t sqrt(p_t q_t), 0 to 1.
+        same_question: how surely the prompt asks what the edit's own prompt asks, 0 to 1, see
+            `QuestionSpace.scores`.
+        prediction: 1 where the base model is sure of how its answer to either begins, and begins
+            alike; -1 where it is sure and begins otherwise; 0 where it is not sure.
     """
 
     number: int
     edit_id: str
     subject_overlap: float
-    prediction_overlap: float
+    same_question: float
+    prediction: int = 0
 
     @property
     def score(self) -> float:
-        """What candidates are ranked by and held against the threshold: the prediction overlap."""
-        return self.prediction_overlap
+        """What candidates are ranked by and held against the threshold, 0 to 1: the odds of
+        `same_question`, `AGREED` times as high where the predictions agree, and none where they
+        do not.
+        """
+        factor = (1.0, AGREED, 0.0)[self.prediction]
+        if self.same_question in (0.0, 1.0):
+            return self.same_question * (factor > 0)
+        odds = factor * self.same_question / (1 - self.same_question)
+        return odds / (1 + odds)

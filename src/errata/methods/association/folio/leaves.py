@@ -14,27 +14,26 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from errata.lm.background import names_in
-from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
+from errata.methods.association.folio.question_reader import QuestionReader, asked_of
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex
 from errata.words.parts import words
 
+SURE, AGREE = 0.3, 0.5
+"""The probability of the first token from which the base model is sure of it; and the overlap of
+two distributions of it, sum_t sqrt(p_t q_t), from which they are of one answer.
+"""
 PROMPT_END, PADDING = -1, -2
 """Stand for a token id: the end of the prompt; a row that pads a leaf."""
-MAX_COMPARED = 16
-"""Leaves whose predictions are compared with a prompt's; of more, those with the nearest keys."""
-
-Query = tuple[int, tuple[int, ...]]
-"""A prompt's row, and the answer prefix that is appended to it."""
 
 
 class Leaves:
     """Leaves by number, grouped into folios. Of two that answer one question the later counts.
 
     Args:
-        base: the base model's head.
+        reader: reads what prompts ask.
         min_subject_overlap: share of an edit's subject that a prompt must mention.
         calibration: statistics of background text.
         edits_per_file: leaves in one folio.
@@ -42,13 +41,13 @@ class Leaves:
 
     def __init__(
         self,
-        base: BaseHead,
+        reader: QuestionReader,
         min_subject_overlap: float,
         calibration: RouterCalibration,
         edits_per_file: int,
     ) -> None:
         self.calibration = calibration
-        self._base = base
+        self._reader = reader
         self._edits_per_file = edits_per_file
         self._leaves: dict[int, Leaf] = {}
         self._folios: dict[int, list[int]] = {}
@@ -128,20 +127,68 @@ class Leaves:
         The best score comes first; of equal scores, the later leaf.
         """
         overlaps = [self.subject_overlaps(prompt) for prompt in prompts]
-        numbers = [
-            self._nearest(prompt, sorted(overlap))
-            for prompt, overlap in zip(prompts, overlaps, strict=True)
+        asked = [
+            {number: asked_of(prompt.text, self._leaves[number].subject) for number in mentioned}
+            for prompt, mentioned in zip(prompts, overlaps, strict=True)
         ]
-        states = self._query_states(
-            prompts,
-            [
-                (row, prefix)
-                for row, mentioned in enumerate(numbers)
-                for prefix in sorted({self._leaves[n].answer_prefix for n in mentioned})
-            ],
-        )
+        texts = list(dict.fromkeys(text for each in asked for text in each.values()))
+        vectors = dict(zip(texts, self._reader.vectors(texts, self.calibration.space), strict=True))
         return [
-            self._ranked(row, numbers[row], overlaps[row], states) for row in range(len(prompts))
+            self._ranked(prompt, mentioned, texts_of, vectors)
+            for prompt, mentioned, texts_of in zip(prompts, overlaps, asked, strict=True)
+        ]
+
+    def _ranked(
+        self,
+        prompt: EncodedPrompt,
+        overlaps: Mapping[int, float],
+        asked: Mapping[int, str],
+        vectors: Mapping[str, Tensor],
+    ) -> list[Candidate]:
+        """Return the leaves that a prompt may ask for, the best first.
+
+        Args:
+            prompt: the prompt.
+            overlaps: leaf -> the share of its subject that the prompt mentions.
+            asked: leaf -> the part of the prompt that asks of its subject.
+            vectors: part of a prompt -> what it asks, (dimensions,).
+        """
+        if not overlaps:
+            return []
+        leaves = [self._leaves[number] for number in overlaps]
+        found = torch.stack([vectors[text] for text in asked.values()])
+        stored = torch.stack([leaf.question for leaf in leaves]).to(found)
+        scores = self.calibration.space.scores(found, stored).tolist()
+        predictions = self._predictions(prompt, leaves)
+        candidates = []
+        for number, leaf, score, prediction in zip(
+            overlaps, leaves, scores, predictions, strict=True
+        ):
+            own = asked[number] == asked_of(leaf.prompt, leaf.subject)
+            signs = (1.0, 1) if own else (score, prediction)
+            candidates.append(Candidate(number, leaf.edit_id, overlaps[number], *signs))
+        return sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)
+
+    def _predictions(self, prompt: EncodedPrompt, leaves: Sequence[Leaf]) -> list[int]:
+        """Say for each leaf whether its own prompt's answer begins like the prompt's, see
+        `Candidate`.
+
+        A beginning that many prompts share, or that repeats the prompt, says nothing.
+        """
+        if prompt.key is None:
+            return [0] * len(leaves)
+        keys = torch.stack([prompt.key.float(), *(leaf.keys[0].to(prompt.key) for leaf in leaves)])
+        log_probs = self._reader.base.log_probs(keys)
+        best = log_probs.max(-1)
+        sure = best.values >= math.log(SURE)
+        overlaps = (0.5 * (log_probs[0] + log_probs[1:])).exp().sum(-1)
+        token = int(best.indices[0])
+        said = self._reader.lm.decode([token]).strip()
+        empty = token in self.calibration.generic or token in prompt.ids or said in prompt.text
+        both = (sure[0] & sure[1:]).tolist()
+        return [
+            0 if not known or (overlap >= AGREE and empty) else 1 if overlap >= AGREE else -1
+            for known, overlap in zip(both, overlaps.tolist(), strict=True)
         ]
 
     def winner(self, candidates: Sequence[Candidate]) -> int:
@@ -194,53 +241,3 @@ class Leaves:
         )
         self._padded = numbers, tensors
         return tensors
-
-    def _nearest(self, prompt: EncodedPrompt, numbers: list[int]) -> list[int]:
-        if len(numbers) <= MAX_COMPARED:
-            return numbers
-        keys = torch.stack([self._leaves[number].keys[0] for number in numbers])
-        whiten = self.calibration.whiten
-        cosines = whiten(keys.to(prompt.key.device)) @ whiten(prompt.key)
-        return [numbers[place] for place in cosines.topk(MAX_COMPARED).indices.tolist()]
-
-    def _query_states(
-        self, prompts: Sequence[EncodedPrompt], queries: Sequence[Query]
-    ) -> dict[Query, Tensor]:
-        """Return the head's input (hidden,) at the end of each prompt and answer prefix.
-
-        Queries that are longer than the model's context are left out.
-        """
-        states = {(row, prefix): prompts[row].key for row, prefix in queries if not prefix}
-        longest = self._base.lm.context_length or math.inf
-        extended = [
-            (row, prefix)
-            for row, prefix in queries
-            if prefix and len(prompts[row].ids) + len(prefix) <= longest
-        ]
-        if extended:
-            ids = [[*prompts[row].ids, *prefix] for row, prefix in extended]
-            states |= zip(extended, self._base.last_hidden_states(ids), strict=True)
-        return states
-
-    def _ranked(
-        self,
-        row: int,
-        numbers: Sequence[int],
-        overlaps: Mapping[int, float],
-        states: Mapping[Query, Tensor],
-    ) -> list[Candidate]:
-        """Return the leaves of these numbers as candidates for the prompt in `row`, best first."""
-        candidates = []
-        for prefix in dict.fromkeys(self._leaves[number].answer_prefix for number in numbers):
-            if (row, prefix) not in states:
-                continue
-            group = [number for number in numbers if self._leaves[number].answer_prefix == prefix]
-            state = states[row, prefix].float()
-            stored = torch.stack([self._leaves[number].query_state for number in group]).to(state)
-            log_probs = self._base.log_probs(torch.cat([state[None], stored]))
-            similarities = (0.5 * (log_probs[0] + log_probs[1:])).exp().sum(-1).clamp(max=1.0)
-            candidates += [
-                Candidate(number, self._leaves[number].edit_id, overlaps[number], similarity)
-                for number, similarity in zip(group, similarities.tolist(), strict=True)
-            ]
-        return sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)

@@ -11,9 +11,8 @@ after another forgets, and an edit costs tens of passes. Folio differs in three 
   token the probability `confidence`; then it is multiplied by `gain`, for wordings on which the
   model is surer of its own answer. Each edit is solved for alone and nothing is overwritten, so
   order does not matter, and to undo an edit is to remove its leaf.
-- *Router.* A leaf answers if the prompt mentions its subject and the base model would continue the
-  prompt as it would the edit's own; see `patch.py`. The threshold is calibrated on self-generated
-  text, see `calibrator.py`.
+- *Router.* A leaf answers if the prompt mentions its subject and asks what the edit's own prompt
+  asks; see `patch.py`. What tells that is fitted once per base model, see `question_space.py`.
 
 An edit that gives another answer to a stored edit's question supersedes it until it is undone.
 """
@@ -21,6 +20,7 @@ An edit that gives another answer to a stored edit's question supersedes it unti
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,12 +33,14 @@ from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.files import (
     read_calibration,
     read_leaves,
+    read_space,
     read_supersedes,
     state_of,
 )
-from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf, Question
+from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
+from errata.methods.association.folio.question_reader import asked_of
 from errata.methods.association.folio.subject import subject_of
 from errata.methods.association.folio.values import solve_values
 from errata.methods.association.folio.warnings import warnings_of
@@ -48,7 +50,7 @@ from errata.report import Explanation, Reason
 
 
 class Folio(Method):
-    """One leaf per edit, chosen by the edit's subject and the base model's own prediction."""
+    """One leaf per edit, chosen by the edit's subject and by what is asked of it."""
 
     config_class = FolioConfig
     phase = "association"
@@ -62,7 +64,7 @@ class Folio(Method):
         self._patch = FolioMemory(lm, config.min_subject_overlap, config.edits_per_file)
         self._numbers: dict[str, int] = {}
         self._next = 0
-        self.calibrator = Calibrator(self._patch.base, config)
+        self.calibrator = Calibrator(self._patch.reader, config)
 
     @property
     def patch(self) -> FolioMemory:
@@ -78,8 +80,8 @@ class Folio(Method):
         """Add a leaf for each edit; it is independent of all but those that it supersedes."""
         self.calibrate()
         for edit in edits:
-            question, leaf = self._questions([edit])[0], self.leaf(edit)
-            rivals = self._rivals(self._patch.leaves, [edit], [question.encoded])[0]
+            leaf = self.leaf(edit)
+            rivals = self._rivals(self._patch.leaves, [edit])[0]
             self._patch.leaves.add(self._next, leaf, [rival.number for rival in rivals])
             self._numbers[edit.id] = self._next
             self._next += 1
@@ -109,16 +111,16 @@ class Folio(Method):
             return []
         self.calibrate()
         new = Leaves(
-            self._patch.base,
+            self._patch.reader,
             self.config.min_subject_overlap,
             self._patch.calibration,
             self.config.edits_per_file,
         )
-        prompts, leaves = self.leaves_without_values(edits)
-        stored = self._rivals(self._patch.leaves, edits, prompts)
+        leaves = self.leaves_without_values(edits)
+        stored = self._rivals(self._patch.leaves, edits)
         conflicts = []
-        for number, (edit, prompt, leaf) in enumerate(zip(edits, prompts, leaves, strict=True)):
-            rivals = [*stored[number], *self._rivals(new, [edit], [prompt])[0]]
+        for number, (edit, leaf) in enumerate(zip(edits, leaves, strict=True)):
+            rivals = [*stored[number], *self._rivals(new, [edit])[0]]
             conflicts += [(edit.id, rival.edit_id) for rival in rivals]
             new.add(number, leaf)
         return conflicts
@@ -130,7 +132,7 @@ class Folio(Method):
         leaves = self._patch.leaves
         explanations = []
         for prompt, candidates in zip(
-            prompts, leaves.candidates(self.calibrator.encode(prompts)), strict=True
+            prompts, leaves.candidates(self.calibrator.read(prompts)), strict=True
         ):
             number = leaves.winner(candidates)
             reasons = [
@@ -139,7 +141,8 @@ class Folio(Method):
                     each.score,
                     {
                         "subject_overlap": each.subject_overlap,
-                        "prediction_overlap": each.prediction_overlap,
+                        "same_question": each.same_question,
+                        "prediction": float(each.prediction),
                     },
                     f"folio {leaves.folio_of(each.number)}",
                 )
@@ -154,16 +157,15 @@ class Folio(Method):
         """Return (edit id, warning) of edits that cannot be reached or have a common subject."""
         return warnings_of(self._patch, [self._numbers[edit.id] for edit in edits])
 
-    def _rivals(
-        self, leaves: Leaves, edits: Sequence[Edit], prompts: Sequence[EncodedPrompt]
-    ) -> list[list[Candidate]]:
-        """Return, for each edit and its prompt, the leaves that answer its question otherwise.
+    def _rivals(self, leaves: Leaves, edits: Sequence[Edit]) -> list[list[Candidate]]:
+        """Return, for each edit, the leaves that answer its question otherwise.
 
         The router would choose them for the edit's prompt, and the base model gives one answer to
         that and to their own prompts. (Without the second condition, passages of one text, which
         the base model would continue alike, were taken for one question.)
         """
         threshold = leaves.calibration.threshold
+        prompts = self.calibrator.encode([edit.prompt for edit in edits])
         return [
             [
                 each
@@ -181,15 +183,14 @@ class Folio(Method):
         """Solve for an edit's leaf. The base model must carry no patch."""
         keys, labels = self._answer_states(edit)
         scale = float(self._patch.calibration.scale.median())
-        base, (question,) = self._patch.base, self._questions([edit])
+        base, subject = self._patch.base, self.subject(edit)
         values = self.config.gain * solve_values(base, keys.float(), labels, scale, self.config)
         return Leaf(
             edit.id,
             edit.prompt,
-            self.subject(edit),
+            subject,
             edit.target,
-            question.answer_prefix,
-            question.query_state.to(keys.dtype).cpu(),
+            self._asked([edit], [subject])[0].cpu(),
             tuple(labels.tolist()),
             keys.cpu(),
             values.to(keys.dtype).cpu(),
@@ -214,36 +215,30 @@ class Folio(Method):
                 keys, labels = keys[:-1], torch.cat([labels[:-2], labels[-1:]])
         return keys, labels
 
-    def leaves_without_values(
-        self, edits: Sequence[Edit]
-    ) -> tuple[list[EncodedPrompt], list[Leaf]]:
-        """Return edits' encoded prompts, and leaves that the router can find but that add nothing.
+    def leaves_without_values(self, edits: Sequence[Edit]) -> list[Leaf]:
+        """Return leaves that the router can find but that add nothing.
 
         The base model must carry no patch.
         """
-        questions = self._questions(edits)
-        return [question.encoded for question in questions], [
-            Leaf(
-                edit.id,
-                edit.prompt,
-                self.subject(edit),
-                edit.target,
-                question.answer_prefix,
-                question.query_state,
-                (),
-                question.key[None],
-                question.key[None],
+        subjects = [self.subject(edit) for edit in edits]
+        nothing = torch.zeros(1, self.lm.architecture.hidden_size)
+        return [
+            Leaf(edit.id, edit.prompt, subject, edit.target, question, (), nothing, nothing)
+            for edit, subject, question in zip(
+                edits, subjects, self._asked(edits, subjects), strict=True
             )
-            for edit, question in zip(edits, questions, strict=True)
         ]
 
     def subject(self, edit: Edit) -> str:
         """Return what a prompt must mention to ask for an edit."""
         return subject_of(edit, self._patch.calibration.weights)
 
-    def _questions(self, edits: Sequence[Edit]) -> list[Question]:
-        reference_prompts = self._patch.calibration.reference_prompts
-        return self.calibrator.questions([edit.prompt for edit in edits], reference_prompts)
+    def _asked(self, edits: Sequence[Edit], subjects: Sequence[str]) -> Tensor:
+        """Return what the edits' own prompts ask, (edits, dimensions)."""
+        texts = [
+            asked_of(edit.prompt, subject) for edit, subject in zip(edits, subjects, strict=True)
+        ]
+        return self._patch.reader.vectors(texts, self._patch.calibration.space)
 
     # state
 
@@ -260,9 +255,20 @@ class Folio(Method):
         self.clear()
         if not values and not edits:
             return
-        self._patch.reset(read_calibration(tensors, values, self.lm))
+        older = "leads" in values  # version 0.1 compared predictions: what is asked is read anew
+        space = self.calibrator.space() if older else read_space(tensors, values, self.lm)
+        calibration = read_calibration(tensors, values, self.lm, space)
+        if older:
+            calibration = replace(calibration, threshold=self.calibrator.threshold)
+        self._patch.reset(calibration)
         supersedes = read_supersedes(values, len(edits))
-        leaves = read_leaves(tensors, values, edits, self.lm)
+        leaves = list(read_leaves(tensors, values, edits, self.lm))
+        if older:
+            asked = self._asked(edits, [leaf.subject for _, leaf in leaves]).cpu()
+            leaves = [
+                (folio, replace(leaf, question=question))
+                for (folio, leaf), question in zip(leaves, asked, strict=True)
+            ]
         for number, (folio, leaf) in enumerate(leaves):
             self._patch.leaves.add(number, leaf, supersedes.get(number, ()), folio)
             self._numbers[leaf.edit_id] = number

@@ -1,19 +1,16 @@
 """`FolioMemory`: an edit adds a vector to the input of the output head at each token of its answer.
 
-At the prompt's last token, the head's input encodes what the base model itself would answer; no
-edit has changed it yet. A leaf is chosen there, once per sequence (see `patches.routed`), by two
+A leaf is chosen at the prompt's last token, once per sequence (see `patches.routed`), by two
 criteria:
 
 1. The prompt mentions the edit's subject: words are compared, rare ones weigh most.
-2. The base model would continue the prompt as it would the edit's own prompt: the overlap of the
-   two next-token distributions, sum_t sqrt(p_t q_t), is not below a threshold.
+2. It asks what the edit's own prompt asks: what the base model makes of both in the middle of its
+   blocks lies near each other in a space of questions, see `question_space.py`. That takes half a
+   pass of the sentence that mentions the subject, and nothing where no subject is mentioned.
 
 Other questions about the same subject fail the second, the same question about another subject
-fails the first.
-
-Where the model begins every answer alike ("The answer is ..."), its first token says nothing about
-the question. The leaf then has an *answer prefix*, those common tokens, and the distributions
-behind it are compared: one more pass, only for prompts that mention the subject.
+fails the first. Where the base model is sure of how it would begin either answer, that counts too:
+beginning otherwise, it was asked other things.
 
 The chosen leaf adds its first value at the prompt's last token and, behind a token of its answer,
 the value of the next one (of several, that with the nearest key). Leaves are independent: to add
@@ -33,6 +30,7 @@ from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.leaves import PROMPT_END, Leaves
+from errata.methods.association.folio.question_reader import QuestionReader
 from errata.patches.routed import MAIN, ForwardState, RoutedPatch, last_token
 
 NO_VALUE = -3
@@ -49,6 +47,7 @@ class FolioMemory(RoutedPatch):
 
     Attributes:
         base: the base model's head.
+        reader: reads what prompts ask.
     """
 
     changes_cache = False
@@ -56,6 +55,7 @@ class FolioMemory(RoutedPatch):
     def __init__(self, lm: LM, min_subject_overlap: float, edits_per_file: int) -> None:
         super().__init__()
         self.base = BaseHead(lm)
+        self.reader = QuestionReader(self.base)
         self.min_subject_overlap, self.edits_per_file = min_subject_overlap, edits_per_file
         self._leaves: Leaves | None = None
 
@@ -88,7 +88,8 @@ class FolioMemory(RoutedPatch):
     def reset(self, calibration: RouterCalibration) -> None:
         """Remove all leaves, and route by these statistics from now on."""
         self.base.logit_scale = calibration.logit_scale
-        self._leaves = Leaves(self.base, self.min_subject_overlap, calibration, self.edits_per_file)
+        overlap, size = self.min_subject_overlap, self.edits_per_file
+        self._leaves = Leaves(self.reader, overlap, calibration, size)
 
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         return [self.base.body.register_forward_hook(self._forward_hook)]
@@ -122,7 +123,7 @@ class FolioMemory(RoutedPatch):
         for row, tokens in enumerate(state.ids):
             ids = tokens[state.prompt[row].to(tokens.device)].tolist()
             text, *earlier = self.base.lm.conversation(ids).questions
-            prompts.append(EncodedPrompt(text, ids, inputs[row, last[row]], tuple(earlier)))
+            prompts.append(EncodedPrompt(text, ids, tuple(earlier), inputs[row, last[row]]))
         return torch.tensor(self.leaves.choose(prompts), device=inputs.device)
 
     def _values(self, numbers: tuple[int, ...], inputs: Tensor, tokens: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def _unreached(memory: FolioMemory, number: int) -> str | None:
     leaf = leaves[number]
     ids = lm.encode_prompt(leaf.prompt)
     text, *_ = lm.conversation(ids).questions
-    candidates = leaves.candidates([EncodedPrompt(text, ids, leaf.keys[0].to(lm.device))])[0]
+    candidates = leaves.candidates([EncodedPrompt(text, ids, key=leaf.keys[0].to(lm.device))])[0]
     own = next((each for each in candidates if each.number == number), None)
     if own is None:
         if not words(leaf.subject):
