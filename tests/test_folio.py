@@ -119,7 +119,8 @@ def test_other_questions_about_the_subject_are_candidates_and_fail_by_the_second
     probe = next(probe for probe in case.locality if probe.kind == "same_subject")
     told = written.explain([probe.prompt])[0]
     assert told.edit_id is None and told.reasons[0].parts["subject_overlap"] > 0.9
-    assert told.reasons[0].score < told.threshold
+    assert told.reasons[0].score == 0.0
+    assert told.reasons[0].parts["prediction"] == -1.0
 
 
 def test_of_two_edits_of_one_question_the_later_answers_and_undo_brings_the_older_back(

@@ -55,7 +55,7 @@ def test_a_vector_has_one_length_whatever_the_states_unit() -> None:
 
 @pytest.mark.parametrize(("false", "found"), [(0.02, 0.4), (0.2, 0.9)])
 def test_relations_that_were_never_seen_are_told_apart(false: float, found: float) -> None:
-    """At the share of false pairs that was asked for, most pairs of one relation are found."""
+    """At the share of false pairs that was asked for, many pairs of one relation are found."""
     space = fit_space(*wordings(0), false)
     states, labels, kinds = wordings(1)
     vectors, marks = space.vectors(states), torch.tensor(labels)
