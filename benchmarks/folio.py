@@ -1,4 +1,4 @@
-"""Measures Folio, and compares each of its choices with others: the tables of docs/folio.md.
+"""Measures Folio on models that know the questions by heart: tables of docs/folio.md.
 
     python benchmarks/folio.py --model FACTLM --data FOLDER --record    # everything, in order
     python benchmarks/folio.py results undo ...    # some experiments; without --data on atlas alone
@@ -22,7 +22,6 @@ from typing import Any
 
 import results
 import torch
-from folio_writes import places_table, writes_table
 from streams import drawn_again, enlarged, final, published, without_subject
 
 import errata
@@ -140,7 +139,7 @@ def speed(bench: Bench) -> Rows:
             model.undo(edit.id)
             undos.append(time.process_time() - begun)
         leaves = model.method.patch.leaves
-        size = sum(leaf.keys.nbytes + leaf.values.nbytes for leaf in leaves) / len(leaves)
+        size = sum(leaf.key.nbytes + leaf.question.nbytes for leaf in leaves) / len(leaves)
         yield {
             "edits there": there,
             "ms per edit": 1e3 * statistics.median(writes),
@@ -229,7 +228,7 @@ def index(bench: Bench) -> Rows:
     for size in (1_000, 10_000, 100_000):
         added = stream[there:size]
         for number, leaf in enumerate(
-            method.leaves_without_values([case.edit for case in added]), start=there
+            method.leaves_without_answers([case.edit for case in added]), start=there
         ):
             memory.leaves.add(number, leaf)
         there = size
@@ -238,7 +237,7 @@ def index(bench: Bench) -> Rows:
             begun = time.process_time()
             (number,) = memory.leaves.choose([prompt])
             took.append(time.process_time() - begun)
-            right += number >= 0 and memory.leaves[number].edit_id == name
+            right += number >= 0 and memory.leaves[number].edit.id == name
         false = sum(number >= 0 for number in memory.leaves.choose(other))
         yield {
             "leaves": size,
@@ -267,7 +266,7 @@ def undo(bench: Bench) -> Rows:
             model.undo(name)
             longest = max(longest, time.process_time() - begun)
         return (
-            {leaf.edit_id: leaf for leaf in model.method.patch.leaves},
+            {leaf.edit.id: leaf for leaf in model.method.patch.leaves},
             model.ask(prompts),
             longest,
         )
@@ -282,13 +281,12 @@ def undo(bench: Bench) -> Rows:
         ("any order, this order", mixed, whole),
     ):
         apart = max(
-            float((one[0][name].values - leaf.values).abs().max())
-            for name, leaf in other[0].items()
+            float((one[0][name].key - leaf.key).abs().max()) for name, leaf in other[0].items()
         )
         yield {
             "held against each other": label,
             "leaves": f"{len(one[0]):,} and {len(other[0]):,}",
-            "largest difference of a value": apart,
+            "largest difference of a key": apart,
             "same answers": sum(a == b for a, b in zip(one[1], other[1], strict=True))
             / len(prompts),
             "longest undo, ms": 1e3 * one[2] if one[2] else None,
@@ -302,8 +300,6 @@ EXPERIMENTS: dict[str, Callable[[Bench], Rows]] = {
     "beside": beside,
     "index": index,
     "undo": undo,
-    "writes": writes_table,
-    "places": places_table,
 }
 
 

@@ -25,12 +25,14 @@ from random_model import random_model
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, PreTrainedModel
 
+from errata import Edit
 from errata.lm import LM
-from errata.lm.hooks import capture_output
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.config import FolioConfig
+from errata.methods.association.folio.intents import INTENTS, IntentClassifier
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.patch import FolioMemory
+from errata.methods.association.folio.question_space import DIMENSIONS, QuestionSpace
 from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.words.names import WordWeights
 
@@ -67,54 +69,35 @@ def side_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> SideMemory:
     )
 
 
-def mapped(
-    drawn: torch.Tensor, ends: torch.Tensor, first: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values (leaves, rows, hidden) on disk; the first are the prompts' ends."""
-    keys, values = drawn[0], 0.01 * drawn[1]
-    if first == 0:
-        keys[: len(ends), 0] = ends
-    with tempfile.TemporaryDirectory() as folder:  # a file that is mapped may lose its name
-        save_file({"keys": keys, "values": values}, f"{folder}/folio.safetensors")
-        held = load_file(f"{folder}/folio.safetensors")
-    return held["keys"], held["values"]
-
-
 def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory:
     """Make a Folio memory; a row of `ids` mentions the subject of ten leaves, or of none."""
     draw = torch.Generator().manual_seed(2)
-    hidden = lm.architecture.hidden_size
-    memory = FolioMemory(lm, min_subject_overlap=0.7, edits_per_file=FOLIO)
-    memory.reset(
-        RouterCalibration(
-            WordWeights({}, 0), torch.zeros(hidden), torch.ones(hidden), 1.0, threshold=0.3
-        )
+    hidden, dimensions = lm.architecture.hidden_size, DIMENSIONS
+    memory = FolioMemory(lm, min_subject_overlap=0.7, edits_per_file=FOLIO, confidence=0.9999)
+    projection = torch.randn(hidden, dimensions, generator=draw) / hidden**0.5
+    space = QuestionSpace(
+        torch.zeros(hidden), projection, torch.full((dimensions,), 0.5), boundary=0.0, spread=1.0
     )
-    with capture_output(memory.base.body) as seen:
-        lm.model(ids)
-    for number in range(leaves):
-        if number % FOLIO == 0:
-            drawn = torch.randn(2, min(FOLIO, leaves - number), ROWS, hidden, generator=draw)
-            keys, values = mapped(drawn, seen[0][:, -1], number)
-        asked = to == "side" and number < 10 * len(ids)
-        name = (
-            ids[number % len(ids), 2:5]
-            if asked
-            else torch.randint(VOCABULARY, (3,), generator=draw)
-        )
-        key, value = keys[number % FOLIO], values[number % FOLIO]
-        leaf = Leaf(
-            str(number),
-            "",
-            lm.decode(name.tolist()),
-            "",
-            (),
-            key[0],
-            tuple(range(ROWS)),
-            key,
-            value,
-        )
-        memory.leaves.add(number, leaf)
+    intents = IntentClassifier(
+        torch.zeros(hidden, len(INTENTS)), -torch.arange(len(INTENTS)).float()
+    )
+    memory.reset(RouterCalibration(WordWeights({}, 0), 1.0, space, intents, threshold=0.5))
+    for first in range(0, leaves, FOLIO):
+        count = min(FOLIO, leaves - first)
+        drawn = torch.randn(count, hidden + dimensions, generator=draw)
+        with tempfile.TemporaryDirectory() as folder:  # a file that is mapped may lose its name
+            save_file({"drawn": drawn}, f"{folder}/folio.safetensors")
+            held = load_file(f"{folder}/folio.safetensors")["drawn"]
+        for number in range(first, first + count):
+            row = number % len(ids)
+            asked = to == "side" and number < 10 * len(ids)
+            name = ids[row, 2:5] if asked else torch.randint(VOCABULARY, (3,), generator=draw)
+            subject = lm.decode(name.tolist())
+            prompt = lm.decode(ids[row].tolist()) if asked and number < len(ids) else subject
+            key, question = held[number - first].split([hidden, dimensions])
+            answer = tuple(range(ROWS))
+            leaf = Leaf(Edit(prompt, "w1", subject), subject, question, 0, answer, key)
+            memory.leaves.add(number, leaf)
     assert len(memory.leaves.folios) == -(-leaves // FOLIO)
     return memory
 

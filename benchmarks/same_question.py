@@ -88,7 +88,7 @@ def signs(model: str, cases: list[Case]) -> Iterator[dict[str, Any]]:
         "sign": "cosine of the states in the middle",
         **compared(F.cosine_similarity(one, two)),
     }
-    space = reader.fit(FolioConfig().false_route)
+    space, _ = reader.fit(FolioConfig().false_route)
     scores = space.scores(space.vectors(one), space.vectors(two))
     yield {"sign": "space of questions (folio)", **compared(scores, 0.5)}
 

@@ -189,7 +189,7 @@ def _read(model: EditModel) -> list[tuple[str, str]]:
         for edit, told in zip(edits, found, strict=True)
         if told.edit_id not in (None, edit.id)
     ]
-    leaves = [leaf.edit_id for leaf in model.method.patch.leaves]
+    leaves = [leaf.edit.id for leaf in model.method.patch.leaves]
     return (
         wrong
         if leaves == [edit.id for edit in model.edits]

@@ -22,6 +22,8 @@ def patch_kind(method: str) -> type[Patch]:
     alike are one.
     """
     kind: type[Patch] = get_type_hints(errata.method_class(method).patch.fget)["return"]
+    if kind.__name__ == "FolioMemory":  # reads as contexts do, and says at the head
+        return kind
     return next((base for base in kind.__mro__ if {Patch, RoutedPatch} & {*base.__bases__}), Patch)
 
 

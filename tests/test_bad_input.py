@@ -220,7 +220,7 @@ def test_a_file_that_is_no_file_of_edits(
     [
         (["-m", "wize"], "no method 'wize'. Did you mean 'wise'?"),
         (["-m", "wise", "--set", "step=3"], "no setting 'step'. Did you mean 'steps'?"),
-        (["--set", "step=3"], "no setting 'step'. Did you mean 'steps'?"),
+        (["--set", "confidense=.5"], "no setting 'confidense'. Did you mean 'confidence'?"),
         (["-m", "wise", "--set", "steps=many"], "steps is 'many'; expected int"),
         (["-m", "wise", "--set", "mask_ratio=2"], "mask_ratio is 2.0"),
         (["-m", "wise", "--set", "layer=4"], "no layer 4"),
@@ -240,10 +240,10 @@ def test_a_file_that_is_no_file_of_edits(
             ["--device-map", f"cuda:{torch.cuda.device_count()}"],
             f"torch finds {torch.cuda.device_count()} cuda devices",
         ),
-        (["--set", "gain=1e400"], "gain is inf; it must lie between"),
-        (["--set", "gain=nan"], "gain is nan; it must lie between"),
-        (["--set", "gain=-inf"], "gain is -inf; it must lie between"),
-        (["--set", "steps=1e400"], "steps is '1e400'; expected int"),
+        (["--set", "confidence=1e400"], "confidence is inf; it must lie between"),
+        (["--set", "confidence=nan"], "confidence is nan; it must lie between"),
+        (["--set", "confidence=-inf"], "confidence is -inf; it must lie between"),
+        (["--set", "background=1e400"], "background is '1e400'; expected int"),
         (
             ["--set", "seed=12345678901234567890123"],
             "seed is 12345678901234567890123; it must be a whole number from 0 to",

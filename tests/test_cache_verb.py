@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from edited import EDITS
 from families import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import errata
 from errata.cli import app
 from errata.methods.association.folio.config import FolioConfig
+from errata.storage import cache
 
 RUN = CliRunner()
 
@@ -41,3 +43,14 @@ def test_listed_and_removed(folder):
 def test_a_kind_that_there_is_not_is_one_line(folder):
     result = RUN.invoke(app, ["cache", "--kind", "rotuer"])
     assert result.exit_code == 2 and "router" in result.stderr and "\n" not in result.stderr.strip()
+
+
+def test_what_another_version_kept_under_a_key_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))
+    cache.cached("router", "key", lambda: torch.randn(40))  # whole, and no JSON
+    made: list[int] = []
+    for _ in range(2):
+        assert cache.cached_json("router", "key", lambda: made.append(1) or {"a": [1.5]}) == {
+            "a": [1.5]
+        }
+    assert made == [1]

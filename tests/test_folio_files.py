@@ -65,13 +65,13 @@ def test_leaves_are_mapped_from_the_file_and_not_read(folder):
     """
     model = loaded(folder)
     leaf = next(iter(model.method.patch.leaves))
-    assert leaf.values.any()
+    assert leaf.key.any()
     with (folder / NAMES[0]).open("r+b") as file:
         size = (folder / NAMES[0]).stat().st_size
         header = 8 + int.from_bytes(file.read(8), "little")
         file.seek(header)
         file.write(bytes(size - header))
-    assert not leaf.values.any() and not leaf.keys.any()
+    assert not leaf.key.any() and not leaf.question.any()
 
 
 def test_only_what_changed_is_written_again(folder):

@@ -57,7 +57,7 @@ def fresh() -> errata.EditModel:
 def what_it_is(model: errata.EditModel) -> tuple[dict[str, Any], list[str]]:
     """Its leaves, bit for bit, and its answers."""
     leaves = {
-        leaf.edit_id: (leaf.subject, leaf.keys.tolist(), leaf.values.tolist())
+        leaf.edit.id: (leaf.subject, leaf.intent, leaf.tokens, leaf.key.tolist())
         for leaf in model.method.patch.leaves
     }
     return leaves, model.ask(PROMPTS)

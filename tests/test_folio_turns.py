@@ -79,8 +79,8 @@ def test_a_question_that_names_nothing_goes_on_with_what_was_asked(setting):
     leaves = model.method.patch.leaves
 
     def mentioned(*turns: str) -> list[str]:
-        asked = EncodedPrompt(turns[0], [], turns[1:])
-        return [leaves[number].edit_id for number in leaves.subject_overlaps(asked)]
+        asked = EncodedPrompt(turns[0], turns[1:])
+        return [leaves[number].edit.id for number in leaves.subject_overlaps(asked)]
 
     for edit, other in pairs(edits, others):
         assert mentioned("And who is the mayor?", edit.prompt) == [edit.id]

@@ -97,10 +97,10 @@ def test_what_version_0_1_wrote_opens_and_says_what_is_not_checked(name, tmp_pat
     with caplog.at_level(logging.WARNING, "errata.saving.artifact"):
         model = loaded(folder)
     assert "written by an older errata: its tokenizer" in caplog.text
-    assert (
-        model.edits == EDITS
-        and model.ask(PROMPTS) == json.loads((OLD / "answers.json").read_text())[name]
-    )
+    answers = json.loads((OLD / "answers.json").read_text())[name]
+    if name == "folio":  # its values had taken three steps; what is said now needs none
+        answers[: len(EDITS)] = [edit.target for edit in EDITS]
+    assert model.edits == EDITS and model.ask(PROMPTS) == answers
     model.save_pretrained(folder)
     caplog.clear()
     again = loaded(folder)

@@ -56,19 +56,11 @@ def harmless(text: str) -> bool:
 
 def test_no_verb_sends_what_a_terminal_obeys(edited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, edits = edited / "out", edited / "edits.jsonl"
-    said = run(
-        "edit",
-        edited / "llama",
-        "--edits",
-        edits,
-        "--out",
-        out,
-        "--set",
-        "background=8",
-        "--set",
-        "steps=1",
-    )
-    assert said.exit_code == 0 and harmless(said.output) and r"one\x1b" in said.stderr
+    base = ("edit", edited / "llama", "--edits", edits)
+    poor = run(*base, "--out", edited / "ft", "-m", "ft", "--set", "steps=1")
+    assert poor.exit_code == 0 and harmless(poor.output) and r"one\x1b" in poor.stderr
+    said = run(*base, "--out", out, "--set", "background=8")
+    assert said.exit_code == 0 and harmless(said.output)
     listed = run("list", out)
     assert (
         harmless(listed.output) and SEEN in listed.stdout and "\nerrata: fake" not in listed.output

@@ -2,8 +2,10 @@
 
     python scripts/same_question/pick.py
 
-Some relations of each kind of subject, half of the wordings of each questions and half sentences
-that break off, each about a subject of its own.
+`wordings.jsonl`: some relations of each kind of subject, half of the wordings of each questions and
+half sentences that break off, each about a subject of its own. `intents.jsonl`: the ways of asking
+of this folder's file of that name, filled with a relation that is drawn, some of them behind a
+sentence about something else.
 """
 
 from __future__ import annotations
@@ -11,21 +13,27 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE.parents[1] / "src/errata/methods/association/folio/wordings.jsonl"
+FOLIO = HERE.parents[1] / "src/errata/methods/association/folio"
 RELATIONS, WORDINGS, MOST = 125, 8, 40
 """Relations, wordings of each, and relations about one kind of subject, at most."""
+TIMES = {"answer": (1, 2), "former": (2, 1), "exclude": (2, 1), "describe": (2, 1)}
+"""How often each wording of an intent is filled, alone and behind a sentence; once where not told.
+"""
+OPTIONS = 4
 
 
-def picked(seed: int = 0) -> list[dict[str, object]]:
-    """Relations, each with its kind of subject and its wordings about varying subjects."""
-    draw = random.Random(seed)
-    lines = [
-        json.loads(line)
-        for file in sorted((HERE / "relations").glob("*.jsonl"))
-        for line in file.read_text(encoding="utf-8").splitlines()
-    ]
+def relations() -> list[dict[str, Any]]:
+    """Return all relations."""
+    files = sorted((HERE / "relations").glob("*.jsonl"))
+    return [line for file in files for line in _lines(file)]
+
+
+def picked_wordings(seed: int = 0) -> list[dict[str, object]]:
+    """Return some relations, each with its kind of subject and its wordings."""
+    draw, lines = random.Random(seed), relations()
     draw.shuffle(lines)
     counts: dict[str, int] = {}
     found = []
@@ -40,8 +48,47 @@ def picked(seed: int = 0) -> list[dict[str, object]]:
     return found
 
 
-if __name__ == "__main__":
-    OUT.write_text(
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in picked()), encoding="utf-8"
+def picked_intents(seed: int = 0) -> list[dict[str, object]]:
+    """Return the ways of asking, each with texts that ask so."""
+    draw, lines = random.Random(seed), relations()
+    *intents, last = _lines(HERE / "intents.jsonl")
+    found: list[dict[str, object]] = []
+    for intent in intents:
+        alone, behind = TIMES.get(intent["intent"], (1, 0))
+        texts = []
+        for wording in (alone + behind) * intent["wordings"]:
+            line = draw.choice(lines)
+            subject = draw.choice(line["subjects"])
+            if len(texts) >= alone * len(intent["wordings"]):
+                wording = f"{draw.choice(last['aside'])} {wording}"
+            options = _options(draw, line, lines)
+            texts.append(wording.format("", *options, **_parts(draw, line, subject)))
+        found.append({"intent": intent["intent"], "texts": texts})
+    return found
+
+
+def _parts(draw: random.Random, line: dict[str, Any], subject: str) -> dict[str, str]:
+    question, statement = (
+        draw.choice(line[name]).replace("{}", subject) for name in ("questions", "statements")
     )
-    print(f"{OUT.name}: {sum(len(line['wordings']) for line in picked())} wordings")
+    return {"question": question, "statement": statement, "subject": subject}
+
+
+def _options(draw: random.Random, line: dict[str, Any], lines: list[dict[str, Any]]) -> list[str]:
+    """Return answers, those of the relation first."""
+    own = list(dict.fromkeys(line["answers"]))
+    draw.shuffle(own)
+    return (own + [draw.choice(draw.choice(lines)["answers"]) for _ in range(OPTIONS)])[:OPTIONS]
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    for name, lines in (("wordings", picked_wordings()), ("intents", picked_intents())):
+        (FOLIO / f"{name}.jsonl").write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+        )
+        count = sum(len(list(line.values())[-1]) for line in lines)  # type: ignore[call-overload]
+        print(f"{name}.jsonl: {count} texts")

@@ -113,9 +113,18 @@ class Explanation:
         edit_id: the edit that answers; None: the base model does.
         threshold: the lowest score with which an edit answers.
         reasons: the candidate edits, best first.
+        read: the edits whose facts the base model reads before it answers.
+        intent: in which way the prompt asks, where the method tells such ways apart.
     """
 
     prompt: str
     edit_id: str | None
     threshold: float
     reasons: list[Reason]
+    read: tuple[str, ...] = ()
+    intent: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """`say`: an edit answers; `read`: the base model, with facts; `main`: the base model."""
+        return "say" if self.edit_id is not None else "read" if self.read else "main"

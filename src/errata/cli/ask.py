@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import options, screen
+from errata.cli import options, screen, why
+from errata.errors import UsageError
 
 
 def ask(
@@ -21,6 +22,9 @@ def ask(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of {prompt, answer}.")
     ] = False,
+    with_reasons: Annotated[
+        bool, typer.Option("--why", help="Say behind each answer where it comes from.")
+    ] = False,
 ) -> None:
     """Ask a model; one answer a line."""
     from errata.cli.opening import open_to_ask
@@ -28,6 +32,9 @@ def ask(
 
     for prompt in prompts:
         check_characters("a question", prompt)
+    if with_reasons:
+        _with_reasons(model, prompts, base, max_new_tokens, dtype, device_map, as_json)
+        return
     edited, unedited = open_to_ask(model, dtype, device_map)
     answers = (unedited if base else edited)(prompts, max_new_tokens=max_new_tokens)
     if as_json:
@@ -36,3 +43,32 @@ def ask(
         )
     else:
         screen.say("\n".join(answers))
+
+
+def _with_reasons(
+    model: str,
+    prompts: list[str],
+    base: bool,
+    max_new_tokens: int,
+    dtype: str,
+    device_map: str | None,
+    as_json: bool,
+) -> None:
+    from errata.cli.opening import open_artifact
+
+    if base:
+        raise UsageError("--why is about the edits, and --base leaves them out; give one of them.")
+    edited = open_artifact(model, dtype, device_map)
+    told = edited.explain(prompts)
+    answers = edited.ask(prompts, max_new_tokens=max_new_tokens)
+    if as_json:
+        rows = zip(prompts, answers, told, strict=True)
+        screen.print_json(
+            [{"prompt": p, "answer": a, "why": why.as_json(each)} for p, a, each in rows]
+        )
+        return
+    known = {edit.id: edit for edit in edited.edits}
+    for answer, each in zip(answers, told, strict=True):
+        screen.say(answer)
+        for line in why.lines_of(each, known):
+            screen.say(f"  {line}")

@@ -30,6 +30,16 @@ def fact_context(template: str, fact: Edit) -> str:
     return template.removesuffix("{prompt}").replace("{fact}", fact_text(fact))
 
 
+def fact_contexts(template: str, facts: Sequence[Edit]) -> tuple[str, ...]:
+    """Return what a template puts in front of a prompt for several facts, one piece for each.
+
+    What stands behind the fact's line in the template comes once, behind the last fact.
+    """
+    line, end, rest = template.removesuffix("{prompt}").partition("\n")
+    pieces = [line.replace("{fact}", fact_text(fact)) + end for fact in facts]
+    return (*pieces[:-1], pieces[-1] + rest) if pieces else ()
+
+
 def check_template(template: str) -> None:
     """Raise `ConfigError` unless a template has a place for the fact and ends with the prompt."""
     if "{fact}" not in template or not template.endswith("{prompt}"):

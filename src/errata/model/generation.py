@@ -107,8 +107,9 @@ def prepare_call(lm: LM, patch: Patch, inputs: Mapping[str, Any]) -> GenerateCal
             mask = ids != pad
     all_ids = ids if ids is not None and ids.shape == mask.shape else None
     cache = options.get("past_key_values")
-    depends = patch.reads_prompts and patch.changes_cache and all_ids is not None
-    if depends and cache is not None and cache.get_seq_length():
+    if all_ids is None or cache is None or not cache.get_seq_length():
+        return GenerateCall(options, mask.bool(), all_ids)
+    if patch.reads_prompts and not patch.keeps_cache(cache, all_ids, mask.bool()):
         cache.reset()
     return GenerateCall(options, mask.bool(), all_ids)
 

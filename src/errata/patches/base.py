@@ -64,6 +64,16 @@ class Patch(ABC):
             if not was_installed:
                 self.remove()
 
+    def keeps_cache(self, cache: Any, ids: Tensor, prompt: Tensor) -> bool:
+        """Whether a filled cache holds what it would hold had this prompt been given at once.
+
+        Args:
+            cache: the key-value cache.
+            ids: (batch, columns), all tokens, those in the cache and the new ones.
+            prompt: (batch, columns) bool, True at the prompt.
+        """
+        return not self.changes_cache
+
     @abstractmethod
     def _attach(self, lm: LM) -> None: ...
 

@@ -22,13 +22,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from errata.errors import ConfigError, PromptTooLongError
+from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.background import names_in
 from errata.lm.chat import Conversation
 from errata.lm.hooks import PerThread
 from errata.patches.base import Arguments
-from errata.patches.forward_state import can_grow, column_mask
+from errata.patches.forward_state import CACHE_STATE, CacheState, column_mask
+from errata.patches.grown import (
+    COLUMNS,
+    GROWN,
+    WIDER,
+    check_growable,
+    check_length,
+    continued,
+    route_of,
+    shifted_positions,
+)
 from errata.patches.question import insert_context
 from errata.patches.routed import ForwardState, RoutedPatch, last_columns, last_token
 
@@ -82,6 +92,16 @@ class ContextPatch(RoutedPatch):
         """Whether no prompt gets a context."""
         return self.context_for is None or self._bypass.get()
 
+    def keeps_cache(self, cache: Any, ids: Tensor, prompt: Tensor) -> bool:
+        """Whether there is no context in the cache, and none is to come."""
+        known: CacheState | None = getattr(cache, CACHE_STATE, None)
+        if known is None or known.decided_by != self._installation or self._lm is None:
+            return False
+        if bool((known.route[:, GROWN] > 0).any()):
+            return False
+        rows = [tuple(row[kept].tolist()) for row, kept in zip(ids, prompt, strict=True)]
+        return self.with_contexts(self._lm, rows) == rows
+
     def with_contexts(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Return the token ids of prompts with their contexts, of token ids without padding."""
         if not self.installed or len(self._cached) > MAX_CACHED:
@@ -89,7 +109,7 @@ class ContextPatch(RoutedPatch):
         room, cached = _ROOM.get(), self._cached
         results = {ids: cached.get((room, ids)) for ids in dict.fromkeys(prompts)}
         new = [ids for ids, result in results.items() if result is None]
-        if new and self.context_for is not None:
+        if new and not self.empty:
             conversations = [lm.conversation(ids) for ids in new]
             contexts = self._contexts([each.questions for each in conversations])
             for ids, conversation, pieces in zip(new, conversations, contexts, strict=True):
@@ -162,22 +182,24 @@ class ContextPatch(RoutedPatch):
         if state.route is None:
             changed = self._insert(lm, arguments, state)
         else:
-            changed = _continue(lm, arguments, state, state.route)
+            changed = continued(lm, arguments, state, state.route)
         return None if changed is None else ((), {**arguments, **changed})
 
     def _insert(self, lm: LM, arguments: Arguments, state: ForwardState) -> Arguments | None:
         """Put contexts into a batch of prompts, and set `state.route` for later calls.
 
-        The route is (batch, 2 + width): the tokens that each row grew by, the columns that the
-        batch grew by, and the new attention mask.
+        The route is described in `grown`.
         """
         (rows, width), ids, mask = state.size, arguments.get("input_ids"), state.mask
+        if state.ids is not None and state.ids.shape[1] > width:  # the cache was kept
+            state.route = route_of(state.seen.long())
+            return None
         device = arguments["inputs_embeds"].device if ids is None else ids.device
         attention = column_mask(arguments)
         if attention is None:
             attention = torch.ones(rows, width, dtype=torch.long)
         seen = attention[:, -width:].to(device).long()
-        state.route = F.pad(seen, (2, 0))
+        state.route = route_of(seen)
         if ids is None or mask is None:
             raise ConfigError(
                 "with inputs_embeds it is not known what is asked, so no fact can be found for it; "
@@ -187,7 +209,7 @@ class ContextPatch(RoutedPatch):
         new = self.with_contexts(lm, old)
         if new == old:
             return None
-        _check_growable(arguments, state)
+        check_growable(arguments, state)
         growth = [len(n) - len(o) for n, o in zip(new, old, strict=True)]
         grown = torch.tensor(growth, device=device)
         wider = max(0, int(grown.max()))
@@ -199,11 +221,11 @@ class ContextPatch(RoutedPatch):
                 start = stop - len(prompt)
                 ids[row, :start], seen[row, :start] = lm.pad_id, 0
                 ids[row, start:stop], seen[row, start:stop] = ids.new_tensor(prompt), 1
-        state.route = torch.cat([grown[:, None], torch.full_like(grown, wider)[:, None], seen], 1)
+        state.route = route_of(seen, grown, wider)
         changed: Arguments = {"input_ids": ids, "attention_mask": seen}
         if lm.takes_position_ids:
             positions = arguments.get("position_ids")
-            changed["position_ids"] = _shifted_positions(positions, seen, mask, grown)
+            changed["position_ids"] = shifted_positions(positions, seen, mask, grown)
         if (labels := arguments.get("labels")) is not None:
             # nothing predicts the first column given
             changed["labels"] = F.pad(labels[:, 1:], (wider + 1, 0), value=-100)
@@ -213,7 +235,7 @@ class ContextPatch(RoutedPatch):
             changed["logits_to_keep"] = min(keep, width)
         if arguments.get("cache_position") is not None:
             changed["cache_position"] = torch.arange(wider + width, device=device)
-        _check_length(lm, seen.sum(-1) * (grown > 0))
+        check_length(lm, seen.sum(-1) * (grown > 0))
         return changed
 
     def _cut_output(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -221,79 +243,6 @@ class ContextPatch(RoutedPatch):
         state = self._pass
         if state is None or state.mask is None or state.route is None:
             return None
-        if not bool(state.route[:, 1].any()):
+        if not bool(state.route[:, WIDER].any()):
             return None
-        return last_columns(output, state.size[1], state.route.shape[1] - 2)
-
-
-def _shifted_positions(
-    positions: Tensor | None, seen: Tensor, mask: Tensor, grown: Tensor
-) -> Tensor:
-    """Return the position ids (batch, columns) of prompts with contexts.
-
-    A prompt begins at the position where it did, and what follows it is shifted.
-
-    Args:
-        positions: (batch, width) or (1, width), those given; None: they count tokens from 0.
-        seen: (batch, columns), the new attention mask.
-        mask: (batch, width), True at the prompts, in the columns given.
-        grown: (batch,), the tokens that each row grew by.
-    """
-    counted = (seen.cumsum(-1) - 1).clamp(min=0)
-    if positions is None:
-        return counted
-    width = mask.shape[1]
-    positions = positions.expand(mask.shape[0], width)
-    start = positions.gather(1, mask.long().argmax(-1, keepdim=True))
-    behind = torch.arange(width, device=mask.device) > last_token(mask)[:, None]
-    counted = counted + start
-    shifted = torch.where(behind, positions + grown[:, None], counted[:, -width:])
-    return torch.cat([counted[:, :-width], shifted], dim=1)
-
-
-def _continue(lm: LM, arguments: Arguments, state: ForwardState, route: Tensor) -> Arguments | None:
-    """Return the arguments to change in a call on a cache with contexts in it; None if none are."""
-    grown, wider, seen = route[:, 0], int(route[0, 1]), route[:, 2:]
-    if not bool(grown.any()):
-        return None
-    _check_growable(arguments, state)
-    columns, width = int(state.cache.get_seq_length()), state.size[1]
-    mask, read = arguments.get("attention_mask"), seen.shape[1]
-    if mask is not None and mask.shape[1] != columns - wider + width:
-        raise ConfigError(
-            f"the cache holds {columns} tokens, {wider} of them a context, and {width} more came "
-            f"with a mask of {mask.shape[1]} columns instead of {columns - wider + width}; give "
-            "the new tokens only, and a mask of all that were given."
-        )
-    whole = F.pad(seen, (0, max(0, columns + width - read)), value=1)[:, : columns + width]
-    if mask is not None and columns + width > read:
-        whole = torch.cat([whole[:, :read], mask[:, read - wider :].to(whole)], dim=1)
-    changed = {"attention_mask": whole}
-    if lm.takes_position_ids:
-        positions = arguments.get("position_ids")
-        if positions is None:
-            changed["position_ids"] = (whole.cumsum(-1) - 1)[:, -width:]
-        else:
-            changed["position_ids"] = positions + grown[:, None]
-    if arguments.get("cache_position") is not None:
-        changed["cache_position"] = arguments["cache_position"] + wider
-    _check_length(lm, whole.sum(-1) * (grown > 0))
-    return changed
-
-
-def _check_growable(arguments: Arguments, state: ForwardState) -> None:
-    if not can_grow(arguments, state.cache):
-        raise ConfigError(
-            "a context was found for this prompt, and a cache of fixed size, or a mask made for "
-            "it, has no place for more tokens than were given; leave out cache_implementation, so "
-            "that the cache grows."
-        )
-
-
-def _check_length(lm: LM, lengths: Tensor) -> None:
-    if lm.context_length and int(lengths.max()) > lm.context_length:
-        raise PromptTooLongError(
-            f"the context, the prompt and its answer take {int(lengths.max())} tokens; this model "
-            f"reads {lm.context_length}. Ask for fewer new tokens, or leave more room to answers "
-            "(the setting room)."
-        )
+        return last_columns(output, state.size[1], state.route.shape[1] - COLUMNS)

@@ -146,7 +146,7 @@ class RoutedPatch(ForwardPatch):
                 "this cache was filled from embeddings, so it is not known what was asked; give "
                 "token ids, or the whole prompt without past_key_values."
             )
-        if is_ours and not self.changes_cache and bool(new_mask.any(-1).all()):
+        if is_ours and bool(new_mask.any(-1).all()) and self.keeps_cache(cache, all_ids, prompt):
             self._pass = ForwardState(size, new_mask, cache, None, all_ids, seen, prompt)
             return None
         size = (rows, past + width)

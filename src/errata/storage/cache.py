@@ -139,7 +139,7 @@ def cached(kind: str, key: str, make: Callable[[], Tensor], model: str = "") -> 
         make: computes the tensor; called when there is no intact file.
         model: the name of the base model, for `entries`.
     """
-    path = cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    path = path_of(kind, key)
     if (stored := _read(path)) is not None:
         return stored
     tensor = make().cpu().contiguous()
@@ -172,7 +172,17 @@ def cached_json(kind: str, key: str, make: Callable[[], Any], model: str = "") -
     def written() -> Tensor:
         return torch.frombuffer(bytearray(json.dumps(make()).encode()), dtype=torch.uint8)
 
-    return json.loads(cached(kind, key, written, model).numpy().tobytes())
+    stored = cached(kind, key, written, model)
+    try:
+        return json.loads(stored.numpy().tobytes())
+    except ValueError:  # whole, but another version kept something else under this key
+        path_of(kind, key).unlink(missing_ok=True)
+        return json.loads(cached(kind, key, written, model).numpy().tobytes())
+
+
+def path_of(kind: str, key: str) -> Path:
+    """Return the file of a kind and a key."""
+    return cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 
 def _read(path: Path) -> Tensor | None:

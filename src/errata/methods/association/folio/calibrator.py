@@ -1,8 +1,8 @@
 """`Calibrator` computes what Folio's router needs to know of the base model, once per model.
 
 The background is text that the base model generates itself, so no data is needed: it says which
-words are rare, and how hidden states are scaled. The space in which questions are compared is
-fitted on wordings that come with errata, see `question_space.py`.
+words are rare, and how answers begin. What tells questions apart is fitted on wordings that come
+with errata, see `question_space.py` and `intents.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from errata.lm.background import background_texts, key_of, open_prompt
 from errata.lm.encoding import in_batches
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.config import FolioConfig
+from errata.methods.association.folio.intents import IntentClassifier
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.question_reader import WORDINGS, QuestionReader
 from errata.methods.association.folio.question_space import QuestionSpace
@@ -30,14 +31,14 @@ BATCH = 32
 """Prompts that are read at once."""
 LOGIT_SCALE_TEXTS = 8
 """Background texts that the scale of the logits is fitted on."""
-SCALE_PROMPTS = 32
-"""Background prompts that the states' scale is measured on, at most."""
-GENERIC = 0.02
+OPEN_PROMPTS = 32
+"""Background prompts whose answers' beginnings are looked at, at most."""
+GENERIC = 0.05
 """Mean probability, behind those prompts, from which a token begins many an answer."""
 CACHED, ANSWER_LENGTH = 4096, 16
 """Base-model answers that are kept; and their tokens, at most."""
 CALIBRATING = "calibrating the router"
-FORMAT = 2
+FORMAT = 3
 """Of what is kept on disk."""
 THRESHOLD = 0.5
 
@@ -62,15 +63,10 @@ class Calibrator:
         key = json.dumps([key_of(self.lm), texts, FORMAT])
         kept = cached_json("router", key, lambda: self._measure(texts), self.lm.name)
         self.base.logit_scale = kept["logit_scale"]
-        center, scale = (
-            torch.tensor(kept[name], device=self.lm.device) for name in ("center", "scale")
-        )
         return RouterCalibration(
             WordWeights(kept["counts"], len(texts)),
-            center,
-            scale,
             kept["logit_scale"],
-            self.space(),
+            *self.fitted(),
             self.threshold,
             frozenset(kept["generic"]),
         )
@@ -81,32 +77,35 @@ class Calibrator:
         return THRESHOLD if self.config.threshold is None else self.config.threshold
 
     @torch.no_grad()
-    def space(self) -> QuestionSpace:
-        """Return the space that questions are compared in; it is kept on disk."""
+    def fitted(self) -> tuple[QuestionSpace, IntentClassifier]:
+        """Return what tells questions and ways of asking apart; it is kept on disk."""
         key = json.dumps([key_of(self.lm), self.config.false_route, WORDINGS])
 
-        def fitted() -> list[Any]:
-            space = self.reader.fit(self.config.false_route)
-            tensors = space.center, space.projection, space.shared
+        def fit() -> list[Any]:
+            space, intents = self.reader.fit(self.config.false_route)
+            tensors = space.center, space.projection, space.shared, intents.weights, intents.bias
             return [*(tensor.tolist() for tensor in tensors), space.boundary, space.spread]
 
-        *tensors, boundary, spread = cached_json("router", f"{key} space", fitted, self.lm.name)
-        center, projection, shared = (torch.tensor(each, device=self.lm.device) for each in tensors)
-        return QuestionSpace(center, projection, shared, boundary, spread)
+        *tensors, boundary, spread = cached_json("router", f"{key} space", fit, self.lm.name)
+        center, projection, shared, weights, bias = (
+            torch.tensor(each, device=self.lm.device) for each in tensors
+        )
+        return (
+            QuestionSpace(center, projection, shared, boundary, spread),
+            IntentClassifier(weights, bias),
+        )
 
     @torch.no_grad()
     def _measure(self, texts: Sequence[str]) -> dict[str, Any]:
         """Compute what `calibrate` keeps on disk of background text."""
         report(CALIBRATING, 0, 2)
         self.base.fit_logit_scale(texts[:LOGIT_SCALE_TEXTS])
-        prompts = list(dict.fromkeys(open_prompt(text) for text in texts))[:SCALE_PROMPTS]
+        prompts = list(dict.fromkeys(open_prompt(text) for text in texts))[:OPEN_PROMPTS]
         report(CALIBRATING, 1, 2)
         keys = self.base.last_hidden_states([self.lm.encode_prompt(prompt) for prompt in prompts])
         begun = self.base.log_probs(keys).exp().mean(0)
         return {
             "counts": WordWeights.from_texts(texts).counts,
-            "center": keys.mean(0).tolist(),
-            "scale": keys.std(0, correction=0).clamp(min=1e-6).tolist(),
             "logit_scale": self.base.logit_scale,
             "generic": (begun >= GENERIC).nonzero()[:, 0].tolist(),
         }
@@ -116,7 +115,7 @@ class Calibrator:
         encoded = []
         for ids in map(self.lm.encode_prompt, prompts):
             text, *earlier = self.lm.conversation(ids).questions
-            encoded.append(EncodedPrompt(text, ids, tuple(earlier)))
+            encoded.append(EncodedPrompt(text, tuple(earlier), tuple(ids)))
         return encoded
 
     def read(self, prompts: Sequence[str]) -> list[EncodedPrompt]:

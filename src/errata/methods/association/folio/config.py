@@ -16,9 +16,7 @@ class FolioConfig(MethodConfig):
     """Settings of Folio.
 
     Attributes:
-        gain: factor on the values once they are solved for.
-        confidence: probability of each answer token at which its value counts as solved.
-        steps: L-BFGS iterations per edit, at most.
+        confidence: the probability that each token of an answer gets, at least.
         min_subject_overlap: share of an edit's subject that a prompt must mention, words weighted
             by how rare they are.
         threshold: score from which an edit answers a prompt.
@@ -32,11 +30,9 @@ class FolioConfig(MethodConfig):
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"mentioned": "min_subject_overlap", "leaves": "edits_per_file"}
     )
-    dropped: ClassVar[frozenset[str]] = frozenset({"min_threshold", "least"})
+    dropped: ClassVar[frozenset[str]] = frozenset({"min_threshold", "least", "gain", "steps"})
 
-    gain: float = 1.0
     confidence: float = 0.9999
-    steps: int = 50
     min_subject_overlap: float = 0.7
     threshold: float | None = None
     false_route: float = 0.02
@@ -45,9 +41,8 @@ class FolioConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "background", "edits_per_file"):
+        for name in ("background", "edits_per_file"):
             check_range(name, getattr(self, name), 1, math.inf)
-        check_range("gain", self.gain, 0, math.inf)
         shares = ("confidence", "min_subject_overlap", "threshold", "false_route")
         for name in shares:
             if getattr(self, name) is not None:

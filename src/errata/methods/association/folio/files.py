@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.edit import Edit
 from errata.lm import LM
 from errata.methods.association.folio.calibration import RouterCalibration
+from errata.methods.association.folio.intents import INTENTS, IntentClassifier
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.question_space import QuestionSpace
@@ -42,12 +43,12 @@ def state_of(
     """
     calibration = leaves.calibration
     tensors = {
-        "center": calibration.center.cpu(),
-        "scale": calibration.scale.cpu(),
         "question_center": calibration.space.center.cpu(),
         "question_projection": calibration.space.projection.cpu().contiguous(),
         "question_shared": calibration.space.shared.cpu(),
-        **_folio_tensors(leaves, edits),
+        "intent_weights": calibration.intents.weights.cpu().contiguous(),
+        "intent_bias": calibration.intents.bias.cpu(),
+        **_folio_tensors(leaves),
     }
     places = {numbers[edit.id]: place for place, edit in enumerate(edits)}
     return tensors, {
@@ -57,6 +58,7 @@ def state_of(
         "threshold": calibration.threshold,
         "boundary": calibration.space.boundary,
         "spread": calibration.space.spread,
+        "intents": list(INTENTS),
         "generic": sorted(calibration.generic),
         "subjects": [leaves[number].subject for number in places],
         "later": [
@@ -77,19 +79,23 @@ def read_leaves(
     hidden = lm.architecture.hidden_size
     vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
     subjects = state.texts(values, "subjects", len(edits))
-    older = "leads" in values
+    older = "intents" not in values
     place = 0
     for folio in sorted(
         {int(name[len(FOLIO) :].partition("/")[0]) for name in tensors if name.startswith(FOLIO)}
     ):
         folder = f"{FOLIO}{folio:05d}/"
         rows = state.numbers(tensors, folder + "rows", None, 1, 2**31)
-        width = hidden if older else tensors["question_shared"].numel()
-        questions = state.tensor(tensors, folder + "signs", (len(rows), width))
+        count, starts = len(rows), [0, *accumulate(rows)]
+        width = None if older else tensors["question_shared"].numel()
+        questions = state.tensor(tensors, folder + "signs", (count, width))
         tokens = state.numbers(tensors, folder + "tokens", sum(rows), 0, vocabulary - 1)
-        keys, added = (
-            state.tensor(tensors, folder + name, (sum(rows), hidden)) for name in ("keys", "values")
-        )
+        if older:  # with a key for each token, and no intents
+            keys = state.tensor(tensors, folder + "keys", (sum(rows), hidden))[starts[:-1]]
+            intents = [0] * count
+        else:
+            keys = state.tensor(tensors, folder + "keys", (count, hidden))
+            intents = state.numbers(tensors, folder + "intents", count, 0, len(INTENTS) - 1)
         part = edits[place : place + len(rows)]
         if len(part) < len(rows):
             raise ValueError(f"there are more leaves than the {len(edits)} edits of the ledger")
@@ -99,72 +105,63 @@ def read_leaves(
                 raise ValueError(
                     f"the leaves of folio {folio} are not those of the edits in their places"
                 )
-        bounds = pairwise([0, *accumulate(rows)])
-        for edit, question, (start, stop) in zip(part, questions, bounds, strict=True):
-            leaf = Leaf(
-                edit.id,
-                edit.prompt,
-                subjects[place],
-                edit.target,
-                question,
-                tuple(tokens[start:stop]),
-                keys[start:stop],
-                added[start:stop],
-            )
-            yield folio, leaf
+        parts = zip(part, questions, intents, pairwise(starts), keys, strict=True)
+        for edit, question, intent, (start, stop), key in parts:
+            answer = tuple(tokens[start:stop])
+            yield folio, Leaf(edit, subjects[place], question, intent, answer, key)
             place += 1
     if place < len(edits):
         raise ValueError(f"there are {place} leaves for {len(edits)} edits")
 
 
-def read_space(tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM) -> QuestionSpace:
-    """Return the space that questions are compared in, on the model's device.
+def read_fitted(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM
+) -> tuple[QuestionSpace, IntentClassifier]:
+    """Return what tells questions and ways of asking apart, on the model's device.
 
     Raises:
         KeyError, ValueError: something is missing or of the wrong shape or range.
     """
     hidden = lm.architecture.hidden_size
-    shared = tensors["question_shared"]
-    count = shared.numel()
-    center, projection, shared = (
-        state.tensor(tensors, f"question_{name}", shape).to(lm.device)
+    count = tensors["question_shared"].numel()
+    center, projection, shared, weights, bias = (
+        state.tensor(tensors, name, shape).to(lm.device)
         for name, shape in (
-            ("center", (hidden,)),
-            ("projection", (hidden, count)),
-            ("shared", (count,)),
+            ("question_center", (hidden,)),
+            ("question_projection", (hidden, count)),
+            ("question_shared", (count,)),
+            ("intent_weights", (hidden, len(INTENTS))),
+            ("intent_bias", (len(INTENTS),)),
         )
     )
     if not count or not bool(((shared > 0) & (shared < 1)).all()):
         raise ValueError("'question_shared' is not between 0 and 1 everywhere")
+    state.same(values, "intents", list(INTENTS))
     boundary, spread = state.number(values, "boundary"), state.number(values, "spread", 1e-6)
-    return QuestionSpace(center, projection, shared, boundary, spread)
+    space = QuestionSpace(center, projection, shared, boundary, spread)
+    return space, IntentClassifier(weights, bias)
 
 
 def read_calibration(
-    tensors: Mapping[str, Tensor], values: Mapping[str, Any], lm: LM, space: QuestionSpace
+    values: Mapping[str, Any], lm: LM, space: QuestionSpace, intents: IntentClassifier
 ) -> RouterCalibration:
-    """Return the statistics of background text, on the model's device.
+    """Return the statistics of background text, with what tells prompts apart.
 
     Raises:
-        KeyError, ValueError: something is missing or of the wrong shape or range.
+        KeyError, ValueError: something is missing or of the wrong range.
     """
-    hidden, counts = (lm.architecture.hidden_size,), state.value(values, "counts", dict)
+    counts = state.value(values, "counts", dict)
     texts = state.whole(state.value(values, "texts", int), "texts", 0, 2**31)
     weights = WordWeights(
         {word: state.whole(count, "counts", 0, texts) for word, count in counts.items()}, texts
     )
-    center, scale = (
-        state.tensor(tensors, name, hidden).to(lm.device) for name in ("center", "scale")
-    )
-    if not bool((scale > 0).all()):
-        raise ValueError("'scale' is not above 0 everywhere")
     logit_scale, threshold = (state.number(values, name, 0) for name in ("sharpness", "threshold"))
     vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
     generic = frozenset(  # version 0.1 knew none
         state.whole(token, "generic", 0, vocabulary - 1)
         for token in ([] if "leads" in values else state.value(values, "generic", list))
     )
-    return RouterCalibration(weights, center, scale, logit_scale, space, threshold, generic)
+    return RouterCalibration(weights, logit_scale, space, intents, threshold, generic)
 
 
 def read_supersedes(values: Mapping[str, Any], count: int) -> dict[int, list[int]]:
@@ -182,24 +179,23 @@ def read_supersedes(values: Mapping[str, Any], count: int) -> dict[int, list[int
     return supersedes
 
 
-def _folio_tensors(leaves: Leaves, edits: Sequence[Edit]) -> dict[str, Tensor]:
+def _folio_tensors(leaves: Leaves) -> dict[str, Tensor]:
     """Return the tensors of each folio, named `folio-NUMBER/NAME`.
 
-    Leaves follow one another: `keys` and `values` are (rows, hidden) and `tokens` (rows,); `rows`
-    (leaves,) says how many of these each leaf has. `signs` (leaves, dimensions) are what the edits'
-    prompts ask, and `names` (leaves, 16) the fingerprints.
+    A leaf has a key, `keys` (leaves, hidden); `signs` (leaves, dimensions), what its prompt asks,
+    and `intents` (leaves,), in which way; `names` (leaves, 16), its fingerprint; and its answer in
+    `tokens`, which follow one another; `rows` (leaves,) says how many each has.
     """
-    edit_by_id = {edit.id: edit for edit in edits}
     tensors: dict[str, Tensor] = {}
     for folio, numbers in leaves.folios.items():
         group = [leaves[number] for number in numbers]
         parts = {
-            "keys": torch.cat([leaf.keys for leaf in group]),
-            "values": torch.cat([leaf.values for leaf in group]),
+            "keys": torch.stack([leaf.key for leaf in group]),
             "signs": torch.stack([leaf.question for leaf in group]),
+            "intents": torch.tensor([leaf.intent for leaf in group]),
             "tokens": torch.tensor([token for leaf in group for token in leaf.tokens]),
-            "rows": torch.tensor([len(leaf.keys) for leaf in group]),
-            "names": _fingerprints([edit_by_id[leaf.edit_id] for leaf in group]),
+            "rows": torch.tensor([len(leaf.tokens) for leaf in group]),
+            "names": _fingerprints([leaf.edit for leaf in group]),
         }
         tensors |= {f"{FOLIO}{folio:05d}/{name}": tensor for name, tensor in parts.items()}
     return tensors

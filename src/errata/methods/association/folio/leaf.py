@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from errata.edit import Edit
+from errata.methods.association.folio.intents import ANSWER
 
 AGREED = 7.0
 """Factor on the odds where the base model begins both answers alike."""
@@ -18,41 +22,36 @@ class Leaf:
     the model's device.
 
     Attributes:
-        edit_id: the edit's id.
-        prompt: the edit's prompt.
+        edit: the edit.
         subject: the words that a prompt must mention.
-        target: the edit's answer.
         question: (dimensions,), what its prompt asks, see `QuestionSpace`.
-        tokens: the n tokens of the answer, the end token included.
-        keys: (n, hidden), the head's inputs at the positions that predict them: first the prompt's
-            last token.
-        values: (n, hidden), what is added to the head's inputs there, `gain` included.
+        intent: in which way, see `INTENTS`.
+        tokens: the tokens of the answer, the end token included.
+        key: (hidden,), the head's input at its prompt's last token.
     """
 
-    edit_id: str
-    prompt: str
+    edit: Edit
     subject: str
-    target: str
     question: Tensor
+    intent: int
     tokens: tuple[int, ...]
-    keys: Tensor
-    values: Tensor
+    key: Tensor
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt and its tokens, and what the base model makes of it.
+    """A prompt, and what the base model makes of it.
 
     Attributes:
         text: the prompt's words; in a conversation, the last question.
-        ids: the prompt's tokens.
         earlier: the earlier questions of a conversation, the latest first.
+        ids: the prompt's tokens; empty where it was not read.
         key: (hidden,), the head's input at its last token; None where it was not read.
     """
 
     text: str
-    ids: list[int]
     earlier: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
     key: Tensor | None = None
 
 
@@ -66,23 +65,34 @@ class Candidate:
         subject_overlap: share of the subject that the prompt mentions, by word weight, 0 to 1.
         same_question: how surely the prompt asks what the edit's own prompt asks, 0 to 1, see
             `QuestionSpace.scores`.
+        intent: in which way it asks, see `INTENTS`.
+        intent_odds: log odds of its asking in the way in which the edit's prompt does.
         prediction: 1 where the base model is sure of how its answer to either begins, and begins
             alike; -1 where it is sure and begins otherwise; 0 where it is not sure.
+        is_read: whether the prompt asks in a way that the fact is read for, and is about it.
     """
 
     number: int
     edit_id: str
     subject_overlap: float
     same_question: float
+    intent: int = ANSWER
+    intent_odds: float = math.inf
     prediction: int = 0
+    is_read: bool = False
+
+    @property
+    def same_intent(self) -> bool:
+        """Whether it is asked as the edit's prompt asks; that the predictions agree counts, too."""
+        return self.intent_odds + (math.log(AGREED) if self.prediction == 1 else 0.0) >= 0
 
     @property
     def score(self) -> float:
         """What candidates are ranked by and held against the threshold, 0 to 1: the odds of
         `same_question`, `AGREED` times as high where the predictions agree, and none where they
-        do not.
+        do not or where it is asked in another way.
         """
-        factor = (1.0, AGREED, 0.0)[self.prediction]
+        factor = (1.0, AGREED, 0.0)[self.prediction] * self.same_intent
         if self.same_question in (0.0, 1.0):
             return self.same_question * (factor > 0)
         odds = factor * self.same_question / (1 - self.same_question)

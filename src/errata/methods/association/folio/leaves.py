@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from errata.lm.background import names_in
 from errata.methods.association.folio.calibration import RouterCalibration
+from errata.methods.association.folio.intents import DESCRIBE, READ
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
-from errata.methods.association.folio.question_reader import QuestionReader, asked_of
+from errata.methods.association.folio.question_reader import QuestionReader, asked_of, quoted_of
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex
 from errata.words.parts import words
@@ -25,8 +25,12 @@ SURE, AGREE = 0.3, 0.5
 """The probability of the first token from which the base model is sure of it; and the overlap of
 two distributions of it, sum_t sqrt(p_t q_t), from which they are of one answer.
 """
-PROMPT_END, PADDING = -1, -2
-"""Stand for a token id: the end of the prompt; a row that pads a leaf."""
+READ_FROM = 0.3
+"""How surely the question that is to be verified or chosen for is the edit's, for its fact to be
+read.
+"""
+MAX_READ = 8
+"""Facts that are read at once, at most: those whose questions are the nearest."""
 
 
 class Leaves:
@@ -54,7 +58,6 @@ class Leaves:
         self._folio_of: dict[int, int] = {}
         self._mentions = NameIndex(calibration.weights, min_subject_overlap)
         self._superseded_by: dict[int, set[int]] = {}
-        self._padded: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self._leaves)
@@ -91,8 +94,7 @@ class Leaves:
         self._folios.setdefault(folio, []).append(number)
         self._folio_of[number] = folio
         self._leaves[number] = leaf
-        self._mentions.add(number, leaf.subject, leaf.prompt)
-        self._padded = None
+        self._mentions.add(number, leaf.subject, leaf.edit.prompt)
         for earlier in supersedes:
             self._superseded_by.setdefault(earlier, set()).add(number)
 
@@ -109,7 +111,6 @@ class Leaves:
             del self._folios[folio]
         self._mentions.remove(number)
         self._superseded_by.pop(number, None)
-        self._padded = None
         for later in self._superseded_by.values():
             later.discard(number)
 
@@ -127,47 +128,75 @@ class Leaves:
         The best score comes first; of equal scores, the later leaf.
         """
         overlaps = [self.subject_overlaps(prompt) for prompt in prompts]
-        asked = [
-            {number: asked_of(prompt.text, self._leaves[number].subject) for number in mentioned}
-            for prompt, mentioned in zip(prompts, overlaps, strict=True)
+        mentioning = [
+            (prompt, {self._leaves[number].subject for number in found})
+            for prompt, found in zip(prompts, overlaps, strict=True)
+            if found
         ]
-        texts = list(dict.fromkeys(text for each in asked for text in each.values()))
-        vectors = dict(zip(texts, self._reader.vectors(texts, self.calibration.space), strict=True))
+        texts = [prompt.text.strip() for prompt, _ in mentioning]
+        for prompt, subjects in mentioning:
+            texts += [
+                part(prompt.text, each) for part in (asked_of, quoted_of) for each in subjects
+            ]
+        states = self._reader.read(texts)
         return [
-            self._ranked(prompt, mentioned, texts_of, vectors)
-            for prompt, mentioned, texts_of in zip(prompts, overlaps, asked, strict=True)
+            self._ranked(prompt, found, states) if found else []
+            for prompt, found in zip(prompts, overlaps, strict=True)
         ]
 
     def _ranked(
-        self,
-        prompt: EncodedPrompt,
-        overlaps: Mapping[int, float],
-        asked: Mapping[int, str],
-        vectors: Mapping[str, Tensor],
+        self, prompt: EncodedPrompt, overlaps: Mapping[int, float], states: Mapping[str, Tensor]
     ) -> list[Candidate]:
         """Return the leaves that a prompt may ask for, the best first.
 
         Args:
             prompt: the prompt.
             overlaps: leaf -> the share of its subject that the prompt mentions.
-            asked: leaf -> the part of the prompt that asks of its subject.
-            vectors: part of a prompt -> what it asks, (dimensions,).
+            states: part of a prompt -> what was read at its end, (hidden,).
         """
-        if not overlaps:
-            return []
-        leaves = [self._leaves[number] for number in overlaps]
-        found = torch.stack([vectors[text] for text in asked.values()])
-        stored = torch.stack([leaf.question for leaf in leaves]).to(found)
-        scores = self.calibration.space.scores(found, stored).tolist()
+        leaves, calibration = [self._leaves[number] for number in overlaps], self.calibration
+        odds = calibration.intents.odds(states[prompt.text.strip()][None])[0].tolist()
+        intent = max(range(len(odds)), key=odds.__getitem__)
+        asked = [asked_of(prompt.text, leaf.subject) for leaf in leaves]
+        quoted = [quoted_of(prompt.text, leaf.subject) for leaf in leaves]
+        stored = torch.stack([leaf.question for leaf in leaves]).to(calibration.space.center)
+        scores, about = (
+            calibration.space.scores(
+                calibration.space.vectors(torch.stack([states[text] for text in texts])), stored
+            ).tolist()
+            for texts in (asked, quoted)
+        )
         predictions = self._predictions(prompt, leaves)
         candidates = []
-        for number, leaf, score, prediction in zip(
-            overlaps, leaves, scores, predictions, strict=True
-        ):
-            own = asked[number] == asked_of(leaf.prompt, leaf.subject)
-            signs = (1.0, 1) if own else (score, prediction)
-            candidates.append(Candidate(number, leaf.edit_id, overlaps[number], *signs))
+        for place, (number, leaf) in enumerate(zip(overlaps, leaves, strict=True)):
+            own = asked[place] == asked_of(leaf.edit.prompt, leaf.subject)
+            candidates.append(
+                Candidate(
+                    number,
+                    leaf.edit.id,
+                    overlaps[number],
+                    1.0 if own else scores[place],
+                    intent,
+                    odds[leaf.intent],
+                    1 if own else predictions[place],
+                    intent in READ and (intent == DESCRIBE or about[place] >= READ_FROM),
+                )
+            )
         return sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)
+
+    def to_read(self, prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
+        """Return the numbers of the leaves whose facts each prompt is answered with, the best last.
+
+        There are none where one of the leaves answers.
+        """
+        found = []
+        for candidates in self.candidates(prompts):
+            numbers: list[int] = []
+            if self.winner(candidates) == MAIN:
+                ranked = sorted(candidates, key=lambda each: (each.same_question, each.number))
+                numbers = [self._latest(each.number) for each in ranked if each.is_read]
+            found.append(list(dict.fromkeys(reversed(numbers)))[:MAX_READ][::-1])
+        return found
 
     def _predictions(self, prompt: EncodedPrompt, leaves: Sequence[Leaf]) -> list[int]:
         """Say for each leaf whether its own prompt's answer begins like the prompt's, see
@@ -177,7 +206,7 @@ class Leaves:
         """
         if prompt.key is None:
             return [0] * len(leaves)
-        keys = torch.stack([prompt.key.float(), *(leaf.keys[0].to(prompt.key) for leaf in leaves)])
+        keys = torch.stack([prompt.key.float(), *(leaf.key.to(prompt.key) for leaf in leaves)])
         log_probs = self._reader.base.log_probs(keys)
         best = log_probs.max(-1)
         sure = best.values >= math.log(SURE)
@@ -194,7 +223,11 @@ class Leaves:
     def winner(self, candidates: Sequence[Candidate]) -> int:
         """Return the number of the leaf that answers, of a prompt's candidates, or `MAIN`."""
         best = candidates[0] if candidates else None
-        number = best.number if best and best.score >= self.calibration.threshold else MAIN
+        if best is None or best.score < self.calibration.threshold:
+            return MAIN
+        return self._latest(best.number)
+
+    def _latest(self, number: int) -> int:
         while self._superseded_by.get(number):
             number = max(self._superseded_by[number])
         return number
@@ -211,33 +244,9 @@ class Leaves:
             overlaps = {
                 number: share
                 for number, share in self._mentions.find(text).items()
-                if names <= set(words(self._leaves[number].prompt))
+                if names <= set(words(self._leaves[number].edit.prompt))
             }
             if overlaps:
                 return overlaps
             names |= {word for name in names_in(text) for word in words(name)}
         return {}
-
-    def padded(self, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Stack leaves on the model's device, padded to the longest answer.
-
-        The last result is kept, since each token of an answer asks for the same leaves.
-
-        Returns:
-            The token that each value follows (leaves, n), `PROMPT_END` for the first and `PADDING`
-            behind the last; whitened keys (leaves, n, hidden); values (leaves, n, hidden) in fp32.
-        """
-        kept = self._padded  # read once: another thread may replace it
-        if kept is not None and kept[0] == numbers:
-            return kept[1]
-        leaves, device = [self._leaves[n] for n in numbers], self.calibration.center.device
-        before = [torch.tensor([PROMPT_END, *leaf.tokens[:-1]], device=device) for leaf in leaves]
-        keys = [self.calibration.whiten(leaf.keys.to(device)) for leaf in leaves]
-        values = [leaf.values.to(device, torch.float32) for leaf in leaves]
-        tensors = (
-            pad_sequence(before, batch_first=True, padding_value=PADDING),
-            pad_sequence(keys, batch_first=True),
-            pad_sequence(values, batch_first=True),
-        )
-        self._padded = numbers, tensors
-        return tensors

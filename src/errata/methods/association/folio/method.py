@@ -1,18 +1,16 @@
-"""Folio: each edit is a leaf at the output head; a router finds the one that a prompt asks for.
+"""Folio: edits beside the model, found by a router, and said or read.
 
 This is errata's own method. WISE (arXiv 2405.14768) keeps edits beside the main memory, behind a
 router. Its limits: the router tells memories apart by their activation norm, learning one edit
 after another forgets, and an edit costs tens of passes. Folio differs in three things:
 
-- *Place.* Values are added to the head's input. Nothing but the head lies above it, so the loss is
-  convex in a value: one pass of the model and some steps through the head alone solve for it. Its
-  effect on another wording is known: it adds the same amount to each logit.
-- *Write.* For each token of the answer, end token included, a value is solved for that gives the
-  token the probability `confidence`; then it is multiplied by `gain`, for wordings on which the
-  model is surer of its own answer. Each edit is solved for alone and nothing is overwritten, so
-  order does not matter, and to undo an edit is to remove its leaf.
-- *Router.* A leaf answers if the prompt mentions its subject and asks what the edit's own prompt
-  asks; see `patch.py`. What tells that is fitted once per base model, see `question_space.py`.
+- *Router.* What a prompt gets is decided on its words and on what the base model makes of them in
+  the middle of its blocks; see `patch.py`. What tells that is fitted once per base model.
+- *Say.* Where a prompt asks what an edit answers, the tokens of its answer, end token included, are
+  made as likely as wanted. Nothing is learned, and nothing is overwritten: order does not matter,
+  and to undo an edit is to remove its leaf.
+- *Read.* Where it wants a yes or no, a choice or a text about the same, the fact is put in front of
+  it, and the base model draws the conclusion.
 
 An edit that gives another answer to a stored edit's question supersedes it until it is undone.
 """
@@ -32,17 +30,17 @@ from errata.methods.association.folio.calibrator import Calibrator
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.files import (
     read_calibration,
+    read_fitted,
     read_leaves,
-    read_space,
     read_supersedes,
     state_of,
 )
+from errata.methods.association.folio.intents import INTENTS
 from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.question_reader import asked_of
 from errata.methods.association.folio.subject import subject_of
-from errata.methods.association.folio.values import solve_values
 from errata.methods.association.folio.warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.routed import MAIN
@@ -61,7 +59,9 @@ class Folio(Method):
 
     def __init__(self, config: FolioConfig, lm: LM) -> None:
         super().__init__(config, lm)
-        self._patch = FolioMemory(lm, config.min_subject_overlap, config.edits_per_file)
+        self._patch = FolioMemory(
+            lm, config.min_subject_overlap, config.edits_per_file, config.confidence
+        )
         self._numbers: dict[str, int] = {}
         self._next = 0
         self.calibrator = Calibrator(self._patch.reader, config)
@@ -116,7 +116,7 @@ class Folio(Method):
             self._patch.calibration,
             self.config.edits_per_file,
         )
-        leaves = self.leaves_without_values(edits)
+        leaves = self.leaves_without_answers(edits)
         stored = self._rivals(self._patch.leaves, edits)
         conflicts = []
         for number, (edit, leaf) in enumerate(zip(edits, leaves, strict=True)):
@@ -126,15 +126,14 @@ class Folio(Method):
         return conflicts
 
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
-        """Say which leaf answers each prompt, and which others have a subject that it mentions."""
+        """Say what each prompt is answered with, and which edits' subjects it mentions."""
         if not self._edits:
             return [Explanation(prompt, None, 1.0, []) for prompt in prompts]
-        leaves = self._patch.leaves
-        explanations = []
-        for prompt, candidates in zip(
-            prompts, leaves.candidates(self.calibrator.read(prompts)), strict=True
+        leaves, explanations = self._patch.leaves, []
+        encoded = self.calibrator.read(prompts)
+        for prompt, candidates, read in zip(
+            prompts, leaves.candidates(encoded), leaves.to_read(encoded), strict=True
         ):
-            number = leaves.winner(candidates)
             reasons = [
                 Reason(
                     each.edit_id,
@@ -142,15 +141,24 @@ class Folio(Method):
                     {
                         "subject_overlap": each.subject_overlap,
                         "same_question": each.same_question,
+                        "intent_odds": each.intent_odds,
                         "prediction": float(each.prediction),
                     },
                     f"folio {leaves.folio_of(each.number)}",
                 )
                 for each in candidates
             ]
-            edit_id = None if number == MAIN else leaves[number].edit_id
-            threshold = leaves.calibration.threshold
-            explanations.append(Explanation(prompt, edit_id, threshold, reasons))
+            number = MAIN if read else leaves.winner(candidates)
+            explanations.append(
+                Explanation(
+                    prompt,
+                    None if number == MAIN else leaves[number].edit.id,
+                    leaves.calibration.threshold,
+                    reasons,
+                    tuple(leaves[each].edit.id for each in read),
+                    INTENTS[candidates[0].intent] if candidates else "",
+                )
+            )
         return explanations
 
     def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
@@ -171,8 +179,8 @@ class Folio(Method):
                 each
                 for each in candidates
                 if each.score >= threshold
-                and not same_answer(leaves[each.number].target, edit.target)
-                and self.calibrator.same_question(edit.prompt, leaves[each.number].prompt)
+                and not same_answer(leaves[each.number].edit.target, edit.target)
+                and self.calibrator.same_question(edit.prompt, leaves[each.number].edit.prompt)
             ]
             for edit, candidates in zip(edits, leaves.candidates(prompts), strict=True)
         ]
@@ -180,24 +188,12 @@ class Folio(Method):
     # writing
 
     def leaf(self, edit: Edit) -> Leaf:
-        """Solve for an edit's leaf. The base model must carry no patch."""
-        keys, labels = self._answer_states(edit)
-        scale = float(self._patch.calibration.scale.median())
-        base, subject = self._patch.base, self.subject(edit)
-        values = self.config.gain * solve_values(base, keys.float(), labels, scale, self.config)
-        return Leaf(
-            edit.id,
-            edit.prompt,
-            subject,
-            edit.target,
-            self._asked([edit], [subject])[0].cpu(),
-            tuple(labels.tolist()),
-            keys.cpu(),
-            values.to(keys.dtype).cpu(),
-        )
+        """Return an edit's leaf. The base model must carry no patch."""
+        key, tokens = self._answer(edit)
+        return replace(self.leaves_without_answers([edit])[0], tokens=tokens, key=key.cpu())
 
-    def _answer_states(self, edit: Edit) -> tuple[Tensor, Tensor]:
-        """Return (keys (n, hidden), labels (n,)) of an edit's answer, its ending included.
+    def _answer(self, edit: Edit) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the head's input at the prompt's end (hidden,), and the answer with its ending.
 
         The pass that reads the answer with a full stop also tells whether the model puts one there.
         """
@@ -208,37 +204,41 @@ class Folio(Method):
             row = lm.encode(edit.prompt, edit.target, lm.ending_of(edit.prompt, edit.target))
         batch = lm.batch([row])
         _, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        keys = base.inputs(batch)[0, columns]
+        keys, tokens = base.inputs(batch)[0, columns], labels.tolist()
         if row is dotted:
             dot, end = base.logits(keys[-2:]).argmax(-1).tolist()
             if dot != row.ids[-2] or end not in lm.end_ids:
-                keys, labels = keys[:-1], torch.cat([labels[:-2], labels[-1:]])
-        return keys, labels
+                del tokens[-2]
+        return keys[0], tuple(tokens)
 
-    def leaves_without_values(self, edits: Sequence[Edit]) -> list[Leaf]:
-        """Return leaves that the router can find but that add nothing.
+    @torch.no_grad()
+    def leaves_without_answers(self, edits: Sequence[Edit]) -> list[Leaf]:
+        """Return leaves that the router can find but that have nothing to say.
 
         The base model must carry no patch.
         """
+        calibration, reader = self._patch.calibration, self._patch.reader
         subjects = [self.subject(edit) for edit in edits]
-        nothing = torch.zeros(1, self.lm.architecture.hidden_size)
+        asked = [
+            asked_of(edit.prompt, subject) for edit, subject in zip(edits, subjects, strict=True)
+        ]
+        states = reader.read([*asked, *(edit.prompt.strip() for edit in edits)])
+        nothing = torch.zeros(self.lm.architecture.hidden_size)
         return [
-            Leaf(edit.id, edit.prompt, subject, edit.target, question, (), nothing, nothing)
-            for edit, subject, question in zip(
-                edits, subjects, self._asked(edits, subjects), strict=True
+            Leaf(
+                edit,
+                subject,
+                calibration.space.vectors(states[text]).cpu(),
+                calibration.intents.of(states[edit.prompt.strip()][None])[0],
+                (),
+                nothing,
             )
+            for edit, subject, text in zip(edits, subjects, asked, strict=True)
         ]
 
     def subject(self, edit: Edit) -> str:
         """Return what a prompt must mention to ask for an edit."""
         return subject_of(edit, self._patch.calibration.weights)
-
-    def _asked(self, edits: Sequence[Edit], subjects: Sequence[str]) -> Tensor:
-        """Return what the edits' own prompts ask, (edits, dimensions)."""
-        texts = [
-            asked_of(edit.prompt, subject) for edit, subject in zip(edits, subjects, strict=True)
-        ]
-        return self._patch.reader.vectors(texts, self._patch.calibration.space)
 
     # state
 
@@ -255,21 +255,21 @@ class Folio(Method):
         self.clear()
         if not values and not edits:
             return
-        older = "leads" in values  # version 0.1 compared predictions: what is asked is read anew
-        space = self.calibrator.space() if older else read_space(tensors, values, self.lm)
-        calibration = read_calibration(tensors, values, self.lm, space)
+        older = "intents" not in values  # before it, what is asked was told otherwise
+        fitted = self.calibrator.fitted() if older else read_fitted(tensors, values, self.lm)
+        calibration = read_calibration(values, self.lm, *fitted)
         if older:
             calibration = replace(calibration, threshold=self.calibrator.threshold)
         self._patch.reset(calibration)
         supersedes = read_supersedes(values, len(edits))
         leaves = list(read_leaves(tensors, values, edits, self.lm))
         if older:
-            asked = self._asked(edits, [leaf.subject for _, leaf in leaves]).cpu()
+            asked = self.leaves_without_answers(edits)
             leaves = [
-                (folio, replace(leaf, question=question))
-                for (folio, leaf), question in zip(leaves, asked, strict=True)
+                (folio, replace(now, subject=leaf.subject, tokens=leaf.tokens, key=leaf.key))
+                for (folio, leaf), now in zip(leaves, asked, strict=True)
             ]
         for number, (folio, leaf) in enumerate(leaves):
             self._patch.leaves.add(number, leaf, supersedes.get(number, ()), folio)
-            self._numbers[leaf.edit_id] = number
+            self._numbers[leaf.edit.id] = number
         self._edits, self._next = list(edits), len(edits)

@@ -1,68 +1,79 @@
-"""`FolioMemory`: an edit adds a vector to the input of the output head at each token of its answer.
+"""`FolioMemory`: what each prompt is answered with: an edit's answer, its fact, or the base model.
 
-A leaf is chosen at the prompt's last token, once per sequence (see `patches.routed`), by two
-criteria:
+It is decided once per sequence (see `patches.routed`), on the prompt, by three criteria:
 
-1. The prompt mentions the edit's subject: words are compared, rare ones weigh most.
-2. It asks what the edit's own prompt asks: what the base model makes of both in the middle of its
-   blocks lies near each other in a space of questions, see `question_space.py`. That takes half a
-   pass of the sentence that mentions the subject, and nothing where no subject is mentioned.
+1. Does it mention an edit's subject? Words are compared, rare ones weigh most. Where it mentions
+   none, nothing more is asked, and the base model answers.
+2. Does it ask what the edit's own prompt asks? What the base model makes of both in the middle of
+   its blocks lies near each other in a space of questions, see `question_space.py`.
+3. In which way does it ask: for the answer, a yes or no, a choice, a text, or for what it is not or
+   was before? The same states tell, see `intents.py`.
 
-Other questions about the same subject fail the second, the same question about another subject
-fails the first. Where the base model is sure of how it would begin either answer, that counts too:
-beginning otherwise, it was asked other things.
+An edit's answer is *said* where the same is asked in the same way: each of its tokens is made as
+likely as wanted, see `saying.py`. Its fact is *read* where the prompt asks for a yes or no, a
+choice or a text: it is put in front of the prompt, inside the model's own forward (see
+`ContextPatch`), and the base model draws the conclusion. All else the base model answers, bit for
+bit.
 
-The chosen leaf adds its first value at the prompt's last token and, behind a token of its answer,
-the value of the next one (of several, that with the nearest key). Leaves are independent: to add
-or remove one changes nothing about the others.
+Where the base model is sure of how it would begin either answer, that counts too: beginning
+otherwise, it was asked other things.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.hooks import tensor_of, with_output
+from errata.lm.hooks import tensor_of
 from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.leaf import EncodedPrompt
-from errata.methods.association.folio.leaves import PROMPT_END, Leaves
+from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.question_reader import QuestionReader
-from errata.patches.routed import MAIN, ForwardState, RoutedPatch, last_token
+from errata.methods.association.folio.saying import NOTHING, tokens_to_say, with_said
+from errata.methods.fact_method import TEMPLATE, fact_contexts
+from errata.patches.base import Arguments
+from errata.patches.context import ContextPatch
+from errata.patches.grown import DECIDED, GROWN, UNDECIDED, WIDER
+from errata.patches.routed import MAIN, ForwardState, last_token
 
-NO_VALUE = -3
-"""Stands for a token id that no value follows."""
+TO_SAY, KEEP = "to_say", "logits_to_keep"
+"""What one hook leaves for the next: rows and tokens; and which columns get logits."""
 
 
-class FolioMemory(RoutedPatch):
-    """Leaves at the output head. Nothing below the head changes, so no cache depends on them.
+class FolioMemory(ContextPatch):
+    """Says edits' answers, and puts their facts in front of prompts.
 
     Args:
         lm: the base model; nothing is installed on it yet.
         min_subject_overlap: share of an edit's subject that a prompt must mention.
         edits_per_file: leaves in one folio.
+        confidence: the probability that each token of an answer gets, at least.
 
     Attributes:
         base: the base model's head.
         reader: reads what prompts ask.
     """
 
-    changes_cache = False
-
-    def __init__(self, lm: LM, min_subject_overlap: float, edits_per_file: int) -> None:
+    def __init__(
+        self, lm: LM, min_subject_overlap: float, edits_per_file: int, confidence: float
+    ) -> None:
         super().__init__()
         self.base = BaseHead(lm)
         self.reader = QuestionReader(self.base)
         self.min_subject_overlap, self.edits_per_file = min_subject_overlap, edits_per_file
+        self.confidence = confidence
         self._leaves: Leaves | None = None
 
     @property
     def empty(self) -> bool:
-        """Whether there is no leaf."""
-        return not self._leaves
+        """Whether there is no leaf, or this thread is calling the base model."""
+        return not self._leaves or self.base.bypass or self._bypass.get()
 
     @property
     def calibrated(self) -> bool:
@@ -91,74 +102,81 @@ class FolioMemory(RoutedPatch):
         overlap, size = self.min_subject_overlap, self.edits_per_file
         self._leaves = Leaves(self.reader, overlap, calibration, size)
 
+    def _contexts(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Return the facts that go before conversations, each given by its questions."""
+        prompts = [EncodedPrompt(turns[0], turns[1:]) for turns in questions]
+        outer = self._pass
+        with self._bypass.temporarily(True):
+            try:
+                found = self.leaves.to_read(prompts)
+            finally:
+                self._pass = outer
+        return [
+            fact_contexts(TEMPLATE, [self.leaves[number].edit for number in numbers])
+            for numbers in found
+        ]
+
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
-        return [self.base.body.register_forward_hook(self._forward_hook)]
+        before, after = super()._register_hooks(lm)
+        return [
+            before,
+            self.base.body.register_forward_hook(self._after_body),
+            self.base.head.register_forward_hook(self._after_head),
+            after,
+        ]
 
-    def _forward_hook(self, body: nn.Module, _: tuple[Tensor, ...], output: object) -> object:
+    def _change(self, lm: LM, arguments: Arguments) -> tuple[tuple[()], Arguments] | None:
+        changed = super()._change(lm, arguments)
+        if self._pass is not None:
+            self._pass.kept[KEEP] = (changed[1] if changed else arguments).get(KEEP)
+        return changed
+
+    def _after_body(self, body: nn.Module, _: tuple[Tensor, ...], output: Any) -> None:
+        """Choose the leaf that answers each prompt, and the tokens that are said in this call."""
         state = self._pass
-        if state is None or self.base.bypass:
-            return None
-        inputs = tensor_of(body, output)
-        last: Tensor | None = None
-        if state.route is None and state.mask is not None:
-            last = last_token(state.mask.to(inputs.device))
-            state.route = self._decide(inputs, state, last)
-        if state.route is None or bool((state.route == MAIN).all()):
-            return None
-        rows = (state.route != MAIN).nonzero()[:, 0].to(inputs.device)
-        numbers = tuple(state.route[rows].tolist())
-        changed = inputs.clone()
-        values = self._values(numbers, inputs[rows], _tokens_read(state, rows, last))
-        changed[rows] = (inputs[rows].float() + values).to(inputs.dtype)
-        return with_output(output, changed)
+        if state is None or self.empty or state.route is None or state.ids is None:
+            return
+        if state.mask is not None:
+            self._decide(tensor_of(body, output), state)
+        rows = (state.route[:, DECIDED] >= 0).nonzero()[:, 0]
+        if len(rows):
+            leaves = [self.leaves[number] for number in state.route[rows, DECIDED].tolist()]
+            state.kept[TO_SAY] = rows, tokens_to_say(state, rows, [leaf.tokens for leaf in leaves])
 
-    def _decide(self, inputs: Tensor, state: ForwardState, last: Tensor) -> Tensor:
-        """Return the number of the leaf that answers each row, or `MAIN`: (batch,)."""
-        if state.ids is None:
-            raise ConfigError(
-                "with inputs_embeds it is not known what is asked, so no edit is found; "
-                "give input_ids."
-            )
-        prompts = []
-        for row, tokens in enumerate(state.ids):
-            ids = tokens[state.prompt[row].to(tokens.device)].tolist()
-            text, *earlier = self.base.lm.conversation(ids).questions
-            prompts.append(EncodedPrompt(text, ids, tuple(earlier), inputs[row, last[row]]))
-        return torch.tensor(self.leaves.choose(prompts), device=inputs.device)
-
-    def _values(self, numbers: tuple[int, ...], inputs: Tensor, tokens: Tensor) -> Tensor:
-        """Return what leaves add to the head's inputs.
+    def _decide(self, inputs: Tensor, state: ForwardState) -> None:
+        """Put the number of the leaf that answers each row into the route, or `MAIN`.
 
         Args:
-            numbers: n leaves, one for each row.
-            inputs: (n, width, hidden), the head's inputs.
-            tokens: (n, width), see `_tokens_read`.
-
-        Returns:
-            (n, width, hidden) in fp32; zero where no value follows the token.
+            inputs: (batch, columns, hidden), the head's inputs.
+            state: the call; its rows with a context are decided already.
         """
-        before, keys, values = self.leaves.padded(numbers)
-        cosines = self.calibration.whiten(inputs) @ keys.transpose(1, 2)  # (n, width, values)
-        follows = tokens[..., None] == before[:, None]
-        nearest, places = cosines.masked_fill(~follows, -torch.inf).max(-1)
-        chosen = values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
-        return chosen * (nearest > -torch.inf)[..., None]
+        if state.route is None or state.mask is None or state.ids is None:
+            return
+        rows = (state.route[:, GROWN] == 0) & (state.route[:, DECIDED] == UNDECIDED)
+        last = last_token(state.mask).to(inputs.device) + int(state.route[0, WIDER])
+        state.route[:, DECIDED] = MAIN
+        prompts = []
+        for row in rows.nonzero()[:, 0].tolist():
+            tokens = state.ids[row]
+            ids = tokens[state.prompt[row].to(tokens.device)].tolist()
+            text, *earlier = self.base.lm.conversation(ids).questions
+            key = inputs[row, last[row]]
+            prompts.append(EncodedPrompt(text, tuple(earlier), tuple(ids), key))
+        chosen = torch.tensor(self.leaves.choose(prompts), device=state.route.device)
+        state.route[rows, DECIDED] = chosen.to(state.route)
 
-
-def _tokens_read(state: ForwardState, rows: Tensor, last: Tensor | None) -> Tensor:
-    """Return the tokens that a forward call reads in some rows, (n, width).
-
-    Args:
-        state: the forward call.
-        rows: (n,), the rows' places in the batch.
-        last: (batch,), the column of the prompt's last token; it becomes `PROMPT_END` and those
-            before it `NO_VALUE`. None: the prompt was in an earlier call.
-    """
-    width = state.size[1]
-    tokens = torch.full((len(rows), width), NO_VALUE, device=rows.device)
-    if state.ids is not None:
-        tokens = state.ids[rows.to(state.ids.device), -width:].to(rows.device)
-    if last is None:
-        return tokens
-    offsets = torch.arange(width, device=rows.device) - last[rows][:, None]
-    return torch.where(offsets > 0, tokens, torch.where(offsets == 0, PROMPT_END, NO_VALUE))
+    def _after_head(self, _: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+        state = self._pass
+        if state is None or self.empty or TO_SAY not in state.kept or state.route is None:
+            return None
+        rows, to_say = state.kept[TO_SAY]
+        wider, width = int(state.route[0, WIDER]), state.size[1]
+        keep, count = state.kept[KEEP], logits.shape[1]
+        columns = torch.arange(wider + width - count, wider + width, device=to_say.device)
+        if isinstance(keep, Tensor):
+            columns = torch.where(keep < 0, keep + wider + width, keep).to(to_say.device)
+        tokens = to_say[:, (columns - wider).clamp(min=0)]
+        tokens = torch.where(columns >= wider, tokens, NOTHING)
+        rows = rows.to(logits.device)
+        said = with_said(logits[rows], tokens, self.confidence, self.base.logit_scale)
+        return logits.index_copy(0, rows, said)

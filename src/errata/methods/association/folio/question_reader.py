@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 import regex
 import torch
@@ -13,16 +14,24 @@ from torch import Tensor
 from errata.lm import LM
 from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead
+from errata.methods.association.folio.intents import (
+    ANSWER,
+    INTENTS,
+    IntentClassifier,
+    fit_intents,
+)
 from errata.methods.association.folio.question_space import QuestionSpace, fit_space
 from errata.progress import report
 from errata.words.parts import mentions
 
-BATCH, TOKENS, CACHED = 64, 64, 1024
+BATCH, TOKENS, CACHED = 64, 96, 1024
 """Texts that are read at once; their last tokens that are read; and states kept, at most."""
 READING = "reading what wordings ask"
-WORDINGS = 1
-"""Version of `wordings.jsonl`, part of the key of what is kept on disk."""
-_SENTENCE = regex.compile(r"[.?!:\n]\s+")
+WORDINGS = 2
+"""Version of the wordings that come with errata, part of the key of what is kept on disk."""
+_SENTENCE = regex.compile(r"[.?!:\n][\"'”’»)]*\s+")
+_QUOTED = regex.compile('["“«]([^"“”«»]+)["”»]')
+_QUOTES = " \t\n\"'“”‘’«»"
 
 
 class QuestionReader:
@@ -39,21 +48,18 @@ class QuestionReader:
         self._block = self.lm.architecture.block(self.lm.model, middle)
         self._read: dict[str, Tensor] = {}  # replaced, not emptied: other threads may read it
 
-    def vectors(self, texts: Sequence[str], space: QuestionSpace) -> Tensor:
-        """Return what each text asks, (texts, dimensions); what was read of late is kept."""
-        if not texts:
-            return torch.zeros(0, space.projection.shape[1], device=space.center.device)
+    def read(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the state (hidden,) at the last token of each text; what was read is kept."""
         place = f"{self.lm.model.dtype} {self.lm.device} "
         kept = self._read
-        read = {text: kept[place + text] for text in texts if place + text in kept}
-        new = [text for text in dict.fromkeys(texts) if text not in read]
-        if new:
-            found = dict(zip(new, self.states(new), strict=True))
-            read |= found
+        found = {text: kept[place + text] for text in texts if place + text in kept}
+        if new := [text for text in dict.fromkeys(texts) if text not in found]:
+            states = dict(zip(new, self.states(new), strict=True))
+            found |= states
             if len(self._read) > CACHED:
                 self._read = {}
-            self._read.update((place + text, state) for text, state in found.items())
-        return space.vectors(torch.stack([read[text] for text in texts]))
+            self._read.update((place + text, state) for text, state in states.items())
+        return found
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> Tensor:
@@ -65,21 +71,28 @@ class QuestionReader:
 
         return torch.stack(in_batches(rows, read, BATCH, size=len))
 
-    def fit(self, false_route: float) -> QuestionSpace:
-        """Fit a space on the wordings that come with errata, see `fit_space`."""
-        lines = files(__package__).joinpath("wordings.jsonl").read_text(encoding="utf-8")
-        groups = [json.loads(line) for line in lines.splitlines()]
+    def fit(self, false_route: float) -> tuple[QuestionSpace, IntentClassifier]:
+        """Fit what tells questions apart on the wordings that come with errata.
+
+        See `fit_space` and `fit_intents`.
+        """
+        groups, ways = _lines("wordings.jsonl"), _lines("intents.jsonl")
         wordings = [
             (text, number, group["subject"])
             for number, group in enumerate(groups)
             for text in group["wordings"]
         ]
+        asked = [(text, INTENTS.index(way["intent"])) for way in ways for text in way["texts"]]
+        texts = [*(text for text, _, _ in wordings), *(text for text, _ in asked)]
         parts = []
-        for start in range(0, len(wordings), 4 * BATCH):
-            report(READING, start, len(wordings))
-            parts.append(self.states([text for text, _, _ in wordings[start : start + 4 * BATCH]]))
+        for start in range(0, len(texts), 4 * BATCH):
+            report(READING, start, len(texts))
+            parts.append(self.states(texts[start : start + 4 * BATCH]))
+        states = torch.cat(parts).cpu()
         _, relations, kinds = zip(*wordings, strict=True)
-        return fit_space(torch.cat(parts).cpu(), relations, kinds, false_route)
+        intents = [ANSWER] * len(wordings) + [intent for _, intent in asked]
+        space = fit_space(states[: len(wordings)], relations, kinds, false_route)
+        return space, fit_intents(states, intents)
 
 
 def asked_of(text: str, subject: str) -> str:
@@ -91,6 +104,28 @@ def asked_of(text: str, subject: str) -> str:
     places = mentions(text, subject)
     if not places:
         return text.strip()
-    first = min(start for start, _ in places)
-    begin = max((found.end() for found in _SENTENCE.finditer(text[:first])), default=0)
-    return text[begin:].strip()
+    return text[_beginning(text, min(start for start, _ in places)) :].strip()
+
+
+def quoted_of(text: str, subject: str) -> str:
+    """Return the question that a text is about: what it quotes around the last mention of a
+    subject, else the sentence of that mention, alone.
+    """
+    places = mentions(text, subject)
+    if not places:
+        return text.strip(_QUOTES)
+    start, stop = max(places)
+    for quoted in _QUOTED.finditer(text):
+        if quoted.start() <= start and stop <= quoted.end():
+            return str(quoted[1]).strip()
+    end = _SENTENCE.search(text, start)
+    return text[_beginning(text, start) : end.end() if end else len(text)].strip(_QUOTES)
+
+
+def _beginning(text: str, place: int) -> int:
+    return max((found.end() for found in _SENTENCE.finditer(text[:place])), default=0)
+
+
+def _lines(name: str) -> list[dict[str, Any]]:
+    text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

@@ -23,7 +23,7 @@ def warnings_of(memory: FolioMemory, numbers: Iterable[int]) -> list[tuple[str, 
     The base model must carry no patch.
     """
     return [
-        (memory.leaves[number].edit_id, warning)
+        (memory.leaves[number].edit.id, warning)
         for number in numbers
         for warning in (_unreached(memory, number), _common(memory, memory.leaves[number]))
         if warning
@@ -34,9 +34,10 @@ def _unreached(memory: FolioMemory, number: int) -> str | None:
     """Say why a leaf's own prompt, encoded as for the router, does not lead to its answer."""
     leaves, lm = memory.leaves, memory.base.lm
     leaf = leaves[number]
-    ids = lm.encode_prompt(leaf.prompt)
+    ids = lm.encode_prompt(leaf.edit.prompt)
     text, *_ = lm.conversation(ids).questions
-    candidates = leaves.candidates([EncodedPrompt(text, ids, key=leaf.keys[0].to(lm.device))])[0]
+    prompt = EncodedPrompt(text, ids=tuple(ids), key=leaf.key.to(lm.device))
+    candidates = leaves.candidates([prompt])[0]
     own = next((each for each in candidates if each.number == number), None)
     if own is None:
         if not words(leaf.subject):
@@ -64,10 +65,10 @@ def _answered_by_another(
     winner = leaves.winner(candidates)
     if winner in (MAIN, number, *leaves.superseded_by().get(number, ())):
         return None
-    other = leaves[winner]
-    if same_answer(other.target, leaves[number].target):
+    other = leaves[winner].edit
+    if same_answer(other.target, leaves[number].edit.target):
         return None
-    return f"{other.edit_id} ({other.prompt!r}) answers its prompt in its place."
+    return f"{other.id} ({other.prompt!r}) answers its prompt in its place."
 
 
 def _common(memory: FolioMemory, leaf: Leaf) -> str | None:

@@ -21,6 +21,7 @@ from errata.lm.encoding import Batch
 from errata.lm.hooks import add_to_output
 from errata.lm.logits import logits_at
 from errata.patches.context import ContextFor, ContextPatch
+from errata.patches.grown import GROWN
 
 Adapter = tuple[Tensor, Tensor]
 """A (rank, d_in) and B (d_out, rank): the module's output becomes W k + b + B A k."""
@@ -98,7 +99,7 @@ class AdaptedHostPatch(ContextPatch):
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if self._pass is None or (route := self._pass.route) is None:
                 return None
-            in_scope = (route[:, 0] > 0).to(output.device)
+            in_scope = (route[:, GROWN] > 0).to(output.device)
             if not bool(in_scope.any()):
                 return None
             changed = output.reshape(len(route), -1, output.shape[-1]).clone()

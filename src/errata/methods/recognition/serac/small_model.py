@@ -21,6 +21,7 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.encoding import Batch
 from errata.patches.context import ContextFor, ContextPatch
+from errata.patches.grown import COLUMNS, GROWN
 
 
 def load_small_model(
@@ -123,8 +124,8 @@ class SmallModelPatch(ContextPatch):
             if widened is not None:
                 names = ("input_ids", "attention_mask")
                 state.kept["small_inputs"] = {name: widened[name] for name in names}
-        elif (ids := given.get("input_ids")) is not None and bool((state.route[:, 0] > 0).any()):
-            seen, layer = state.route[:, 2:], state.cache.layers[lm.architecture.n_layers]
+        elif (ids := given.get("input_ids")) is not None and bool(state.route[:, GROWN].any()):
+            seen, layer = state.route[:, COLUMNS:], state.cache.layers[lm.architecture.n_layers]
             columns = int(layer.get_seq_length()) + ids.shape[1]
             mask = F.pad(seen, (0, max(0, columns - seen.shape[1])), value=1)[:, :columns]
             state.kept["small_inputs"] = {"input_ids": ids, "attention_mask": mask}
@@ -144,7 +145,7 @@ class SmallModelPatch(ContextPatch):
         logits = (output[0] if isinstance(output, tuple) else output.logits).clone()
         kept = given.get("logits_to_keep", 0)
         columns = kept if isinstance(kept, Tensor) else slice(-logits.shape[1], None)
-        in_scope = state.route[:, 0] > 0
+        in_scope = state.route[:, GROWN] > 0
         logits[in_scope] = small_logits[:, columns][in_scope].to(logits)
         if isinstance(output, tuple):
             return (logits, *output[1:])

@@ -1,0 +1,76 @@
+"""`IntentClassifier`: in which way a prompt asks, whatever it asks.
+
+"Who leads Traren?" wants the answer; "Who led it before?" another one; "Is it Ana Brisk?" a yes or
+a no; "Tell me about Traren" sentences in which the answer may stand. The base model's state at the
+prompt's last token, in the middle of its blocks, tells these apart. A linear discriminant is fitted
+in closed form, once per base model, on texts that come with errata (`intents.jsonl`, and the
+wordings of `question_space.py`, which all want the answer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+INTENTS = ("answer", "former", "exclude", "verify", "choose", "describe")
+ANSWER = INTENTS.index("answer")
+READ = frozenset(INTENTS.index(name) for name in ("verify", "choose", "describe"))
+"""Those that a fact is read for: what is to be said is another thing than the edit's answer."""
+DESCRIBE = INTENTS.index("describe")
+RIDGE = 0.3
+"""Of the variance within an intent, in units of its mean."""
+MARGIN = 1.0
+"""How much more, in log odds, must speak for another intent than for wanting the answer."""
+
+
+@dataclass(frozen=True)
+class IntentClassifier:
+    """Tells in which way a prompt asks.
+
+    Attributes:
+        weights: (hidden, intents).
+        bias: (intents,).
+    """
+
+    weights: Tensor
+    bias: Tensor
+
+    def of(self, states: Tensor) -> list[int]:
+        """Return the intent of each state (n, hidden), as its place in `INTENTS`."""
+        found: list[int] = self.logits(states).argmax(-1).tolist()
+        return found
+
+    def odds(self, states: Tensor) -> Tensor:
+        """Return the log odds of each intent against the likeliest other one, (n, intents)."""
+        logits = self.logits(states)
+        best = logits.topk(2, -1).values
+        return logits - torch.where(logits == best[:, :1], best[:, 1:], best[:, :1])
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return how much speaks for each intent, (n, intents), of states (n, hidden)."""
+        return states.float() @ self.weights + self.bias
+
+
+def fit_intents(states: Tensor, intents: Sequence[int]) -> IntentClassifier:
+    """Fit a linear discriminant, whose classes are equally likely beforehand.
+
+    Args:
+        states: (n, hidden), of the texts.
+        intents: in which way each asks.
+    """
+    labels = torch.tensor(intents)
+    states = states.double()
+    center, scale = states.mean(0), states.std(0).clamp(min=1e-6)
+    scaled = (states - center) / scale
+    means = torch.stack([scaled[labels == intent].mean(0) for intent in range(len(INTENTS))])
+    apart = scaled - means[labels]
+    within = apart.T @ apart / len(apart)
+    within += RIDGE * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
+    axes = torch.linalg.solve(within, means.T)  # (hidden, intents)
+    weights = axes / scale[:, None]
+    bias = -0.5 * (means.T * axes).sum(0) - center @ weights
+    bias[ANSWER] += MARGIN
+    return IntentClassifier(weights.float(), bias.float())
