@@ -23,7 +23,7 @@ from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.patch import FolioMemory
-from errata.methods.association.folio.question_reader import QuestionReader, asked_of, quoted_of
+from errata.methods.association.folio.question_reader import QuestionReader, asked_of, question_in
 from errata.methods.association.folio.saying import NOTHING, with_said
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
@@ -79,13 +79,13 @@ def test_the_second_sign_is_how_surely_the_same_is_asked(written):
     """Of the states in the middle of the base model's blocks, from its own hidden states."""
     case, space = CASES[1], written.method.patch.calibration.space
     prompt = case.rephrases[0]
+    states = []
     with written.disable_edits(), torch.no_grad():
-        states = [
-            written.base(
-                torch.tensor([written.lm.encode_text(text)]), output_hidden_states=True
-            ).hidden_states[written.lm.architecture.n_layers // 2][:, -1]
-            for text in (case.edit.prompt, prompt)
-        ]
+        for text in (case.edit.prompt, prompt):
+            ids = torch.tensor([written.lm.encode_text(text)])
+            read = written.base(ids, output_hidden_states=True)
+            each = read.hidden_states[written.lm.architecture.n_layers // 2][0]
+            states.append(torch.stack([each[-1], each[len(each) // 2 :].mean(0)]))
     told = written.explain([prompt])[0]
     assert told.edit_id == case.edit.id and told.reasons[0].edit_id == case.edit.id
     assert told.reasons[0].parts["same_question"] == pytest.approx(
@@ -114,7 +114,7 @@ def test_what_is_quoted_around_the_subject_is_what_a_text_is_about():
         ("I said: 'Who is Ana Bo?' Is it her?", "Who is Ana Bo?"),
         ("Is it her?", "Is it her?"),
     ):
-        assert quoted_of(text, "Ana Bo") == quoted
+        assert question_in(text, "Ana Bo") == quoted
 
 
 def test_explain_says_what_happens(written):

@@ -15,6 +15,7 @@ import errata
 from errata import Edit
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier, fit_intents
 from errata.methods.association.folio.leaves import MAX_READ
+from errata.methods.association.folio.question_reader import LAST
 
 SAY, MAIN = EDITS[0].prompt, "In the city of"
 FRANCE, TABLE = "Tell me about France.", "Where is the tower? A) north B) south"
@@ -31,7 +32,7 @@ class Told:
     """Tells the intents of texts that it was told, and takes all others for what edits ask."""
 
     def __init__(self, reader, intents):
-        self.states = {text: reader.read([text])[text] for text in intents}
+        self.states = {text: reader.read([text])[text][LAST] for text in intents}
         self.intents = intents
 
     def odds(self, states):

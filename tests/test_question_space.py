@@ -14,33 +14,36 @@ HIDDEN, RELATIONS, EACH = 24, 60, 8
 
 
 def wordings(seed: int, relations: int = RELATIONS) -> tuple[torch.Tensor, list[int], list[str]]:
-    """States that hold what is asked in 4 dimensions, and much else in the other 20."""
+    """States, in two views, that hold what is asked in 4 dimensions, and much else in 20."""
     draw = torch.Generator().manual_seed(seed)
     mixing = torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(9))
     asked = 3 * torch.randn(relations, 4, generator=draw)
     labels = [number for number in range(relations) for _ in range(EACH)]
-    noise = torch.randn(len(labels), HIDDEN, generator=draw)
-    noise[:, :4] *= 0.3
-    noise[:, 4:] *= 2
-    noise[:, :4] += asked[labels]
+    noise = torch.randn(len(labels), 2, HIDDEN, generator=draw)
+    noise[..., :4] *= 0.3
+    noise[..., 4:] *= 2
+    noise[..., :4] += asked[labels][:, None]
     kinds = ["person" if number % 2 else "place" for number in labels]
     return noise @ mixing + 5, labels, kinds
 
 
 def test_the_ratio_is_that_of_one_gaussian_to_two() -> None:
-    shared = torch.tensor([0.2, 0.7, 0.95])
-    space = QuestionSpace(torch.zeros(3), torch.eye(3), shared, 0.5, 2.0)
-    one, other = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1))
-    expected = torch.zeros(5)
-    for place, share in enumerate(shared.tolist()):
-        pair = torch.stack([one[:, place], other[:, place]], -1)
+    shared = torch.tensor([[0.2, 0.7, 0.95], [0.5, 0.1, 0.3]])
+    axes, spread = torch.eye(3).repeat(2, 1, 1), torch.tensor([2.0, 0.5])
+    space = QuestionSpace(torch.zeros(2, 3), axes, shared, spread, 0.5)
+    one, other = torch.randn(2, 5, 2, 3, generator=torch.Generator().manual_seed(1))
+    expected = torch.zeros(5, 2)
+    for view, place in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
+        share = float(shared[view, place])
+        pair = torch.stack([one[:, view, place], other[:, view, place]], -1)
         together = MultivariateNormal(torch.zeros(2), torch.tensor([[1, share], [share, 1]]))
         apart = MultivariateNormal(torch.zeros(2), torch.eye(2))
-        expected += together.log_prob(pair) - apart.log_prob(pair)
+        expected[:, view] += together.log_prob(pair) - apart.log_prob(pair)
     torch.testing.assert_close(space.ratios(one, other), expected, atol=1e-4, rtol=1e-4)
     scores = space.scores(one, other)
-    torch.testing.assert_close(scores, ((expected - 0.5) / 2).sigmoid(), atol=1e-4, rtol=1e-4)
-    at = dataclasses.replace(space, boundary=float(expected[0])).scores(one[0], other[0])
+    sums = (expected / spread).sum(-1)
+    torch.testing.assert_close(scores, (sums - 0.5).sigmoid(), atol=1e-4, rtol=1e-4)
+    at = dataclasses.replace(space, boundary=float(sums[0])).scores(one[0], other[0])
     assert float(at) == pytest.approx(0.5, abs=1e-4)
 
 
@@ -49,8 +52,8 @@ def test_a_vector_has_one_length_whatever_the_states_unit() -> None:
     for factor in (1.0, 1000.0):
         space = fit_space(factor * states, labels, kinds, 0.02)
         vectors = space.vectors(factor * states)
-        torch.testing.assert_close(vectors.square().mean(-1), torch.ones(len(states)))
-    assert vectors.shape[1] <= HIDDEN
+        torch.testing.assert_close(vectors.square().mean(-1), torch.ones(len(states), 2))
+    assert vectors.shape[-1] <= HIDDEN
 
 
 @pytest.mark.parametrize(("false", "found"), [(0.02, 0.4), (0.2, 0.9)])
@@ -73,4 +76,4 @@ def test_fewer_wordings_than_dimensions_are_enough_to_fit() -> None:
     states, labels, kinds = wordings(2, relations=6)
     few = [place for place, label in enumerate(labels) if place % EACH < 3]
     space = fit_space(states[few], [labels[p] for p in few], [kinds[p] for p in few], 0.1)
-    assert space.projection.shape == (HIDDEN, 5) and bool(space.projection.isfinite().all())
+    assert space.projection.shape == (2, HIDDEN, 5) and bool(space.projection.isfinite().all())

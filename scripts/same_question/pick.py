@@ -3,9 +3,9 @@
     python scripts/same_question/pick.py
 
 `wordings.jsonl`: some relations of each kind of subject, half of the wordings of each questions and
-half sentences that break off, each about a subject of its own. `intents.jsonl`: the ways of asking
-of this folder's file of that name, filled with a relation that is drawn, some of them behind a
-sentence about something else.
+half sentences that break off, all relations of a kind about the same few subjects.
+`intents.jsonl`: the ways of asking of this folder's file of that name, filled with a relation that
+is drawn, some of them behind a sentence about something else.
 """
 
 from __future__ import annotations
@@ -36,16 +36,29 @@ def picked_wordings(seed: int = 0) -> list[dict[str, object]]:
     draw, lines = random.Random(seed), relations()
     draw.shuffle(lines)
     counts: dict[str, int] = {}
-    found = []
+    chosen = []
     for line in lines:
-        kind = line["subject"]
-        counts[kind] = counts.get(kind, 0) + 1
-        if counts[kind] <= MOST and len(found) < RELATIONS:
-            half = WORDINGS // 2
-            some = draw.sample(line["questions"], half) + draw.sample(line["statements"], half)
-            texts = [text.replace("{}", draw.choice(line["subjects"])) for text in some]
-            found.append({"relation": line["relation"], "subject": kind, "wordings": texts})
+        counts[line["subject"]] = counts.get(line["subject"], 0) + 1
+        if counts[line["subject"]] <= MOST and len(chosen) < RELATIONS:
+            chosen.append(line)
+    found = []
+    for line in chosen:
+        subjects = _subjects_of(line["subject"], chosen)
+        draw.shuffle(subjects)
+        half = WORDINGS // 2
+        some = draw.sample(line["questions"], half) + draw.sample(line["statements"], half)
+        texts = [text.replace("{}", name) for text, name in zip(some, subjects, strict=True)]
+        kind = {"relation": line["relation"], "subject": line["subject"]}
+        found.append({**kind, "about": subjects, "wordings": texts})
     return found
+
+
+def _subjects_of(kind: str, lines: list[dict[str, Any]]) -> list[str]:
+    """Return as many subjects of a kind as there are wordings, the same for all its relations."""
+    known = [name for line in lines if line["subject"] == kind for name in line["subjects"]]
+    names = list(dict.fromkeys(known))
+    random.Random(kind).shuffle(names)
+    return (names * WORDINGS)[:WORDINGS]
 
 
 def picked_intents(seed: int = 0) -> list[dict[str, object]]:

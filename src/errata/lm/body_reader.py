@@ -97,6 +97,23 @@ class BodyReader:
         return keys, values
 
     @torch.no_grad()
+    def two_views(self, module: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return a module's outputs for each row: at its last token, and their mean over the
+        second half of its tokens, (rows, 2, d_out) in fp32.
+
+        What lies above the module does not run.
+        """
+        batch = self._batch(rows)
+        mask = batch.attention_mask
+        with capture_output(module) as outputs, stop_after(module):
+            self._hidden_states(batch.input_ids, mask)
+        states = outputs[-1].reshape(*mask.shape, -1).float()
+        left = mask.flip(-1).cumsum(-1).flip(-1)  # tokens from here to the end
+        half = mask.bool() & (left <= (mask.sum(-1, keepdim=True) + 1) // 2)
+        means = (states * half[..., None]).sum(1) / half.sum(-1, keepdim=True)
+        return torch.stack([states[:, -1], means], dim=1)
+
+    @torch.no_grad()
     def continue_greedily(self, rows: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Return the next `count` tokens of each row, the likeliest each time, to its end token.
 

@@ -83,15 +83,18 @@ class Calibrator:
 
         def fit() -> list[Any]:
             space, intents = self.reader.fit(self.config.false_route)
-            tensors = space.center, space.projection, space.shared, intents.weights, intents.bias
-            return [*(tensor.tolist() for tensor in tensors), space.boundary, space.spread]
+            tensors = (
+                *(space.center, space.projection, space.shared, space.spread),
+                *(intents.weights, intents.bias),
+            )
+            return [*(tensor.tolist() for tensor in tensors), space.boundary]
 
-        *tensors, boundary, spread = cached_json("router", f"{key} space", fit, self.lm.name)
-        center, projection, shared, weights, bias = (
+        *tensors, boundary = cached_json("router", f"{key} space", fit, self.lm.name)
+        center, projection, shared, spread, weights, bias = (
             torch.tensor(each, device=self.lm.device) for each in tensors
         )
         return (
-            QuestionSpace(center, projection, shared, boundary, spread),
+            QuestionSpace(center, projection, shared, spread, boundary),
             IntentClassifier(weights, bias),
         )
 

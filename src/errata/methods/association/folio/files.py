@@ -21,6 +21,7 @@ from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.leaves import Leaves
+from errata.methods.association.folio.question_reader import VIEWS
 from errata.methods.association.folio.question_space import QuestionSpace
 from errata.storage import state
 from errata.words.names import WordWeights
@@ -46,6 +47,7 @@ def state_of(
         "question_center": calibration.space.center.cpu(),
         "question_projection": calibration.space.projection.cpu().contiguous(),
         "question_shared": calibration.space.shared.cpu(),
+        "question_spread": calibration.space.spread.cpu(),
         "intent_weights": calibration.intents.weights.cpu().contiguous(),
         "intent_bias": calibration.intents.bias.cpu(),
         **_folio_tensors(leaves),
@@ -57,7 +59,6 @@ def state_of(
         "sharpness": calibration.logit_scale,
         "threshold": calibration.threshold,
         "boundary": calibration.space.boundary,
-        "spread": calibration.space.spread,
         "intents": list(INTENTS),
         "generic": sorted(calibration.generic),
         "subjects": [leaves[number].subject for number in places],
@@ -87,8 +88,8 @@ def read_leaves(
         folder = f"{FOLIO}{folio:05d}/"
         rows = state.numbers(tensors, folder + "rows", None, 1, 2**31)
         count, starts = len(rows), [0, *accumulate(rows)]
-        width = None if older else tensors["question_shared"].numel()
-        questions = state.tensor(tensors, folder + "signs", (count, width))
+        shape = (None,) if older else tuple(tensors["question_shared"].shape)
+        questions = state.tensor(tensors, folder + "signs", (count, *shape))
         tokens = state.numbers(tensors, folder + "tokens", sum(rows), 0, vocabulary - 1)
         if older:  # with a key for each token, and no intents
             keys = state.tensor(tensors, folder + "keys", (sum(rows), hidden))[starts[:-1]]
@@ -123,22 +124,27 @@ def read_fitted(
         KeyError, ValueError: something is missing or of the wrong shape or range.
     """
     hidden = lm.architecture.hidden_size
-    count = tensors["question_shared"].numel()
-    center, projection, shared, weights, bias = (
+    if tensors["question_shared"].dim() != 2:
+        raise ValueError("'question_shared' is not (views, dimensions)")
+    views, count = tensors["question_shared"].shape
+    center, projection, shared, spread, weights, bias = (
         state.tensor(tensors, name, shape).to(lm.device)
         for name, shape in (
-            ("question_center", (hidden,)),
-            ("question_projection", (hidden, count)),
-            ("question_shared", (count,)),
+            ("question_center", (views, hidden)),
+            ("question_projection", (views, hidden, count)),
+            ("question_shared", (views, count)),
+            ("question_spread", (views,)),
             ("intent_weights", (hidden, len(INTENTS))),
             ("intent_bias", (len(INTENTS),)),
         )
     )
-    if not count or not bool(((shared > 0) & (shared < 1)).all()):
-        raise ValueError("'question_shared' is not between 0 and 1 everywhere")
+    if views != VIEWS or not count or not bool(((shared > 0) & (shared < 1)).all()):
+        raise ValueError(f"'question_shared' is not of {VIEWS} views, between 0 and 1 everywhere")
+    if not bool((spread > 0).all()):
+        raise ValueError("'question_spread' is not above 0 everywhere")
     state.same(values, "intents", list(INTENTS))
-    boundary, spread = state.number(values, "boundary"), state.number(values, "spread", 1e-6)
-    space = QuestionSpace(center, projection, shared, boundary, spread)
+    boundary = state.number(values, "boundary")
+    space = QuestionSpace(center, projection, shared, spread, boundary)
     return space, IntentClassifier(weights, bias)
 
 
@@ -182,9 +188,9 @@ def read_supersedes(values: Mapping[str, Any], count: int) -> dict[int, list[int
 def _folio_tensors(leaves: Leaves) -> dict[str, Tensor]:
     """Return the tensors of each folio, named `folio-NUMBER/NAME`.
 
-    A leaf has a key, `keys` (leaves, hidden); `signs` (leaves, dimensions), what its prompt asks,
-    and `intents` (leaves,), in which way; `names` (leaves, 16), its fingerprint; and its answer in
-    `tokens`, which follow one another; `rows` (leaves,) says how many each has.
+    A leaf has a key, `keys` (leaves, hidden); `signs` (leaves, views, dimensions), what its prompt
+    asks, and `intents` (leaves,), in which way; `names` (leaves, 16), its fingerprint; and its
+    answer in `tokens`, which follow one another; `rows` (leaves,) says how many each has.
     """
     tensors: dict[str, Tensor] = {}
     for folio, numbers in leaves.folios.items():

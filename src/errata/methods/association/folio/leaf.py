@@ -24,7 +24,7 @@ class Leaf:
     Attributes:
         edit: the edit.
         subject: the words that a prompt must mention.
-        question: (dimensions,), what its prompt asks, see `QuestionSpace`.
+        question: (views, dimensions), what its prompt asks, see `QuestionSpace`.
         intent: in which way, see `INTENTS`.
         tokens: the tokens of the answer, the end token included.
         key: (hidden,), the head's input at its prompt's last token.

@@ -16,7 +16,13 @@ from errata.lm.background import names_in
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.intents import DESCRIBE, READ
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
-from errata.methods.association.folio.question_reader import QuestionReader, asked_of, quoted_of
+from errata.methods.association.folio.question_reader import (
+    LAST,
+    QuestionReader,
+    asked_of,
+    in_quotes,
+    question_in,
+)
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex
 from errata.words.parts import words
@@ -136,7 +142,7 @@ class Leaves:
         texts = [prompt.text.strip() for prompt, _ in mentioning]
         for prompt, subjects in mentioning:
             texts += [
-                part(prompt.text, each) for part in (asked_of, quoted_of) for each in subjects
+                part(prompt.text, each) for part in (asked_of, question_in) for each in subjects
             ]
         states = self._reader.read(texts)
         return [
@@ -152,34 +158,39 @@ class Leaves:
         Args:
             prompt: the prompt.
             overlaps: leaf -> the share of its subject that the prompt mentions.
-            states: part of a prompt -> what was read at its end, (hidden,).
+            states: part of a prompt -> its views, (views, hidden).
         """
         leaves, calibration = [self._leaves[number] for number in overlaps], self.calibration
-        odds = calibration.intents.odds(states[prompt.text.strip()][None])[0].tolist()
+        odds = calibration.intents.odds(states[prompt.text.strip()][LAST][None])[0].tolist()
         intent = max(range(len(odds)), key=odds.__getitem__)
         asked = [asked_of(prompt.text, leaf.subject) for leaf in leaves]
-        quoted = [quoted_of(prompt.text, leaf.subject) for leaf in leaves]
+        questions = [question_in(prompt.text, leaf.subject) for leaf in leaves]
         stored = torch.stack([leaf.question for leaf in leaves]).to(calibration.space.center)
         scores, about = (
             calibration.space.scores(
                 calibration.space.vectors(torch.stack([states[text] for text in texts])), stored
             ).tolist()
-            for texts in (asked, quoted)
+            for texts in (asked, questions)
         )
         predictions = self._predictions(prompt, leaves)
         candidates = []
         for place, (number, leaf) in enumerate(zip(overlaps, leaves, strict=True)):
-            own = asked[place] == asked_of(leaf.edit.prompt, leaf.subject)
+            own = asked_of(leaf.edit.prompt, leaf.subject)
+            same = [(about[place], questions[place] == own), (scores[place], asked[place] == own)]
+            if in_quotes(prompt.text, leaf.subject) is None:  # else 'The answer to "..." is'
+                del same[0]
+            is_own = any(equal for _, equal in same)
+            is_about = questions[place] == own or about[place] >= READ_FROM
             candidates.append(
                 Candidate(
                     number,
                     leaf.edit.id,
                     overlaps[number],
-                    1.0 if own else scores[place],
+                    1.0 if is_own else max(score for score, _ in same),
                     intent,
                     odds[leaf.intent],
-                    1 if own else predictions[place],
-                    intent in READ and (intent == DESCRIBE or about[place] >= READ_FROM),
+                    1 if is_own else predictions[place],
+                    intent in READ and (intent == DESCRIBE or is_about),
                 )
             )
         return sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)

@@ -39,7 +39,7 @@ from errata.methods.association.folio.intents import INTENTS
 from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
-from errata.methods.association.folio.question_reader import asked_of
+from errata.methods.association.folio.question_reader import LAST, asked_of
 from errata.methods.association.folio.subject import subject_of
 from errata.methods.association.folio.warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
@@ -229,7 +229,7 @@ class Folio(Method):
                 edit,
                 subject,
                 calibration.space.vectors(states[text]).cpu(),
-                calibration.intents.of(states[edit.prompt.strip()][None])[0],
+                calibration.intents.of(states[edit.prompt.strip()][LAST][None])[0],
                 (),
                 nothing,
             )

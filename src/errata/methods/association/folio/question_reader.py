@@ -27,7 +27,9 @@ from errata.words.parts import mentions
 BATCH, TOKENS, CACHED = 64, 96, 1024
 """Texts that are read at once; their last tokens that are read; and states kept, at most."""
 READING = "reading what wordings ask"
-WORDINGS = 2
+VIEWS, LAST = 2, 0
+"""The views of a text; and the one that is the state at its last token."""
+WORDINGS = 3
 """Version of the wordings that come with errata, part of the key of what is kept on disk."""
 _SENTENCE = regex.compile(r"[.?!:\n][\"'”’»)]*\s+")
 _QUOTED = regex.compile('["“«]([^"“”«»]+)["”»]')
@@ -49,7 +51,7 @@ class QuestionReader:
         self._read: dict[str, Tensor] = {}  # replaced, not emptied: other threads may read it
 
     def read(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return the state (hidden,) at the last token of each text; what was read is kept."""
+        """Return the states (views, hidden) of each text, see `states`; what was read is kept."""
         place = f"{self.lm.model.dtype} {self.lm.device} "
         kept = self._read
         found = {text: kept[place + text] for text in texts if place + text in kept}
@@ -63,11 +65,13 @@ class QuestionReader:
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> Tensor:
-        """Return the state at the last token of each text, (texts, hidden) in fp32."""
+        """Return the views of each text: the state at its last token, and the mean over its second
+        half, (texts, 2, hidden) in fp32.
+        """
         rows = [self.lm.encode_text(text)[-TOKENS:] for text in texts]
 
         def read(part: list[list[int]]) -> list[Tensor]:
-            return list(self.base.last_states(self._block, part)[1].float())
+            return list(self.base.two_views(self._block, part))
 
         return torch.stack(in_batches(rows, read, BATCH, size=len))
 
@@ -78,9 +82,9 @@ class QuestionReader:
         """
         groups, ways = _lines("wordings.jsonl"), _lines("intents.jsonl")
         wordings = [
-            (text, number, group["subject"])
+            (text, number, f"{group['subject']} {name}")
             for number, group in enumerate(groups)
-            for text in group["wordings"]
+            for text, name in zip(group["wordings"], group["about"], strict=True)
         ]
         asked = [(text, INTENTS.index(way["intent"])) for way in ways for text in way["texts"]]
         texts = [*(text for text, _, _ in wordings), *(text for text, _ in asked)]
@@ -89,10 +93,10 @@ class QuestionReader:
             report(READING, start, len(texts))
             parts.append(self.states(texts[start : start + 4 * BATCH]))
         states = torch.cat(parts).cpu()
-        _, relations, kinds = zip(*wordings, strict=True)
+        _, relations, subjects = zip(*wordings, strict=True)
         intents = [ANSWER] * len(wordings) + [intent for _, intent in asked]
-        space = fit_space(states[: len(wordings)], relations, kinds, false_route)
-        return space, fit_intents(states, intents)
+        space = fit_space(states[: len(wordings)], relations, subjects, false_route)
+        return space, fit_intents(states[:, LAST], intents)
 
 
 def asked_of(text: str, subject: str) -> str:
@@ -107,17 +111,24 @@ def asked_of(text: str, subject: str) -> str:
     return text[_beginning(text, min(start for start, _ in places)) :].strip()
 
 
-def quoted_of(text: str, subject: str) -> str:
+def in_quotes(text: str, subject: str) -> str | None:
+    """Return what a text quotes around the last mention of a subject; None where it does not."""
+    start, stop = max(mentions(text, subject), default=(0, 0))
+    for quoted in _QUOTED.finditer(text):
+        if quoted.start() <= start < stop <= quoted.end():
+            return str(quoted[1]).strip()
+    return None
+
+
+def question_in(text: str, subject: str) -> str:
     """Return the question that a text is about: what it quotes around the last mention of a
     subject, else the sentence of that mention, alone.
     """
-    places = mentions(text, subject)
-    if not places:
+    if (quoted := in_quotes(text, subject)) is not None:
+        return quoted
+    if not (places := mentions(text, subject)):
         return text.strip(_QUOTES)
-    start, stop = max(places)
-    for quoted in _QUOTED.finditer(text):
-        if quoted.start() <= start and stop <= quoted.end():
-            return str(quoted[1]).strip()
+    start = max(places)[0]
     end = _SENTENCE.search(text, start)
     return text[_beginning(text, start) : end.end() if end else len(text)].strip(_QUOTES)
 

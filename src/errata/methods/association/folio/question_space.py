@@ -1,12 +1,15 @@
 """`QuestionSpace`: what prompts ask, as vectors that are alike where the same thing is asked.
 
-The base model's state at the last token of a wording, in the middle of its blocks, says much about
-the subject and the form, and something about what is asked. A linear discriminant keeps the last:
-fitted on wordings of many relations about changing subjects (`wordings.jsonl`), it drops what
-differs among wordings of one relation, and keeps what differs between relations. Two prompts are
-compared by how much likelier their vectors are if one thing is asked than if two are (Ioffe,
-"Probabilistic Linear Discriminant Analysis", ECCV 2006); no gradient and no label of a benchmark
-has a part in it.
+The base model's states in the middle of its blocks say much about the subject and the form of a
+wording, and something about what is asked. A linear discriminant keeps the last: fitted on wordings
+of many relations about changing subjects (`wordings.jsonl`), it drops what differs among wordings
+of one relation, and keeps what differs between relations. Two prompts are compared by how much
+likelier their vectors are if one thing is asked than if two are (Ioffe, "Probabilistic Linear
+Discriminant Analysis", ECCV 2006); no gradient and no label of a benchmark has a part in it.
+
+There are two views of a wording: the state at its last token, which has read all of it, and the
+mean state over its second half, which depends less on whether it is a question or a sentence that
+breaks off. Each has a discriminant of its own, and what they say is added.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 DIMENSIONS = 64
-"""Of a vector, at most."""
+"""Of a vector in one view, at most."""
 RIDGE = 1.0
 """Of the within-relation variance, in units of its mean."""
 FOLDS = 3
@@ -30,70 +33,90 @@ class QuestionSpace:
     """Where prompts are compared by what they ask.
 
     Attributes:
-        center: (hidden,), the wordings' mean state.
-        projection: (hidden, dimensions); it scales states too, so that vectors vary by 1.
-        shared: (dimensions,), the share of that variance that wordings of one relation have in
-            common, between 0 and 1.
-        boundary: the log likelihood ratio from which a score is above one half.
-        spread: standard deviation of that ratio where different things are asked; its unit.
+        center: (views, hidden), the wordings' mean states.
+        projection: (views, hidden, dimensions); it scales states too, so that vectors vary by 1.
+        shared: (views, dimensions), the share of that variance that wordings of one relation have
+            in common, between 0 and 1.
+        spread: (views,), the standard deviation of a view's log likelihood ratio where different
+            things are asked of one subject: its unit.
+        boundary: the sum of the views' ratios, in these units, from which a score is above one
+            half.
     """
 
     center: Tensor
     projection: Tensor
     shared: Tensor
+    spread: Tensor
     boundary: float
-    spread: float
 
     def vectors(self, states: Tensor) -> Tensor:
-        """Project states (n, hidden) to vectors (n, dimensions) of one length, in fp32."""
-        found = (states.float() - self.center) @ self.projection
+        """Project states (..., views, hidden) to vectors (..., views, dimensions), in fp32.
+
+        In each view they have one length.
+        """
+        found = torch.einsum("...vh,vhd->...vd", states.float() - self.center, self.projection)
         return found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
 
     def ratios(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return the log likelihood ratio of one question to two, of vectors (..., dimensions)."""
+        """Return the views' log likelihood ratios of one question to two, (..., views).
+
+        Args:
+            one, other: vectors (..., views, dimensions).
+        """
         # In each dimension: variance 1, and a covariance of `shared` against none.
         rest = 1 - self.shared.square()
         return (
             (self.shared / rest * one * other).sum(-1)
             - (0.5 * self.shared.square() / rest * (one.square() + other.square())).sum(-1)
-            - 0.5 * rest.log().sum()
+            - 0.5 * rest.log().sum(-1)
         )
 
     def scores(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return scores between 0 and 1 of vectors (..., dimensions); one half at the boundary."""
-        return ((self.ratios(one, other) - self.boundary) / self.spread).sigmoid()
+        """Return scores (...) between 0 and 1 of vectors; one half at the boundary."""
+        return ((self.ratios(one, other) / self.spread).sum(-1) - self.boundary).sigmoid()
 
 
 def fit_space(
-    states: Tensor, relations: Sequence[int], kinds: Sequence[str], false: float
+    states: Tensor, relations: Sequence[int], subjects: Sequence[str], false: float
 ) -> QuestionSpace:
     """Fit a space on wordings.
 
     Args:
-        states: (n, hidden), of the wordings.
+        states: (n, views, hidden), of the wordings.
         relations: what each wording asks.
-        kinds: what each wording's subject is; relations of other kinds are told apart by that.
-        false: the share of pairs of wordings of different relations about one kind of subject that
-            may score above one half, where neither relation was fitted on.
+        subjects: of what or whom. As in a prompt and an edit that it mentions, what is asked must
+            be told apart where the subject is the same.
+        false: the share of pairs of wordings of different relations about one subject that may
+            score above one half, where neither relation was fitted on.
     """
-    labels = torch.tensor(relations)
-    same_kind = torch.tensor([[one == other for other in kinds] for one in kinds])
-    ratios = []
+    labels, known = torch.tensor(relations), list(dict.fromkeys(subjects))
+    names = torch.tensor([known.index(name) for name in subjects])
+    parts = []
     for fold in range(FOLDS):
         held = labels % FOLDS == fold
         space = _fitted(states[~held], labels[~held])
         vectors = space.vectors(states[held])
-        alike = same_kind[held][:, held] & (labels[held][:, None] != labels[held][None])
-        ratios.append(space.ratios(vectors[:, None], vectors[None])[alike])
-    found = torch.cat(ratios).sort().values
-    if not len(found):  # no two relations about one kind of subject
-        return _fitted(states, labels)
-    place = min(len(found) - 1, int((1 - false) * len(found)))
-    space = _fitted(states, labels)
-    return replace(space, boundary=float(found[place]), spread=max(float(found.std()), 1e-3))
+        alike = names[held][:, None] == names[held][None]
+        alike &= labels[held][:, None] != labels[held][None]
+        one, other = alike.nonzero(as_tuple=True)
+        parts.append(space.ratios(vectors[one], vectors[other]))
+    found, space = torch.cat(parts), _fitted(states, labels)
+    if not len(found):  # no two relations about one subject
+        return space
+    spread = found.std(0, correction=0).clamp(min=1e-3)
+    sums = (found / spread).sum(-1).sort().values
+    place = min(len(sums) - 1, int((1 - false) * len(sums)))
+    return replace(space, spread=spread, boundary=float(sums[place]))
 
 
 def _fitted(states: Tensor, labels: Tensor) -> QuestionSpace:
+    views = [_view(states[:, view], labels) for view in range(states.shape[1])]
+    center, projection, shared = (torch.stack(parts) for parts in zip(*views, strict=True))
+    return QuestionSpace(center, projection, shared, torch.ones(len(views)), 0.0)
+
+
+def _view(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a view's center (hidden,), projection (hidden, dimensions), shared (dimensions,)."""
     states, labels = states.double(), torch.unique(labels, return_inverse=True)[1]
     center, scale = states.mean(0), states.std(0).clamp(min=1e-6)
     scaled = (states - center) / scale
@@ -115,6 +138,4 @@ def _fitted(states: Tensor, labels: Tensor) -> QuestionSpace:
     shared, found = values[-count:].clamp(min=1e-3), whitener @ vectors[:, -count:]
     total = shared + (found * (within @ found)).sum(0)
     projection = (axes.T @ found) / scale[:, None] / total.sqrt()
-    return QuestionSpace(
-        center.float(), projection.float(), (shared / total).clamp(max=0.999).float(), 0.0, 1.0
-    )
+    return center.float(), projection.float(), (shared / total).clamp(max=0.999).float()
