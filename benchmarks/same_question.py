@@ -1,16 +1,23 @@
-"""Measures what tells whether two prompts about one subject ask the same, on pretrained models.
+"""Measures what tells what prompts ask, and in which way, on pretrained models.
 
-    python benchmarks/same_question.py MODEL ... --data FOLDER [--records 100 300] [--record]
+    python benchmarks/same_question.py MODEL ... --data FOLDER [--records 0 100] [--record]
 
-Of CounterFact, the edit's prompt beside its paraphrases (the same is asked), and beside the
-generation prompts that ask other things of the subject (`counterfact-nested` leaves out those that
-ask what the edit answers). For each sign:
+The table of signs, of CounterFact: the edit's prompt beside its paraphrases (the same is asked),
+and beside the generation prompts that ask other things of the subject (`counterfact-nested` leaves
+out those that ask what the edit answers). For each sign:
 
     AUC                  of the two
     false at 90 % found  other questions that pass where nine tenths of the paraphrases do
     found, false         at the boundary that was set without these records, where there is one
+    form, zsRE form      the fact asked in the other form (question or sentence), in both files
 
-With --record the table goes to docs/results/folio-signs.csv, for `make docs`.
+The table of intents: of the sceptic's probes of both files, by kind, the share whose intent is told
+right: `answer` for form and distractor, `verify` or `choose` for choice and verify, `former` or
+`exclude` for former and negation, `describe` for long. No wording of a probe is one of those that
+the router is fitted on.
+
+With --record the tables go to docs/results/folio-signs.csv and folio-intents.csv; --picture FILE
+draws the first model's router: what both views say of each pair, and the boundary.
 """
 
 from __future__ import annotations
@@ -27,97 +34,175 @@ from torch.nn import functional as F
 
 import errata
 from errata import Case
+from errata.bench.charts import COLOURS, MARKERS
 from errata.bench.task import find_task, load
 from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.config import FolioConfig
-from errata.methods.association.folio.question_reader import QuestionReader, asked_of
+from errata.methods.association.folio.intents import INTENTS, IntentClassifier
+from errata.methods.association.folio.question_reader import (
+    LAST,
+    QuestionReader,
+    asked_of,
+    in_quotes,
+)
+from errata.methods.association.folio.question_space import QuestionSpace
+from errata.probes import make_probes
 
-BATCH = 32
-FOUND = 0.9
+BATCH, FOUND = 32, 0.9
+TASKS = ("counterfact-nested", "zsre")
+RIGHT = {
+    "form": {"answer"}, "distractor": {"answer"}, "choice": {"verify", "choose"},
+    "verify": {"verify", "choose"}, "former": {"former", "exclude"},
+    "negation": {"former", "exclude"}, "long": {"describe"},
+}  # fmt: skip
+GROUPS = (
+    "paraphrase behind a sentence", "another question of the subject", "the other form",
+    "the other form (zsRE)",
+)  # fmt: skip
+Pair = tuple[str, str, str]
+"""The edit's prompt, another prompt, and the subject of both."""
 
 
-def signs(model: str, cases: list[Case]) -> Iterator[dict[str, Any]]:
-    """Yield a line for each sign."""
-    base, tokenizer = errata.load_base(model, "float32")
-    lm = errata.LM(base, tokenizer)
-    head = BaseHead(lm)
-    reader = QuestionReader(head)
-    same, other = [], []
+def pairs_of(cases: list[Case]) -> dict[str, list[Pair]]:
+    """Return the pairs by kind: same, other, form."""
+    found: dict[str, list[Pair]] = {"same": [], "other": [], "form": []}
+    by_id = {case.edit.id: case.edit for case in cases}
     for case in cases:
         prompt, subject = case.edit.prompt, case.edit.subject or ""
-        same += [(prompt, text, subject) for text in case.rephrases]
+        found["same"] += [(prompt, text, subject) for text in case.rephrases]
         probes = (probe for probe in case.locality if probe.kind == "same_subject")
-        other += [(prompt, probe.prompt, subject) for probe in probes]
-    pairs = [*same, *other]
+        found["other"] += [(prompt, probe.prompt, subject) for probe in probes]
+    for question in make_probes(cases, ("form",)).questions:
+        edit = by_id[question.edit_id]
+        found["form"].append((edit.prompt, question.turns[-1], edit.subject or ""))
+    return found
 
-    def compared(score: Any, boundary: float | None = None) -> dict[str, Any]:
-        found, false = score[: len(same)], score[len(same) :]
-        above = (found[:, None] > false[None]).float().mean() + 0.5 * (
-            found[:, None] == false[None]
-        ).float().mean()
-        line: dict[str, Any] = {
-            "AUC": float(above),
-            "false at 90 % found": float((false >= found.quantile(1 - FOUND)).float().mean()),
+
+def signs(
+    reader: QuestionReader,
+    space: QuestionSpace,
+    cases: dict[str, list[Case]],
+    picture: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield a line for each sign."""
+    hard, zsre = (pairs_of(cases[task]) for task in TASKS)
+    groups = [hard["same"], hard["other"], hard["form"], zsre["form"]]
+    pairs = [pair for group in groups for pair in group]
+    sizes = [len(group) for group in groups]
+
+    def line(sign: str, score: Tensor, boundary: float | None = None) -> dict[str, Any]:
+        same, other, form, zsre_form = score.split(sizes)
+        above = (same[:, None] > other[None]).float() + 0.5 * (same[:, None] == other[None]).float()
+        row: dict[str, Any] = {
+            "sign": sign,
+            "AUC": float(above.mean()),
+            "false at 90 % found": float((other >= same.quantile(1 - FOUND)).float().mean()),
         }
         if boundary is not None:
-            line["found"] = float((found >= boundary).float().mean())
-            line["false"] = float((false >= boundary).float().mean())
-        return {**line, "pairs": f"{len(same)} and {len(other)}"}
+            named = {"found": same, "false": other, "form": form, "zsRE form": zsre_form}
+            row |= {name: float((each >= boundary).float().mean()) for name, each in named.items()}
+        return {**row, "pairs": f"{len(same)} and {len(other)}"}
 
-    def both(values: dict[str, Tensor], texts: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-        one, two = zip(*texts, strict=True)
-        return torch.stack([values[t] for t in one]), torch.stack([values[t] for t in two])
-
-    whole = [(one, two) for one, two, _ in pairs]
-    prompts = list(dict.fromkeys(text for pair in whole for text in pair))
-    ids = [lm.encode_prompt(prompt) for prompt in prompts]
-    keys = in_batches(ids, lambda part: list(head.last_hidden_states(part)), BATCH, size=len)
-    one, two = both(dict(zip(prompts, keys, strict=True)), whole)
+    head = reader.base
+    prompts = list(dict.fromkeys(text for pair in pairs for text in pair[:2]))
+    ids = [reader.lm.encode_prompt(prompt) for prompt in prompts]
+    read = in_batches(ids, lambda part: list(head.last_hidden_states(part)), BATCH, size=len)
+    keys = dict(zip(prompts, read, strict=True))
     overlaps = [
-        (0.5 * (head.log_probs(a[None]) + head.log_probs(b[None]))).exp().sum()
-        for a, b in zip(one, two, strict=True)
+        (0.5 * (head.log_probs(keys[one][None]) + head.log_probs(keys[two][None]))).exp().sum()
+        for one, two, _ in pairs
     ]
-    yield {"sign": "overlap of the next-token distributions", **compared(torch.stack(overlaps))}
+    yield line("overlap of the next-token distributions", torch.stack(overlaps))
 
-    asked = [(asked_of(one, subject), asked_of(two, subject)) for one, two, subject in pairs]
-    texts = list(dict.fromkeys(text for pair in asked for text in pair))
-    states = dict(zip(texts, reader.states(texts), strict=True))
-    one, two = both(states, asked)
-    yield {
-        "sign": "cosine of the states in the middle",
-        **compared(F.cosine_similarity(one, two)),
-    }
-    space, _ = reader.fit(FolioConfig().false_route)
-    scores = space.scores(space.vectors(one), space.vectors(two))
-    yield {"sign": "space of questions (folio)", **compared(scores, 0.5)}
+    def asked(text: str, subject: str) -> str:
+        return in_quotes(text, subject) or asked_of(text, subject)
+
+    texts = [(asked(one, subject), asked(two, subject)) for one, two, subject in pairs]
+    views = dict(reader.read([text for pair in texts for text in pair]))
+    one, two = (torch.stack([views[pair[place]] for pair in texts]) for place in (0, 1))
+    cosines = F.cosine_similarity(one[:, LAST], two[:, LAST])
+    yield line("cosine of the states at the last token", cosines)
+    first, second = space.vectors(one), space.vectors(two)
+    ratios = space.ratios(first, second)
+    if picture:
+        kinds = [kind for kind, size in zip(GROUPS, sizes, strict=True) for _ in range(size)]
+        draw(ratios / space.spread, kinds, space.boundary, picture)
+    yield line("discriminant, last token", ratios[:, LAST])
+    yield line("discriminant, second half", ratios[:, 1 - LAST])
+    yield line("both (folio)", space.scores(first, second), 0.5)
+
+
+def draw(ratios: Tensor, kinds: list[str], boundary: float, file: Path) -> None:
+    """Draw what the views say of pairs, (pairs, 2), and where they are taken for one question."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "errata", "font.size": 9})
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4.6), layout="constrained")
+    for place, kind in enumerate(GROUPS):
+        mine = ratios[[each == kind for each in kinds]]
+        axis.plot(
+            *mine.T.tolist(), MARKERS[place], color=COLOURS[place], label=kind, alpha=0.6, ms=4
+        )
+    low, high = ratios.amin(0), ratios.amax(0)
+    edge = torch.tensor([float(low[0]), float(high[0])])
+    axis.plot(edge, boundary - edge, color="black", lw=1, label="boundary")
+    axis.set(xlabel="last token", ylabel="second half", ylim=(float(low[1]), float(high[1]) + 0.5))
+    axis.set_title("log likelihood ratio that the same is asked, in standard deviations", size=9)
+    axis.legend(frameon=False, fontsize=8)
+    file.parent.mkdir(exist_ok=True, parents=True)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def told_intents(
+    reader: QuestionReader, intents: IntentClassifier, cases: dict[str, list[Case]]
+) -> dict[str, float]:
+    """Return the share of probes whose intent is told right, by kind."""
+    questions = [q for task in TASKS for q in make_probes(cases[task], tuple(RIGHT)).questions]
+    views = reader.read([question.turns[-1].strip() for question in questions])
+    states = torch.stack([views[question.turns[-1].strip()][LAST] for question in questions])
+    told = [INTENTS[intent] for intent in intents.of(states)]
+    right: dict[str, list[bool]] = {kind: [] for kind in RIGHT}
+    for question, intent in zip(questions, told, strict=True):
+        right[question.kind].append(intent in RIGHT[question.kind])
+    return {kind: sum(each) / len(each) for kind, each in right.items()}
 
 
 @torch.no_grad()
 def main() -> None:
-    """Print the table, and record it if that is wanted."""
+    """Print the tables, and record them if that is wanted."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--records", type=int, nargs=2, default=(100, 300))
+    parser.add_argument("--records", type=int, nargs=2, default=(0, 100))
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     first, last = options.records
-    cases = load(find_task("counterfact-nested"), options.data).cases[first:last]
-    rows = []
-    for model in options.models:
-        name = Path(model).name
-        for line in signs(model, cases):
-            print(name, line, flush=True)
-            command = f"python benchmarks/same_question.py {name} --records {first} {last}"
-            rows.append({"on": name, **line, "model": name, "command": command})
+    cases = {task: load(find_task(task), options.data).cases[first:last] for task in TASKS}
+    for place, model in enumerate(options.models):
+        name, picture = Path(model).name, None if place else options.picture
+        base, tokenizer = errata.load_base(model, "float32")
+        reader = QuestionReader(BaseHead(errata.LM(base, tokenizer)))
+        space, intents = reader.fit(FolioConfig().false_route)
+        rows = {
+            "folio-intents": [told_intents(reader, intents, cases)],
+            "folio-signs": list(signs(reader, space, cases, picture)),
+        }
+        command = f"python benchmarks/same_question.py {name} --records {first} {last}"
+        for table, lines in rows.items():
+            mine = [{"on": name, **line, "model": name, "command": command} for line in lines]
+            for line in mine:
+                print(table, line, flush=True)
             if options.record:
-                kept = [row for row in results.read("folio-signs") if row["on"] != name]
-                mine = [row for row in rows if row["on"] == name]
-                results.write("folio-signs", [*kept, *mine])
+                kept = [row for row in results.read(table) if row["on"] != name]
+                results.write(table, [*kept, *mine])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+from importlib.resources import files
 from threading import Thread
 
 import pytest
@@ -13,9 +16,11 @@ from transformers import TextIteratorStreamer
 
 import errata
 from errata import Edit
+from errata.methods.association.folio import intents
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier, fit_intents
 from errata.methods.association.folio.leaves import MAX_READ
 from errata.methods.association.folio.question_reader import LAST
+from errata.probes import contrary, decisions, wording
 
 SAY, MAIN = EDITS[0].prompt, "In the city of"
 FRANCE, TABLE = "Tell me about France.", "Where is the tower? A) north B) south"
@@ -31,9 +36,9 @@ MIXED = [MAIN, FRANCE, SAY, TABLE, BEFORE]
 class Told:
     """Tells the intents of texts that it was told, and takes all others for what edits ask."""
 
-    def __init__(self, reader, intents):
-        self.states = {text: reader.read([text])[text][LAST] for text in intents}
-        self.intents = intents
+    def __init__(self, reader, told):
+        self.states = {text: reader.read([text])[text][LAST] for text in told}
+        self.intents = told
 
     def odds(self, states):
         found = torch.full((len(states), len(INTENTS)), -9.0)
@@ -46,15 +51,15 @@ class Told:
         return self.odds(states).argmax(-1).tolist()
 
 
-def told(model, intents=INTENT_OF):
+def told(model):
     """The model, whose router tells these intents: those of a tiny random model are arbitrary."""
     memory = model.method.patch
     with model.disable_edits():
-        intents = Told(memory.reader, intents)
+        classifier = Told(memory.reader, INTENT_OF)
     leaves = memory.leaves
     for number, leaf in leaves._leaves.items():
         leaves._leaves[number] = dataclasses.replace(leaf, intent=0)
-    leaves.calibration = dataclasses.replace(leaves.calibration, intents=intents)
+    leaves.calibration = dataclasses.replace(leaves.calibration, intents=classifier)
     memory.remove()
     memory.install(model.lm)
     return model
@@ -272,3 +277,23 @@ def test_intents_are_told_by_a_linear_discriminant():
     assert odds.argmax(-1).tolist() == found.of(fresh)
     assert bool(((odds > 0).sum(-1) == 1).all())
     assert found.of((means[0] + means[1])[None] / 2) == [0]
+
+
+def test_no_wording_of_a_probe_is_one_that_the_router_is_fitted_on():
+    """What judges it must not be what it was made of."""
+    texts = [
+        text
+        for name, field in (("intents", "texts"), ("wordings", "wordings"))
+        for line in files(intents.__package__).joinpath(f"{name}.jsonl").open(encoding="utf-8")
+        for text in json.loads(line)[field]
+    ]
+    wordings = [
+        *contrary.FORMER, *contrary.NEGATION, *decisions.CHOICES, *decisions.VERIFY,
+        *wording.LONG, *wording.STATEMENTS, *wording.ASIDES, *wording.NEWS,
+    ]  # fmt: skip
+    assert len(texts) > 1000 and len(wordings) > 20
+    for each in wordings:
+        parts = [part for part in re.split(r"\{\w*\}", each) if len(part.split()) > 3]
+        assert parts or "{}" in each or "{question}" in each
+        for part in parts:
+            assert not any(part.strip() in text for text in texts), part

@@ -86,6 +86,7 @@ class NullSpace:
 
     Attributes:
         basis: (d_in, rank), orthonormal, in fp64.
+        variance: the mean squared length of the background's keys in the space.
     """
 
     def __init__(self, moment: Tensor, threshold: float | None = None) -> None:
@@ -96,6 +97,7 @@ class NullSpace:
         else:
             selected = values < threshold
         self.basis: Tensor = vectors[:, selected]
+        self.variance = max(float(values[selected].sum()), 1e-9)
 
     @property
     def rank(self) -> int:

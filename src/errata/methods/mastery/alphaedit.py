@@ -35,6 +35,8 @@ from errata.solvers.moments import NullSpace
 from errata.solvers.multi_layer import MultiLayerConfig
 
 log = logging.getLogger(__name__)
+WEIGHT = 0.1
+"""Of the background keys' squared length in the null space: `l2` where none is given."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class AlphaEditConfig(MultiLayerConfig):
     Attributes:
         threshold: singular values of C below it belong to the null space; None: the smallest ones,
             up to a hundredth of the trace.
-        l2: weight of the squared norm of the change.
+        l2: weight of the squared norm of the change; None: a tenth of the mean squared length that
+            the background's keys have in the null space. It is in squared units of the keys, so the
+            published 10 fits the published models.
     """
 
     method: ClassVar[str] = "alphaedit"
 
     threshold: NonNegativeFloat | None = None
-    l2: Annotated[float, Range(1e-9)] = 10.0
+    l2: Annotated[float, Range(1e-9)] | None = None
 
 
 class AlphaEdit(MultiLayerMethod):
@@ -88,7 +92,10 @@ class AlphaEdit(MultiLayerMethod):
     def layer_update(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
         """Return the change (d_out, d_in) of one layer's value matrix, see `null_space_update`."""
         earlier = self.extra_state.get(_keys_name(layer))
-        return null_space_update(self.null_space(layer), keys, residuals, earlier, self.config.l2)
+        space, l2 = self.null_space(layer), self.config.l2
+        if l2 is None:
+            l2 = WEIGHT * space.variance
+        return null_space_update(space, keys, residuals, earlier, l2)
 
     def extra_state_shapes(self, edits: int) -> Mapping[str, tuple[int, ...]]:
         """Return names and shapes of the turns' keys, one a layer, and of what the guards keep."""

@@ -48,7 +48,7 @@ from errata.report import Explanation, Reason
 
 
 class Folio(Method):
-    """One leaf per edit, chosen by the edit's subject and by what is asked of it."""
+    """Edits found by their subject and what is asked of it; said, or read by the base model."""
 
     config_class = FolioConfig
     phase = "association"
