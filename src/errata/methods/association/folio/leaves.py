@@ -198,7 +198,8 @@ class Leaves:
     def to_read(self, prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
         """Return the numbers of the leaves whose facts each prompt is answered with, the best last.
 
-        There are none where one of the leaves answers.
+        There are none where one of the leaves answers. It is decided before the base model reads
+        the prompts, so what it predicts does not count.
         """
         found = []
         for candidates in self.candidates(prompts):

@@ -130,10 +130,9 @@ class Folio(Method):
         if not self._edits:
             return [Explanation(prompt, None, 1.0, []) for prompt in prompts]
         leaves, explanations = self._patch.leaves, []
-        encoded = self.calibrator.read(prompts)
-        for prompt, candidates, read in zip(
-            prompts, leaves.candidates(encoded), leaves.to_read(encoded), strict=True
-        ):
+        found = leaves.candidates(self.calibrator.read(prompts))
+        facts = leaves.to_read(self.calibrator.encode(prompts))
+        for prompt, candidates, read in zip(prompts, found, facts, strict=True):
             reasons = [
                 Reason(
                     each.edit_id,
