@@ -50,7 +50,7 @@ EDITS = [
     Edit("The company was founded by", "the author", "The company", id="e"),
 ]
 METHODS: dict[str, dict[str, Any]] = {
-    "folio": {"steps": 5, "background": 16, "edits_per_file": 2},
+    "folio": {"background": 16, "edits_per_file": 2},
     "grace": {"steps": 2},
     "wise": {"steps": 2, "background": 8, "edits_per_shard": 2, "prefixes": 1, "contrast": 0},
     "knn-lm": {"background": 8},

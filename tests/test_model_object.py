@@ -533,7 +533,7 @@ def test_options_of_ask_count():
 def test_a_long_target_is_checked_whole():
     target = "the author of the book was born in London in the north of the country " * 2
     long = errata.Edit("Who?", target.strip(), "Who")
-    model = edit_model("llama", "folio", steps=200)
+    model = edit_model("llama", "folio")
     assert len(model.lm.encode(long.prompt, long.target).ids) > 40
     report = model.edit([long, EDITS[0]])
     assert [each.success for each in report.results] == [True, True]

@@ -167,9 +167,9 @@ class Folio(Method):
     def _rivals(self, leaves: Leaves, edits: Sequence[Edit]) -> list[list[Candidate]]:
         """Return, for each edit, the leaves that answer its question otherwise.
 
-        The router would choose them for the edit's prompt, and the base model gives one answer to
-        that and to their own prompts. (Without the second condition, passages of one text, which
-        the base model would continue alike, were taken for one question.)
+        The base model gives one answer to their own prompts and to the edit's, and the router, that
+        being so, would choose them for it. (By the answers alone, passages of one text, which the
+        base model would continue alike, were taken for one question.)
         """
         threshold = leaves.calibration.threshold
         prompts = self.calibrator.encode([edit.prompt for edit in edits])
@@ -177,7 +177,7 @@ class Folio(Method):
             [
                 each
                 for each in candidates
-                if each.score >= threshold
+                if replace(each, prediction=1).score >= threshold
                 and not same_answer(leaves[each.number].edit.target, edit.target)
                 and self.calibrator.same_question(edit.prompt, leaves[each.number].edit.prompt)
             ]
