@@ -32,6 +32,7 @@ from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.patch import FolioMemory
+from errata.methods.association.folio.question_reader import VIEWS
 from errata.methods.association.folio.question_space import DIMENSIONS, QuestionSpace
 from errata.methods.association.wise.patch import Memory, SideMemory
 from errata.words.names import WordWeights
@@ -74,17 +75,16 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
     draw = torch.Generator().manual_seed(2)
     hidden, dimensions = lm.architecture.hidden_size, DIMENSIONS
     memory = FolioMemory(lm, min_subject_overlap=0.7, edits_per_file=FOLIO, confidence=0.9999)
-    projection = torch.randn(hidden, dimensions, generator=draw) / hidden**0.5
-    space = QuestionSpace(
-        torch.zeros(hidden), projection, torch.full((dimensions,), 0.5), boundary=0.0, spread=1.0
-    )
+    projection = torch.randn(VIEWS, hidden, dimensions, generator=draw) / hidden**0.5
+    shared = torch.full((VIEWS, dimensions), 0.5)
+    space = QuestionSpace(torch.zeros(VIEWS, hidden), projection, shared, torch.ones(VIEWS), 0.0)
     intents = IntentClassifier(
         torch.zeros(hidden, len(INTENTS)), -torch.arange(len(INTENTS)).float()
     )
     memory.reset(RouterCalibration(WordWeights({}, 0), 1.0, space, intents, threshold=0.5))
     for first in range(0, leaves, FOLIO):
         count = min(FOLIO, leaves - first)
-        drawn = torch.randn(count, hidden + dimensions, generator=draw)
+        drawn = torch.randn(count, hidden + VIEWS * dimensions, generator=draw)
         with tempfile.TemporaryDirectory() as folder:  # a file that is mapped may lose its name
             save_file({"drawn": drawn}, f"{folder}/folio.safetensors")
             held = load_file(f"{folder}/folio.safetensors")["drawn"]
@@ -94,7 +94,8 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
             name = ids[row, 2:5] if asked else torch.randint(VOCABULARY, (3,), generator=draw)
             subject = lm.decode(name.tolist())
             prompt = lm.decode(ids[row].tolist()) if asked and number < len(ids) else subject
-            key, question = held[number - first].split([hidden, dimensions])
+            key, views = held[number - first].split([hidden, VIEWS * dimensions])
+            question = views.view(VIEWS, dimensions)
             answer = tuple(range(ROWS))
             leaf = Leaf(Edit(prompt, "w1", subject), subject, question, 0, answer, key)
             memory.leaves.add(number, leaf)

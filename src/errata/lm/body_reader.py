@@ -6,7 +6,6 @@ prompts begin with.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,25 +148,6 @@ class BodyReader:
         prefill.mask = F.pad(prefill.mask, (0, 1), value=1)
         hidden = self._hidden_states(tokens[:, None], prefill.mask, prefill.cache)
         prefill.states = hidden[:, -1].float()
-
-    @torch.no_grad()
-    def last_hidden_states_after(self, prefill: Prefill, continuations: Tensor) -> Tensor:
-        """Return the head's input at the last token of each row followed by each continuation.
-
-        Args:
-            prefill: rows that have been read; it is not changed.
-            continuations: (n, width), token ids.
-
-        Returns:
-            (n, rows, hidden) in fp32.
-        """
-        cache, mask = copy.deepcopy(prefill.cache), prefill.mask
-        rows, count = len(mask), len(continuations)
-        cache.batch_repeat_interleave(count)
-        ids = continuations.repeat(rows, 1)
-        mask = torch.cat([mask.repeat_interleave(count, dim=0), torch.ones_like(ids)], dim=1)
-        states = self._hidden_states(ids, mask, cache)[:, -1].float()
-        return states.reshape(rows, count, -1).transpose(0, 1)
 
     def _begin(self, rows: Sequence[Sequence[int]]) -> tuple[Batch, Tensor, Cache]:
         """Read what all rows begin with.
