@@ -25,6 +25,7 @@ from errata.cli import app
 from errata.errors import FolderBusyError, StorageError, UsageError
 from errata.saving import snapshot, transaction
 from errata.storage import cache
+from errata.storage.files import folder_named
 from errata.storage.locking import LOCK, locked
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -370,6 +371,38 @@ def test_many_threads_hold_it_one_at_a_time(tmp_path):
     for thread in threads:
         thread.join()
     assert most == 1 and turns == 80
+
+
+def test_a_lock_that_goes_while_it_is_looked_for_is_no_other_file(tmp_path, monkeypatch):
+    """Looked at twice, a lock that another thread released in between was taken for a folder."""
+    look = os.lstat
+
+    def look_and_release(path, **options):
+        try:
+            return look(path, **options)
+        finally:
+            if Path(path).name == LOCK:
+                Path(path).unlink(missing_ok=True)
+
+    (tmp_path / LOCK).write_text("0 nowhere")
+    monkeypatch.setattr(os, "lstat", look_and_release)
+    with locked(tmp_path, 0):
+        assert (tmp_path / LOCK).is_file()
+
+
+def test_a_folder_that_goes_while_it_is_looked_for_is_no_file(tmp_path, monkeypatch):
+    folder, look = tmp_path / "new", os.lstat
+
+    def look_and_remove(path, **options):
+        try:
+            return look(path, **options)
+        finally:
+            if Path(path) == folder and folder.is_dir():
+                folder.rmdir()
+
+    folder.mkdir()
+    monkeypatch.setattr(os, "lstat", look_and_remove)
+    assert folder_named(folder) == folder
 
 
 def test_two_edits_at_once_both_are_there(tmp_path):

@@ -26,9 +26,28 @@ def folder_named(path: str | Path) -> Path:
     if not str(path).strip():
         raise UsageError("the folder's name is empty; name one ('.' is the current one).")
     folder = Path(path)
-    if os.path.lexists(folder) and not os.path.isdir(folder):
+    if not may_be_folder(folder):
         raise UsageError(f"{folder} is a file; name a folder.")
     return folder
+
+
+def mode_of(path: Path, absent: int) -> int:
+    """Return what a path is (as `os.lstat` has it), `absent` if nothing is there.
+
+    One look: what two looks see, another process may have made or removed between them.
+    """
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return absent
+
+
+def may_be_folder(path: Path) -> bool:
+    """Whether a path is a folder, links followed, or nothing yet."""
+    mode = mode_of(path, stat.S_IFDIR)
+    if stat.S_ISLNK(mode):
+        mode = mode_of(Path(os.path.realpath(path)), mode)
+    return stat.S_ISDIR(mode)
 
 
 def open_regular(path: Path, most: int) -> BufferedReader:

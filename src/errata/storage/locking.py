@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from errata.errors import FolderBusyError
-from errata.storage.files import open_regular, storage_error
+from errata.storage.files import may_be_folder, mode_of, open_regular, storage_error
 
 LOCK = ".edit_lock"
 WAIT = 60.0
@@ -41,7 +42,7 @@ def locked(
     is_new = not folder.exists()
     try:
         path = folder.resolve() / LOCK
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        if not stat.S_ISREG(mode_of(path, stat.S_IFREG)):
             raise OSError(errno.EEXIST, f"{LOCK} is in the way, and no file")
         lock = FileLock(path, is_singleton=True)
         _acquire(lock, path, folder, wait, tell)
@@ -92,8 +93,7 @@ def _try_to_acquire(lock: BaseFileLock, folder: Path, wait: float) -> bool:
             return False
         except (FileNotFoundError, FileExistsError):
             # another process made the folder, wrote nothing and removed it: try again
-            is_file = folder.exists() and not folder.is_dir()
-            if is_file or (attempt > 9 and time.monotonic() > until):
+            if not may_be_folder(folder) or (attempt > 9 and time.monotonic() > until):
                 raise
     return False
 
