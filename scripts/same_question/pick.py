@@ -17,9 +17,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 FOLIO = HERE.parents[1] / "src/errata/methods/association/folio"
-RELATIONS, WORDINGS, MOST = 125, 8, 40
+RELATIONS, WORDINGS, MOST = 62, 10, 40
 """Relations, wordings of each, and relations about one kind of subject, at most."""
-TIMES = {"answer": (1, 2), "former": (2, 1), "exclude": (2, 1), "describe": (2, 1)}
+TIMES = {"answer": (1, 1), "former": (1, 1), "exclude": (1, 1), "describe": (1, 1)}
 """How often each wording of an intent is filled, alone and behind a sentence; once where not told.
 """
 OPTIONS = 4
@@ -99,7 +99,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    for name, lines in (("wordings", picked_wordings()), ("intents", picked_intents())):
+    for name, lines in (("wordings", picked_wordings()), ("intents", picked_intents(1))):
         (FOLIO / f"{name}.jsonl").write_text(
             "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
         )

@@ -29,16 +29,16 @@ from errata.words.names import WordWeights
 
 BATCH = 32
 """Prompts that are read at once."""
-LOGIT_SCALE_TEXTS = 8
+LOGIT_SCALE_TEXTS = 2
 """Background texts that the scale of the logits is fitted on."""
-OPEN_PROMPTS = 32
+OPEN_PROMPTS = 12
 """Background prompts whose answers' beginnings are looked at, at most."""
 GENERIC = 0.05
 """Mean probability, behind those prompts, from which a token begins many an answer."""
 CACHED, ANSWER_LENGTH = 4096, 16
 """Base-model answers that are kept; and their tokens, at most."""
 CALIBRATING = "calibrating the router"
-FORMAT = 3
+FORMAT = 4
 """Of what is kept on disk."""
 THRESHOLD = 0.5
 

@@ -36,7 +36,7 @@ class FolioConfig(MethodConfig):
     min_subject_overlap: float = 0.7
     threshold: float | None = None
     false_route: float = 0.02
-    background: int = 96
+    background: int = 24
     edits_per_file: int = 1000
 
     def __post_init__(self) -> None:

@@ -23,7 +23,10 @@ DESCRIBE = INTENTS.index("describe")
 RIDGE = 0.3
 """Of the variance within an intent, in units of its mean."""
 MARGIN = 1.0
-"""How much more, in log odds, must speak for another intent than for wanting the answer."""
+"""How much more, in log odds, must speak for another intent than for wanting the answer, at least.
+"""
+FOLDS = 3
+"""Parts of the wordings that the margin is measured on, each with a fit to the others."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,35 @@ class IntentClassifier:
         return states.float() @ self.weights + self.bias
 
 
-def fit_intents(states: Tensor, intents: Sequence[int]) -> IntentClassifier:
+def fit_intents(
+    states: Tensor, intents: Sequence[int], relations: Sequence[int], false: float
+) -> IntentClassifier:
     """Fit a linear discriminant, whose classes are equally likely beforehand.
+
+    Another intent than to want the answer needs a margin of log odds: `MARGIN`, or more where a
+    model tells them apart so badly that more wordings would be taken for something else.
 
     Args:
         states: (n, hidden), of the texts.
         intents: in which way each asks.
+        relations: what each of the first texts asks; they want the answer.
+        false: the share of these that may be taken to ask in another way, where the relation was
+            not fitted on.
     """
-    labels = torch.tensor(intents)
-    states = states.double()
+    states, labels, asked = states.double(), torch.tensor(intents), torch.tensor(relations)
+    excess = []
+    for fold in range(FOLDS):
+        held = torch.zeros(len(states), dtype=torch.bool)
+        held[: len(asked)] = asked % FOLDS == fold
+        logits = _fitted(states[~held], labels[~held]).logits(states[held])
+        others = logits.index_fill(1, torch.tensor([ANSWER]), -torch.inf)
+        excess.append(others.amax(1) - logits[:, ANSWER])
+    found = _fitted(states, labels)
+    found.bias[ANSWER] += max(MARGIN, float(torch.cat(excess).quantile(1 - false)))
+    return found
+
+
+def _fitted(states: Tensor, labels: Tensor) -> IntentClassifier:
     center, scale = states.mean(0), states.std(0).clamp(min=1e-6)
     scaled = (states - center) / scale
     means = torch.stack([scaled[labels == intent].mean(0) for intent in range(len(INTENTS))])
@@ -72,5 +95,4 @@ def fit_intents(states: Tensor, intents: Sequence[int]) -> IntentClassifier:
     axes = torch.linalg.solve(within, means.T)  # (hidden, intents)
     weights = axes / scale[:, None]
     bias = -0.5 * (means.T * axes).sum(0) - center @ weights
-    bias[ANSWER] += MARGIN
     return IntentClassifier(weights.float(), bias.float())
