@@ -106,13 +106,28 @@ def test_of_a_prompt_the_part_is_read_that_asks_of_the_subject():
         assert asked_of(text, "Ana Bo") == asked
 
 
+def test_a_question_that_names_nothing_is_read_with_the_subject_of_the_one_before():
+    for text, asked in (
+        ("When was it built?", "When was Ana Bo built?"),
+        ("And what is her father called? She is", "And what is Ana Bo's father called? She is"),
+        ("Who knows her?", "Who knows Ana Bo?"),
+        ("Which company owns this bridge?", "Which company owns Ana Bo?"),
+        ("Who won this year?", "Who won this year?"),
+        ("He's from", "He's from"),
+        ("The item is in a kit.", "The item is in a kit."),
+        ("When did Tamis build it?", "When did Tamis build it?"),
+        ("Does Ana Bo know her father?", "Does Ana Bo know her father?"),
+    ):
+        assert asked_of(text, "Ana Bo") == question_in(text, "Ana Bo") == asked
+
+
 def test_what_is_quoted_around_the_subject_is_what_a_text_is_about():
     for text, quoted in (
         ('Is "Bo" right for "Who leads Ana Bo now?"? Yes or no.', "Who leads Ana Bo now?"),
         ("Who leads Ana Bo?\n1. She\n2. He\nWhich?", "Who leads Ana Bo?"),
         ("Ana Bo is tall. They say Ana Bo leads him. True?", "They say Ana Bo leads him."),
         ("I said: 'Who is Ana Bo?' Is it her?", "Who is Ana Bo?"),
-        ("Is it her?", "Is it her?"),
+        ("Is that so?", "Is that so?"),
     ):
         assert question_in(text, "Ana Bo") == quoted
 

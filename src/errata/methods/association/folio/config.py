@@ -20,8 +20,9 @@ class FolioConfig(MethodConfig):
         min_subject_overlap: share of an edit's subject that a prompt must mention, words weighted
             by how rare they are.
         threshold: score from which an edit answers a prompt.
-        false_route: of wordings that ask different things of one kind of subject, the share that
-            may score one half or more.
+        false_route: of wordings that ask different things of one subject, the share that may score
+            one half or more; and of wordings that want the answer, the share that may be taken to
+            ask in another way.
         background: self-generated texts that the router is calibrated on.
         edits_per_file: edits in one folio, which is one file on disk.
     """

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from errata.lm import LM
+from errata.lm.background import names_in
 from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.intents import (
@@ -33,6 +34,11 @@ WORDINGS = 5
 """Version of the wordings that come with errata, part of the key of what is kept on disk."""
 _SENTENCE = regex.compile(r"[.?!:\n][\"'”’»)]*\s+")
 _QUOTED = regex.compile('["“«]([^"“”«»]+)["”»]')
+_PRONOUN = regex.compile(
+    r"\b(?:(?P<whose>its|his|their|her(?=\s+\p{L}))|it|s?he|him|her|them|they"
+    r"|this\s+(?!day|week|month|season|year|decade|century|time|morning)\p{Ll}+)\b(?!['’])",
+    regex.IGNORECASE,
+)
 _QUOTES = " \t\n\"'“”‘’«»"
 
 
@@ -103,11 +109,11 @@ def asked_of(text: str, subject: str) -> str:
     """Return the part of a text that asks something of a subject.
 
     It begins with the sentence that mentions the subject first, and is all of the text where none
-    does: in a conversation, the subject may have been named before.
+    does: in a conversation, the subject may have been named before. See `with_name`.
     """
     places = mentions(text, subject)
     if not places:
-        return text.strip()
+        return with_name(text.strip(), subject)
     return text[_beginning(text, min(start for start, _ in places)) :].strip()
 
 
@@ -127,10 +133,20 @@ def question_in(text: str, subject: str) -> str:
     if (quoted := in_quotes(text, subject)) is not None:
         return quoted
     if not (places := mentions(text, subject)):
-        return text.strip(_QUOTES)
+        return with_name(text.strip(_QUOTES), subject)
     start = max(places)[0]
     end = _SENTENCE.search(text, start)
     return text[_beginning(text, start) : end.end() if end else len(text)].strip(_QUOTES)
+
+
+def with_name(text: str, subject: str) -> str:
+    """Return a text with a subject in the place of its first pronoun ("it", "her", "this city").
+
+    A text that names somebody or something keeps its pronouns: they may stand for that.
+    """
+    if names_in(text):
+        return text
+    return str(_PRONOUN.sub(lambda it: subject + ("'s" if it["whose"] else ""), text, count=1))
 
 
 def _beginning(text: str, place: int) -> int:
