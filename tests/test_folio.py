@@ -100,7 +100,7 @@ def test_of_a_prompt_the_part_is_read_that_asks_of_the_subject():
         ("It rained. Who leads Ana Bo now?", "Who leads Ana Bo now?"),
         ("Ana Bo is tall. Who leads her? ", "Ana Bo is tall. Who leads her?"),
         ("Read on: 3. Ana Bo, in May. By 1.5 she", "Ana Bo, in May. By 1.5 she"),
-        ("Who leads her?", "Who leads her?"),
+        ("Who leads her?", "Who leads Ana Bo?"),
         ("", ""),
     ):
         assert asked_of(text, "Ana Bo") == asked
