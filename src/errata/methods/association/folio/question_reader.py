@@ -25,7 +25,7 @@ from errata.methods.association.folio.question_space import QuestionSpace, fit_s
 from errata.progress import report
 from errata.words.parts import mentions
 
-BATCH, TOKENS, CACHED = 64, 96, 1024
+BATCH, TOKENS, CACHED = 32, 96, 1024
 """Texts that are read at once; their last tokens that are read; and states kept, at most."""
 READING = "reading what wordings ask"
 VIEWS, LAST = 2, 0
@@ -94,11 +94,14 @@ class QuestionReader:
         ]
         asked = [(text, INTENTS.index(way["intent"])) for way in ways for text in way["texts"]]
         texts = [*(text for text, _, _ in wordings), *(text for text, _ in asked)]
-        parts = []
-        for start in range(0, len(texts), 4 * BATCH):
-            report(READING, start, len(texts))
-            parts.append(self.states(texts[start : start + 4 * BATCH]))
-        states = torch.cat(parts).cpu()
+        read: list[Tensor] = []
+
+        def some(part: list[str]) -> list[Tensor]:
+            report(READING, len(read), len(texts))
+            read.extend(self.states(part))
+            return read[-len(part) :]
+
+        states = torch.stack(in_batches(texts, some, 4 * BATCH, size=len)).cpu()
         _, relations, subjects = zip(*wordings, strict=True)
         intents = [ANSWER] * len(wordings) + [intent for _, intent in asked]
         space = fit_space(states[: len(wordings)], relations, subjects, false_route)
