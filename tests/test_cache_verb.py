@@ -30,7 +30,9 @@ def folder(tmp_path, monkeypatch):
 def test_listed_and_removed(folder):
     listed = RUN.invoke(app, ["cache"]).output
     assert "calibration of a router" in listed and "some/model" in listed
-    assert f"3 files, 0.0 MiB in {folder}" in listed
+    size = sum(path.stat().st_size for path in folder.glob("*-*.safetensors"))
+    size -= (folder / "router-mine.safetensors").stat().st_size
+    assert f"3 files, {size / 2**20:.1f} MiB in {folder}" in listed
     assert "2 files" in RUN.invoke(app, ["cache", "--kind", "router", "--clear"]).output
     assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == [
         "background", "mine.txt", "router",
