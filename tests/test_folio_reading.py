@@ -269,7 +269,7 @@ def test_intents_are_told_by_a_linear_discriminant():
     labels = torch.cat([torch.zeros(90, dtype=torch.long), torch.arange(600) % len(INTENTS)])
     means = torch.eye(len(INTENTS), 12) * 6
     states = means[labels] + torch.randn(690, 12)
-    found = fit_intents(states, labels.tolist(), range(90), 0.02)
+    found = fit_intents(states, labels.tolist(), range(90))
     assert isinstance(found, IntentClassifier)
     fresh = means[labels] + torch.randn(690, 12)
     assert (torch.tensor(found.of(fresh)) == labels).float().mean() > 0.98
@@ -282,7 +282,7 @@ def test_intents_are_told_by_a_linear_discriminant():
 def test_where_intents_cannot_be_told_apart_few_prompts_are_taken_for_another():
     torch.manual_seed(0)
     labels = torch.cat([torch.zeros(600, dtype=torch.long), torch.arange(200) % len(INTENTS)])
-    found = fit_intents(torch.randn(800, 12), labels.tolist(), range(600), 0.02)
+    found = fit_intents(torch.randn(800, 12), labels.tolist(), range(600))
     others = torch.tensor(found.of(torch.randn(4000, 12))) != INTENTS.index("answer")
     assert others.float().mean() < 0.04
 

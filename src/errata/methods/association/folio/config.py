@@ -21,8 +21,7 @@ class FolioConfig(MethodConfig):
             by how rare they are.
         threshold: score from which an edit answers a prompt.
         false_route: of wordings that ask different things of one subject, the share that may score
-            one half or more; and of wordings that want the answer, the share that may be taken to
-            ask in another way.
+            one half or more.
         background: self-generated texts that the router is calibrated on.
         edits_per_file: edits in one folio, which is one file on disk.
     """
@@ -36,7 +35,7 @@ class FolioConfig(MethodConfig):
     confidence: float = 0.9999
     min_subject_overlap: float = 0.7
     threshold: float | None = None
-    false_route: float = 0.02
+    false_route: float = 0.01
     background: int = 24
     edits_per_file: int = 1000
 

@@ -25,6 +25,10 @@ RIDGE = 0.3
 MARGIN = 1.0
 """How much more, in log odds, must speak for another intent than for wanting the answer, at least.
 """
+MISTAKEN = 0.02
+"""The share of wordings, of relations that were not fitted on, that may be taken to ask in another
+way.
+"""
 FOLDS = 3
 """Parts of the wordings that the margin is measured on, each with a fit to the others."""
 
@@ -58,19 +62,18 @@ class IntentClassifier:
 
 
 def fit_intents(
-    states: Tensor, intents: Sequence[int], relations: Sequence[int], false: float
+    states: Tensor, intents: Sequence[int], relations: Sequence[int]
 ) -> IntentClassifier:
     """Fit a linear discriminant, whose classes are equally likely beforehand.
 
     Another intent than to want the answer needs a margin of log odds: `MARGIN`, or more where a
-    model tells them apart so badly that more wordings would be taken for something else.
+    model tells them apart so badly that more than `MISTAKEN` of the wordings would be taken for
+    something else.
 
     Args:
         states: (n, hidden), of the texts.
         intents: in which way each asks.
         relations: what each of the first texts asks; they want the answer.
-        false: the share of these that may be taken to ask in another way, where the relation was
-            not fitted on.
     """
     states, labels, asked = states.double(), torch.tensor(intents), torch.tensor(relations)
     excess = []
@@ -81,7 +84,7 @@ def fit_intents(
         others = logits.index_fill(1, torch.tensor([ANSWER]), -torch.inf)
         excess.append(others.amax(1) - logits[:, ANSWER])
     found = _fitted(states, labels)
-    found.bias[ANSWER] += max(MARGIN, float(torch.cat(excess).quantile(1 - false)))
+    found.bias[ANSWER] += max(MARGIN, float(torch.cat(excess).quantile(1 - MISTAKEN)))
     return found
 
 

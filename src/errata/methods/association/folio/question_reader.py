@@ -30,8 +30,8 @@ BATCH, TOKENS, CACHED = 32, 96, 1024
 READING = "reading what wordings ask"
 VIEWS, LAST = 2, 0
 """The views of a text; and the one that is the state at its last token."""
-WORDINGS = 5
-"""Version of the wordings that come with errata, part of the key of what is kept on disk."""
+WORDINGS = 6
+"""Version of the wordings and of the fit, part of the key of what is kept on disk."""
 _SENTENCE = regex.compile(r"[.?!:\n][\"'”’»)]*\s+")
 _QUOTED = regex.compile('["“«]([^"“”«»]+)["”»]')
 _PRONOUN = regex.compile(
@@ -105,7 +105,7 @@ class QuestionReader:
         _, relations, subjects = zip(*wordings, strict=True)
         intents = [ANSWER] * len(wordings) + [intent for _, intent in asked]
         space = fit_space(states[: len(wordings)], relations, subjects, false_route)
-        return space, fit_intents(states[:, LAST], intents, relations, false_route)
+        return space, fit_intents(states[:, LAST], intents, relations)
 
 
 def asked_of(text: str, subject: str) -> str:

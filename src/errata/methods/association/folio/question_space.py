@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-DIMENSIONS = 64
+DIMENSIONS = 48
 """Of a vector in one view, at most."""
 RIDGE = 1.0
 """Of the within-relation variance, in units of its mean."""
