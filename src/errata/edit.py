@@ -59,6 +59,8 @@ class Edit:
         target: the answer the model should give; for `erase`, what it should answer instead of the
             fact.
         subject: who or what the fact is about; the prompt mentions it. Optional.
+        aliases: other names of the subject, by which it may be asked for as well. Folio goes by
+            them; other methods do not.
         operation: `insert` (a fact the model lacks) or `modify` (one it has wrong), which are done
             alike; `erase` (one it should not tell), which occurs in old ledgers and no method does
             yet.
@@ -68,8 +70,8 @@ class Edit:
             `EditModel.edit`.
 
     Raises:
-        EditError: a field is missing, empty, of the wrong type, or the prompt does not mention the
-            subject.
+        EditError: a field is missing, empty, of the wrong type, the prompt does not mention the
+            subject, or there are aliases of no subject.
     """
 
     prompt: str
@@ -79,22 +81,28 @@ class Edit:
     id: str = field(default="")
     source: str | None = field(default=None, compare=False)
     time: str | None = field(default=None, compare=False)
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_fields()
         subject = self.subject
         if subject is None:
+            if self.aliases:
+                raise EditError(
+                    "'aliases' are other names of the 'subject', which is missing; give it."
+                )
             return
-        if len(subject) > LONGEST_SUBJECT:
-            raise EditError(
-                f"'subject' has {len(subject)} characters; a name has no more than "
-                f"{LONGEST_SUBJECT}."
-            )
-        if not words(subject):
-            raise EditError(
-                f"subject {quoted(subject)} has no letter, number or sign that a prompt could "
-                "mention."
-            )
+        for what, name in (("subject", subject), *(("alias", each) for each in self.aliases)):
+            if len(name) > LONGEST_SUBJECT:
+                raise EditError(
+                    f"the {what} has {len(name)} characters; a name has no more than "
+                    f"{LONGEST_SUBJECT}."
+                )
+            if not words(name):
+                raise EditError(
+                    f"{what} {quoted(name)} has no letter, number or sign that a prompt could "
+                    "mention."
+                )
         if not mentions(self.prompt, subject):
             raise EditError(
                 f"subject {quoted(subject)} does not stand in the prompt {quoted(self.prompt)} "
@@ -108,6 +116,11 @@ class Edit:
         for name in ("subject", "source"):
             if getattr(self, name) is not None:
                 check_text(f"'{name}'", getattr(self, name))
+        if not isinstance(self.aliases, list | tuple):
+            raise EditError(f"'aliases' must be a list of names, got {json_type(self.aliases)}.")
+        for alias in self.aliases:
+            check_text("one of 'aliases'", alias)
+        object.__setattr__(self, "aliases", tuple(self.aliases))
         if self.operation not in OPERATIONS:
             raise EditError(
                 f"'operation' is {quoted(self.operation)}; it is one of {', '.join(OPERATIONS)}."
@@ -120,16 +133,16 @@ class Edit:
         if self.id != "":
             check_text("'id'", self.id)
         else:
-            contents = json.dumps(
-                [self.prompt, self.target, self.subject, self.operation], ensure_ascii=False
-            )
+            parts = [self.prompt, self.target, self.subject, self.operation, *self.aliases]
+            contents = json.dumps(parts, ensure_ascii=False)
             object.__setattr__(self, "id", hashlib.sha256(contents.encode()).hexdigest()[:12])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the edit as one JSON object, without `subject`, `source` and `time` where None."""
-        names = ("id", "prompt", "target", "subject", "operation", "source", "time")
-        values = ((name, getattr(self, name)) for name in names)
-        return {name: value for name, value in values if value is not None}
+        """Return the edit as one JSON object, without what is not given."""
+        names = ("id", "prompt", "target", "subject", "aliases", "operation", "source", "time")
+        values = {name: getattr(self, name) for name in names}
+        values["aliases"] = list(self.aliases) or None
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], also: Iterable[str] = ()) -> Self:

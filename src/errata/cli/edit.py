@@ -15,7 +15,7 @@ from errata.storage.locking import WAIT
 def edit(
     model: options.ModelToEdit,
     edits: Annotated[
-        Path, typer.Option(help="JSON lines: prompt, target, subject?, operation?, id?.")
+        Path, typer.Option(help="JSON lines: prompt, target, subject?, aliases?, operation?, id?.")
     ],
     out: options.OutFolder = None,
     method: Annotated[

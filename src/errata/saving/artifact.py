@@ -137,7 +137,10 @@ class Artifact(Header):
 
 def edits_digest(edits: Sequence[Edit]) -> str:
     """Return the SHA-256 of edits in their order, which binds a state to what it was made from."""
-    rows = [[edit.id, edit.prompt, edit.target, edit.subject, edit.operation] for edit in edits]
+    rows = [
+        [edit.id, edit.prompt, edit.target, edit.subject, edit.operation, *edit.aliases]
+        for edit in edits
+    ]
     text = json.dumps(rows, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -187,9 +187,10 @@ _NOTHING = Part("", 0, 0, False)
 class NameIndex:
     """An inverted index of numbered names, which finds those that a text mentions.
 
-    A name is indexed by its heaviest words only, as many as are needed for every text that mentions
-    it to contain one of them. So common words are seldom looked up, and a lookup does not slow down
-    with the number of names.
+    A number may have several names; a text mentions it by any of them. A name is indexed by its
+    heaviest words only, as many as are needed for every text that mentions it to contain one of
+    them. So common words are seldom looked up, and a lookup does not slow down with the number of
+    names.
 
     Args:
         weights: of the words.
@@ -198,32 +199,33 @@ class NameIndex:
 
     def __init__(self, weights: WordWeights, min_share: float) -> None:
         self.weights, self.min_share = weights, min_share
-        self._names: dict[int, _Name] = {}
+        self._names: dict[int, list[_Name]] = defaultdict(list)
         self._by_key: dict[str, set[int]] = defaultdict(set)
         self._lengths: Counter[int] = Counter()
 
     def add(self, number: int, name: str, example: str = "") -> None:
         """Store a name; `example` is a text that mentions it, maybe in inflected forms."""
-        stored = self._names[number] = _Name(name, example or name, self.weights)
+        stored = _Name(name, example or name, self.weights)
+        self._names[number].append(stored)
         self._lengths.update(min(len(run), _RUN_KEY) for run in stored.runs)
         for key in stored.index_keys(1 - self.min_share):
             self._by_key[key].add(number)
 
     def remove(self, number: int) -> None:
-        """Remove a name.
+        """Remove a number's names.
 
         Raises:
-            KeyError: there is none with this number.
+            KeyError: there is no name with this number.
         """
-        removed = self._names.pop(number)
-        self._lengths.subtract(min(len(run), _RUN_KEY) for run in removed.runs)
-        for key in removed.index_keys(1 - self.min_share):
-            self._by_key[key].discard(number)
-            if not self._by_key[key]:
-                del self._by_key[key]
+        for name in self._names.pop(number):
+            self._lengths.subtract(min(len(run), _RUN_KEY) for run in name.runs)
+            for key in name.index_keys(1 - self.min_share):
+                self._by_key[key].discard(number)
+                if not self._by_key[key]:
+                    del self._by_key[key]
 
     def find(self, text: str) -> dict[int, float]:
-        """Return the names that a text mentions: number -> share, by weight.
+        """Return the numbers whose names a text mentions: number -> share, by weight.
 
         Numbers and single letters of a name must occur: a DC-2 is not a DC-3, and John Paul II is
         not John Paul I.
@@ -232,7 +234,7 @@ class NameIndex:
         keys = parsed.keys & self._by_key.keys()
         shares: dict[int, float] = {}
         for number in set().union(*(self._by_key[key] for key in keys)):
-            share = self._names[number].share(parsed)
+            share = max(name.share(parsed) for name in self._names[number])
             if share and share >= self.min_share:
                 shares[number] = share
         return shares

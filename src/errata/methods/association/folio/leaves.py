@@ -22,6 +22,7 @@ from errata.methods.association.folio.question_reader import (
     asked_of,
     in_quotes,
     question_in,
+    with_subject,
 )
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex
@@ -101,6 +102,8 @@ class Leaves:
         self._folio_of[number] = folio
         self._leaves[number] = leaf
         self._mentions.add(number, leaf.subject, leaf.edit.prompt)
+        for alias in leaf.edit.aliases:
+            self._mentions.add(number, alias)
         for earlier in supersedes:
             self._superseded_by.setdefault(earlier, set()).add(number)
 
@@ -135,15 +138,13 @@ class Leaves:
         """
         overlaps = [self.subject_overlaps(prompt) for prompt in prompts]
         mentioning = [
-            (prompt, {self._leaves[number].subject for number in found})
+            (prompt, {self._named(prompt, number) for number in found})
             for prompt, found in zip(prompts, overlaps, strict=True)
             if found
         ]
         texts = [prompt.text.strip() for prompt, _ in mentioning]
-        for prompt, subjects in mentioning:
-            texts += [
-                part(prompt.text, each) for part in (asked_of, question_in) for each in subjects
-            ]
+        for _, named in mentioning:
+            texts += [part(*each) for part in (asked_of, question_in) for each in named]
         states = self._reader.read(texts)
         return [
             self._ranked(prompt, found, states) if found else []
@@ -163,8 +164,9 @@ class Leaves:
         leaves, calibration = [self._leaves[number] for number in overlaps], self.calibration
         odds = calibration.intents.odds(states[prompt.text.strip()][LAST][None])[0].tolist()
         intent = max(range(len(odds)), key=odds.__getitem__)
-        asked = [asked_of(prompt.text, leaf.subject) for leaf in leaves]
-        questions = [question_in(prompt.text, leaf.subject) for leaf in leaves]
+        named = [self._named(prompt, number) for number in overlaps]
+        asked = [asked_of(*each) for each in named]
+        questions = [question_in(*each) for each in named]
         stored = torch.stack([leaf.question for leaf in leaves]).to(calibration.space.center)
         scores, about = (
             calibration.space.scores(
@@ -177,9 +179,12 @@ class Leaves:
         for place, (number, leaf) in enumerate(zip(overlaps, leaves, strict=True)):
             own = asked_of(leaf.edit.prompt, leaf.subject)
             same = [(about[place], questions[place] == own), (scores[place], asked[place] == own)]
-            if in_quotes(prompt.text, leaf.subject) is None:  # else 'The answer to "..." is'
+            if in_quotes(*named[place]) is None:  # else 'The answer to "..." is'
                 del same[0]
             is_own = any(equal for _, equal in same)
+            prediction = predictions[place]
+            if named[place][0] != prompt.text:  # the base model may not know the alias
+                prediction = max(prediction, 0)
             is_about = questions[place] == own or about[place] >= READ_FROM
             candidates.append(
                 Candidate(
@@ -189,11 +194,16 @@ class Leaves:
                     1.0 if is_own else max(score for score, _ in same),
                     intent,
                     odds[leaf.intent],
-                    1 if is_own else predictions[place],
+                    1 if is_own else prediction,
                     intent in READ and (intent == DESCRIBE or is_about),
                 )
             )
         return sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)
+
+    def _named(self, prompt: EncodedPrompt, number: int) -> tuple[str, str]:
+        """Return a prompt with a leaf's subject in the place of its aliases, and the subject."""
+        leaf = self._leaves[number]
+        return with_subject(prompt.text, leaf.subject, leaf.edit.aliases), leaf.subject
 
     def to_read(self, prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
         """Return the numbers of the leaves whose facts each prompt is answered with, the best last.

@@ -152,6 +152,20 @@ def with_name(text: str, subject: str) -> str:
     return str(_PRONOUN.sub(lambda it: subject + ("'s" if it["whose"] else ""), text, count=1))
 
 
+def with_subject(text: str, subject: str, aliases: Sequence[str]) -> str:
+    """Return a text with a subject in the place of an alias, the longest that it mentions; a text
+    that mentions the subject itself is as it was.
+    """
+    if not aliases or mentions(text, subject):
+        return text
+    for alias in sorted(aliases, key=len, reverse=True):
+        if places := mentions(text, alias):
+            for start, stop in sorted(places, reverse=True):
+                text = text[:start] + subject + text[stop:]
+            return text
+    return text
+
+
 def _beginning(text: str, place: int) -> int:
     return max((found.end() for found in _SENTENCE.finditer(text[:place])), default=0)
 
