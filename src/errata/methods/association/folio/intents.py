@@ -25,6 +25,8 @@ RIDGE = 0.3
 MARGIN = 1.0
 """How much more, in log odds, must speak for another intent than for wanting the answer, at least.
 """
+EDIT_MARGIN = 2.0
+"""How much more must speak for it yet in an edit's own prompt, since that has an answer."""
 MISTAKEN = 0.02
 """The share of wordings, of relations that were not fitted on, that may be taken to ask in another
 way.
@@ -45,9 +47,16 @@ class IntentClassifier:
     weights: Tensor
     bias: Tensor
 
-    def of(self, states: Tensor) -> list[int]:
-        """Return the intent of each state (n, hidden), as its place in `INTENTS`."""
-        found: list[int] = self.logits(states).argmax(-1).tolist()
+    def of(self, states: Tensor, margin: float = 0.0) -> list[int]:
+        """Return the intent of each state (n, hidden), as its place in `INTENTS`.
+
+        Args:
+            states: of the texts.
+            margin: the log odds by which another intent than to want the answer must be likelier.
+        """
+        logits = self.logits(states)
+        logits[:, ANSWER] += margin
+        found: list[int] = logits.argmax(-1).tolist()
         return found
 
     def odds(self, states: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from errata.methods.association.folio.files import (
     read_supersedes,
     state_of,
 )
-from errata.methods.association.folio.intents import INTENTS
+from errata.methods.association.folio.intents import EDIT_MARGIN, INTENTS
 from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
@@ -228,7 +228,7 @@ class Folio(Method):
                 edit,
                 subject,
                 calibration.space.vectors(states[text]).cpu(),
-                calibration.intents.of(states[edit.prompt.strip()][LAST][None])[0],
+                calibration.intents.of(states[edit.prompt.strip()][LAST][None], EDIT_MARGIN)[0],
                 (),
                 nothing,
             )
