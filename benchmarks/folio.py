@@ -1,9 +1,9 @@
-"""Measures Folio on models that know the questions by heart: tables of docs/folio.md.
+"""Measures Folio on models that know the questions by heart: tables of docs/by-heart.md.
 
     python benchmarks/folio.py --model FACTLM --data FOLDER --record    # everything, in order
     python benchmarks/folio.py results undo ...    # some experiments; without --data on atlas alone
 
-With --record, figures go to docs/results/folio-NAME.csv, from which `make docs` writes the tables;
+With --record, figures go to docs/results/by-heart-NAME.csv, from which `make docs` writes the tables;
 rows that are there are kept, so that a run goes on where it was cut off. FACTLM is a small model
 trained on the facts of the published files, FOLDER has these files (see streams.py). One thread;
 seconds are the processor's own.
@@ -321,7 +321,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.experiments or EXPERIMENTS:
-        bench = Bench(options.model, options.data, recorded=results.read(f"folio-{name}"))
+        bench = Bench(options.model, options.data, recorded=results.read(f"by-heart-{name}"))
         rows: list[dict[str, Any]] = []
         for row in EXPERIMENTS[name](bench):
             model = (
@@ -334,9 +334,9 @@ def main() -> None:
             )
             print(name, row, flush=True)
             if options.record:
-                results.write(f"folio-{name}", [*rows, *bench.recorded[len(rows) :]])
+                results.write(f"by-heart-{name}", [*rows, *bench.recorded[len(rows) :]])
         if options.record:
-            results.write(f"folio-{name}", rows)
+            results.write(f"by-heart-{name}", rows)
 
 
 if __name__ == "__main__":

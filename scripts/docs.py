@@ -55,7 +55,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         yield "docs/records.md", task, longest(rows, *shown)
         yield "docs/records.md", f"{task}-before", over_time(rows)
     yield from real_tables()
-    for page in ("folio", "atlas"):
+    for page in ("folio", "by-heart", "atlas"):
         for path in sorted(RESULTS.glob(f"{page}-*.csv")):
             yield (
                 f"docs/{page}.md",

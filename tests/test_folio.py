@@ -274,7 +274,7 @@ def test_what_is_known_of_the_background_is_kept_on_disk(tmp_path, monkeypatch):
     ):
         for others in ({}, {"gain": 2.0, "steps": 4}):
             edit_model("granite", "folio", EDITS[:1], **{"background": 8, **changed, **others})
-    assert len(looked) == 3 and fitted == [0.02, 0.5]
+    assert len(looked) == 3 and fitted == [FolioConfig().false_route, 0.5]
 
 
 def test_logits_that_are_scaled_behind_the_head_count_as_the_model_says_them():

@@ -47,7 +47,7 @@ class Told:
             found[row, INTENTS.index(names[0] if names else "answer")] = 9.0
         return found
 
-    def of(self, states):
+    def of(self, states, margin=0.0):
         return self.odds(states).argmax(-1).tolist()
 
 

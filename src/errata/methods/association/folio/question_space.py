@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ DIMENSIONS = 48
 """Of a vector in one view, at most."""
 RIDGE = 1.0
 """Of the within-relation variance, in units of its mean."""
+LEAST = 1e-6
+"""Of the share of pairs that may pass, and of that which may not."""
 FOLDS = 3
 """Parts of the relations, each compared in a space that was fitted without it."""
 
@@ -87,7 +90,9 @@ def fit_space(
         subjects: of what or whom. As in a prompt and an edit that it mentions, what is asked must
             be told apart where the subject is the same.
         false: the share of pairs of wordings of different relations about one subject that may
-            score above one half, where neither relation was fitted on.
+            score above one half, where neither relation was fitted on. They are some
+            hundreds, too few to count their last hundredth: the upper half of their sums is
+            taken for that of a normal distribution.
     """
     labels, known = torch.tensor(relations), list(dict.fromkeys(subjects))
     names = torch.tensor([known.index(name) for name in subjects])
@@ -104,9 +109,11 @@ def fit_space(
     if not len(found):  # no two relations about one subject
         return space
     spread = found.std(0, correction=0).clamp(min=1e-3)
-    sums = (found / spread).sum(-1).sort().values
-    place = min(len(sums) - 1, int((1 - false) * len(sums)))
-    return replace(space, spread=spread, boundary=float(sums[place]))
+    sums = (found / spread).sum(-1)
+    middle = sums.median()
+    width = (sums[sums > middle] - middle).square().mean().sqrt()
+    above = NormalDist().inv_cdf(min(max(1 - false, LEAST), 1 - LEAST))
+    return replace(space, spread=spread, boundary=float(middle + above * width))
 
 
 def _fitted(states: Tensor, labels: Tensor) -> QuestionSpace:
