@@ -67,7 +67,7 @@ def test_relations_that_were_never_seen_are_told_apart(false: float, found: floa
     kind = torch.tensor([[this == that for that in kinds] for this in kinds])
     itself = torch.eye(len(labels), dtype=torch.bool)
     routed = float((scores[~one & kind] >= 0.5).float().mean())
-    assert false / 8 < routed < 2 * false  # careful where their sums have no long tail, as here
+    assert false / 3 < routed < 3 * false
     assert float((scores[one & ~itself] >= 0.5).float().mean()) > found
     assert bool((scores.diagonal() >= 0.5).all())
 

@@ -30,7 +30,7 @@ BATCH, TOKENS, CACHED = 32, 96, 1024
 READING = "reading what wordings ask"
 VIEWS, LAST = 2, 0
 """The views of a text; and the one that is the state at its last token."""
-WORDINGS = 7
+WORDINGS = 8
 """Version of the wordings and of the fit, part of the key of what is kept on disk."""
 _SENTENCE = regex.compile(r"[.?!:\n][\"'”’»)]*\s+")
 _QUOTED = regex.compile('["“«]([^"“”«»]+)["”»]')

@@ -14,9 +14,9 @@ breaks off. Each has a discriminant of its own, and what they say is added.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ DIMENSIONS = 48
 """Of a vector in one view, at most."""
 RIDGE = 1.0
 """Of the within-relation variance, in units of its mean."""
-LEAST = 1e-6
-"""Of the share of pairs that may pass, and of that which may not."""
+TAIL, LEAST = 0.1, 1e-6
+"""The share of pairs in the tail; and of those that may pass, at least."""
 FOLDS = 3
 """Parts of the relations, each compared in a space that was fitted without it."""
 
@@ -91,8 +91,8 @@ def fit_space(
             be told apart where the subject is the same.
         false: the share of pairs of wordings of different relations about one subject that may
             score above one half, where neither relation was fitted on. They are some
-            hundreds, too few to count their last hundredth: the upper half of their sums is
-            taken for that of a normal distribution.
+            hundreds, too few to count their last hundredth: the last tenth of their sums is taken
+            to fall off exponentially.
     """
     labels, known = torch.tensor(relations), list(dict.fromkeys(subjects))
     names = torch.tensor([known.index(name) for name in subjects])
@@ -110,10 +110,11 @@ def fit_space(
         return space
     spread = found.std(0, correction=0).clamp(min=1e-3)
     sums = (found / spread).sum(-1)
-    middle = sums.median()
-    width = (sums[sums > middle] - middle).square().mean().sqrt()
-    above = NormalDist().inv_cdf(min(max(1 - false, LEAST), 1 - LEAST))
-    return replace(space, spread=spread, boundary=float(middle + above * width))
+    start = float(sums.quantile(1 - max(TAIL, false)))
+    beyond = [each - start for each in sums.tolist() if each > start]
+    excess = sum(beyond) / max(1, len(beyond))
+    boundary = start + excess * math.log(max(TAIL, false) / max(false, LEAST))
+    return replace(space, spread=spread, boundary=boundary)
 
 
 def _fitted(states: Tensor, labels: Tensor) -> QuestionSpace:
