@@ -277,6 +277,10 @@ def test_intents_are_told_by_a_linear_discriminant():
     assert odds.argmax(-1).tolist() == found.of(fresh)
     assert bool(((odds > 0).sum(-1) == 1).all())
     assert found.of((means[0] + means[1])[None] / 2) == [0]
+    between, odds = torch.lerp(means[0], means[1], torch.linspace(0, 1, 50)[:, None]), 2.0
+    stricter = [each if found.odds(state[None])[0, each] > odds else 0
+                for state, each in zip(between, found.of(between), strict=True)]  # fmt: skip
+    assert found.of(between, odds) == stricter != found.of(between)
 
 
 def test_where_intents_cannot_be_told_apart_few_prompts_are_taken_for_another():

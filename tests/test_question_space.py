@@ -77,3 +77,15 @@ def test_fewer_wordings_than_dimensions_are_enough_to_fit() -> None:
     few = [place for place, label in enumerate(labels) if place % EACH < 3]
     space = fit_space(states[few], [labels[p] for p in few], [kinds[p] for p in few], 0.1)
     assert space.projection.shape == (2, HIDDEN, 5) and bool(space.projection.isfinite().all())
+
+
+def test_the_boundary_does_not_hang_on_the_last_pair() -> None:
+    """With some hundreds of pairs of different questions, one that is odd moves it little."""
+    states, labels, kinds = wordings(3, relations=12)
+    before = fit_space(states, labels, kinds, 0.01).boundary
+    odd = states.clone()
+    odd[EACH] = states[3 * EACH]  # of relation 1, as if it were of relation 3
+    after = fit_space(odd, labels, kinds, 0.01).boundary
+    assert before < fit_space(states, labels, kinds, 0.001).boundary
+    assert before > fit_space(states, labels, kinds, 0.3).boundary
+    assert abs(after - before) < 0.3
