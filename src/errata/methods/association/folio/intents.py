@@ -25,8 +25,10 @@ RIDGE = 0.3
 MARGIN = 1.0
 """How much more, in log odds, must speak for another intent than for wanting the answer, at least.
 """
-EDIT_MARGIN = 2.0
-"""How much more must speak for it yet in an edit's own prompt, since that has an answer."""
+EDIT_MARGIN = 1.9
+"""How much more must speak for it yet in an edit's own prompt, since that has an answer. Less than
+the log of `AGREED`, by which that prompt is still found.
+"""
 MISTAKEN = 0.02
 """The share of wordings, of relations that were not fitted on, that may be taken to ask in another
 way.
