@@ -92,15 +92,17 @@ class Edit:
                     "'aliases' are other names of the 'subject', which is missing; give it."
                 )
             return
-        for what, name in (("subject", subject), *(("alias", each) for each in self.aliases)):
+        for what, name in (
+            ("'subject'", subject),
+            *(("one of 'aliases'", each) for each in self.aliases),
+        ):
             if len(name) > LONGEST_SUBJECT:
                 raise EditError(
-                    f"the {what} has {len(name)} characters; a name has no more than "
-                    f"{LONGEST_SUBJECT}."
+                    f"{what} has {len(name)} characters; a name has no more than {LONGEST_SUBJECT}."
                 )
             if not words(name):
                 raise EditError(
-                    f"{what} {quoted(name)} has no letter, number or sign that a prompt could "
+                    f"{what}, {quoted(name)}, has no letter, number or sign that a prompt could "
                     "mention."
                 )
         if not mentions(self.prompt, subject):
