@@ -3,10 +3,10 @@
     python benchmarks/folio.py --model FACTLM --data FOLDER --record    # everything, in order
     python benchmarks/folio.py results undo ...    # some experiments; without --data on atlas alone
 
-With --record, figures go to docs/results/by-heart-NAME.csv, from which `make docs` writes the tables;
-rows that are there are kept, so that a run goes on where it was cut off. FACTLM is a small model
-trained on the facts of the published files, FOLDER has these files (see streams.py). One thread;
-seconds are the processor's own.
+With --record, figures go to docs/results/by-heart-NAME.csv, from which `make docs` writes the
+tables; rows that are there are kept, so that a run goes on where it was cut off. FACTLM is a small
+model trained on the facts of the published files, FOLDER has these files (see streams.py). One
+thread; seconds are the processor's own.
 """
 
 from __future__ import annotations
