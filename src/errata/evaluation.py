@@ -29,7 +29,8 @@ from errata.probes.judging import judge
 from errata.probes.question import ANSWER_LENGTH
 
 NO_PROBES = Probes()
-BATCH, GPU_BATCH = 32, 128
+# Prompts at a time: scored, with logits at all places of the target, and answered freely, with one.
+SCORED, ANSWERED = 32, 128
 
 
 class Answering(Protocol):
@@ -77,7 +78,7 @@ def evaluate(
     Args:
         model: the edited model.
         cases: edits with their probes; usually the edits that are in the model.
-        batch_size: prompts at a time; None is 32, and 128 free answers at a time on a GPU.
+        batch_size: prompts at a time; None is 32 that are scored, and 128 that are answered freely.
         max_new_tokens: a free answer is cut here if the model does not stop by itself.
         progress: called with (questions done, questions in all).
         probes: what else is asked, see `probes.make_probes`.
@@ -89,8 +90,7 @@ def evaluate(
         *((each.prompt, max_new_tokens) for each in questions if each.measure != "ood"),
         *((each.prompt.text, each.length) for each in asked),
     ]
-    at_once = batch_size or (BATCH if model.lm.device.type == "cpu" else GPU_BATCH)
-    asking = _Asking(wanted, at_once, progress)
+    asking = _Asking(wanted, batch_size or ANSWERED, progress)
     before = asking.answers(model.ask_base)
 
     def said(answers: Mapping[tuple[str, int], str], each: _Question) -> str:
@@ -111,7 +111,7 @@ def evaluate(
     )
     with leaving_room(longest):
         after = asking.answers(model.ask)
-        scores, base = _scored(model, questions, pairs, batch_size or BATCH)
+        scores, base = _scored(model, questions, pairs, batch_size or SCORED)
     answers = [
         _answer(
             model,
