@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -27,7 +28,9 @@ from errata import Case, Edit
 from errata.bench.conflicts import apply_policy
 from errata.bench.drift import drift, fluency
 from errata.bench.executors import measure
+from errata.bench.judge import Judge, judge, right_answer
 from errata.bench.plan import Plan, load_plan, read_recipe
+from errata.bench.probe_tables import probes_tables
 from errata.bench.report import html, markdown
 from errata.bench.results import (
     Measured,
@@ -591,6 +594,35 @@ def test_a_judges_opinions_are_kept_and_stand_beside_the_scores(tmp_path):
     server.server_close()
     refused = CliRunner().invoke(app, [*call[:-3], "other", *call[-2:]])
     assert refused.exit_code == 2 and "gave no opinion, 3 times" in refused.stderr
+
+
+def test_a_judge_reads_the_probes_that_are_answered_in_words(tmp_path):
+    """Of any other answer it is told so; letters and what stays the base's it does not see."""
+    probe = partial(answer, "a", False, "probes")
+    answers = [
+        answer("a", True),
+        probe(kind="form", prompt="Her name?"),
+        dataclasses.replace(probe(kind="former", prompt="Who was it?"), wanted="not Ana"),
+        probe(kind="choice", prompt="A, B or C?"),
+        dataclasses.replace(probe(kind="afterwards"), wanted="as the base"),
+    ]
+    found = measured(tmp_path, "ft", 1, answers)
+    asked = []
+
+    class Asked(Judge):
+        def ask(self, answer):
+            asked.append((answer.kind, right_answer(answer)))
+            return answer.kind == "former"
+
+    assert probes_tables([found])[-1].title.endswith("exact")
+    assert judge(Asked("", "wise-owl"), tmp_path, [found]) == 2
+    assert asked == [("form", "Ana"), ("former", "anything but Ana")]
+    table = probes_tables([found])[-1]
+    assert table.title.endswith("judged") and table.note.endswith("wise-owl.")
+    cells = dict(zip(table.head, table.rows[0], strict=True))
+    assert (cells["form"], cells["former"], cells["turns"]) == ("0.000", "1.000", "–")
+    (row,) = [row for row in scores_table([found]).rows if row[2] == "reliability"]
+    assert row[-1] == "1.000"
 
 
 def test_bad_input(tmp_path, few_training_cases):

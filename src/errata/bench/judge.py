@@ -18,10 +18,16 @@ from urllib.request import Request, urlopen
 
 from errata.bench.results import Measured
 from errata.errors import StorageError, UsageError
-from errata.measures import Answer
+from errata.measures import PROBES, Answer
 
 MEASURES = ("reliability", "generalization", "portability")
 """What has a right answer; locality compares with the base model and needs no opinion."""
+CONTRARY = ("former", "negation")
+"""Probes to which any answer is right but one."""
+PROBE_KINDS = ("form", "distractor", "alias", "turns", *CONTRARY, "long", "hop")
+"""Probes that are answered in words of the model's own; a letter, a yes or no, and what is to stay
+the base model's need no opinion.
+"""
 SYSTEM = (
     "You compare an answer with the answer that is known to be right. Reply with one word: "
     "CORRECT if the answer says the same and says nothing else that contradicts it, "
@@ -53,7 +59,7 @@ class Judge:
             UsageError: the server cannot be reached, refuses, or returns neither word.
         """
         question = (
-            f"Question: {answer.prompt}\nRight answer: {answer.wanted}\n"
+            f"Question: {answer.prompt}\nRight answer: {right_answer(answer)}\n"
             f"Answer: {answer.after or '(nothing)'}"
         )
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
@@ -80,6 +86,13 @@ class Judge:
         raise UsageError(
             f"the judge {self.model} at {self.url} gave no opinion, {TRIES} times: {why}."
         )
+
+
+def right_answer(answer: Answer) -> str:
+    """Return what the judge is told is right."""
+    if answer.measure == PROBES and answer.kind in CONTRARY:
+        return f"anything but {answer.wanted.removeprefix('not ')}"
+    return answer.wanted
 
 
 def opinions(folder: Path) -> dict[str, tuple[str, bool]]:
@@ -121,7 +134,7 @@ def judge(
         for answer in each.answers:
             key = key_of(answer)
             if (
-                answer.measure in MEASURES
+                (answer.measure in MEASURES or answer.kind in PROBE_KINDS)
                 and not answer.right
                 and known.get(key, ("", False))[0] != judge.model
             ):
@@ -144,9 +157,18 @@ def judge(
     return len(waiting)
 
 
-def judged_share(each: Measured, known: dict[str, tuple[str, bool]], measure: str) -> float | None:
+def judged_share(
+    each: Measured,
+    known: dict[str, tuple[str, bool]],
+    measure: str,
+    kind: str | None = None,
+) -> float | None:
     """Return the share of answers that are exact or judged right; None if an opinion is missing."""
-    answers: Sequence[Answer] = [answer for answer in each.answers if answer.measure == measure]
+    answers: Sequence[Answer] = [
+        answer
+        for answer in each.answers
+        if answer.measure == measure and (kind is None or answer.kind == kind)
+    ]
     found = [
         True if answer.right else known.get(key_of(answer), (None, None))[1] for answer in answers
     ]

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from errata.bench.judge import PROBE_KINDS, judged_share, opinions
 from errata.bench.results import DRAWS, TAILS, Estimate, Measured
-from errata.bench.tables import Table, run_name, with_interval
+from errata.bench.tables import NONE, Table, number, run_name, with_interval
 from errata.measures import PROBE_SCORES, PROBES, counted
 from errata.probes import KINDS
 
 
 def probes_tables(measured: Sequence[Measured]) -> list[Table]:
-    """Show the probes by kind, one table for each way to count them; [] where none were asked."""
+    """Show the probes by kind, one table for each way to count them, and for a judge's opinions."""
     asked = [each for each in measured if (each.result.figures or {}).get("probes")]
-    return [_table(asked, score) for score in PROBE_SCORES] if asked else []
+    tables = [_table(asked, score) for score in PROBE_SCORES] if asked else []
+    return [*tables, *_judged(asked)]
 
 
 def probes_mean(each: Measured, score: str) -> Estimate | None:
@@ -44,6 +46,31 @@ def probes_mean(each: Measured, score: str) -> Estimate | None:
     low, high = np.quantile(means, TAILS).tolist()
     value = float((sums.sum(0) / counts.sum(0)).mean())
     return Estimate(value, low, high, number)
+
+
+def _judged(asked: Sequence[Measured]) -> list[Table]:
+    """Show the probes that are answered in words, as a judge counts them; [] without a judge."""
+    known = {each.path: opinions(each.path.parent.parent) for each in asked}
+    judges = sorted({judge for found in known.values() for judge, _ in found.values()})
+    rows = [
+        (
+            f"{each.result.edits:,}",
+            each.label,
+            *(
+                number(judged_share(each, known[each.path], PROBES, kind), "{:.3f}")
+                for kind in PROBE_KINDS
+            ),
+        )
+        for each in asked
+    ]
+    note = f"Exact, or right in the opinion of {', '.join(judges)}."
+    head = ("T", "method", *PROBE_KINDS)
+    shown = [row for row in rows if any(cell != NONE for cell in row[2:])]
+    if not judges or not shown:
+        return []
+    return [
+        Table("The sceptic's probes, judged", note, head, tuple(rows), tuple(map(run_name, asked)))
+    ]
 
 
 def _table(asked: Sequence[Measured], score: str) -> Table:
