@@ -91,7 +91,7 @@ def folio_memory(lm: LM, ids: torch.Tensor, to: str, leaves: int) -> FolioMemory
         for number in range(first, first + count):
             row = number % len(ids)
             asked = to == "side" and number < 10 * len(ids)
-            name = ids[row, 2:5] if asked else torch.randint(VOCABULARY, (3,), generator=draw)
+            name = ids[row, 2:5] if asked else torch.randint(3, VOCABULARY, (3,), generator=draw)
             subject = lm.decode(name.tolist())
             prompt = lm.decode(ids[row].tolist()) if asked and number < len(ids) else subject
             key, views = held[number - first].split([hidden, VIEWS * dimensions])

@@ -143,12 +143,12 @@ class _Asking:
         self.done = 0
 
     def answers(self, ask: Callable[..., list[str]]) -> dict[tuple[str, int], str]:
-        """Return (prompt, length) -> answer."""
+        """Return (prompt, length) -> answer; prompts of like length are asked together."""
         found: dict[tuple[str, int], str] = {}
         for length in sorted({length for _, length in self.wanted}):
-            prompts = [prompt for prompt, of in self.wanted if of == length]
-            for start in range(0, len(prompts), 8 * self.batch_size):
-                part = prompts[start : start + 8 * self.batch_size]
+            prompts = sorted((prompt for prompt, of in self.wanted if of == length), key=len)
+            for start in range(0, len(prompts), self.batch_size):
+                part = prompts[start : start + self.batch_size]
                 answers = ask(part, batch_size=self.batch_size, max_new_tokens=length)
                 found |= {
                     (prompt, length): answer for prompt, answer in zip(part, answers, strict=True)
