@@ -36,10 +36,11 @@ VERBS = (
         "compare",
         "bench",
     ),
+    *("serve", "audit", "key"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""
-HOMES = {"diff": "report", "failures": "analyze"}
+HOMES = {"diff": "report", "failures": "analyze", "audit": "serve", "key": "serve"}
 """The files of verbs that have none of their own."""
 
 

@@ -74,6 +74,19 @@ class ChatTemplate:
         """Return the text of a conversation that has one question."""
         return self._render(("user", prompt))
 
+    def render_turns(self, *turns: tuple[str, str]) -> str:
+        """Return the text of a conversation of (role, text), up to where the answer begins.
+
+        Raises:
+            ConfigError: the template does not write such a conversation.
+        """
+        try:
+            return self._render(*turns)
+        except _FAILURES as error:
+            raise ConfigError(
+                f"the model's chat template does not write this conversation ({error})."
+            ) from error
+
     def parse(self, text: str) -> Conversation:
         """Parse a text into the user's turns."""
         spans = self._spans(text)

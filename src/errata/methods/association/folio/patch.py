@@ -38,8 +38,9 @@ from errata.methods.association.folio.question_reader import QuestionReader
 from errata.methods.association.folio.saying import NOTHING, tokens_to_say, with_said
 from errata.methods.fact_method import TEMPLATE, fact_contexts
 from errata.patches.base import Arguments
-from errata.patches.context import ContextPatch
+from errata.patches.context import MAX_CACHED, ContextPatch
 from errata.patches.grown import DECIDED, GROWN, UNDECIDED, WIDER
+from errata.patches.outcome import Outcome, listener
 from errata.patches.routed import MAIN, ForwardState, last_token
 
 TO_SAY, KEEP = "to_say", "logits_to_keep"
@@ -69,6 +70,7 @@ class FolioMemory(ContextPatch):
         self.min_subject_overlap, self.edits_per_file = min_subject_overlap, edits_per_file
         self.confidence = confidence
         self._leaves: Leaves | None = None
+        self._read: dict[tuple[str, ...], list[int]] = {}  # questions -> leaves that they read
 
     @property
     def empty(self) -> bool:
@@ -111,10 +113,17 @@ class FolioMemory(ContextPatch):
                 found = self.leaves.to_read(prompts)
             finally:
                 self._pass = outer
+        if len(self._read) > MAX_CACHED:
+            self._read = {}
+        self._read.update(zip(questions, found, strict=True))
         return [
             fact_contexts(TEMPLATE, [self.leaves[number].edit for number in numbers])
             for numbers in found
         ]
+
+    def _attach(self, lm: LM) -> None:
+        self._read = {}
+        super()._attach(lm)
 
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         before, after = super()._register_hooks(lm)
@@ -138,10 +147,27 @@ class FolioMemory(ContextPatch):
             return
         if state.mask is not None:
             self._decide(tensor_of(body, output), state)
+            if (tell := listener()) is not None:
+                tell([self._outcome(state, row) for row in range(state.size[0])])
         rows = (state.route[:, DECIDED] >= 0).nonzero()[:, 0]
         if len(rows):
             leaves = [self.leaves[number] for number in state.route[rows, DECIDED].tolist()]
             state.kept[TO_SAY] = rows, tokens_to_say(state, rows, [leaf.tokens for leaf in leaves])
+
+    def _outcome(self, state: ForwardState, row: int) -> Outcome:
+        """Return what a row is answered with, once it is decided."""
+        if state.route is None or state.ids is None:
+            return Outcome("main")
+        if (number := int(state.route[row, DECIDED])) >= 0:
+            return Outcome("say", (self.leaves[number].edit.id,))
+        if int(state.route[row, GROWN]) <= 0:
+            return Outcome("main")
+        ids = state.ids[row][state.prompt[row].to(state.ids.device)].tolist()
+        questions = self.base.lm.conversation(ids).questions
+        if questions not in self._read:
+            self._contexts([questions])
+        numbers = self._read[questions]
+        return Outcome("read", tuple(self.leaves[number].edit.id for number in numbers))
 
     def _decide(self, inputs: Tensor, state: ForwardState) -> None:
         """Put the number of the leaf that answers each row into the route, or `MAIN`.

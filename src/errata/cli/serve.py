@@ -1,0 +1,152 @@
+"""`errata serve MODEL --port 8000`; `errata audit STORE`; `errata key NAME --role edit`."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errata.cli import options, screen
+from errata.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from errata import EditModel
+    from errata.cli.choices import Choices
+
+STORE = "sqlite:///edits.db"
+
+
+def serve(
+    model: options.Opened,
+    store: Annotated[
+        str,
+        typer.Option(help="The database of edits: sqlite:///FILE or postgresql+psycopg://..."),
+    ] = STORE,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    keys: Annotated[
+        Path | None, typer.Option(help="API keys (`errata key`); needed beyond this machine.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in the API; by default its folder's.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")
+    ] = None,
+    settings: options.Settings = None,
+    preset: options.Preset = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests answered together, at most.")] = 16,
+    lanes: Annotated[int, typer.Option(min=1, help="Batches that run side by side.")] = 2,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI does, and correct it while it answers."""
+    _check_installed()
+    from errata.cli.choices import Choices
+    from errata.config import check_device, check_dtype
+    from errata.serve.app import make_app
+    from errata.serve.keys import Keys, read_keys
+    from errata.serve.ledger import Ledger
+    from errata.serve.service import Service
+
+    check_dtype(dtype)
+    check_device(device_map)
+    held = Keys() if keys is None else read_keys(keys)
+    if not held and not _is_here(host):
+        raise UsageError(
+            f"--host {host} can be reached from other machines, and without --keys everyone may "
+            "edit; give keys (`errata key NAME`), or leave --host out."
+        )
+    choices = Choices(method, settings or (), preset)
+    ledger = Ledger(store)
+    edited = _opened(model, choices, dtype, device_map)
+    with screen.steps() as progress:
+        service = Service(edited, ledger, batch, lanes, partial(progress, "writing edits"))
+    app = make_app(service, name or Path(model).name, held)
+    _run(app, host, port, f"{len(service.edits)} edits, version {service.version}")
+
+
+def audit(
+    store: Annotated[str, typer.Argument(help="The database of edits.")] = STORE,
+) -> None:
+    """Check that no entry of a ledger was changed, taken out or put in."""
+    _check_installed()
+    from errata.serve.ledger import Ledger
+
+    ledger = Ledger(store)
+    count = ledger.verify()
+    last = ledger.entries(after=count - 1)[0].hash if count else "none"
+    screen.say(f"{count} entries, each as it was written; the last one's hash is {last}")
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Who holds it; the ledger names them.")],
+    role: Annotated[str, typer.Option(help="ask, edit (undo too), admin (go back too).")] = "ask",
+) -> None:
+    """Make an API key: it is shown once, with the lines for the file of --keys."""
+    _check_installed()
+    from errata.config import check_choice
+    from errata.serve.keys import Role, digest_of, new_key
+
+    check_choice("--role", role, tuple(each.name.lower() for each in Role))
+    if not name.strip() or len(name) > 200 or any(sign in name for sign in '"\\\n'):
+        raise UsageError("a name has 1 to 200 characters, and no quotes, backslashes or lines.")
+    made = new_key()
+    screen.err.print(f"the key, which is kept nowhere: {made}", markup=False)
+    screen.say(f'[[key]]\nname = "{name}"\nrole = "{role}"\nsha256 = "{digest_of(made)}"\n')
+
+
+def _check_installed() -> None:
+    try:
+        import alembic  # noqa: F401
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError("serving needs libraries: pip install 'errata[serve]'.") from error
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _opened(model: str, choices: Choices, dtype: str, device_map: str | None) -> EditModel:
+    """Open a folder of edits, or a base model with a method for edits to come."""
+    import errata
+    from errata.cli.opening import load_base, open_artifact
+    from errata.saving import is_artifact
+
+    if is_artifact(model):
+        edited = open_artifact(model, dtype, device_map)
+        choices.check(edited, Path(model))
+        return edited
+    base, tokenizer = load_base(model, dtype, device_map)
+    return errata.get_edit_model(base, choices.config(base.config), tokenizer)
+
+
+def _run(app: FastAPI, host: str, port: int, about: str) -> None:
+    """Listen until a signal ends it; say where, once requests are taken."""
+    import socket
+
+    import uvicorn
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}).") from error
+    shown = f"[{host}]" if ":" in host else host
+    screen.err.print(
+        f"serving http://{shown}:{listening.getsockname()[1]}/v1 ({about}); Ctrl-C ends it",
+        markup=False,
+    )
+    settings = uvicorn.Config(app, log_level="warning", access_log=False)
+    uvicorn.Server(settings).run(sockets=[listening])

@@ -1,0 +1,45 @@
+"""`Outcome`: which edits answer a prompt, told while the model runs, to whoever listens.
+
+A server shows it beside each answer; asking `explain` would read the prompt once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a prompt is answered with.
+
+    Attributes:
+        name: `say`: an edit's answer; `read`: the base model's, with facts before the prompt;
+            `main`: the base model's.
+        edit_ids: the edit that is said, or those that are read.
+    """
+
+    name: str
+    edit_ids: tuple[str, ...] = ()
+
+
+Listener = Callable[[Sequence[Outcome]], None]
+"""Called once for each batch of prompts, with one outcome per row, before its first token."""
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def outcomes_told_to(listener: Listener) -> Iterator[None]:
+    """Tell a listener what the prompts of this thread's calls are answered with."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def listener() -> Listener | None:
+    """Return who listens in this thread, if anyone does."""
+    return _LISTENER.get()

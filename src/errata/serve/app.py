@@ -1,0 +1,233 @@
+"""The server's HTTP interface: OpenAI's, and errata's own for edits and versions.
+
+`make_app` puts both together, with who may do what (`keys`), limits, metrics, and errors as problem
+details (RFC 9457).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+import errata
+from errata.errors import (
+    EditError,
+    ErrataError,
+    PromptTooLongError,
+    StorageError,
+    UnknownNameError,
+    UsageError,
+)
+from errata.serve import metrics
+from errata.serve.answering import BASE, Answering
+from errata.serve.edits import edit_routes
+from errata.serve.keys import Keys, Role
+from errata.serve.openai import (
+    Answer,
+    AnswerRequest,
+    ChatRequest,
+    CompletionRequest,
+    ModelList,
+    ModelOut,
+    now,
+)
+from errata.serve.schemas import Problem
+from errata.serve.service import Service
+
+MOST_BYTES = 4 * 2**20
+"""Bytes of a request's body."""
+MOST_WAITING = 256
+"""Requests that may wait for the engine before more are refused."""
+PROBLEM = "application/problem+json"
+STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    (UnknownNameError, 404, "not found"),
+    (PromptTooLongError, 400, "prompt too long"),
+    (EditError, 422, "edit not valid"),
+    (UsageError, 400, "request not valid"),
+    (StorageError, 503, "ledger not available"),
+    (ErrataError, 500, "not possible"),
+)
+"""Errors -> the status and title of their problem; the first that fits counts."""
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {PROBLEM: {}}, "description": title}
+    for status, title in (
+        (400, "request not valid"), (401, "no key, or one that is not known"), (403, "not allowed"),
+        (404, "not found"), (413, "body too large"), (422, "not valid"), (429, "too many requests"),
+        (503, "not available"),
+    )
+}  # fmt: skip
+
+
+def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
+    """Return the application.
+
+    Args:
+        service: the served model.
+        name: the edited model's; its base model's has "-base" behind it.
+        keys: who may do what.
+    """
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="errata",
+        version=errata.__version__,
+        summary="A model that is corrected while it answers.",
+        lifespan=running,
+        responses=PROBLEMS,
+    )
+    measured = metrics.Metrics(service)
+    _handle_errors(app)
+    _limit_bodies(app)
+    started = now()
+    may_ask = keys.need(Role.ASK)
+
+    @app.get("/v1/models", dependencies=[may_ask], tags=["openai"])
+    async def models() -> ModelList:
+        """List the edited model and its base model."""
+        return ModelList(data=[ModelOut(id=each, created=started) for each in (name, name + BASE)])
+
+    @app.get("/v1/models/{model}", dependencies=[may_ask], tags=["openai"])
+    async def model(model: str) -> ModelOut:
+        """Return one of the models."""
+        if model not in (name, name + BASE):
+            raise UnknownNameError(f"no model {model!r} is served.")
+        return ModelOut(id=model, created=started)
+
+    async def answered(request: Request, wanted: AnswerRequest) -> Response:
+        if service.engine.waiting >= MOST_WAITING:
+            raise HTTPException(
+                429, f"{MOST_WAITING} requests wait already; try again.", {"Retry-After": "1"}
+            )
+        answering = Answering(service, name, wanted)
+        if wanted.stream:
+            return await _streamed(answering, measured)
+        async for _ in answering.pieces():
+            if await request.is_disconnected():
+                return Response(status_code=499)
+        measured.answered(answering)
+        return JSONResponse(answering.whole().model_dump(), headers=answering.headers)
+
+    @app.post("/v1/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer)
+    async def completions(request: Request, wanted: CompletionRequest) -> Response:
+        """Continue a text; several with several prompts, or `n`."""
+        return await answered(request, wanted)
+
+    @app.post(
+        "/v1/chat/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer
+    )
+    async def chat_completions(request: Request, wanted: ChatRequest) -> Response:
+        """Answer a conversation."""
+        return await answered(request, wanted)
+
+    app.include_router(edit_routes(service, keys))
+
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> dict[str, str]:
+        """Say that the server runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["operation"])
+    async def readyz() -> dict[str, Any]:
+        """Say whether requests can be answered and edits kept."""
+        if not await run_in_threadpool(service.is_ready):
+            raise HTTPException(503, "the ledger cannot be used, or is ahead of the model.")
+        return {"status": "ready", "version": service.version}
+
+    @app.get("/metrics", tags=["operation"], dependencies=[keys.need(Role.ASK)])
+    async def prometheus() -> Response:
+        """Return counters and times for Prometheus."""
+        return Response(measured.text(), media_type=metrics.MEDIA_TYPE)
+
+    return app
+
+
+async def _streamed(answering: Answering, measured: metrics.Metrics) -> Response:
+    """Return a stream of server-sent events, once the first token is there: it has the headers."""
+    pieces = answering.pieces()
+    first = await anext(pieces)
+
+    async def events() -> AsyncIterator[str]:
+        begun: set[int] = set()
+        index, piece = first
+        try:
+            while True:
+                yield _event(answering.chunk(index, piece, index not in begun))
+                begun.add(index)
+                try:
+                    index, piece = await anext(pieces)
+                except StopAsyncIteration:
+                    break
+            measured.answered(answering)
+            options = answering.request.stream_options
+            if options is not None and options.include_usage:
+                yield _event(answering.last_chunk())
+            yield "data: [DONE]\n\n"
+        except ErrataError as error:
+            yield f"data: {json.dumps(_problem(error).model_dump())}\n\n"
+        finally:
+            await pieces.aclose()
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers=answering.headers)
+
+
+def _event(answer: Answer) -> str:
+    found = answer.model_dump()
+    if found["usage"] is None:
+        del found["usage"]
+    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
+
+
+def _problem(error: Exception) -> Problem:
+    for kind, status, title in STATUS:
+        if isinstance(error, kind):
+            return Problem.of(status, title, str(error))
+    return Problem.of(500, "internal error", "the server failed; its log says why.")
+
+
+def _response(problem: Problem, headers: Any = None) -> JSONResponse:
+    return JSONResponse(problem.model_dump(), problem.status, headers, PROBLEM)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(ErrataError)
+    async def expected(_: Request, error: ErrataError) -> Response:
+        return _response(_problem(error))
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return _response(Problem.of(error.status_code, "refused", str(error.detail)), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        found = error.errors()[:5]
+        detail = "; ".join(
+            f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in found
+        )
+        return _response(
+            Problem.of(422, "request not valid", detail.encode("utf-8", "replace").decode())
+        )
+
+
+def _limit_bodies(app: FastAPI) -> None:
+    @app.middleware("http")
+    async def limited(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        size = request.headers.get("content-length", "0")
+        if not size.isdigit() or int(size) > MOST_BYTES:
+            return _response(
+                Problem.of(413, "body too large", f"a body has at most {MOST_BYTES:,} bytes.")
+            )
+        return await call_next(request)

@@ -1,0 +1,162 @@
+"""The routes of edits, previews, jobs and versions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Query, Response
+from starlette.concurrency import run_in_threadpool
+
+from errata.conflicts import OnConflict
+from errata.edit import Edit
+from errata.errors import ErrataError, UnknownNameError
+from errata.serve.keys import Keys, Role
+from errata.serve.schemas import (
+    ChangeOut,
+    EditList,
+    EditOut,
+    EditsIn,
+    JobOut,
+    PreviewIn,
+    PreviewOut,
+    Problem,
+    VersionList,
+    VersionOut,
+)
+from errata.serve.service import Service
+
+MOST_JOBS = 1000
+"""Jobs that are remembered."""
+
+
+class Jobs:
+    """Changes that go on while their callers do not wait."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[str, JobOut] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, change: Any) -> JobOut:
+        """Start a change, a coroutine that gives a `ChangeOut`."""
+        job = JobOut(id=f"job-{uuid4().hex}", status="running")
+        self._jobs[job.id] = job
+        if len(self._jobs) > MOST_JOBS:
+            self._jobs.popitem(last=False)
+
+        async def run() -> None:
+            try:
+                job.result = await change
+                job.status = "done"
+            except ErrataError as error:
+                job.problem = Problem.of(422, type(error).__name__, str(error))
+                job.status = "failed"
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return job
+
+    def get(self, job_id: str) -> JobOut:
+        """Return a job.
+
+        Raises:
+            UnknownNameError: none has this id.
+        """
+        if job_id not in self._jobs:
+            raise UnknownNameError(f"no job has the id {job_id!r}.")
+        return self._jobs[job_id]
+
+
+def edit_routes(service: Service, keys: Keys) -> APIRouter:
+    """Return the routes."""
+    routes, jobs = APIRouter(prefix="/v1", tags=["edits"]), Jobs()
+
+    async def written(edits: list[Edit], actor: str, on_conflict: OnConflict) -> ChangeOut:
+        changed = await run_in_threadpool(service.edit, edits, actor, on_conflict)
+        new = changed.report.written if changed.report else []
+        results = await run_in_threadpool(service.check, new) if new else []
+        return ChangeOut.of(changed, results)
+
+    @routes.post("/edits", responses={202: {"model": JobOut, "description": "a job"}})
+    async def edit(
+        given: EditsIn,
+        response: Response,
+        wait: bool = True,
+        on_conflict: OnConflict = "replace",
+        actor: str = keys.need(Role.EDIT),
+    ) -> ChangeOut | JobOut:
+        """Write one edit, or those under `edits`: all or none. With `wait=false` as a job."""
+        change = written(given.all(), actor, on_conflict)
+        if wait:
+            return await change
+        response.status_code = 202
+        return jobs.start(change)
+
+    @routes.get("/jobs/{job_id}", dependencies=[keys.need(Role.EDIT)])
+    async def job(job_id: str) -> JobOut:
+        """Return what became of a job."""
+        return jobs.get(job_id)
+
+    @routes.get("/edits", dependencies=[keys.need(Role.EDIT)])
+    async def edits(
+        text: Annotated[str, Query(description="Stands in prompt, target or subject.")] = "",
+        after: Annotated[str, Query(description="The last id of the page before.")] = "",
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> EditList:
+        """List the edits in the model, oldest first."""
+        wanted = text.casefold()
+        found = [
+            edit
+            for edit in service.edits
+            if wanted in f"{edit.prompt}\n{edit.target}\n{edit.subject or ''}".casefold()
+        ]
+        start = 0
+        if after:
+            ids = [edit.id for edit in found]
+            if after not in ids:
+                raise UnknownNameError(f"no edit in this list has the id {after!r}.")
+            start = ids.index(after) + 1
+        page = found[start : start + limit]
+        more = page and start + limit < len(found)
+        return EditList(
+            data=[EditOut.of(edit) for edit in page],
+            total=len(found),
+            next=page[-1].id if more else None,
+        )
+
+    @routes.post("/edits/preview", dependencies=[keys.need(Role.EDIT)])
+    async def preview(given: PreviewIn) -> PreviewOut:
+        """Say what edits would change: to their prompts, yours, and edits about their subjects."""
+        made = EditsIn(edits=given.edits).all()
+        return PreviewOut(
+            **await run_in_threadpool(service.preview, made, given.prompts, given.on_conflict)
+        )
+
+    @routes.get("/edits/{edit_id}", dependencies=[keys.need(Role.EDIT)])
+    async def one(edit_id: str) -> EditOut:
+        """Return an edit."""
+        return EditOut.of(service.edit_of(edit_id))
+
+    @routes.delete("/edits/{edit_id}")
+    async def undo(edit_id: str, actor: str = keys.need(Role.EDIT)) -> ChangeOut:
+        """Undo an edit: the model is then one that never had it."""
+        return ChangeOut.of(await run_in_threadpool(service.undo, [edit_id], actor))
+
+    @routes.get("/versions", dependencies=[keys.need(Role.EDIT)])
+    async def versions(
+        after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> VersionList:
+        """List the versions of the model, oldest first."""
+        found = await run_in_threadpool(service.history, after, limit)
+        return VersionList(active=service.version, data=[VersionOut(**each) for each in found])
+
+    @routes.post("/versions/{version}/activate")
+    async def activate(version: int, actor: str = keys.need(Role.ADMIN)) -> ChangeOut:
+        """Bring back the edits of a version, as a new one."""
+        return ChangeOut.of(await run_in_threadpool(service.activate, version, actor))
+
+    return routes

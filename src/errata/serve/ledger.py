@@ -1,0 +1,211 @@
+"""`Ledger`: every change of a served model, in order, in a database; durable once it is appended.
+
+The state of the model is a function of its base and these entries. Each entry carries the hash of
+the one before, so that none can be changed, taken out or put in between without a trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from errata.errors import ArtifactError, StorageError, UnknownNameError, UsageError, quoted
+
+EMPTY = "0" * 64
+"""What stands for the hash of the entry before the first."""
+BEGIN, EDIT, UNDO, ACTIVATE, REFUSE = "begin", "edit", "undo", "activate", "refuse"
+"""Actions: the ledger begins; edits are written; undone; a version comes back; edits are refused.
+"""
+_TABLES = sa.MetaData()
+_ENTRIES = sa.Table(
+    "entries",
+    _TABLES,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    *(sa.Column(name, sa.Text) for name in ("time", "actor", "action", "body", "previous", "hash")),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One change of the model.
+
+    Attributes:
+        version: its number, from 1 on; that of the model after it.
+        time: when, in UTC.
+        actor: who: the name of an API key, or where the server acts by itself, `errata`.
+        action: what: `begin`, `edit`, `undo`, `activate` or `refuse`.
+        body: the rest, ready for JSON: the edits, their ids, a version, or why.
+        previous: the hash of the entry before.
+    """
+
+    version: int
+    time: str
+    actor: str
+    action: str
+    body: dict[str, Any]
+    previous: str
+
+    @property
+    def hash(self) -> str:
+        """A SHA-256 of all else, in hex."""
+        parts = [self.version, self.time, self.actor, self.action, self.body, self.previous]
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Ledger:
+    """A ledger in a database.
+
+    Args:
+        url: of SQLAlchemy, e.g. `sqlite:///edits.db` or `postgresql+psycopg://host/name`.
+
+    Raises:
+        UsageError: the URL is none, or its database has no driver here.
+        StorageError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = sa.create_engine(url, pool_pre_ping=True)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise UsageError(
+                f"{quoted(url)} is no database that can be opened ({error}); give one like "
+                "sqlite:///edits.db or postgresql+psycopg://user@host/name."
+            ) from error
+        self._is_sqlite = self._engine.dialect.name == "sqlite"
+        if self._is_sqlite:
+            sa.event.listen(self._engine, "connect", _make_durable)
+            sa.event.listen(self._engine, "begin", _begin_at_once)
+        with self._connected() as connection:
+            settings = alembic.config.Config()
+            settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            settings.attributes["connection"] = connection
+            alembic.command.upgrade(settings, "head")
+
+    @property
+    def version(self) -> int:
+        """The number of the last entry; 0 where there is none."""
+        with self._connected() as connection:
+            return int(connection.scalar(sa.select(sa.func.max(_ENTRIES.c.version))) or 0)
+
+    def append(self, actor: str, action: str, body: Mapping[str, Any]) -> Entry:
+        """Append an entry; once this returns, it survives a crash.
+
+        Raises:
+            StorageError: the database refused; nothing was appended.
+        """
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._connected() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(sa.text("LOCK TABLE entries IN EXCLUSIVE MODE"))
+            last = connection.execute(
+                sa.select(_ENTRIES.c.version, _ENTRIES.c.hash)
+                .order_by(_ENTRIES.c.version.desc())
+                .limit(1)
+            ).first()
+            version, previous = (last.version + 1, last.hash) if last else (1, EMPTY)
+            entry = Entry(version, time, actor, action, dict(body), previous)
+            connection.execute(
+                sa.insert(_ENTRIES).values(
+                    version=version,
+                    time=time,
+                    actor=actor,
+                    action=action,
+                    body=json.dumps(entry.body, ensure_ascii=False),
+                    previous=previous,
+                    hash=entry.hash,
+                )
+            )
+        return entry
+
+    def entries(self, after: int = 0, most: int | None = None) -> list[Entry]:
+        """Read entries in order, those after a version, and so many at most."""
+        return [entry for entry, _ in self._read(after, most)]
+
+    def verify(self) -> int:
+        """Check every entry's hash; return how many entries there are.
+
+        Raises:
+            ArtifactError: an entry was changed, taken out, or put in; it is named.
+        """
+        previous, number = EMPTY, 0
+        for number, (entry, kept) in enumerate(self._read(), start=1):
+            if (entry.version, entry.previous, entry.hash) != (number, previous, kept):
+                raise ArtifactError(
+                    f"entry {number} of the ledger is not what was written, or one before it is "
+                    f"missing: it has the version {entry.version} and the hash {kept[:12]}, and "
+                    f"{entry.hash[:12]} is that of its contents."
+                )
+            previous = kept
+        return number
+
+    def edits_at(self, version: int) -> list[dict[str, Any]]:
+        """Return the edits in the model at a version, oldest first, as JSON objects.
+
+        Raises:
+            UnknownNameError: there is no such version.
+        """
+        states: dict[int, dict[str, dict[str, Any]]] = {0: {}}
+        current: dict[str, dict[str, Any]] = {}
+        for entry in self.entries(most=version):
+            if entry.action == EDIT:
+                current = current | {edit["id"]: edit for edit in entry.body["edits"]}
+            elif entry.action == UNDO:
+                gone = set(entry.body["ids"])
+                current = {name: edit for name, edit in current.items() if name not in gone}
+            elif entry.action == ACTIVATE:
+                current = states[entry.body["version"]]
+            states[entry.version] = current
+        if version not in states:
+            raise UnknownNameError(f"there is no version {version}; the last one is {max(states)}.")
+        return list(states[version].values())
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _read(self, after: int = 0, most: int | None = None) -> Iterator[tuple[Entry, str]]:
+        query = sa.select(_ENTRIES).where(_ENTRIES.c.version > after)
+        query = query.order_by(_ENTRIES.c.version)
+        with self._connected() as connection:
+            rows = connection.execute(query if most is None else query.limit(most)).all()
+        for row in rows:
+            body = json.loads(row.body)
+            entry = Entry(row.version, row.time, row.actor, row.action, body, row.previous)
+            yield entry, row.hash
+
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        """Hold a connection in a transaction, which is committed at the end."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            why = error.orig if isinstance(error, DBAPIError) and error.orig else error
+            raise StorageError(
+                f"the ledger {self._engine.url.render_as_string()} cannot be used ({why}); "
+                "nothing was changed."
+            ) from error
+
+
+def _make_durable(connection: Any, _: Any) -> None:
+    """Make SQLite sync every commit to the disk, and leave transactions to SQLAlchemy."""
+    connection.isolation_level = None
+    for setting in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 10000"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _begin_at_once(connection: sa.Connection) -> None:
+    """Take SQLite's lock for writers at the beginning, or two readers could not both write."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,293 @@
+"""`Service`: what can be done with a served model: change it, go back, look at what was done.
+
+A change is written into the model and into the ledger while nothing is answered, or into neither:
+who was told that an edit is in will find it there after a crash, and no one is answered by an edit
+that the ledger does not have.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from errata.conflicts import OnConflict
+from errata.edit import Edit, check_characters
+from errata.errors import BaseMismatchError, StorageError, UnknownNameError, suggest
+from errata.model import EditModel
+from errata.report import EditReport, EditResult
+from errata.serve import ledger as actions
+from errata.serve.engine import Engine
+from errata.serve.ledger import Ledger
+from errata.serve.restoring import bring_to, by_id
+from errata.storage.cache import fingerprint
+from errata.words.parts import mentions
+
+log = logging.getLogger(__name__)
+
+ITSELF = "errata"
+"""The actor of what the server does by itself."""
+NEARBY = 20
+"""Stored edits that a preview asks, at most."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What became of a change.
+
+    Attributes:
+        version: that of the model after it.
+        report: of edits that were written; None of another change.
+    """
+
+    version: int
+    report: EditReport | None = None
+
+
+class Service:
+    """A model, its engine and its ledger.
+
+    Args:
+        model: the model to serve. Its edits, if it has any, begin an empty ledger; those of a
+            ledger that has begun are written into it.
+        ledger: where changes are kept.
+        batch, lanes: see `Engine`.
+        progress: called with (edits written, edits in the ledger) while it starts.
+
+    Raises:
+        BaseMismatchError: the ledger is that of another model, or of another method.
+        StorageError: the ledger cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: EditModel,
+        ledger: Ledger,
+        batch: int = 16,
+        lanes: int = 2,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.ledger = ledger
+        self._writing = threading.Lock()
+        with model.disable_edits():
+            of = {"base": fingerprint(model.base), "method": model.method.config.method}
+        begun = ledger.entries(most=1)
+        if not begun:
+            ledger.append(ITSELF, actions.BEGIN, of)
+            if model.edits:
+                edits = [edit.to_dict() for edit in model.edits]
+                ledger.append(ITSELF, actions.EDIT, {"edits": edits})
+        elif begun[0].body != of:
+            raise BaseMismatchError(
+                f"the ledger is of the base model {begun[0].body.get('base')} and the method "
+                f"{begun[0].body.get('method')}; this is {of['base']} with {of['method']}. Give "
+                "another --store, or the model that it belongs to."
+            )
+        version = ledger.version
+        self._edits = by_id(ledger.edits_at(version))
+        bring_to(model, list(self._edits.values()), progress)
+        self.engine = Engine(model, version, batch, lanes)
+
+    @property
+    def model(self) -> EditModel:
+        """The edited model."""
+        return self.engine.model
+
+    @property
+    def version(self) -> int:
+        """The number of the model's version."""
+        return self.engine.version
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits in the model, oldest first."""
+        return list(self._edits.values())
+
+    def edit_of(self, edit_id: str) -> Edit:
+        """Return an edit by its id.
+
+        Raises:
+            UnknownNameError: none in the model has it.
+        """
+        if edit_id not in self._edits:
+            raise UnknownNameError(
+                f"no edit in the model has the id {edit_id!r}.{suggest(edit_id, self._edits)}"
+            )
+        return self._edits[edit_id]
+
+    def edit(
+        self, edits: Sequence[Edit], actor: str, on_conflict: OnConflict = "replace"
+    ) -> Changed:
+        """Write edits: all that are new, or none; see `EditModel.edit`.
+
+        Raises:
+            EditError, ConfigError, PromptTooLongError: see there.
+            StorageError: the ledger refused; the model is what it was.
+        """
+        reports = []
+
+        def change(model: EditModel) -> dict[str, Any]:
+            report = model.edit(edits, check=False, on_conflict=on_conflict)
+            reports.append(report)
+            self._edits |= {edit.id: edit for edit in report.written}
+            written = [edit.to_dict() for edit in report.written]
+            return {"edits": written, "conflicts": report.conflicts} if written else {}
+
+        return Changed(self._change(actor, actions.EDIT, change), reports[0])
+
+    def undo(self, edit_ids: Sequence[str], actor: str) -> Changed:
+        """Take edits out; the model is then one that never had them.
+
+        Raises:
+            UnknownNameError: no edit has such an id; nothing is undone then.
+            StorageError: the ledger refused; the model is what it was.
+        """
+        ids = list(dict.fromkeys(edit_ids))
+
+        def change(model: EditModel) -> dict[str, Any]:
+            for edit_id in ids:
+                self.edit_of(edit_id)
+            model.undo(ids)
+            self._edits = {name: edit for name, edit in self._edits.items() if name not in ids}
+            return {"ids": ids} if ids else {}
+
+        return Changed(self._change(actor, actions.UNDO, change))
+
+    def activate(self, version: int, actor: str) -> Changed:
+        """Bring back the edits of an earlier version, or of a later one: as a new version.
+
+        Raises:
+            UnknownNameError: there is no such version.
+            StorageError: the ledger refused; the model is what it was.
+        """
+
+        def change(model: EditModel) -> dict[str, Any]:
+            wanted = by_id(self.ledger.edits_at(version))
+            bring_to(model, list(wanted.values()))
+            self._edits = wanted
+            return {"version": version}
+
+        return Changed(self._change(actor, actions.ACTIVATE, change))
+
+    def _change(
+        self, actor: str, action: str, change: Callable[[EditModel], dict[str, Any]]
+    ) -> int:
+        """Change the model and append it to the ledger, or do neither; return the version.
+
+        Args:
+            change: changes the model and `self._edits`, and returns what the ledger says of it;
+                nothing where nothing has changed.
+        """
+
+        def changed(model: EditModel) -> int:
+            before = self._edits
+            self._edits = dict(before)
+            try:
+                body = change(model)
+                return self.ledger.append(actor, action, body).version if body else self.version
+            except BaseException:
+                self._edits = before
+                bring_to(model, list(before.values()))
+                raise
+
+        with self._writing:
+            return self.engine.change(changed)
+
+    def check(self, edits: Sequence[Edit]) -> list[EditResult]:
+        """Ask the model the prompts of edits, see `EditModel.check_edits`."""
+        return self.model.check_edits(edits)
+
+    def preview(
+        self, edits: Sequence[Edit], prompts: Sequence[str], on_conflict: OnConflict = "replace"
+    ) -> dict[str, Any]:
+        """Try edits: ask before and after, and take them out again; nothing is answered meanwhile.
+
+        Returns:
+            `version`, `conflicts`, `warnings`, and `rows`: prompt, kind, before, after, changed,
+            wanted.
+
+        Raises:
+            EditError, ConfigError, PromptTooLongError: see `EditModel.edit`.
+        """
+        asked: dict[str, tuple[str, str | None]] = {}
+        for edit in edits:
+            asked.setdefault(edit.prompt, ("edit", edit.target))
+        for prompt in prompts:
+            check_characters("one of 'prompts'", prompt)
+            asked.setdefault(prompt, ("prompt", None))
+        for prompt in self._nearby(edits):
+            asked.setdefault(prompt, ("nearby", None))
+        found: dict[str, Any] = {}
+
+        def change(model: EditModel) -> int:
+            before = model.ask(list(asked))
+            try:
+                report = model.edit(edits, check=False, on_conflict=on_conflict)
+                after = model.ask(list(asked))
+            finally:
+                bring_to(model, self.edits)
+            rows = [
+                {
+                    "prompt": prompt,
+                    "kind": kind,
+                    "before": was,
+                    "after": now,
+                    "changed": was != now,
+                    "wanted": wanted,
+                }
+                for (prompt, (kind, wanted)), was, now in zip(
+                    asked.items(), before, after, strict=True
+                )
+            ]
+            found.update(
+                version=self.version,
+                rows=rows,
+                conflicts=report.conflicts,
+                warnings=report.warnings,
+            )
+            return self.version
+
+        with self._writing:
+            self.engine.change(change)
+        return found
+
+    def _nearby(self, edits: Sequence[Edit]) -> list[str]:
+        """The prompts of stored edits that mention a subject of these."""
+        subjects = [edit.subject for edit in edits if edit.subject]
+        near = (
+            edit.prompt
+            for edit in self.edits
+            if any(mentions(edit.prompt, subject) for subject in subjects)
+        )
+        return list(islice(near, NEARBY))
+
+    def history(self, after: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+        """Return the entries of the ledger, ready for JSON, without what the edits say."""
+        return [
+            {
+                "version": entry.version,
+                "time": entry.time,
+                "actor": entry.actor,
+                "action": entry.action,
+                "edits": [edit["id"] for edit in entry.body.get("edits", [])]
+                or entry.body.get("ids", []),
+                "activates": entry.body.get("version"),
+                "hash": entry.hash,
+            }
+            for entry in self.ledger.entries(after, most)
+        ]
+
+    def is_ready(self) -> bool:
+        """Return whether the ledger can be used and is where the model is."""
+        try:
+            return self.ledger.version == self.version
+        except StorageError:
+            return False
+
+    def close(self) -> None:
+        """Answer what is running, then stop."""
+        self.engine.close()
+        self.ledger.close()
