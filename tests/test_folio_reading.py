@@ -20,6 +20,7 @@ from errata.methods.association.folio import intents
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier, fit_intents
 from errata.methods.association.folio.leaves import MAX_READ
 from errata.methods.association.folio.question_reader import LAST
+from errata.patches.outcome import Outcome, outcomes_told_to
 from errata.probes import contrary, decisions, wording
 
 SAY, MAIN = EDITS[0].prompt, "In the city of"
@@ -104,6 +105,21 @@ def test_each_outcome_alone_and_all_in_one_batch(model):
     assert wanted[1] != model.ask_base([FRANCE], max_new_tokens=8)[0]  # the fact tells
     outcomes = [each.outcome for each in model.explain(MIXED)]
     assert outcomes == ["main", "read", "say", "read", "main"]
+
+
+def test_a_listener_hears_once_for_each_batch_what_its_rows_are_answered_with(model):
+    explained = model.explain(MIXED)
+    wanted = [
+        Outcome(each.outcome, (each.edit_id,) if each.edit_id else each.read) for each in explained
+    ]
+    for prompts, outcomes in ((MIXED, wanted), (MIXED[:2] * 2, wanted[:2] * 2)):
+        heard = []
+        with outcomes_told_to(heard.append):
+            generated(model, prompts)
+            generated(model, prompts, num_return_sequences=2, do_sample=True)
+        assert heard == [outcomes] * 2 or heard[1] == [each for each in outcomes for _ in range(2)]
+    generated(model, MIXED)
+    assert len(heard) == 2, "outside the block nobody listens"
 
 
 def test_scores_are_those_of_what_is_read(model):

@@ -70,7 +70,10 @@ def test_log_probabilities_are_those_before_temperature_and_bias():
     (choice,) = chooser.choices
     wanted = LOGITS.log_softmax(-1)
     assert choice.logprob == pytest.approx(float(wanted[3]))
-    assert choice.top == ((1, pytest.approx(float(wanted[1]))), (2, pytest.approx(float(wanted[2]))))
+    assert choice.top == (
+        (1, pytest.approx(float(wanted[1]))),
+        (2, pytest.approx(float(wanted[2]))),
+    )
 
 
 def test_each_row_has_its_own_settings_and_one_that_has_ended_is_left_alone():

@@ -141,6 +141,29 @@ def test_readers_do_not_keep_a_writer_out_for_ever():
     together(read, read, read, read, write)
 
 
+def test_writers_do_not_keep_readers_out_for_ever():
+    """A reader that waits for one writer comes before the next, which waits as well."""
+    lock, order = SharedLock(), []
+
+    def take(kind):
+        with getattr(lock, kind)(kind):
+            order.append(kind)
+
+    with lock.exclusive("first"):
+        threads = []
+        for kind in ("exclusive", "shared", "shared"):
+            threads.append(threading.Thread(target=take, args=(kind,)))
+            threads[-1].start()
+            while lock._waiting + lock._queued < len(threads):
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == ["shared", "shared", "exclusive"]
+    take("exclusive")
+    take("shared")
+    assert (lock._turn, lock._queued, lock._waiting) == (0, 0, 0)
+
+
 def test_who_waits_long_is_told_for_whom(caplog, monkeypatch):
     monkeypatch.setattr("errata.model.lock.PATIENCE", 0.1)
     lock = SharedLock()

@@ -2,7 +2,8 @@
 
 The standard library has none such. A thread may take it again while it holds it, except that one
 that shares it cannot take it alone: two that tried would wait for each other for ever. While a
-thread waits to hold it alone, others that want to share it wait behind that thread.
+thread waits to hold it alone, others that want to share it wait behind that thread; when it is
+done, they come before the next one that wants it alone. So neither side waits for ever.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class SharedLock:
         self._writer: int | None = None
         self._writes: list[str] = []  # the writer's nested calls, the outermost first
         self._waiting = 0  # threads that want to write
+        self._queued = 0  # threads that want to read
+        self._turn = 0  # of those, how many come before the next writer
 
     @contextmanager
     def shared(self, call: str) -> Iterator[None]:
@@ -41,7 +44,7 @@ class SharedLock:
         me = threading.get_ident()
         with self._changed:
             if self._writer != me and me not in self._readers:
-                self._wait(lambda: self._writer is None and not self._waiting)
+                self._wait_to_read()
             first_call, times = self._readers.get(me, (call, 0))
             self._readers[me] = first_call, times + 1
         try:
@@ -74,7 +77,7 @@ class SharedLock:
                     )
                 self._waiting += 1
                 try:
-                    self._wait(lambda: self._writer is None and not self._readers)
+                    self._wait(lambda: not (self._writer or self._readers or self._turn))
                     self._writer = me
                 finally:
                     self._waiting -= 1
@@ -87,7 +90,18 @@ class SharedLock:
                 self._writes.pop()
                 if not self._writes:
                     self._writer = None
+                    self._turn = self._queued
                     self._changed.notify_all()
+
+    def _wait_to_read(self) -> None:
+        self._queued += 1
+        try:
+            self._wait(lambda: self._writer is None and bool(self._turn or not self._waiting))
+            self._turn = max(0, self._turn - 1)
+        finally:
+            self._queued -= 1
+            self._turn = min(self._turn, self._queued)  # the wait may have been interrupted
+            self._changed.notify_all()
 
     def _wait(self, is_free: Callable[[], bool]) -> None:
         start = time.monotonic()

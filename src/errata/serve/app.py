@@ -7,7 +7,7 @@ details (RFC 9457).
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from errata.errors import (
 )
 from errata.serve import metrics
 from errata.serve.answering import BASE, Answering
+from errata.serve.body_limit import BodyLimit
 from errata.serve.edits import edit_routes
 from errata.serve.keys import Keys, Role
 from errata.serve.openai import (
@@ -39,14 +40,11 @@ from errata.serve.openai import (
     ModelOut,
     now,
 )
-from errata.serve.schemas import Problem
+from errata.serve.schemas import PROBLEM, Problem
 from errata.serve.service import Service
 
-MOST_BYTES = 4 * 2**20
-"""Bytes of a request's body."""
 MOST_WAITING = 256
 """Requests that may wait for the engine before more are refused."""
-PROBLEM = "application/problem+json"
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownNameError, 404, "not found"),
     (PromptTooLongError, 400, "prompt too long"),
@@ -89,7 +87,7 @@ def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
     )
     measured = metrics.Metrics(service)
     _handle_errors(app)
-    _limit_bodies(app)
+    app.add_middleware(BodyLimit)
     started = now()
     may_ask = keys.need(Role.ASK)
 
@@ -218,16 +216,3 @@ def _handle_errors(app: FastAPI) -> None:
         return _response(
             Problem.of(422, "request not valid", detail.encode("utf-8", "replace").decode())
         )
-
-
-def _limit_bodies(app: FastAPI) -> None:
-    @app.middleware("http")
-    async def limited(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        size = request.headers.get("content-length", "0")
-        if not size.isdigit() or int(size) > MOST_BYTES:
-            return _response(
-                Problem.of(413, "body too large", f"a body has at most {MOST_BYTES:,} bytes.")
-            )
-        return await call_next(request)

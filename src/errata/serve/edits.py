@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from errata.conflicts import OnConflict
@@ -155,7 +155,9 @@ def edit_routes(service: Service, keys: Keys) -> APIRouter:
         return VersionList(active=service.version, data=[VersionOut(**each) for each in found])
 
     @routes.post("/versions/{version}/activate")
-    async def activate(version: int, actor: str = keys.need(Role.ADMIN)) -> ChangeOut:
+    async def activate(
+        version: Annotated[int, Path(ge=1, lt=2**31)], actor: str = keys.need(Role.ADMIN)
+    ) -> ChangeOut:
         """Bring back the edits of a version, as a new one."""
         return ChangeOut.of(await run_in_threadpool(service.activate, version, actor))
 

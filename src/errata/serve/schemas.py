@@ -12,6 +12,8 @@ from errata.errors import EditError
 from errata.report import EditResult
 from errata.serve.service import Changed
 
+PROBLEM = "application/problem+json"
+"""The media type of problem details."""
 MOST_EDITS = 1000
 """Edits in one call."""
 MOST_PROMPTS = 100
