@@ -250,6 +250,26 @@ def test_the_models_own_generation_config_is_looked_at_too(option):
         model.generate(torch.tensor([model.lm.encode_prompt("x")]))
 
 
+def test_a_generation_config_is_taken_as_it_is_and_nothing_is_given_beside_it(monkeypatch):
+    """transformers warns where there are a config and options beside it."""
+    model = edited_model(FAMILY, "wise", EDITS[:4])
+    config = GenerationConfig(do_sample=False, max_new_tokens=NEW, pad_token_id=0)
+    own, seen = model.base.generate, []
+
+    def generate(**options):
+        seen.append(options)
+        return own(**options)
+
+    monkeypatch.setattr(model.base, "generate", generate)
+    ids = torch.tensor([model.lm.encode_prompt(EDITS[0].prompt)])
+    out = model.generate(ids, generation_config=config)
+    assert torch.equal(out, model.generate(ids, **config.to_diff_dict()))
+    given, plain = seen
+    assert set(given) <= {"generation_config", "input_ids", "attention_mask"}
+    assert given["generation_config"].disable_compile and plain["disable_compile"]
+    assert not config.disable_compile, "the caller's own is left alone"
+
+
 def test_weights_refuse_nothing():
     model = edited_model(FAMILY, "ft", EDITS[:4])
     ids = torch.tensor([model.lm.encode_prompt(EDITS[0].prompt)])

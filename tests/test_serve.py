@@ -360,56 +360,54 @@ def test_each_role_may_do_what_it_may_and_no_more(service):
 # bad input
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "says"),
-    [
-        ("edits", b"{", 422, "JSON"),
-        ("edits", [], 422, "body"),
-        ("edits", {}, 422, "'prompt' is empty"),
-        ("edits", {**MAYOR, "target": " "}, 422, "'target' is empty"),
-        ("edits", {**MAYOR, "target": "a\0b"}, 422, "a NUL"),
-        ("edits", {**MAYOR, "subject": "Osk"}, 422, "does not stand in the prompt"),
-        ("edits", {**MAYOR, "colour": "red"}, 422, "colour"),
-        ("edits", {**MAYOR, "operation": "erase"}, 422, "operation"),
-        ("edits", {"edits": []}, 422, "is empty"),
-        ("edits", {"edits": [MAYOR], **MAYOR}, 422, "not both"),
-        ("edits", {"edits": [MAYOR, {**OSK, "prompt": ""}]}, 422, r"edits[1]"),
-        ("edits", {**MAYOR, "prompt": "Traren " * 9000}, 400, "tokens"),
-        ("edits", {"prompt": "'; DROP TABLE entries; --", "target": "'); --"}, 200, "written"),
-        ("edits?on_conflict=fight", MAYOR, 422, "on_conflict"),
-        ("edits/preview", {"edits": []}, 422, "edits"),
-        ("edits/preview", {"edits": [MAYOR], "prompts": ["a\0"]}, 422, "a NUL"),
-        ("completions", {"model": "atlas"}, 422, "prompt"),
-        ("completions", {"model": "gpt", "prompt": "a"}, 404, "no model 'gpt'"),
-        ("completions", {"model": "atlas", "prompt": []}, 400, "is empty"),
-        ("completions", {"model": "atlas", "prompt": [10**9]}, 400, "token id"),
-        ("completions", {"model": "atlas", "prompt": ["a"] * 33}, 400, "several requests"),
-        ("completions", {"model": "atlas", "prompt": "a " * 9000}, 400, "no room"),
-        ("completions", {"model": "atlas", "prompt": "a", "n": 0}, 422, "n: "),
-        ("completions", {"model": "atlas", "prompt": "a", "temperature": "hot"}, 422, "temp"),
-        ("completions", {"model": "atlas", "prompt": "a", "logit_bias": {"-1": 1}}, 400, "bias"),
-        ("completions", {"model": "atlas", "prompt": "a", "best_of": 3}, 422, "best_of"),
-        ("chat/completions", {"model": "atlas", "messages": []}, 422, "messages"),
-        ("chat/completions", {"model": "atlas", "messages": [{"role": "king"}]}, 422, "role"),
-        ("versions/0x2/activate", {}, 422, "version"),
-        ("versions/99999999999999999999/activate", {}, 422, "version"),
-        ("none", {}, 404, "Not Found"),
-    ],
-)
-def test_bad_requests_are_told_why_and_change_nothing(service, client, path, body, status, says):
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    found = client.post(
-        f"/v1/{path}", content=content, headers={"content-type": "application/json"}
-    )
-    assert found.status_code == status, found.text
-    if status == 200:
-        assert service.ledger.verify() == 2
-        return
-    problem = found.json()
-    assert found.headers["content-type"] == "application/problem+json"
-    assert says in problem["detail"] and problem["status"] == status
-    assert problem["error"]["message"] == problem["detail"]
-    assert service.version == 1 and not service.edits and not service.model.edits
+BAD = [
+    ("edits", b"{", 422, "JSON"),
+    ("edits", [], 422, "body"),
+    ("edits", {}, 422, "'prompt' is empty"),
+    ("edits", {**MAYOR, "target": " "}, 422, "'target' is empty"),
+    ("edits", {**MAYOR, "target": "a\0b"}, 422, "a NUL"),
+    ("edits", {**MAYOR, "subject": "Osk"}, 422, "does not stand in the prompt"),
+    ("edits", {**MAYOR, "colour": "red"}, 422, "colour"),
+    ("edits", {**MAYOR, "operation": "erase"}, 422, "operation"),
+    ("edits", {"edits": []}, 422, "is empty"),
+    ("edits", {"edits": [MAYOR], **MAYOR}, 422, "not both"),
+    ("edits", {"edits": [MAYOR, {**OSK, "prompt": ""}]}, 422, r"edits[1]"),
+    ("edits", {**MAYOR, "prompt": "Traren " * 9000}, 400, "tokens"),
+    ("edits?on_conflict=fight", MAYOR, 422, "on_conflict"),
+    ("edits/preview", {"edits": []}, 422, "edits"),
+    ("edits/preview", {"edits": [MAYOR], "prompts": ["a\0"]}, 422, "a NUL"),
+    ("completions", {"model": "atlas"}, 422, "prompt"),
+    ("completions", {"model": "gpt", "prompt": "a"}, 404, "no model 'gpt'"),
+    ("completions", {"model": "atlas", "prompt": []}, 400, "is empty"),
+    ("completions", {"model": "atlas", "prompt": [10**9]}, 400, "token id"),
+    ("completions", {"model": "atlas", "prompt": ["a"] * 33}, 400, "several requests"),
+    ("completions", {"model": "atlas", "prompt": "a " * 9000}, 400, "no room"),
+    ("completions", {"model": "atlas", "prompt": "a", "n": 0}, 422, "n: "),
+    ("completions", {"model": "atlas", "prompt": "a", "temperature": "hot"}, 422, "temp"),
+    ("completions", {"model": "atlas", "prompt": "a", "logit_bias": {"-1": 1}}, 400, "bias"),
+    ("completions", {"model": "atlas", "prompt": "a", "best_of": 3}, 422, "best_of"),
+    ("chat/completions", {"model": "atlas", "messages": []}, 422, "messages"),
+    ("chat/completions", {"model": "atlas", "messages": [{"role": "king"}]}, 422, "role"),
+    ("versions/0x2/activate", {}, 422, "version"),
+    ("versions/99999999999999999999/activate", {}, 422, "version"),
+    ("none", {}, 404, "Not Found"),
+]
+"""Path, body, status, and what the problem says."""
+
+
+def test_bad_requests_are_told_why_and_change_nothing(service, client):
+    headers = {"content-type": "application/json"}
+    for path, body, status, says in BAD:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        found = client.post(f"/v1/{path}", content=content, headers=headers)
+        problem = found.json()
+        assert found.status_code == status == problem["status"], (path, body, problem)
+        assert found.headers["content-type"] == "application/problem+json"
+        assert says in problem["detail"] == problem["error"]["message"], (path, body)
+        assert service.version == 1 and not service.edits and not service.model.edits
+    injected = {"prompt": "'; DROP TABLE entries; --", "target": "'); --"}
+    assert client.post("/v1/edits", json=injected).status_code == 200
+    assert service.ledger.verify() == 2 and service.edits[0].prompt == injected["prompt"]
 
 
 def test_half_a_surrogate_pair_and_a_body_too_large_are_refused(service, client):

@@ -7,6 +7,7 @@ weights refuses nothing. docs/generation.md has the whole table.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -95,7 +96,7 @@ def prepare_call(lm: LM, patch: Patch, inputs: Mapping[str, Any]) -> GenerateCal
     ids, embedded = options.get("input_ids"), options.get("inputs_embeds")
     if patch.reads_prompts:
         check_options(options, lm.model.generation_config)
-        options.setdefault("disable_compile", True)
+        _disable_compile(options)
     prompt = embedded if ids is None else ids
     if prompt is None:
         return GenerateCall(options, None, None)
@@ -112,6 +113,16 @@ def prepare_call(lm: LM, patch: Patch, inputs: Mapping[str, Any]) -> GenerateCal
     if patch.reads_prompts and not patch.keeps_cache(cache, all_ids, mask.bool()):
         cache.reset()
     return GenerateCall(options, mask.bool(), all_ids)
+
+
+def _disable_compile(options: dict[str, Any]) -> None:
+    """Have nothing compiled, in the config given or beside it: transformers wants one of both."""
+    config = options.get("generation_config")
+    if config is None:
+        options.setdefault("disable_compile", True)
+    elif "disable_compile" not in options:
+        options["generation_config"] = config = copy.copy(config)
+        config.disable_compile = True
 
 
 def check_options(options: Mapping[str, Any], default: Any) -> None:
