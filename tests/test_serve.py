@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from errata.serve.body_limit import MOST_BYTES
 from errata.serve.engine import Engine, Piece, Request
 from errata.serve.keys import Key, Keys, Role, digest_of
 from errata.serve.ledger import Ledger
+from errata.serve.policy import Policy, Proposal
 from errata.serve.sampling import Sampling
 from errata.serve.service import Service
 
@@ -246,6 +248,32 @@ def test_what_the_ledger_refuses_is_not_in_the_model(service, client, monkeypatc
             assert answer.status_code == 503 and "disk full" in answer.json()["detail"]
             assert [edit.id for edit in service.model.edits] == [edit_id], "as before"
     assert service.version == 2 == service.ledger.version
+    assert service.model.ask(MAYOR["prompt"]) == "Ana Brisk"
+
+
+def test_what_the_policy_refuses_is_not_written_and_the_ledger_says_so(service, client):
+    common = {"prompt": "Who is the mayor?", "target": "Ana Brisk", "subject": "the"}
+    refused = client.post("/v1/edits", json=common)
+    assert refused.status_code == 403 and "its subject 'the' stands in" in refused.json()["detail"]
+    assert service.version == 2 == service.ledger.version and not service.model.edits
+    entry = service.ledger.entries()[-1]
+    assert entry.action == "refuse" and entry.body["refused"][0]["subject"] == "the"
+
+    def no_friday(proposal: Proposal) -> str | None:
+        return "no edits of Lix" if "Lix" in proposal.edits[0].target else None
+
+    service.policy = Policy((re.compile("Osk"),), 60, conflicts=False, plugins=(no_friday,))
+    client.post("/v1/edits", json=MAYOR)
+    for edit, says in (
+        (OSK, "blocked pattern 'Osk'"),
+        ({**MAYOR, "target": "Bo Lun"}, "contradicts"),
+        ({**MAYOR, "prompt": "Who is the mayor of " + "far " * 20 + "Traren?"}, "allows 60"),
+        ({"prompt": "Who is the mayor of Lorin?", "target": "Bo Lix", "subject": "Lorin"}, "Lix"),
+    ):
+        refused = client.post("/v1/edits", json=edit)
+        assert refused.status_code == 403 and says in refused.json()["detail"], edit
+    assert [edit.target for edit in service.model.edits] == ["Ana Brisk"]
+    assert service.version == 7 == service.ledger.verify()
     assert service.model.ask(MAYOR["prompt"]) == "Ana Brisk"
 
 

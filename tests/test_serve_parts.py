@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from errata.errors import ArtifactError, StorageError, UnknownNameError, UsageError
 from errata.serve.keys import Role, digest_of, new_key, read_keys
 from errata.serve.ledger import ACTIVATE, EDIT, UNDO, Ledger
+from errata.serve.policy import read_policy
 from errata.serve.sampling import RowChoosers, Sampling, TokenChooser
 from errata.serve.text import GrowingText
 
@@ -201,3 +203,36 @@ def test_a_file_of_keys_that_is_not_one_is_told_in_a_line(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(UsageError, match=says):
         read_keys(path)
+
+
+# the policy
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("blocked = 1", "'blocked' is a list of texts"),
+        ('blocked = ["("]', "is no pattern"),
+        ("longest = 0", "'longest' is a number"),
+        ("longest = true", "'longest' is a number"),
+        ('conflicts = "fight"', "allow or refuse"),
+        ('warning = "allow"', "Did you mean 'warnings'"),
+        ('plugins = ["none"]', "no plug-in is called 'none'"),
+        ("[", "cannot be read"),
+    ],
+)
+def test_a_policy_that_is_not_one_is_told_in_a_line(tmp_path, text, says):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(says)):
+        read_policy(path)
+
+
+def test_a_policy_is_read_as_it_is_written(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text('blocked = ["(?i)secret"]\nconflicts = "refuse"\nwarnings = "allow"\n')
+    policy = read_policy(path)
+    assert policy.blocked[0].search("A SECRET") and (policy.conflicts, policy.warnings) == (
+        False,
+        True,
+    )

@@ -32,6 +32,9 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="API keys (`errata key`); needed beyond this machine.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="What is not written, whoever asks: see serve.md.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The model's name in the API; by default its folder's.")
     ] = None,
@@ -52,10 +55,12 @@ def serve(
     from errata.serve.app import make_app
     from errata.serve.keys import Keys, read_keys
     from errata.serve.ledger import Ledger
+    from errata.serve.policy import Policy, read_policy
     from errata.serve.service import Service
 
     check_dtype(dtype)
     check_device(device_map)
+    rules = Policy() if policy is None else read_policy(policy)
     held = Keys() if keys is None else read_keys(keys)
     if not held and not _is_here(host):
         raise UsageError(
@@ -66,7 +71,8 @@ def serve(
     ledger = Ledger(store)
     edited = _opened(model, choices, dtype, device_map)
     with screen.steps() as progress:
-        service = Service(edited, ledger, batch, lanes, partial(progress, "writing edits"))
+        told = partial(progress, "writing edits")
+        service = Service(edited, ledger, batch, lanes, told, rules)
     app = make_app(service, name or Path(model).name, held)
     _run(app, host, port, f"{len(service.edits)} edits, version {service.version}")
 

@@ -18,14 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 import errata
-from errata.errors import (
-    EditError,
-    ErrataError,
-    PromptTooLongError,
-    StorageError,
-    UnknownNameError,
-    UsageError,
-)
+from errata.errors import ErrataError, UnknownNameError
 from errata.serve import metrics
 from errata.serve.answering import BASE, Answering
 from errata.serve.body_limit import BodyLimit
@@ -40,20 +33,12 @@ from errata.serve.openai import (
     ModelOut,
     now,
 )
+from errata.serve.problems import problem_of
 from errata.serve.schemas import PROBLEM, Problem
 from errata.serve.service import Service
 
 MOST_WAITING = 256
 """Requests that may wait for the engine before more are refused."""
-STATUS: tuple[tuple[type[Exception], int, str], ...] = (
-    (UnknownNameError, 404, "not found"),
-    (PromptTooLongError, 400, "prompt too long"),
-    (EditError, 422, "edit not valid"),
-    (UsageError, 400, "request not valid"),
-    (StorageError, 503, "ledger not available"),
-    (ErrataError, 500, "not possible"),
-)
-"""Errors -> the status and title of their problem; the first that fits counts."""
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {PROBLEM: {}}, "description": title}
     for status, title in (
@@ -173,7 +158,7 @@ async def _streamed(answering: Answering, measured: metrics.Metrics) -> Response
                 yield _event(answering.last_chunk())
             yield "data: [DONE]\n\n"
         except ErrataError as error:
-            yield f"data: {json.dumps(_problem(error).model_dump())}\n\n"
+            yield f"data: {json.dumps(problem_of(error).model_dump())}\n\n"
         finally:
             await pieces.aclose()
 
@@ -187,13 +172,6 @@ def _event(answer: Answer) -> str:
     return f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
 
 
-def _problem(error: Exception) -> Problem:
-    for kind, status, title in STATUS:
-        if isinstance(error, kind):
-            return Problem.of(status, title, str(error))
-    return Problem.of(500, "internal error", "the server failed; its log says why.")
-
-
 def _response(problem: Problem, headers: Any = None) -> JSONResponse:
     return JSONResponse(problem.model_dump(), problem.status, headers, PROBLEM)
 
@@ -201,7 +179,7 @@ def _response(problem: Problem, headers: Any = None) -> JSONResponse:
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ErrataError)
     async def expected(_: Request, error: ErrataError) -> Response:
-        return _response(_problem(error))
+        return _response(problem_of(error))
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:

@@ -14,6 +14,7 @@ from errata.conflicts import OnConflict
 from errata.edit import Edit
 from errata.errors import ErrataError, UnknownNameError
 from errata.serve.keys import Keys, Role
+from errata.serve.problems import problem_of
 from errata.serve.schemas import (
     ChangeOut,
     EditList,
@@ -22,7 +23,6 @@ from errata.serve.schemas import (
     JobOut,
     PreviewIn,
     PreviewOut,
-    Problem,
     VersionList,
     VersionOut,
 )
@@ -51,7 +51,7 @@ class Jobs:
                 job.result = await change
                 job.status = "done"
             except ErrataError as error:
-                job.problem = Problem.of(422, type(error).__name__, str(error))
+                job.problem = problem_of(error)
                 job.status = "failed"
 
         task = asyncio.create_task(run())
@@ -131,9 +131,8 @@ def edit_routes(service: Service, keys: Keys) -> APIRouter:
     async def preview(given: PreviewIn) -> PreviewOut:
         """Say what edits would change: to their prompts, yours, and edits about their subjects."""
         made = EditsIn(edits=given.edits).all()
-        return PreviewOut(
-            **await run_in_threadpool(service.preview, made, given.prompts, given.on_conflict)
-        )
+        found = await run_in_threadpool(service.preview, made, given.prompts, given.on_conflict)
+        return PreviewOut.of(service.version, found)
 
     @routes.get("/edits/{edit_id}", dependencies=[keys.need(Role.EDIT)])
     async def one(edit_id: str) -> EditOut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,7 @@ from errata.conflicts import OnConflict
 from errata.edit import Edit
 from errata.errors import EditError
 from errata.report import EditResult
+from errata.serve.preview import Kind, Preview
 from errata.serve.service import Changed
 
 PROBLEM = "application/problem+json"
@@ -160,7 +162,7 @@ class PreviewRow(BaseModel):
     """One prompt before and after."""
 
     prompt: str
-    kind: Literal["edit", "prompt", "nearby"] = Field(
+    kind: Kind = Field(
         description="The edit's own, one of yours, or that of a stored edit about its subject."
     )
     before: str
@@ -176,6 +178,12 @@ class PreviewOut(BaseModel):
     rows: list[PreviewRow]
     conflicts: list[tuple[str, str]]
     warnings: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, version: int, found: Preview) -> Self:
+        """Return a preview as it is sent."""
+        rows = [PreviewRow(**asdict(row), changed=row.before != row.after) for row in found.rows]
+        return cls(version=version, rows=rows, conflicts=found.conflicts, warnings=found.warnings)
 
 
 class VersionOut(BaseModel):

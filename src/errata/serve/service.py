@@ -11,27 +11,27 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from errata.conflicts import OnConflict
-from errata.edit import Edit, check_characters
+from errata.edit import Edit
 from errata.errors import BaseMismatchError, StorageError, UnknownNameError, suggest
 from errata.model import EditModel
 from errata.report import EditReport, EditResult
 from errata.serve import ledger as actions
 from errata.serve.engine import Engine
 from errata.serve.ledger import Ledger
+from errata.serve.policy import Policy, Proposal, RefusedError
+from errata.serve.preview import Preview, questions, tried
 from errata.serve.restoring import bring_to, by_id
 from errata.storage.cache import fingerprint
-from errata.words.parts import mentions
 
 log = logging.getLogger(__name__)
 
 ITSELF = "errata"
 """The actor of what the server does by itself."""
-NEARBY = 20
-"""Stored edits that a preview asks, at most."""
+ALLOWING = Policy()
+"""Refuses only edits that would do something else than meant."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Service:
         ledger: where changes are kept.
         batch, lanes: see `Engine`.
         progress: called with (edits written, edits in the ledger) while it starts.
+        policy: what is not written, whoever asks.
 
     Raises:
         BaseMismatchError: the ledger is that of another model, or of another method.
@@ -69,8 +70,9 @@ class Service:
         batch: int = 16,
         lanes: int = 2,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        policy: Policy = ALLOWING,
     ) -> None:
-        self.ledger = ledger
+        self.ledger, self.policy = ledger, policy
         self._writing = threading.Lock()
         with model.disable_edits():
             of = {"base": fingerprint(model.base), "method": model.method.config.method}
@@ -125,18 +127,26 @@ class Service:
 
         Raises:
             EditError, ConfigError, PromptTooLongError: see there.
+            RefusedError: the policy does not allow it; the ledger says so.
             StorageError: the ledger refused; the model is what it was.
         """
         reports = []
 
         def change(model: EditModel) -> dict[str, Any]:
+            held = self.edits
             report = model.edit(edits, check=False, on_conflict=on_conflict)
+            self.policy.check(Proposal(report.written, actor, held, report))
             reports.append(report)
             self._edits |= {edit.id: edit for edit in report.written}
             written = [edit.to_dict() for edit in report.written]
             return {"edits": written, "conflicts": report.conflicts} if written else {}
 
-        return Changed(self._change(actor, actions.EDIT, change), reports[0])
+        try:
+            return Changed(self._change(actor, actions.EDIT, change), reports[0])
+        except RefusedError as error:
+            body = {"edits": [], "refused": [edit.to_dict() for edit in edits], "why": str(error)}
+            self._change(actor, actions.REFUSE, lambda _: body)
+            raise
 
     def undo(self, edit_ids: Sequence[str], actor: str) -> Changed:
         """Take edits out; the model is then one that never had them.
@@ -202,67 +212,25 @@ class Service:
 
     def preview(
         self, edits: Sequence[Edit], prompts: Sequence[str], on_conflict: OnConflict = "replace"
-    ) -> dict[str, Any]:
+    ) -> Preview:
         """Try edits: ask before and after, and take them out again; nothing is answered meanwhile.
-
-        Returns:
-            `version`, `conflicts`, `warnings`, and `rows`: prompt, kind, before, after, changed,
-            wanted.
 
         Raises:
             EditError, ConfigError, PromptTooLongError: see `EditModel.edit`.
         """
-        asked: dict[str, tuple[str, str | None]] = {}
-        for edit in edits:
-            asked.setdefault(edit.prompt, ("edit", edit.target))
-        for prompt in prompts:
-            check_characters("one of 'prompts'", prompt)
-            asked.setdefault(prompt, ("prompt", None))
-        for prompt in self._nearby(edits):
-            asked.setdefault(prompt, ("nearby", None))
-        found: dict[str, Any] = {}
+        asked = questions(edits, prompts, self.edits)
+        found = []
 
         def change(model: EditModel) -> int:
-            before = model.ask(list(asked))
             try:
-                report = model.edit(edits, check=False, on_conflict=on_conflict)
-                after = model.ask(list(asked))
+                found.append(tried(model, edits, asked, on_conflict))
             finally:
                 bring_to(model, self.edits)
-            rows = [
-                {
-                    "prompt": prompt,
-                    "kind": kind,
-                    "before": was,
-                    "after": now,
-                    "changed": was != now,
-                    "wanted": wanted,
-                }
-                for (prompt, (kind, wanted)), was, now in zip(
-                    asked.items(), before, after, strict=True
-                )
-            ]
-            found.update(
-                version=self.version,
-                rows=rows,
-                conflicts=report.conflicts,
-                warnings=report.warnings,
-            )
             return self.version
 
         with self._writing:
             self.engine.change(change)
-        return found
-
-    def _nearby(self, edits: Sequence[Edit]) -> list[str]:
-        """The prompts of stored edits that mention a subject of these."""
-        subjects = [edit.subject for edit in edits if edit.subject]
-        near = (
-            edit.prompt
-            for edit in self.edits
-            if any(mentions(edit.prompt, subject) for subject in subjects)
-        )
-        return list(islice(near, NEARBY))
+        return found[0]
 
     def history(self, after: int = 0, most: int | None = None) -> list[dict[str, Any]]:
         """Return the entries of the ledger, ready for JSON, without what the edits say."""
