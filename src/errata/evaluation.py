@@ -27,6 +27,7 @@ from errata.probes import Probes
 from errata.probes.conversation import AskedProbe, asked_probes
 from errata.probes.judging import judge
 from errata.probes.question import ANSWER_LENGTH
+from errata.progress import report
 
 NO_PROBES = Probes()
 # Prompts at a time: scored, with logits at all places of the target, and answered freely, with one.
@@ -168,11 +169,15 @@ def _scored(
     """Return (question's place -> its pair's score; locality place -> base's, KL)."""
     local = [place for place, question in enumerate(questions) if question.measure == "locality"]
     others = [place for place, question in enumerate(questions) if question.measure != "locality"]
-    scores = dict(
-        zip(others, model.score([pairs[place] for place in others], batch_size), strict=True)
-    )
+    scores: dict[int, Score] = {}
     base: dict[int, tuple[Score, float | None]] = {}
+    for start in range(0, len(others), 8 * batch_size):
+        report("scoring", start, len(questions))
+        part = others[start : start + 8 * batch_size]
+        found = model.score([pairs[place] for place in part], batch_size)
+        scores |= zip(part, found, strict=True)
     for start in range(0, len(local), 8 * batch_size):
+        report("scoring", len(others) + start, len(questions))
         part = local[start : start + 8 * batch_size]
         some = [pairs[place] for place in part]
         edited = model.score(some, batch_size, whole=True)

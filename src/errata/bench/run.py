@@ -186,6 +186,7 @@ class _Measuring:
                 texts = stream.neutral or background_texts(
                     self.model.lm, NEUTRAL, NEUTRAL_TOKENS, seed=1, shortest=2
                 )
+            self.progress("measuring drift", 0, 1)
             moved = drift(self.model, texts) | {"fluency": fluency(self.model, prompts[:FLUENT])}
         result = blank_result(
             run,
