@@ -106,6 +106,20 @@ def test_of_a_prompt_the_part_is_read_that_asks_of_the_subject():
         assert asked_of(text, "Ana Bo") == asked
 
 
+def test_the_labels_of_a_question_and_of_its_answer_are_not_read():
+    """A model without a chat template is often asked so; the label would hide what is asked."""
+    for text, asked in (
+        ("Question: Who leads Ana Bo?\nAnswer:", "Who leads Ana Bo?"),
+        ("Q: Who leads Ana Bo?\nA:", "Who leads Ana Bo?"),
+        (" Who leads her? \n Response : ", "Who leads Ana Bo?"),
+        ("It rains.\nQ: Who leads Ana Bo?\n\nA: ", "Who leads Ana Bo?"),
+        ("Ana Bo\nMayor:", "Ana Bo\nMayor:"),
+        ("Ana Bo's answer:", "Ana Bo's answer:"),
+        ("Answer:", "Answer:"),
+    ):
+        assert asked_of(text, "Ana Bo") == asked
+
+
 def test_a_question_that_names_nothing_is_read_with_the_subject_of_the_one_before():
     for text, asked in (
         ("When was it built?", "When was Ana Bo built?"),
@@ -151,6 +165,24 @@ def test_other_questions_about_the_subject_are_candidates_and_fail_by_the_second
     assert told.edit_id is None and told.reasons[0].parts["subject_overlap"] > 0.9
     assert told.reasons[0].score == 0.0
     assert told.reasons[0].parts["prediction"] == -1.0
+
+
+@pytest.mark.parametrize("whose", ["edit", "probe"])
+def test_a_prediction_that_many_prompts_share_does_not_count_against_an_edit(written, whose):
+    """A model that continues text begins its answer to a question with whatever it begins with."""
+    case = CASES[2]
+    probe = next(probe for probe in case.locality if probe.kind == "same_subject")
+    prompt = case.edit.prompt if whose == "edit" else probe.prompt
+    with written.disable_edits():
+        first = int(written.lm.run(written.lm.prompt_batch(prompt), keep=1).logits.argmax())
+    leaves = written.method.patch.leaves
+    known = leaves.calibration
+    leaves.calibration = dataclasses.replace(known, generic=known.generic | {first})
+    try:
+        told = written.explain([probe.prompt])[0].reasons[0]
+    finally:
+        leaves.calibration = known
+    assert told.parts["prediction"] == 0.0 and told.score == told.parts["same_question"]
 
 
 def test_of_two_edits_of_one_question_the_later_answers_and_undo_brings_the_older_back(

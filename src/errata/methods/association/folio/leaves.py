@@ -23,6 +23,7 @@ from errata.methods.association.folio.question_reader import (
     in_quotes,
     question_in,
     with_subject,
+    without_labels,
 )
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex
@@ -142,7 +143,7 @@ class Leaves:
             for prompt, found in zip(prompts, overlaps, strict=True)
             if found
         ]
-        texts = [prompt.text.strip() for prompt, _ in mentioning]
+        texts = [without_labels(prompt.text) for prompt, _ in mentioning]
         for _, named in mentioning:
             texts += [part(*each) for part in (asked_of, question_in) for each in named]
         states = self._reader.read(texts)
@@ -162,7 +163,7 @@ class Leaves:
             states: part of a prompt -> its views, (views, hidden).
         """
         leaves, calibration = [self._leaves[number] for number in overlaps], self.calibration
-        odds = calibration.intents.odds(states[prompt.text.strip()][LAST][None])[0].tolist()
+        odds = calibration.intents.odds(states[without_labels(prompt.text)][LAST][None])[0].tolist()
         intent = max(range(len(odds)), key=odds.__getitem__)
         named = [self._named(prompt, number) for number in overlaps]
         asked = [asked_of(*each) for each in named]
@@ -233,14 +234,20 @@ class Leaves:
         best = log_probs.max(-1)
         sure = best.values >= math.log(SURE)
         overlaps = (0.5 * (log_probs[0] + log_probs[1:])).exp().sum(-1)
-        token = int(best.indices[0])
+        asked, *own = best.indices.tolist()
+        empty = asked in prompt.ids or self._says_nothing(asked, prompt.text)
+        found = []
+        for leaf, token, both, overlap in zip(
+            leaves, own, (sure[0] & sure[1:]).tolist(), overlaps.tolist(), strict=True
+        ):
+            silent = empty or (overlap < AGREE and self._says_nothing(token, leaf.edit.prompt))
+            found.append(0 if silent or not both else 1 if overlap >= AGREE else -1)
+        return found
+
+    def _says_nothing(self, token: int, prompt: str) -> bool:
+        """Whether many prompts' answers begin with a token, or the prompt has it."""
         said = self._reader.lm.decode([token]).strip()
-        empty = token in self.calibration.generic or token in prompt.ids or said in prompt.text
-        both = (sure[0] & sure[1:]).tolist()
-        return [
-            0 if not known or (overlap >= AGREE and empty) else 1 if overlap >= AGREE else -1
-            for known, overlap in zip(both, overlaps.tolist(), strict=True)
-        ]
+        return token in self.calibration.generic or said in prompt
 
     def winner(self, candidates: Sequence[Candidate]) -> int:
         """Return the number of the leaf that answers, of a prompt's candidates, or `MAIN`."""

@@ -39,6 +39,11 @@ _PRONOUN = regex.compile(
     r"|this\s+(?!day|week|month|season|year|decade|century|time|morning)\p{Ll}+)\b(?!['’])",
     regex.IGNORECASE,
 )
+_LABELS = regex.compile(
+    r"^\s*(?:question|q|user|prompt|input|instruction)\s*:\s*"
+    r"|\n\s*(?:answer|a|response|reply|output|assistant)\s*:\s*$",
+    regex.IGNORECASE,
+)
 _QUOTES = " \t\n\"'“”‘’«»"
 
 
@@ -108,15 +113,23 @@ class QuestionReader:
         return space, fit_intents(states[:, LAST], intents, relations)
 
 
+def without_labels(text: str) -> str:
+    """Return a text without "Question:" before it and without a last line "Answer:": a model that
+    has no chat template is often asked so.
+    """
+    return str(_LABELS.sub("", text)).strip() or text.strip()
+
+
 def asked_of(text: str, subject: str) -> str:
     """Return the part of a text that asks something of a subject.
 
     It begins with the sentence that mentions the subject first, and is all of the text where none
     does: in a conversation, the subject may have been named before. See `with_name`.
     """
+    text = without_labels(text)
     places = mentions(text, subject)
     if not places:
-        return with_name(text.strip(), subject)
+        return with_name(text, subject)
     return text[_beginning(text, min(start for start, _ in places)) :].strip()
 
 
