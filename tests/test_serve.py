@@ -277,6 +277,30 @@ def test_what_the_policy_refuses_is_not_written_and_the_ledger_says_so(service, 
     assert service.model.ask(MAYOR["prompt"]) == "Ana Brisk"
 
 
+def test_what_fails_inside_is_a_problem_too_and_the_next_request_is_answered(
+    service, client, monkeypatch
+):
+    body = {"model": "atlas", "prompt": ASKED[0], "temperature": 0}
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service.engine.base, "generate", fail)
+        patched.setattr(service.model, "edit", fail)
+        for path, sent in (("completions", body), ("edits", MAYOR)):
+            failed = client.post(f"/v1/{path}", json=sent)
+            assert failed.status_code == 500 == failed.json()["status"]
+            assert "inside" not in failed.text, "what is inside is for the log"
+        job = client.post("/v1/edits?wait=false", json=MAYOR)
+        assert job.status_code == 202
+    assert client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert service.version == 1 and not service.model.edits
+    service.engine.close()
+    stopped = client.post("/v1/completions", json=body)
+    assert stopped.status_code == 503 and "stopping" in stopped.json()["detail"]
+
+
 def test_a_server_that_starts_again_has_what_its_ledger_says(service, tmp_path):
     service.edit([Edit(**MAYOR), Edit(**OSK)], "ana")
     service.undo([service.edits[0].id], "bo")

@@ -7,6 +7,7 @@ details (RFC 9457).
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -36,6 +37,8 @@ from errata.serve.openai import (
 from errata.serve.problems import problem_of
 from errata.serve.schemas import PROBLEM, Problem
 from errata.serve.service import Service
+
+log = logging.getLogger(__name__)
 
 MOST_WAITING = 256
 """Requests that may wait for the engine before more are refused."""
@@ -157,7 +160,9 @@ async def _streamed(answering: Answering, measured: metrics.Metrics) -> Response
             if options is not None and options.include_usage:
                 yield _event(answering.last_chunk())
             yield "data: [DONE]\n\n"
-        except ErrataError as error:
+        except Exception as error:  # the status was sent long ago
+            if not isinstance(error, ErrataError):
+                log.exception("a streamed answer failed")
             yield f"data: {json.dumps(problem_of(error).model_dump())}\n\n"
         finally:
             await pieces.aclose()
@@ -179,6 +184,10 @@ def _response(problem: Problem, headers: Any = None) -> JSONResponse:
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ErrataError)
     async def expected(_: Request, error: ErrataError) -> Response:
+        return _response(problem_of(error))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
         return _response(problem_of(error))
 
     @app.exception_handler(HTTPException)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from typing import Annotated, Any
 from uuid import uuid4
@@ -28,6 +29,8 @@ from errata.serve.schemas import (
 )
 from errata.serve.service import Service
 
+log = logging.getLogger(__name__)
+
 MOST_JOBS = 1000
 """Jobs that are remembered."""
 
@@ -50,7 +53,9 @@ class Jobs:
             try:
                 job.result = await change
                 job.status = "done"
-            except ErrataError as error:
+            except Exception as error:
+                if not isinstance(error, ErrataError):
+                    log.exception("a job failed")
                 job.problem = problem_of(error)
                 job.status = "failed"
 

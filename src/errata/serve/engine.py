@@ -26,7 +26,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from errata.errors import PromptTooLongError
+from errata.errors import ErrataError, PromptTooLongError
 from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.model import EditModel
@@ -36,6 +36,10 @@ from errata.serve.sampling import RowChoosers, Sampling, TokenChoice, TokenChoos
 from errata.serve.text import GrowingText
 
 log = logging.getLogger(__name__)
+
+
+class StoppingError(ErrataError, RuntimeError):
+    """The engine is closed, or is closing: no request is taken any more."""
 
 
 @dataclass
@@ -95,7 +99,6 @@ class Engine:
         self.model, self.version = model, version
         self.batch = batch
         self.base = _beside(model)
-        """The base model as a module of its own."""
         self._lock = SharedLock()
         self._waiting: deque[Request] = deque()
         self._changed = threading.Condition()
@@ -148,11 +151,11 @@ class Engine:
         """Put a request behind those that wait.
 
         Raises:
-            RuntimeError: the engine is closed.
+            StoppingError: the engine is closed.
         """
         with self._changed:
             if self._closed:
-                raise RuntimeError("the engine is closed.")
+                raise StoppingError("the server is stopping.")
             self._waiting.append(request)
             self._changed.notify()
 
@@ -174,7 +177,7 @@ class Engine:
             refused, self._waiting = list(self._waiting), deque()
             self._changed.notify_all()
         for request in refused:
-            request.told(Piece(error=RuntimeError("the server is stopping.")))
+            request.told(Piece(error=StoppingError("the server is stopping.")))
         for thread in self._threads:
             thread.join()
 

@@ -10,6 +10,7 @@ from errata.errors import (
     UnknownNameError,
     UsageError,
 )
+from errata.serve.engine import StoppingError
 from errata.serve.policy import RefusedError
 from errata.serve.schemas import Problem
 
@@ -20,6 +21,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (RefusedError, 403, "refused by the policy"),
     (UsageError, 400, "request not valid"),
     (StorageError, 503, "ledger not available"),
+    (StoppingError, 503, "stopping"),
     (ErrataError, 500, "not possible"),
 )
 """Errors -> the status and title of their problem; the first that fits counts."""
