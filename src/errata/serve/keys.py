@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
@@ -93,9 +93,6 @@ class Keys:
             return key.name
 
         return Depends(actor)
-
-
-Actor = Annotated[str, "the actor's name"]
 
 
 def digest_of(key: str) -> str:
