@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from errata.errors import ArtifactError, StorageError, UnknownNameError, UsageError
@@ -22,23 +22,34 @@ from errata.serve.text import GrowingText
 # the text of an answer
 
 
-def bytes_decoded(ids: list[int]) -> str:
-    return bytes(ids).decode("utf-8", "replace")
-
-
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet="abé漢🙂 ", max_size=30), st.lists(st.text("ab🙂", max_size=3), max_size=3))
-def test_the_pieces_of_an_answer_are_its_text_up_to_the_first_stop(text, stops):
-    growing = GrowingText(bytes_decoded, stops)
+@example("a🙂a", ["🙂", "a🙂a"], 9)
+@example("a🙂a", ["🙂", "a🙂"], 9)
+@given(
+    st.text(alphabet="abé漢🙂 ", max_size=30),
+    st.lists(st.text("ab🙂", max_size=3), max_size=3),
+    st.integers(1, 9),
+)
+def test_the_pieces_of_an_answer_are_its_text_up_to_the_stop_complete_first(text, stops, size):
+    """However long the tokens are."""
+    tokens = [text.encode()[begin : begin + size] for begin in range(0, len(text.encode()), size)]
+    growing = GrowingText(
+        lambda ids: b"".join(tokens[i] for i in ids).decode(errors="replace"), stops
+    )
     pieces = []
-    for byte in text.encode():
-        pieces.append(growing.add(byte))
+    for token in range(len(tokens)):
+        pieces.append(growing.add(token))
         if growing.stopped:
             break
     pieces.append(growing.end())
-    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    assert "".join(pieces) == growing.text == (text[: min(places)] if places else text)
-    assert growing.stopped == bool(places)
+    met = [text[: text.index(stop) + len(stop)] for stop in filter(None, stops) if stop in text]
+    expected = text
+    if met:
+        first = min(met, key=len)
+        ending_there = [stop for stop in filter(None, stops) if first.endswith(stop)]
+        expected = first.removesuffix(max(ending_there, key=len))
+    assert "".join(pieces) == growing.text == expected
+    assert growing.stopped == bool(met)
     assert not any("\ufffd" in piece for piece in pieces)
 
 

@@ -1,7 +1,8 @@
 """`GrowingText`: an answer's text while its tokens come, cut at a stop string.
 
 What may still change is held back: a character of which only some bytes are there, and the
-beginning of what may become a stop string.
+beginning of what may become a stop string. Where stop strings overlap, the one that is complete
+first counts (of two that end together, the longer), so that tokens of any length cut the same.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ class GrowingText:
     def _grown(self, text: str, whole: bool) -> str:
         if self.stopped:
             return ""
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            self.stopped, text = True, text[: min(places)]
+        met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if met:
+            _, begins = min(met)
+            self.stopped, text = True, text[:begins]
         elif not whole:
             text = text.rstrip(HALF_CHARACTER)
             text = text[: len(text) - self._held_back(text)]
