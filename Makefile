@@ -9,7 +9,7 @@ UV_INSTALL := $(BIN)/uv pip install -q -p $(BIN)/python -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PYTEST_ARGS ?= -n 3 --dist worksteal
 
-.PHONY: help setup demo test test-all real stress check format docs build clean compiled
+.PHONY: help setup demo test test-all real faults stress check format docs build clean compiled
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -31,10 +31,13 @@ test: setup  ## the tests, offline, and the ten slowest; PYTEST_ARGS='-k merging
 	$(OFFLINE) $(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
 
 test-all: setup  ## as test, with those marked grid (all methods on all families) and long (more rounds)
-	$(OFFLINE) $(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS) -m 'not real'
+	$(OFFLINE) $(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS) -m 'not real and not faults'
 
 real: setup  ## the contract on pretrained models, whose folders lie in ERRATA_MODELS; minutes for each
 	$(OFFLINE) $(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS) -m real
+
+faults: setup  ## a served model killed at 50 moments, on each database; on a full disk; without one; half an hour
+	$(OFFLINE) $(BIN)/python -m pytest -q --durations=10 tests/test_serve_faults.py tests/test_serve_shared.py -m ''
 
 stress: setup  ## minutes of processes, threads, fuzzed lines and hostile folders; nothing may be lost or wrong
 	$(OFFLINE) $(BIN)/python scripts/stress.py

@@ -235,7 +235,7 @@ def test_what_the_ledger_refuses_is_not_in_the_model(service, client, monkeypatc
     client.post("/v1/edits", json=MAYOR)
     (edit_id,) = [edit.id for edit in service.edits]
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StorageError("the ledger cannot be used (disk full).")
 
     with monkeypatch.context() as patched:

@@ -11,14 +11,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPException
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from started import started
+from postgresql import PostgreSQL
+from started import do_nothing, no_file_beyond, started
 from typer.testing import CliRunner
 
 from errata.atlas import make_cases
@@ -29,14 +31,25 @@ EDITS = [case.edit.to_dict() for case in make_cases(40)]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[], tuple[BaseProcess, str]]]:
-    """Starts a server on one store; tells its process and where it listens."""
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty database; of SQLite, unless `postgresql` is asked for."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path / 'edits.db'}"
+        return
+    database = PostgreSQL(tmp_path / "postgresql")
+    yield database.url
+    database.stop()
+
+
+@pytest.fixture
+def serve(store: str, tmp_path: Path) -> Iterator[Callable[..., tuple[BaseProcess, str]]]:
+    """Starts a server on the store; tells its process and where it listens."""
     running: list[BaseProcess] = []
 
-    def start() -> tuple[BaseProcess, str]:
+    def start(before: Callable[[], object] = do_nothing) -> tuple[BaseProcess, str]:
         log = tmp_path / f"log-{len(running)}"
-        store = f"sqlite:///{tmp_path / 'edits.db'}"
-        process = started(["serve", "atlas", "--port", "0", "--store", store], log)
+        words = ["--snapshots", str(tmp_path / "snapshots"), "--snapshot-every", "7"]
+        process = started(["serve", "atlas", "--port", "0", "--store", store, *words], log, before)
         running.append(process)
         for _ in range(1200):
             text = log.read_text() if log.exists() else ""
@@ -90,9 +103,20 @@ def ids_at(url: str) -> set[str]:
     return {edit["id"] for edit in call("GET", f"{url}/v1/edits?limit=1000")["data"]}
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.long)])
-def test_killed_at_any_moment_it_keeps_what_it_acknowledged(tmp_path, serve, times):
-    """What was acknowledged is there, and nothing that was not sent; an undo stays undone."""
+@pytest.mark.parametrize(
+    ("store", "times"),
+    [
+        ("sqlite", 1),
+        pytest.param("sqlite", 50, marks=pytest.mark.faults),
+        pytest.param("postgresql", 50, marks=pytest.mark.faults),
+    ],
+    indirect=["store"],
+)
+def test_killed_at_any_moment_it_keeps_what_it_acknowledged(store, serve, times):
+    """What was acknowledged is there, and nothing that was not sent; an undo stays undone.
+
+    It is killed while it starts from a snapshot, too, and while it writes one.
+    """
     sent, kept, moments = set[str](), set[str](), []
     process, url = serve()
     for _ in range(times):
@@ -118,10 +142,30 @@ def test_killed_at_any_moment_it_keeps_what_it_acknowledged(tmp_path, serve, tim
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode is not None, "it ends when it is told to"
-    store = f"sqlite:///{tmp_path / 'edits.db'}"
     found = CliRunner().invoke(app, ["audit", store])
     assert found.exit_code == 0
     assert f"{Ledger(store).verify()} entries, each as it was written" in found.stdout
+
+
+@pytest.mark.faults
+def test_a_full_disk_refuses_edits_and_loses_none(serve):
+    """No file of the server may grow beyond 64 KiB: the ledger's does, sooner or later."""
+    process, url = serve(partial(no_file_beyond, 2**16))
+    kept, full = set[str](), 0
+    for edit in EDITS:
+        try:
+            kept.update(call("POST", f"{url}/v1/edits", edit)["written"])
+        except HTTPError as error:
+            assert error.code == 503 and b"nothing was changed" in error.read()
+            full += 1
+            assert ids_at(url) == kept
+            if full == 3:
+                break
+    assert full == 3 and len(kept) > 3
+    process.kill()
+    process.join()
+    process, url = serve()
+    assert ids_at(url) == kept
 
 
 @pytest.mark.parametrize(

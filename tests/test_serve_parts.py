@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from errata.errors import ArtifactError, StorageError, UnknownNameError, UsageError
 from errata.serve.keys import Role, digest_of, new_key, read_keys
-from errata.serve.ledger import ACTIVATE, EDIT, UNDO, Ledger
+from errata.serve.ledger import ACTIVATE, EDIT, UNDO, BehindError, Ledger
 from errata.serve.policy import read_policy
 from errata.serve.sampling import RowChoosers, Sampling, TokenChooser
 from errata.serve.text import GrowingText
@@ -120,7 +120,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_edits_of_every_version_are_those_of_the_steps_up_to_it(tmp_path_factory, steps):
     ledger = ledger_at(tmp_path_factory.mktemp("ledger"))
-    ledger.append("errata", "begin", {})
+    ledger.append("errata", "begin", {}, after=0)
     there: list[str] = []
     states = [[], []]
     for action, what in steps:
@@ -133,7 +133,7 @@ def test_the_edits_of_every_version_are_those_of_the_steps_up_to_it(tmp_path_fac
         else:
             version = min(what, len(states) - 1)
             there, body = states[version], {"version": version}
-        ledger.append("ana", action, body)
+        ledger.append("ana", action, body, after=len(states) - 1)
         states.append(there)
     found = [[edit["id"] for edit in ledger.edits_at(v)] for v in range(len(states))]
     assert found == states and ledger.version == ledger.verify() == len(states) - 1
@@ -156,7 +156,7 @@ def test_the_edits_of_every_version_are_those_of_the_steps_up_to_it(tmp_path_fac
 def test_a_ledger_that_was_changed_by_another_hand_is_found_out(tmp_path, forged):
     ledger = ledger_at(tmp_path)
     for number in range(3):
-        ledger.append("ana", EDIT, {"edits": [{"id": str(number), "prompt": "Wé?"}]})
+        ledger.append("ana", EDIT, {"edits": [{"id": str(number), "prompt": "Wé?"}]}, after=number)
     assert ledger.verify() == 3
     with sqlite3.connect(tmp_path / "edits.db") as connection:
         connection.execute(forged)
@@ -176,11 +176,13 @@ def test_a_ledger_that_cannot_be_used_is_told_in_a_line(tmp_path):
     with pytest.raises(StorageError, match="not a database"):
         Ledger(f"sqlite:///{tmp_path}/text.db")
     ledger = ledger_at(tmp_path)
-    ledger.append("ana", EDIT, {"edits": []})
+    ledger.append("ana", EDIT, {"edits": []}, after=0)
+    with pytest.raises(BehindError, match="has the version 1, and this was to follow 0"):
+        ledger.append("ana", EDIT, {"edits": []}, after=0)
     with sqlite3.connect(tmp_path / "edits.db") as connection:
         connection.execute("drop table entries")
     with pytest.raises(StorageError, match=r"no such table.*nothing was changed"):
-        ledger.append("ana", EDIT, {"edits": []})
+        ledger.append("ana", EDIT, {"edits": []}, after=1)
 
 
 # keys

@@ -32,6 +32,9 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="API keys (`errata key`); needed beyond this machine.")
     ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Requests of each key, at most, like 600/minute.")
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="What is not written, whoever asks: see serve.md.")
     ] = None,
@@ -43,6 +46,13 @@ def serve(
     ] = None,
     settings: options.Settings = None,
     preset: options.Preset = None,
+    snapshots: Annotated[
+        Path | None,
+        typer.Option(help="A folder for snapshots; by default beside the file of --store."),
+    ] = None,
+    snapshot_every: Annotated[
+        int, typer.Option(min=1, help="Changes after which a snapshot is written.")
+    ] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered together, at most.")] = 16,
     lanes: Annotated[int, typer.Option(min=1, help="Batches that run side by side.")] = 2,
     dtype: options.Dtype = "auto",
@@ -53,15 +63,17 @@ def serve(
     from errata.cli.choices import Choices
     from errata.config import check_device, check_dtype
     from errata.serve.app import make_app
-    from errata.serve.keys import Keys, read_keys
+    from errata.serve.keys import Keys, rate_of, read_keys
     from errata.serve.ledger import Ledger
     from errata.serve.policy import Policy, read_policy
     from errata.serve.service import Service
+    from errata.serve.snapshots import Snapshots
 
     check_dtype(dtype)
     check_device(device_map)
     rules = Policy() if policy is None else read_policy(policy)
-    held = Keys() if keys is None else read_keys(keys)
+    most = None if rate is None else rate_of(rate)
+    held = Keys(rate=most) if keys is None else read_keys(keys, most)
     if not held and not _is_here(host):
         raise UsageError(
             f"--host {host} can be reached from other machines, and without --keys everyone may "
@@ -69,10 +81,14 @@ def serve(
         )
     choices = Choices(method, settings or (), preset)
     ledger = Ledger(store)
+    folder = snapshots or ledger.folder_beside("snapshots")
     edited = _opened(model, choices, dtype, device_map)
     with screen.steps() as progress:
         told = partial(progress, "writing edits")
-        service = Service(edited, ledger, batch, lanes, told, rules)
+        service = Service(
+            edited, ledger, batch, lanes, told, rules,
+            Snapshots(folder, snapshot_every) if folder else None,
+        )  # fmt: skip
     app = make_app(service, name or Path(model).name, held)
     _run(app, host, port, f"{len(service.edits)} edits, version {service.version}")
 
@@ -111,6 +127,7 @@ def _check_installed() -> None:
     try:
         import alembic  # noqa: F401
         import fastapi  # noqa: F401
+        import limits  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

@@ -6,6 +6,7 @@ A file of keys is TOML::
     name = "support"
     role = "edit"
     sha256 = "9f86d081884c7d65..."
+    rate = "600/minute"
 
 Without a file everything is allowed, and the server listens on this machine alone.
 """
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
+import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +25,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import limits
 from fastapi import Depends, Request
+from limits import RateLimitItem
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 from starlette.exceptions import HTTPException
 
 from errata.errors import UsageError, quoted
@@ -48,18 +55,25 @@ class Key:
         name: who holds it; the actor of what is done with it.
         role: what it may do.
         sha256: the hash of the key, in hex.
+        rate: requests in a stretch of time, at most; None is the server's.
     """
 
     name: str
     role: Role
     sha256: str
+    rate: RateLimitItem | None = None
 
 
 class Keys:
-    """The keys of a server; none: everything is allowed."""
+    """The keys of a server; none: everything is allowed.
 
-    def __init__(self, keys: Sequence[Key] = ()) -> None:
-        self._keys = tuple(keys)
+    Args:
+        rate: requests of each key in a stretch of time, at most; without keys, of all together.
+    """
+
+    def __init__(self, keys: Sequence[Key] = (), rate: RateLimitItem | None = None) -> None:
+        self._keys, self._rate = tuple(keys), rate
+        self._counted = MovingWindowRateLimiter(MemoryStorage())
 
     def __bool__(self) -> bool:
         """Whether there is a key."""
@@ -78,6 +92,7 @@ class Keys:
 
         async def actor(request: Request) -> str:
             if not self:
+                self._count(NOBODY, self._rate)
                 return NOBODY
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             key = self.holder(given.strip()) if scheme.lower() == "bearer" else None
@@ -90,9 +105,20 @@ class Keys:
                     403, f"the key of {key.name} may {key.role.name.lower()}; this needs "
                     f"{role.name.lower()}."
                 )  # fmt: skip
+            self._count(key.name, key.rate or self._rate)
             return key.name
 
         return Depends(actor)
+
+    def _count(self, name: str, rate: RateLimitItem | None) -> None:
+        """Count a request, unless it is one too many."""
+        if rate is None or self._counted.hit(rate, name):
+            return
+        until = self._counted.get_window_stats(rate, name).reset_time
+        raise HTTPException(
+            429, f"more than {rate} by {name}; try again later.",
+            {"Retry-After": str(max(1, math.ceil(until - time.time())))},
+        )  # fmt: skip
 
 
 def digest_of(key: str) -> str:
@@ -105,8 +131,23 @@ def new_key() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
-def read_keys(path: Path) -> Keys:
+def rate_of(text: str) -> RateLimitItem:
+    """Read a rate like `600/minute`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return limits.parse(text)
+    except ValueError as error:
+        raise UsageError(f"{quoted(text)} is no rate; give one like 600/minute.") from error
+
+
+def read_keys(path: Path, rate: RateLimitItem | None = None) -> Keys:
     """Read a file of keys.
+
+    Args:
+        rate: that of the keys which have none of their own.
 
     Raises:
         UsageError: it cannot be read, or an entry is not valid; which one is said.
@@ -121,14 +162,16 @@ def read_keys(path: Path) -> Keys:
     keys = [_key(path, number, entry) for number, entry in enumerate(entries, start=1)]
     if len({key.name for key in keys}) < len(keys):
         raise UsageError(f"{path}: two keys have one name.")
-    return Keys(keys)
+    return Keys(keys, rate)
 
 
 def _key(path: Path, number: int, entry: Any) -> Key:
     roles = {role.name.lower(): role for role in Role}
     wanted = {"name", "role", "sha256"}
-    if not isinstance(entry, dict) or set(entry) != wanted:
-        raise UsageError(f"{path}: key {number} needs name, role and sha256, and nothing else.")
+    if not isinstance(entry, dict) or set(entry) - {"rate"} != wanted:
+        raise UsageError(
+            f"{path}: key {number} needs name, role and sha256, may have a rate, and nothing else."
+        )
     name, role, digest = entry["name"], entry["role"], entry["sha256"]
     if not isinstance(name, str) or not name.strip() or len(name) > 200:
         raise UsageError(f"{path}: key {number} has no name of 1 to 200 characters.")
@@ -138,4 +181,7 @@ def _key(path: Path, number: int, entry: Any) -> Key:
         raise UsageError(
             f"{path}: key {number}, {quoted(name)}: sha256 is 64 hex digits, of the key's hash."
         )
-    return Key(name, roles[role], digest)
+    rate = entry.get("rate")
+    if rate is not None and not isinstance(rate, str):
+        raise UsageError(f'{path}: key {number}, {quoted(name)}: a rate is like "600/minute".')
+    return Key(name, roles[role], digest, rate_of(rate) if rate is not None else None)

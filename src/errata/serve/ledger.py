@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from errata.errors import ArtifactError, StorageError, UnknownNameError, UsageEr
 
 EMPTY = "0" * 64
 """What stands for the hash of the entry before the first."""
+CHANNEL = "errata_ledger"
+"""Where PostgreSQL tells that an entry was appended."""
+_LOCK = int.from_bytes(hashlib.sha256(CHANNEL.encode()).digest()[:7])
 BEGIN, EDIT, UNDO, ACTIVATE, REFUSE = "begin", "edit", "undo", "activate", "refuse"
 """Actions: the ledger begins; edits are written; undone; a version comes back; edits are refused.
 """
@@ -64,8 +68,12 @@ class Entry:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class BehindError(StorageError):
+    """Another server appended to the ledger first: its entries come before those of this one."""
+
+
 class Ledger:
-    """A ledger in a database.
+    """A ledger in a database, which several servers may share.
 
     Args:
         url: of SQLAlchemy, e.g. `sqlite:///edits.db` or `postgresql+psycopg://host/name`.
@@ -83,15 +91,24 @@ class Ledger:
                 f"{quoted(url)} is no database that can be opened ({error}); give one like "
                 "sqlite:///edits.db or postgresql+psycopg://user@host/name."
             ) from error
-        self._is_sqlite = self._engine.dialect.name == "sqlite"
-        if self._is_sqlite:
+        self._name = self._engine.url.render_as_string()
+        self._listening: sa.Connection | None = None
+        self._is_postgresql = self._engine.dialect.name == "postgresql"
+        if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _make_durable)
-            sa.event.listen(self._engine, "begin", _begin_at_once)
-        with self._connected() as connection:
+            sa.event.listen(self._engine, "begin", _begin)
+        with self._connected(writes=True) as connection:
+            if self._is_postgresql:  # two servers may begin a ledger at a time
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             settings = alembic.config.Config()
             settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             settings.attributes["connection"] = connection
             alembic.command.upgrade(settings, "head")
+
+    def folder_beside(self, name: str) -> Path | None:
+        """Return a folder's path beside the file of the database; None where it is no file."""
+        file = self._engine.url.database if self._engine.dialect.name == "sqlite" else None
+        return Path(f"{file}.{name}") if file and file != ":memory:" else None
 
     @property
     def version(self) -> int:
@@ -99,27 +116,36 @@ class Ledger:
         with self._connected() as connection:
             return int(connection.scalar(sa.select(sa.func.max(_ENTRIES.c.version))) or 0)
 
-    def append(self, actor: str, action: str, body: Mapping[str, Any]) -> Entry:
+    def append(self, actor: str, action: str, body: Mapping[str, Any], after: int) -> Entry:
         """Append an entry; once this returns, it survives a crash.
 
+        Args:
+            after: the version that the entry changes, which must be the last one.
+
         Raises:
-            StorageError: the database refused; nothing was appended.
+            BehindError: it is not; nothing was appended.
+            StorageError: the database refused. Nothing was appended; but where the connection broke
+                while it was being committed, this is not known, and said.
         """
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._connected() as connection:
-            if self._engine.dialect.name == "postgresql":
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._connected(writes=True) as connection:
+            if self._is_postgresql:
                 connection.execute(sa.text("LOCK TABLE entries IN EXCLUSIVE MODE"))
             last = connection.execute(
                 sa.select(_ENTRIES.c.version, _ENTRIES.c.hash)
                 .order_by(_ENTRIES.c.version.desc())
                 .limit(1)
             ).first()
-            version, previous = (last.version + 1, last.hash) if last else (1, EMPTY)
-            entry = Entry(version, time, actor, action, dict(body), previous)
+            version, previous = (last.version, last.hash) if last else (0, EMPTY)
+            if version != after:
+                raise BehindError(
+                    f"the ledger has the version {version}, and this was to follow {after}."
+                )
+            entry = Entry(after + 1, moment, actor, action, dict(body), previous)
             connection.execute(
                 sa.insert(_ENTRIES).values(
-                    version=version,
-                    time=time,
+                    version=entry.version,
+                    time=moment,
                     actor=actor,
                     action=action,
                     body=json.dumps(entry.body, ensure_ascii=False),
@@ -127,6 +153,8 @@ class Ledger:
                     hash=entry.hash,
                 )
             )
+            if self._is_postgresql:
+                connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(entry.version))))
         return entry
 
     def entries(self, after: int = 0, most: int | None = None) -> list[Entry]:
@@ -156,23 +184,52 @@ class Ledger:
         Raises:
             UnknownNameError: there is no such version.
         """
-        states: dict[int, dict[str, dict[str, Any]]] = {0: {}}
-        current: dict[str, dict[str, Any]] = {}
-        for entry in self.entries(most=version):
+        entries = self.entries(most=version)
+        if len(entries) != version:
+            raise UnknownNameError(f"there is no version {version}; the last is {len(entries)}.")
+        stretches = []  # of entries, the last first: each goes on from where an older one ends
+        while True:
+            back = next((e for e in reversed(entries[:version]) if e.action == ACTIVATE), None)
+            stretches.append(entries[back.version if back else 0 : version])
+            if back is None:
+                break
+            version = back.body["version"]
+        edits: dict[str, dict[str, Any]] = {}
+        for entry in (entry for stretch in reversed(stretches) for entry in stretch):
             if entry.action == EDIT:
-                current = current | {edit["id"]: edit for edit in entry.body["edits"]}
+                edits |= {edit["id"]: edit for edit in entry.body["edits"]}
             elif entry.action == UNDO:
-                gone = set(entry.body["ids"])
-                current = {name: edit for name, edit in current.items() if name not in gone}
-            elif entry.action == ACTIVATE:
-                current = states[entry.body["version"]]
-            states[entry.version] = current
-        if version not in states:
-            raise UnknownNameError(f"there is no version {version}; the last one is {max(states)}.")
-        return list(states[version].values())
+                for edit_id in entry.body["ids"]:
+                    edits.pop(edit_id, None)
+        return list(edits.values())
+
+    def wait(self, seconds: float) -> None:
+        """Return when another server may have appended; after so many seconds at the latest.
+
+        Raises:
+            StorageError: the database cannot be used.
+        """
+        if not self._is_postgresql:
+            time.sleep(seconds)
+            return
+        with self._failures_told():
+            if self._listening is None:
+                listening = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                listening.execute(sa.text(f"LISTEN {CHANNEL}"))
+                self._listening = listening
+                return  # what came before is not told
+            try:
+                raw: Any = self._listening.connection.driver_connection
+                list(raw.notifies(timeout=seconds, stop_after=1))
+            except Exception as error:
+                self._listening.invalidate()
+                self._listening = None
+                raise StorageError(f"the ledger cannot be listened to ({error}).") from error
 
     def close(self) -> None:
         """Close all connections."""
+        if self._listening is not None:
+            self._listening.close()
         self._engine.dispose()
 
     def _read(self, after: int = 0, most: int | None = None) -> Iterator[tuple[Entry, str]]:
@@ -186,16 +243,30 @@ class Ledger:
             yield entry, row.hash
 
     @contextmanager
-    def _connected(self) -> Iterator[sa.Connection]:
+    def _connected(self, writes: bool = False) -> Iterator[sa.Connection]:
         """Hold a connection in a transaction, which is committed at the end."""
-        try:
-            with self._engine.begin() as connection:
+        with self._failures_told(), self._engine.connect() as connection:
+            connection = connection.execution_options(errata_writes=writes)
+            with connection.begin() as transaction:
                 yield connection
+                try:
+                    transaction.commit()
+                except DBAPIError as error:
+                    if not (writes and error.connection_invalidated):
+                        raise
+                    raise StorageError(
+                        f"the connection to {self._name} broke while it committed: whether this "
+                        "was kept is not known; ask for the versions once it is back."
+                    ) from error
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
         except SQLAlchemyError as error:
             why = error.orig if isinstance(error, DBAPIError) and error.orig else error
             raise StorageError(
-                f"the ledger {self._engine.url.render_as_string()} cannot be used ({why}); "
-                "nothing was changed."
+                f"the ledger {self._name} cannot be used ({why}); nothing was changed."
             ) from error
 
 
@@ -206,6 +277,7 @@ def _make_durable(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {setting}")
 
 
-def _begin_at_once(connection: sa.Connection) -> None:
+def _begin(connection: sa.Connection) -> None:
     """Take SQLite's lock for writers at the beginning, or two readers could not both write."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    writes = connection.get_execution_options().get("errata_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,12 +1,39 @@
-"""Brings a model to the edits that it is to have, with as little writing as possible."""
+"""Brings a model and a ledger together, with as little writing as possible."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from errata.edit import Edit
+from errata.errors import BaseMismatchError
 from errata.model import EditModel
+from errata.serve.ledger import BEGIN, EDIT, BehindError, Ledger
+from errata.storage.cache import fingerprint
+
+
+def begin(model: EditModel, ledger: Ledger, actor: str) -> None:
+    """Make sure that a ledger is this model's; begin one that is empty with the model's edits.
+
+    Raises:
+        BaseMismatchError: it is another's.
+    """
+    with model.disable_edits():
+        of = {"base": fingerprint(model.base), "method": model.method.config.method}
+    if not ledger.version:
+        with suppress(BehindError):  # another server was first
+            ledger.append(actor, BEGIN, of, after=0)
+            if model.edits:
+                edits = [edit.to_dict() for edit in model.edits]
+                ledger.append(actor, EDIT, {"edits": edits}, after=1)
+    found = ledger.entries(most=1)[0].body
+    if found != of:
+        raise BaseMismatchError(
+            f"the ledger is of the base model {found.get('base')} and the method "
+            f"{found.get('method')}; this is {of['base']} with {of['method']}. Give another "
+            "--store, or the model that it belongs to."
+        )
 
 
 def by_id(edits: Sequence[Mapping[str, Any]]) -> dict[str, Edit]:

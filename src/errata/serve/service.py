@@ -2,7 +2,7 @@
 
 A change is written into the model and into the ledger while nothing is answered, or into neither:
 who was told that an edit is in will find it there after a crash, and no one is answered by an edit
-that the ledger does not have.
+that the ledger does not have. What other servers append to the ledger is followed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Any
 
 from errata.conflicts import OnConflict
 from errata.edit import Edit
-from errata.errors import BaseMismatchError, StorageError, UnknownNameError, suggest
+from errata.errors import StorageError, UnknownNameError, suggest
 from errata.model import EditModel
 from errata.report import EditReport, EditResult
 from errata.serve import ledger as actions
 from errata.serve.engine import Engine
-from errata.serve.ledger import Ledger
+from errata.serve.following import Follower
+from errata.serve.ledger import BehindError, Ledger
 from errata.serve.policy import Policy, Proposal, RefusedError
 from errata.serve.preview import Preview, questions, tried
-from errata.serve.restoring import bring_to, by_id
-from errata.storage.cache import fingerprint
+from errata.serve.restoring import begin, bring_to, by_id
+from errata.serve.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Service:
         batch, lanes: see `Engine`.
         progress: called with (edits written, edits in the ledger) while it starts.
         policy: what is not written, whoever asks.
+        snapshots: spare a start most of the writing; None keeps none.
 
     Raises:
         BaseMismatchError: the ledger is that of another model, or of another method.
@@ -71,27 +73,18 @@ class Service:
         lanes: int = 2,
         progress: Callable[[int, int], None] = lambda done, total: None,
         policy: Policy = ALLOWING,
+        snapshots: Snapshots | None = None,
     ) -> None:
-        self.ledger, self.policy = ledger, policy
+        self.ledger, self.policy, self.snapshots = ledger, policy, snapshots
         self._writing = threading.Lock()
-        with model.disable_edits():
-            of = {"base": fingerprint(model.base), "method": model.method.config.method}
-        begun = ledger.entries(most=1)
-        if not begun:
-            ledger.append(ITSELF, actions.BEGIN, of)
-            if model.edits:
-                edits = [edit.to_dict() for edit in model.edits]
-                ledger.append(ITSELF, actions.EDIT, {"edits": edits})
-        elif begun[0].body != of:
-            raise BaseMismatchError(
-                f"the ledger is of the base model {begun[0].body.get('base')} and the method "
-                f"{begun[0].body.get('method')}; this is {of['base']} with {of['method']}. Give "
-                "another --store, or the model that it belongs to."
-            )
+        begin(model, ledger, ITSELF)
+        if snapshots is not None:
+            model = snapshots.restored(model, ledger)
         version = ledger.version
         self._edits = by_id(ledger.edits_at(version))
         bring_to(model, list(self._edits.values()), progress)
         self.engine = Engine(model, version, batch, lanes)
+        self._follower = Follower(ledger, lambda: self.version, self.catch_up)
 
     @property
     def model(self) -> EditModel:
@@ -142,7 +135,7 @@ class Service:
             return {"edits": written, "conflicts": report.conflicts} if written else {}
 
         try:
-            return Changed(self._change(actor, actions.EDIT, change), reports[0])
+            return Changed(self._change(actor, actions.EDIT, change), reports[-1])
         except RefusedError as error:
             body = {"edits": [], "refused": [edit.to_dict() for edit in edits], "why": str(error)}
             self._change(actor, actions.REFUSE, lambda _: body)
@@ -175,9 +168,7 @@ class Service:
         """
 
         def change(model: EditModel) -> dict[str, Any]:
-            wanted = by_id(self.ledger.edits_at(version))
-            bring_to(model, list(wanted.values()))
-            self._edits = wanted
+            self._bring_to(model, version)
             return {"version": version}
 
         return Changed(self._change(actor, actions.ACTIVATE, change))
@@ -193,11 +184,22 @@ class Service:
         """
 
         def changed(model: EditModel) -> int:
-            before = self._edits
-            self._edits = dict(before)
+            before, version = self._edits, self.version
             try:
-                body = change(model)
-                return self.ledger.append(actor, action, body).version if body else self.version
+                while True:
+                    self._edits = dict(self._edits)
+                    body = change(model)
+                    if not body:
+                        return version
+                    try:
+                        entry = self.ledger.append(actor, action, body, after=version)
+                    except BehindError:  # another server was first: its changes come before this
+                        version = self.ledger.version
+                        self._bring_to(model, version)
+                        continue
+                    if self.snapshots is not None and self.snapshots.due(entry.version):
+                        self.snapshots.write(model, entry)
+                    return entry.version
             except BaseException:
                 self._edits = before
                 bring_to(model, list(before.values()))
@@ -205,6 +207,27 @@ class Service:
 
         with self._writing:
             return self.engine.change(changed)
+
+    def catch_up(self) -> None:
+        """Write what other servers have appended to the ledger.
+
+        Raises:
+            StorageError: the ledger cannot be used.
+        """
+
+        def change(model: EditModel) -> int:
+            version = self.ledger.version
+            if version != self.version:
+                self._bring_to(model, version)
+            return version
+
+        with self._writing:
+            self.engine.change(change)
+
+    def _bring_to(self, model: EditModel, version: int) -> None:
+        wanted = by_id(self.ledger.edits_at(version))
+        bring_to(model, list(wanted.values()))
+        self._edits = wanted
 
     def check(self, edits: Sequence[Edit]) -> list[EditResult]:
         """Ask the model the prompts of edits, see `EditModel.check_edits`."""
@@ -256,6 +279,13 @@ class Service:
             return False
 
     def close(self) -> None:
-        """Answer what is running, then stop."""
+        """Answer what is running, keep a snapshot of what has changed, then stop."""
         self.engine.close()
+        self._follower.close()
+        snapshots = self.snapshots
+        if snapshots is not None and self._edits and self.version > snapshots.newest:
+            try:
+                snapshots.write(self.model, self.ledger.entries(self.version - 1, 1)[0])
+            except StorageError as error:
+                log.warning("%s", error)
         self.ledger.close()
