@@ -435,6 +435,7 @@ def test_the_disk_is_full(edited: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert contents(edited) == before and same(edited, old)
 
 
+@pytest.mark.long
 def test_the_disk_really_refuses(edited: Path, tmp_path: Path) -> None:
     """A process that may write no file beyond 1,000 bytes."""
     before, old, more = contents(edited), load(edited), lines(tmp_path / "more.jsonl", MORE)

@@ -45,7 +45,8 @@ def _slowly(shared, part):
     return shared + part
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long  # a minute, most of it Ray's own
+@pytest.mark.parametrize("count", [1, 2])
 def test_shards_over_nodes_one_of_whose_workers_is_killed(count, tmp_path, monkeypatch):
     """Two processors, of one node or of two."""
     ray = pytest.importorskip("ray")

@@ -141,6 +141,7 @@ def test_a_method_that_refuses_has_rows_that_say_why(stream):
     assert stream.kept_result(Run("ft", "ft", {"layer": 77}), 3) is None, "a failure is tried again"
 
 
+@pytest.mark.long
 def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path, monkeypatch):
     monkeypatch.setattr("errata.bench.run.SAVE_SECONDS", 0.0)
     stream = dataclasses.replace(stream, training=training_cases(6, CASES, 1), checkpoints=(1,))

@@ -213,6 +213,7 @@ def test_it_learns_and_kl_holds_the_rest(method):
     assert lost[20.0] < 0.7 * lost[0.0], "texts that were not held when it learned"
 
 
+@pytest.mark.long
 def test_rehearsal_keeps_earlier_edits():
     kept = []
     for rehearse in (0, 2):

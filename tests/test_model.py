@@ -12,6 +12,7 @@ from edited import (
     FAMILIES,
     IDS,
     KINDS,
+    LIKE_ANOTHER,
     PROMPTS,
     VARIANTS,
     edit_model,
@@ -52,7 +53,7 @@ ONCE = grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
 FOR_EACH_KIND = grid(
     "method settings",
     VARIANTS,
-    lambda method, settings: {method} & {name for name, _ in KINDS},
+    lambda method, settings: {method} & {name for name, _ in KINDS} - LIKE_ANOTHER,
     IDS,
 )
 """A method for each kind of patch, and of what it keeps from edit to edit."""

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from edited import EDITS, KINDS, PROMPTS, edit_model, edited_model, logits_of, same_state
+from edited import (
+    EDITS,
+    KINDS,
+    LIKE_ANOTHER,
+    PROMPTS,
+    edit_model,
+    edited_model,
+    logits_of,
+    same_state,
+)
 from families import tiny_model, tiny_tokenizer
 from grid import grid, patch_kind
 from torch import nn
@@ -27,7 +36,12 @@ from errata.methods import method_class
 from errata.methods.base import Method
 from errata.model.delegation import HARMLESS, INSTEAD
 
-METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
+METHODS = grid(
+    "method settings",
+    KINDS,
+    lambda method, settings: {method} - LIKE_ANOTHER,
+    [name for name, _ in KINDS],
+)
 HOOKED = grid(
     "method settings",
     KINDS,

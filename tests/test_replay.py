@@ -96,6 +96,7 @@ def test_what_is_replayed_and_when(every, memory, expected, monkeypatch):
     assert replayed == expected
 
 
+@pytest.mark.long
 def test_replay_keeps_what_fine_tuning_forgets():
     losses = []
     for every in (50, 3):

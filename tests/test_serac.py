@@ -49,6 +49,7 @@ def test_the_classifiers_loss_is_balanced_cross_entropy():
     torch.testing.assert_close(scope.loss(edit, near, far), inside + outside, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long
 def test_training_lowers_both_losses_and_tells_scopes_apart_on_held_out_cases():
     """On the bundled model: cases it was not trained on, before and after."""
     held_out = make_cases(8, seed=3)

@@ -7,7 +7,9 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -166,6 +168,20 @@ def test_a_full_disk_refuses_edits_and_loses_none(serve):
     process.join()
     process, url = serve()
     assert ids_at(url) == kept
+
+
+@pytest.mark.faults
+def test_no_request_makes_it_fail_and_each_answer_is_as_described(serve):
+    """schemathesis makes requests up from the server's description of itself. What is valid by its
+    form may be refused by what it says, so that is not checked.
+    """
+    if (schemathesis := shutil.which("schemathesis")) is None:
+        pytest.skip("schemathesis is not installed: uv tool install schemathesis")
+    _, url = serve()
+    asked = [schemathesis, "run", f"{url}/openapi.json", "--workers", "2", "--max-examples", "50"]
+    excluded = ["--exclude-checks", "positive_data_acceptance", "--continue-on-failure"]
+    done = subprocess.run([*asked, *excluded], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,20 @@ STEPS = st.lists(
 )
 
 
+@pytest.fixture(scope="module")
+def one_ledger(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ledger")
+    ledger = ledger_at(folder)
+    yield folder / "edits.db", ledger
+    ledger.close()
+
+
 @settings(max_examples=15, deadline=None)
 @given(STEPS)
-def test_the_edits_of_every_version_are_those_of_the_steps_up_to_it(tmp_path_factory, steps):
-    ledger = ledger_at(tmp_path_factory.mktemp("ledger"))
+def test_the_edits_of_every_version_are_those_of_the_steps_up_to_it(one_ledger, steps):
+    file, ledger = one_ledger
+    with sqlite3.connect(file) as connection:
+        connection.execute("delete from entries")
     ledger.append("errata", "begin", {}, after=0)
     there: list[str] = []
     states = [[], []]
@@ -139,7 +149,6 @@ def test_the_edits_of_every_version_are_those_of_the_steps_up_to_it(tmp_path_fac
     assert found == states and ledger.version == ledger.verify() == len(states) - 1
     with pytest.raises(UnknownNameError, match=f"no version {len(states)}"):
         ledger.edits_at(len(states))
-    ledger.close()
 
 
 @pytest.mark.parametrize(

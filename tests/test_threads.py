@@ -23,7 +23,13 @@ AT_ONCE = ("ft", "folio", "wise", "rag", "grace", "knn-lm", "prefix-tuning")
 virtual tokens.
 """
 
-ASKED = pytest.mark.parametrize("method", AT_ONCE)
+ASKED = pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in ("ft", "folio", "wise", "rag") else pytest.mark.grid)
+        for name in AT_ONCE
+    ],
+)
 
 
 def together(*calls: Callable[[], Any], timeout: float = 120.0) -> list[Any]:

@@ -11,14 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from edited import EDITS, KINDS, PROMPTS, edited_model
+from edited import EDITS, KINDS, LIKE_ANOTHER, PROMPTS, edited_model
+from grid import grid
 
 from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm import prompt_tokens
 
 NEW = 2
-METHODS = pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
+METHODS = grid(
+    "method settings",
+    KINDS,
+    lambda method, settings: {method} - LIKE_ANOTHER,
+    [name for name, _ in KINDS],
+)
 VIRTUAL = ("prefix-tuning", "prompt-tuning")
 """Methods whose caches hold virtual tokens, and that decide nothing."""
 WEIGHTS = (

@@ -14,9 +14,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 import errata
 from errata.errors import ErrataError, UnknownNameError
@@ -50,6 +51,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (503, "not available"),
     )
 }  # fmt: skip
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
@@ -105,14 +107,18 @@ def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
         measured.answered(answering)
         return JSONResponse(answering.whole().model_dump(), headers=answering.headers)
 
-    @app.post("/v1/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer)
+    @app.post(
+        "/v1/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer,
+        responses=STREAM,
+    )  # fmt: skip
     async def completions(request: Request, wanted: CompletionRequest) -> Response:
         """Continue a text; several with several prompts, or `n`."""
         return await answered(request, wanted)
 
     @app.post(
-        "/v1/chat/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer
-    )
+        "/v1/chat/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer,
+        responses=STREAM,
+    )  # fmt: skip
     async def chat_completions(request: Request, wanted: ChatRequest) -> Response:
         """Answer a conversation."""
         return await answered(request, wanted)
@@ -131,7 +137,12 @@ def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
             raise HTTPException(503, "the ledger cannot be used, or is ahead of the model.")
         return {"status": "ready", "version": service.version}
 
-    @app.get("/metrics", tags=["operation"], dependencies=[keys.need(Role.ASK)])
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        dependencies=[keys.need(Role.ASK)],
+        response_class=PlainTextResponse,
+    )
     async def prometheus() -> Response:
         """Return counters and times for Prometheus."""
         return Response(measured.text(), media_type=metrics.MEDIA_TYPE)
@@ -191,8 +202,17 @@ def _handle_errors(app: FastAPI) -> None:
         return _response(problem_of(error))
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        return _response(Problem.of(error.status_code, "refused", str(error.detail)), error.headers)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of all routes with this path, not of the first
+            methods = {
+                method
+                for route in app.routes
+                if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
+                for method in route.methods or ()
+            }
+            headers["Allow"] = ", ".join(sorted(methods))
+        return _response(Problem.of(error.status_code, "refused", str(error.detail)), headers)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
