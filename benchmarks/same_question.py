@@ -40,14 +40,10 @@ from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier
-from errata.methods.association.folio.question_reader import (
-    LAST,
-    QuestionReader,
-    asked_of,
-    in_quotes,
-)
+from errata.methods.association.folio.question_reader import LAST, QuestionReader
 from errata.methods.association.folio.question_space import QuestionSpace
 from errata.probes import make_probes
+from errata.words.questions import asked_of, in_quotes
 
 BATCH, FOUND = 32, 0.9
 TASKS = ("counterfact-nested", "zsre")

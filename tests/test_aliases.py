@@ -11,8 +11,8 @@ from errata import Edit, EditModel, FolioConfig, load_base
 from errata.atlas import build_world
 from errata.errors import EditError
 from errata.methods.association.folio.leaf import EncodedPrompt
-from errata.methods.association.folio.question_reader import with_subject
 from errata.words.names import NameIndex, WordWeights
+from errata.words.questions import with_subject
 
 NAMES = ("the Twin Harbours", "TH-2")
 

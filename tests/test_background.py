@@ -7,9 +7,10 @@ import torch
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 
 from errata.lm import LM
-from errata.lm.background import background_texts, names_in, open_prompt, prompt_about, value_scale
+from errata.lm.background import background_texts, open_prompt, prompt_about, value_scale
 from errata.lm.hooks import capture_input, capture_output
 from errata.storage.cache import cache_folder
+from errata.words.names import names_in
 
 
 @pytest.mark.parametrize(

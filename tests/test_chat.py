@@ -204,7 +204,8 @@ def test_special_tokens_of_a_template_are_told_from_words():
     tokenizer = tokenizer_of("chatml")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     template = ChatTemplate(tokenizer)
-    assert template.opener == "<|im_start|>user\n" and template.closer.startswith("<|im_end|>")
+    assert template.marks.opener == "<|im_start|>user\n"
+    assert template.marks.closer.startswith("<|im_end|>")
     lm = LM(long_model(), tokenizer)
     assert lm.conversation(lm.encode_prompt(QUESTION)).prompt == QUESTION
     assert lm.conversation(written(tokenizer, *TALK)).questions == (QUESTION, TALK[0][1])

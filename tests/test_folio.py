@@ -23,10 +23,11 @@ from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.patch import FolioMemory
-from errata.methods.association.folio.question_reader import QuestionReader, asked_of, question_in
+from errata.methods.association.folio.question_reader import QuestionReader
 from errata.methods.association.folio.saying import NOTHING, with_said
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
+from errata.words.questions import asked_of, question_in
 
 CASES = make_cases(12, seed=3)
 ANOTHER = CASES[5].edit.target

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import regex
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -23,6 +22,7 @@ from errata.lm.lm import LM
 from errata.progress import report
 from errata.storage.cache import cached_json, fingerprint
 from errata.storage.identity import tokenizer_digest
+from errata.words.names import names_in
 
 TEXT_LENGTH, SHORTEST = 16, 4
 """Tokens of a text, at most and at least."""
@@ -116,25 +116,6 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         return scores.fill_(-torch.inf).scatter_(1, tokens, 0.0)
 
 
-def names_in(text: str) -> list[str]:
-    """Return a text's names: runs of capitalised words, without capitals of sentence starts."""
-    names: list[str] = []
-    end = -1
-    for word in _WORD.finditer(text):
-        if not word[0][0].isupper():
-            continue
-        before, following = text[: word.start()].rstrip(), text[word.end() :].lstrip()[:1]
-        opens = not before or before[-1] in ".?!:"
-        if names and word.start() == end + 1 and text[end] == " ":
-            names[-1] += f" {word[0]}"
-        elif opens and (word[0].lower() in _OPENERS or not following.isupper()):
-            continue
-        else:
-            names.append(word[0])
-        end = word.end()
-    return list(dict.fromkeys(name for name in names if len(name) > 2))
-
-
 def replace_name(text: str, name: str, other: str) -> str:
     """Replace a name in a text: where it is a whole word, or anywhere if it nowhere is."""
     replaced, count = re.subn(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _: other, text)
@@ -155,12 +136,6 @@ def prompt_about(text: str, subject: str) -> str | None:
     if len(names) < 2 or names[0] not in prompt:
         return None
     return replace_name(prompt, names[0], subject)
-
-
-_WORD = regex.compile(r"\p{M}*[\p{L}\p{N}_][\p{L}\p{M}\p{N}_'’-]*")
-_OPENERS = frozenset(
-    "who what when where which whose how in on at by of the a an is was are were did does".split()
-) | {"name"}
 
 
 def value_scale(lm: LM, layer: int, texts: Sequence[str]) -> ValueScale:

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from errata.errors import ConfigError
+from errata.words.turns import TurnMarks
 
 FIRST, ANSWER, SECOND = "Errata1st", "Errata2nd", "Errata3rd"
 """Contents of the turns in the known conversations; no template looks into them."""
@@ -43,8 +44,7 @@ class ChatTemplate:
 
     Attributes:
         front, back: the text it puts around a single prompt.
-        opener, closer: the text it puts around the user's words in any turn; empty where that
-            cannot be found out.
+        marks: the text it puts around the user's words in any turn.
 
     Raises:
         ConfigError: it fails on a plain question, or does not write it exactly once.
@@ -67,8 +67,7 @@ class ChatTemplate:
                 f"the tokenizer's chat template writes a question {times} times; {_OFF}"
             )
         self.front, _, self.back = rendered.partition(FIRST)
-        self.opener = self.closer = self._answer_end = ""
-        self._find_turn_marks()
+        self.marks = self._turn_marks()
 
     def render(self, prompt: str) -> str:
         """Return the text of a conversation that has one question."""
@@ -89,7 +88,7 @@ class ChatTemplate:
 
     def parse(self, text: str) -> Conversation:
         """Parse a text into the user's turns."""
-        spans = self._spans(text)
+        spans = self.marks.spans(text)
         if not spans:
             return Conversation((text,))
         start, stop = spans[-1]
@@ -102,14 +101,14 @@ class ChatTemplate:
         Both are 0 where the text is a single turn, with nothing before it but what the template
         itself puts there.
         """
-        spans = self._spans(text)
+        spans = self.marks.spans(text)
         if not spans:
             return 0, 0
         first, last = spans[0][0], spans[-1][0]
         if len(spans) == 1 and _end_of_prefix(text[:first], self.front) == first:
             return 0, 0
-        start = text.rfind(self.opener.strip(), 0, last)
-        return min(start, _end_of_prefix(text, self.front.removesuffix(self.opener))), start
+        start = text.rfind(self.marks.opener.strip(), 0, last)
+        return min(start, _end_of_prefix(text, self.front.removesuffix(self.marks.opener))), start
 
     def _render(self, *turns: tuple[str, str], generation_prompt: bool = True) -> str:
         messages: list[dict[str, Any]] = [
@@ -122,41 +121,24 @@ class ChatTemplate:
             )
         )
 
-    def _find_turn_marks(self) -> None:
-        """Set `opener`, `closer` and the text that ends an answer, from a known conversation."""
+    def _turn_marks(self) -> TurnMarks:
+        """Return the marks of turns, read off a known conversation; empty where none are found."""
         turns = ("user", FIRST), ("assistant", ANSWER)
         try:
             two_turns = self._render(*turns, ("user", SECOND))
             one_turn = self._render(*turns, generation_prompt=False)
         except _FAILURES:
-            return  # the template renders single turns only
+            return TurnMarks()  # the template renders single turns only
         first_turn, _, rest = two_turns.partition(ANSWER)
         between = rest.partition(SECOND)[0]
         if SECOND not in two_turns or FIRST not in first_turn:
-            return
-        self._answer_end = _common_start(one_turn.partition(ANSWER)[2], between)
+            return TurnMarks()
+        answer_end = _common_start(one_turn.partition(ANSWER)[2], between)
         before_first, _, after_first = first_turn.partition(FIRST)
-        opener = _common_end(before_first, between.removeprefix(self._answer_end))
-        if opener.strip():
-            self.opener, self.closer = opener, _common_start(after_first, self.back)
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        """(start, end) of the user's words in every turn of a text."""
-        opener, closer = self.opener.strip(), self.closer.strip()
-        answer_end = self._answer_end.strip()
-        spans: list[tuple[int, int]] = []
-        start = 0
-        while opener and (mark := text.find(opener, start)) >= 0:
-            start = mark + len(opener)
-            if spans and answer_end and not text[:mark].rstrip().endswith(answer_end):
-                continue  # the user wrote the opener
-            end_mark = closer or answer_end
-            stop = text.find(end_mark, start) if end_mark else -1
-            stop = len(text) if stop < 0 else stop
-            words = text[start:stop]
-            first = start + len(words) - len(words.lstrip())
-            spans.append((min(first, stop), max(first, start + len(words.rstrip()))))
-        return spans
+        opener = _common_end(before_first, between.removeprefix(answer_end))
+        if not opener.strip():
+            return TurnMarks(answer_end=answer_end)
+        return TurnMarks(opener, _common_start(after_first, self.back), answer_end)
 
 
 def _end_of_prefix(text: str, prefix: str) -> int:

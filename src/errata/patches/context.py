@@ -24,7 +24,6 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.background import names_in
 from errata.lm.chat import Conversation
 from errata.lm.hooks import PerThread
 from errata.patches.base import Arguments
@@ -41,6 +40,7 @@ from errata.patches.grown import (
 )
 from errata.patches.question import insert_context
 from errata.patches.routed import ForwardState, RoutedPatch, last_columns, last_token
+from errata.words.names import names_in
 
 ContextFor = Callable[[list[str]], Sequence[tuple[str, ...]]]
 """Prompts -> the context of each: pieces of text in reading order, () for none.

@@ -1,4 +1,4 @@
-"""`WordWeights`: inverse document frequencies; `NameIndex`: finds stored names in a text.
+"""`WordWeights`: how rare words are; `NameIndex`: finds stored names in a text; `names_in` a text.
 
 What a word is, and what mentions a name, is decided in `parts.py`. Nothing here knows a model.
 """
@@ -22,6 +22,10 @@ _DISTINCTIVE = regex.compile(r"^\p{L}\p{M}*$|\p{N}|[+#]$")
 _ROMAN = regex.compile(r"(?=[mdclxvi])m{0,3}(?:c[md]|d?c{0,3})(?:x[cl]|l?x{0,3})(?:i[xv]|v?i{0,3})")
 _RUN_KEY = 8
 """Leading characters by which a name in a script without spaces is looked up."""
+_WORD = regex.compile(r"\p{M}*[\p{L}\p{N}_][\p{L}\p{M}\p{N}_'’-]*")
+_OPENERS = frozenset(
+    "who what when where which whose how in on at by of the a an is was are were did does".split()
+) | {"name"}
 
 
 class WordWeights:
@@ -238,3 +242,22 @@ class NameIndex:
             if share and share >= self.min_share:
                 shares[number] = share
         return shares
+
+
+def names_in(text: str) -> list[str]:
+    """Return a text's names: runs of capitalised words, without capitals of sentence starts."""
+    names: list[str] = []
+    end = -1
+    for word in _WORD.finditer(text):
+        if not word[0][0].isupper():
+            continue
+        before, following = text[: word.start()].rstrip(), text[word.end() :].lstrip()[:1]
+        opens = not before or before[-1] in ".?!:"
+        if names and word.start() == end + 1 and text[end] == " ":
+            names[-1] += f" {word[0]}"
+        elif opens and (word[0].lower() in _OPENERS or not following.isupper()):
+            continue
+        else:
+            names.append(word[0])
+        end = word.end()
+    return list(dict.fromkeys(name for name in names if len(name) > 2))

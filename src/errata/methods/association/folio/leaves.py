@@ -12,22 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from errata.lm.background import names_in
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.intents import DESCRIBE, READ
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
-from errata.methods.association.folio.question_reader import (
-    LAST,
-    QuestionReader,
-    asked_of,
-    in_quotes,
-    question_in,
-    with_subject,
-    without_labels,
-)
+from errata.methods.association.folio.question_reader import LAST, QuestionReader
 from errata.patches.routed import MAIN
-from errata.words.names import NameIndex
+from errata.words.names import NameIndex, names_in
 from errata.words.parts import words
+from errata.words.questions import asked_of, in_quotes, question_in, with_subject, without_labels
 
 SURE, AGREE = 0.3, 0.5
 """The probability of the first token from which the base model is sure of it; and the overlap of

@@ -39,12 +39,13 @@ from errata.methods.association.folio.intents import EDIT_MARGIN, INTENTS
 from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
-from errata.methods.association.folio.question_reader import LAST, asked_of
+from errata.methods.association.folio.question_reader import LAST
 from errata.methods.association.folio.subject import subject_of
 from errata.methods.association.folio.warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
 from errata.patches.routed import MAIN
 from errata.report import Explanation, Reason
+from errata.words.questions import asked_of
 
 
 class Folio(Method):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import regex
 
 from errata.edit import Edit
-from errata.lm.background import names_in
-from errata.words.names import WordWeights
+from errata.words.names import WordWeights, names_in
 from errata.words.parts import words
 
 MIN_NAME_WEIGHT = 0.6

@@ -14,10 +14,11 @@ from typing import Any
 from errata.edit import Edit
 from errata.errors import PromptTooLongError
 from errata.lm import LM
-from errata.lm.background import names_in, open_prompt, prompt_about, replace_name
+from errata.lm.background import open_prompt, prompt_about, replace_name
 from errata.lm.body_reader import BodyReader
 from errata.lm.encoding import Row
 from errata.methods.association.wise.config import WiseConfig
+from errata.words.names import names_in
 
 CANDIDATES = 8
 """Background prompts put to an edit's subject and answered at a time."""

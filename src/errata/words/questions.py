@@ -1,0 +1,94 @@
+"""The part of a text that asks something of a subject, in words alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import regex
+
+from errata.words.names import names_in
+from errata.words.parts import mentions
+
+_SENTENCE = regex.compile(r"[.?!:\n][\"'”’»)]*\s+")
+_QUOTED = regex.compile('["“«]([^"“”«»]+)["”»]')
+_PRONOUN = regex.compile(
+    r"\b(?:(?P<whose>its|his|their|her(?=\s+\p{L}))|it|s?he|him|her|them|they"
+    r"|this\s+(?!day|week|month|season|year|decade|century|time|morning)\p{Ll}+)\b(?!['’])",
+    regex.IGNORECASE,
+)
+_LABELS = regex.compile(
+    r"^\s*(?:question|q|user|prompt|input|instruction)\s*:\s*"
+    r"|\n\s*(?:answer|a|response|reply|output|assistant)\s*:\s*$",
+    regex.IGNORECASE,
+)
+_QUOTES = " \t\n\"'“”‘’«»"
+
+
+def without_labels(text: str) -> str:
+    """Return a text without "Question:" before it and without a last line "Answer:": a model that
+    has no chat template is often asked so.
+    """
+    return str(_LABELS.sub("", text)).strip() or text.strip()
+
+
+def asked_of(text: str, subject: str) -> str:
+    """Return the part of a text that asks something of a subject.
+
+    It begins with the sentence that mentions the subject first, and is all of the text where none
+    does: in a conversation, the subject may have been named before. See `with_name`.
+    """
+    text = without_labels(text)
+    places = mentions(text, subject)
+    if not places:
+        return with_name(text, subject)
+    return text[_beginning(text, min(start for start, _ in places)) :].strip()
+
+
+def in_quotes(text: str, subject: str) -> str | None:
+    """Return what a text quotes around the last mention of a subject; None where it does not."""
+    start, stop = max(mentions(text, subject), default=(0, 0))
+    for quoted in _QUOTED.finditer(text):
+        if quoted.start() <= start < stop <= quoted.end():
+            return str(quoted[1]).strip()
+    return None
+
+
+def question_in(text: str, subject: str) -> str:
+    """Return the question that a text is about: what it quotes around the last mention of a
+    subject, else the sentence of that mention, alone.
+    """
+    if (quoted := in_quotes(text, subject)) is not None:
+        return quoted
+    if not (places := mentions(text, subject)):
+        return with_name(text.strip(_QUOTES), subject)
+    start = max(places)[0]
+    end = _SENTENCE.search(text, start)
+    return text[_beginning(text, start) : end.end() if end else len(text)].strip(_QUOTES)
+
+
+def with_name(text: str, subject: str) -> str:
+    """Return a text with a subject in the place of its first pronoun ("it", "her", "this city").
+
+    A text that names somebody or something keeps its pronouns: they may stand for that.
+    """
+    if names_in(text):
+        return text
+    return str(_PRONOUN.sub(lambda it: subject + ("'s" if it["whose"] else ""), text, count=1))
+
+
+def with_subject(text: str, subject: str, aliases: Sequence[str]) -> str:
+    """Return a text with a subject in the place of an alias, the longest that it mentions; a text
+    that mentions the subject itself is as it was.
+    """
+    if not aliases or mentions(text, subject):
+        return text
+    for alias in sorted(aliases, key=len, reverse=True):
+        if places := mentions(text, alias):
+            for start, stop in sorted(places, reverse=True):
+                text = text[:start] + subject + text[stop:]
+            return text
+    return text
+
+
+def _beginning(text: str, place: int) -> int:
+    return max((found.end() for found in _SENTENCE.finditer(text[:place])), default=0)
