@@ -22,7 +22,7 @@ SRC = ROOT / "src"
 ORDER = (
     "errors arguments progress storage words edit config conflicts report presets cluster lm "
     "retrieval patches solvers methods saving model cases stream answers probes measures "
-    "evaluation atlas bench analyses transfer images agents unlearning serve cli __main__"
+    "evaluation atlas bench analyses transfer images agents unlearning engines serve cli __main__"
 ).split()
 """Low to high: a room imports from rooms on its left, and from itself."""
 
@@ -32,7 +32,7 @@ import it.
 """
 
 FAMILIES = re.compile(
-    r"llama|mistral|mixtral|falcon|gemma|qwen|gpt[-_]?(2|j|neo|oss|bigcode)|neox|pythia|olmo|starcoder|mamba"
+    r"llama(?![._]cpp)|mistral|mixtral|falcon|gemma|qwen|gpt[-_]?(2|j|neo|oss|bigcode)|neox|pythia|olmo|starcoder|mamba"
     r"|(opt|phi|bloom)\d*(ForCausalLM|Config|Model)",
     re.IGNORECASE,
 )

@@ -75,7 +75,7 @@ class QuestionReader:
 
         See `fit_space` and `fit_intents`.
         """
-        groups, ways = _lines("wordings.jsonl"), _lines("intents.jsonl")
+        groups, ways = lines_of("wordings.jsonl"), lines_of("intents.jsonl")
         wordings = [
             (text, number, f"{group['subject']} {name}")
             for number, group in enumerate(groups)
@@ -97,6 +97,7 @@ class QuestionReader:
         return space, fit_intents(states[:, LAST], intents, relations)
 
 
-def _lines(name: str) -> list[dict[str, Any]]:
+def lines_of(name: str) -> list[dict[str, Any]]:
+    """Return the lines of a file of texts that comes with errata."""
     text = files(__package__).joinpath(name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
