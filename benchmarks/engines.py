@@ -32,6 +32,8 @@ from typing import Any
 
 MOST, LONG, ROUNDS = 24, 64, 7
 """Tokens of an answer; and of one that is timed; and how often."""
+EACH = 2
+"""Other prompts of each kind that are asked for an edit."""
 Ask = Callable[[list[int], int, bool], list[int]]
 """Answers token ids: prompt, most new tokens, with the edits or without; gives the new ones."""
 
@@ -52,7 +54,9 @@ def prepare(options: argparse.Namespace) -> None:
     for case in cases:
         kinds = [("reliability", case.edit.prompt)]
         kinds += [("generalization", text) for text in case.rephrases]
-        kinds += [(probe.kind, probe.prompt) for probe in case.locality]
+        for kind in dict.fromkeys(probe.kind for probe in case.locality):
+            mine = [probe.prompt for probe in case.locality if probe.kind == kind]
+            kinds += [(kind, prompt) for prompt in mine[:EACH]]
         asked += [
             {"kind": kind, "ids": model.lm.encode_prompt(prompt), "target": case.edit.target}
             for kind, prompt in kinds

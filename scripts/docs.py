@@ -54,6 +54,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         shown = [column for column in rows[0] if column not in ("edits", "method")]
         yield "docs/records.md", task, longest(rows, *shown)
         yield "docs/records.md", f"{task}-before", over_time(rows)
+    yield "docs/engines.md", "table", read("engines")
     yield from real_tables()
     for page in ("folio", "by-heart", "atlas"):
         for path in sorted(RESULTS.glob(f"{page}-*.csv")):

@@ -166,6 +166,7 @@ def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path,
     assert read(stream, "mend", 1)["training_seconds"] > 0
 
 
+@pytest.mark.long
 def test_processes(stream):
     """Each run in its own; one that dies takes no other with it."""
     stream = dataclasses.replace(stream, checkpoints=(1,))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edited import EDITS, IDS, PROMPTS, VARIANTS, edit_model, edited_model, logits_of
+from edited import EDITS, IDS, KINDS, PROMPTS, VARIANTS, edit_model, edited_model, logits_of
 from families import chat_tokenizer, tiny_model, tiny_tokenizer
 from grid import grid
 from typer.testing import CliRunner
@@ -365,7 +365,12 @@ def test_a_config_that_was_changed_by_hand(setting):
         errata.load(setting.folder)
 
 
-@grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
+@grid(
+    "method settings",
+    VARIANTS,
+    lambda method, settings: {method} & {name for name, _ in KINDS},
+    IDS,
+)
 def test_a_state_that_is_not_what_it_must_be(method, settings):
     """Of each method, each tensor: gone, longer, shorter, wider, of another type; each value: gone,
     or of another type.

@@ -33,14 +33,6 @@ WRITTEN, NEXT = EDITS[:3], EDITS[3]
 """What is written fills a part of what a method fills (a shard, a turn), and half of another."""
 FEW = 4
 """New tokens of an answer where only the same is asked of two."""
-METHODS = pytest.mark.parametrize(("method", "settings"), VARIANTS, ids=IDS)
-EVERYWHERE = grid(
-    "family method settings",
-    [(family, *variant) for variant in VARIANTS for family in FAMILIES],
-    lambda family, method, settings: {(method, *settings.items()), (family, patch_kind(method))},
-    [f"{name}-{family}" for name in IDS for family in FAMILIES],
-)
-"""Each variant of a method meets a family, each kind of patch meets every family."""
 ONCE_EVERYWHERE = grid(
     "family method settings",
     [(family, *variant) for variant in VARIANTS for family in FAMILIES],
@@ -59,7 +51,7 @@ FOR_EACH_KIND = grid(
 """A method for each kind of patch, and of what it keeps from edit to edit."""
 
 
-@EVERYWHERE
+@ONCE_EVERYWHERE
 def test_saved_loaded_and_gone_on_with(family, method, settings, tmp_path):
     model = edited_model(family, method, WRITTEN, **settings)
     before = logits_of(model, model.lm)
@@ -143,7 +135,7 @@ def test_undone_is_as_never_done(family, method, settings):
     same_state(model, never, 1e-5)
 
 
-@METHODS
+@ONCE
 def test_one_call_is_as_many(method, settings, family="llama"):
     at_once = edited_model(family, method, WRITTEN, **settings)
     one_by_one = edit_model(family, method, **settings)

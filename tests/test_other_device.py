@@ -18,8 +18,8 @@ from errata.bench.drift import drift
 from errata.cases import Case
 from errata.evaluation import evaluate
 
-QUICK, TOKENS = ("wise", "folio"), 2
-"""A routed module; a memory of states that also puts text beside the prompt."""
+QUICK, TOKENS = ("folio",), 2
+"""A memory of states that also puts text beside the prompt."""
 
 
 @pytest.mark.parametrize(
