@@ -34,7 +34,7 @@ class AskingPart:
     """
 
     def __init__(self, visit: Visit) -> None:
-        self.visit, self._busy = visit, False
+        self.visit, self._asking = visit, asyncio.Lock()
         self._turns: dict[bool, list[Message]] = {True: [], False: []}
         with section("Ask", "ask"):
             self.question = field("Question").on("keydown.enter", self.ask)
@@ -45,12 +45,10 @@ class AskingPart:
             self._shown = ui.element("div").props('role=log aria-label="Answers"')
 
     async def ask(self) -> None:
-        """Ask what stands in the field."""
-        words = self.question.value.strip()
-        if self._busy or not words:
+        """Ask what stands in the field, once the question before is answered."""
+        if not (words := self.question.value.strip()):
             return
-        self._busy = True
-        try:
+        async with self._asking:
             with self.notice.problems():
                 self.visit.let(Role.ASK)
                 refuse_if_too_many(self.visit.service)
@@ -60,8 +58,6 @@ class AskingPart:
                 await asyncio.gather(
                     self._answer(words, False, base), self._answer(words, True, edited)
                 )
-        finally:
-            self._busy = False
 
     def _turn(self, words: str) -> tuple[Any, Any]:
         """Show a question above those before; return where its answers go."""
