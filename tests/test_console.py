@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -20,9 +23,11 @@ import uvicorn
 from fastapi.testclient import TestClient
 from starlette.exceptions import HTTPException
 from started import started
+from typer.testing import CliRunner
 
 import errata
 from errata import Edit
+from errata.cli import app
 from errata.serve.app import make_app
 from errata.serve.console.elements import lines_of, said_of
 from errata.serve.console.versions import in_utc, plot_of
@@ -80,10 +85,10 @@ def test_a_visitor_may_do_what_the_key_may(service):
 
     heard: list[int] = []
     visit = Visit(served, None, [lambda: heard.append(service.version)])
-    visit.look()
-    visit.look()
+    asyncio.run(visit.look())
+    asyncio.run(visit.look())
     service.undo([edit_id], "someone")
-    visit.look()
+    asyncio.run(visit.look())
     assert heard == [service.version - 1, service.version]
 
 
@@ -114,6 +119,14 @@ def test_without_the_console_nothing_of_it_is_there(service):
     assert TestClient(make_app(service, "atlas", Keys())).get("/console/").status_code == 404
 
 
+def test_what_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    found = CliRunner().invoke(app, ["serve", "atlas", "--console"])
+    assert "--console needs libraries: pip install 'errata[console]'" in " ".join(
+        found.output.split()
+    )
+
+
 # in a browser
 
 
@@ -134,9 +147,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(service: Service, browser: Any) -> Iterator[str]:
     """Where the console of a server in this process is."""
-    app = make_app(service, "atlas", Keys(), console=True)
+    served = make_app(service, "atlas", Keys(), console=True)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(served, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}/console"
@@ -310,6 +323,8 @@ def test_problems_are_told_in_plain_words(service, page):
     fill(page, MAYOR, AFTER, "Traren")
     press(page, "Add:")
     page.get_by_text("Written as version").wait_for()
+    page.wait_for_function("document.querySelector('[aria-label=Prompt]').value == ''")
+    fill(page, MAYOR, AFTER, "Traren")
     press(page, "Add:")
     page.get_by_text("the edit is in the model already").wait_for()
     fill(page, MAYOR, "Bo Dun", "Traren")
@@ -387,6 +402,13 @@ def test_all_fits_and_has_a_name(service, address, visits, width):
     page.get_by_role("dialog").wait_for()
     assert page.evaluate(UNNAMED) == []
     page.keyboard.press("Escape")
+
+
+def test_browsers_are_told_to_fetch_from_nowhere_else(address):
+    with urlopen(f"{address}/") as answer:
+        policy = answer.headers["content-security-policy"]
+        assert "http" not in answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'self'") and "frame-ancestors 'none'" in policy
 
 
 def test_edits_are_searched_and_come_in_pages(service, address, visits):

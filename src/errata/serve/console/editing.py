@@ -67,6 +67,7 @@ class WritingPart:
                 self.watched = field(
                     "Prompts to watch in a preview", "one a line; not kept", lines=True
                 )
+                self._kept = self.prompt, self.target, self.subject, self.aliases, self.wordings
                 text("p", "If it contradicts an edit in the model:", "label").props("id=conflict")
                 self.on_conflict = ui.radio(ON_CONFLICT, value="replace").props(
                     'role=radiogroup aria-labelledby="conflict" dense'
@@ -96,7 +97,9 @@ class WritingPart:
             report = changed.report or EditReport()
             results = await run_in_threadpool(service.check, report.written)
             self.notice.say(self._told(changed, results))
-            self.visit.look()
+            for each in self._kept if report.written else ():
+                each.set_value("")
+            await self.visit.look()
 
     async def preview(self) -> None:
         """Try the edit, and show what it would change."""
@@ -225,5 +228,5 @@ class EditsPart:
         with self.notice.problems():
             actor = self.visit.let(Role.EDIT)
             changed = await run_in_threadpool(self.visit.service.undo, [edit.id], actor)
-            self.visit.look()
+            await self.visit.look()
             self.notice.say(f"Undone as version {changed.version}: {in_words(edit)}", focus=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from nicegui import app as nicegui_app
 from nicegui import ui
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from errata.serve.answering import Answering
 from errata.serve.console.asking import AskingPart
@@ -25,6 +27,15 @@ PATH = "/console"
 STYLE = Path(__file__).with_name("style.css")
 LOOKS = 1.0
 """Seconds between two looks at whether someone else has changed the model."""
+HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data:; "
+        b"frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
 RECONNECT = 60.0
 """Seconds that a page which has lost its connection is kept for."""
 
@@ -53,6 +64,7 @@ def mount(
             else:
                 _show(Visit(served))
 
+    nicegui_app.add_middleware(OwnOnly)
     ui.page("/", title=f"errata: {name}", language="en-US", reconnect_timeout=RECONNECT)(page)
     ui.run_with(
         app,
@@ -62,6 +74,27 @@ def mount(
         show_welcome_message=False,
     )
     app.router.lifespan_context = _quietly(app.router.lifespan_context)
+
+
+class OwnOnly:
+    """Has browsers fetch from this server alone, and show the page in no other site's frame.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        await self.app(scope, receive, sent)
 
 
 def _quietly(lifespan: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -129,5 +162,4 @@ def _show(visit: Visit) -> None:
         measuring = MeasuringPart(visit)
         VersionsPart(visit)
         ui.timer(LOOKS, measuring.show)
-    visit.look()
     ui.timer(LOOKS, visit.look)

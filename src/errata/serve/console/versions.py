@@ -9,12 +9,14 @@ from typing import Any
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
+from errata.errors import ErrataError
 from errata.measures import MEANINGS
 from errata.serve.console.elements import (
     Cell,
     Notice,
     button,
     confirmed,
+    said_of,
     section,
     table,
     text,
@@ -31,6 +33,12 @@ LOOKS = {
     "locality": ("#1b7a4b", "rect", 6, "dotted"),
 }
 """Colour, sign, its size, and line of a measure: told apart without colour, and on one point."""
+ASKED = {
+    "reliability": "that prompt",
+    "generalization": "the other wordings that were given with an edit, if any were",
+    "locality": "beginnings of texts by the base model, and the edits' prompts about other names",
+}
+"""What measures are asked with."""
 DONE = {
     "begin": "began",
     "edit": "wrote",
@@ -54,7 +62,7 @@ class MeasuringPart:
             with ui.element("dl"):
                 for name in MEASURES:
                     text("dt", name)
-                    text("dd", MEANINGS[name])
+                    text("dd", f"{MEANINGS[name]}; asked with {ASKED[name]}")
             with ui.element("div").classes("buttons"):
                 button("Measure now", self.measure, main=True, about="the version that answers")
             self.notice = Notice()
@@ -176,22 +184,25 @@ class VersionsPart:
                 self._after = button("Older", partial(self._turn, 1))
         visit.listeners.append(self.show)
 
-    def _turn(self, by: int) -> None:
+    async def _turn(self, by: int) -> None:
         self._page += by
-        self.show()
+        await self.show()
 
-    def show(self) -> None:
+    async def show(self) -> None:
         """Show a page of versions, the newest first."""
         last = max(0, (self.visit.service.version - 1) // PAGE)
         self._page = min(max(self._page, 0), last)
         newest = self.visit.service.version - self._page * PAGE
         first = max(0, newest - PAGE)
-        with self.notice.problems():
-            found = self.visit.service.history(first, newest - first)
-            self._list.clear()
-            with self._list:
-                rows = [self._row(entry) for entry in reversed(found)]
-                table("Versions", ["Version", "Time", "Who", "What", ""], rows)
+        try:
+            found = await run_in_threadpool(self.visit.service.history, first, newest - first)
+        except ErrataError as error:
+            self.notice.say(said_of(error), wrong=True)
+            return
+        self._list.clear()
+        with self._list:
+            rows = [self._row(entry) for entry in reversed(found)]
+            table("Versions", ["Version", "Time", "Who", "What", ""], rows)
         self._before.set_visibility(self._page > 0)
         self._after.set_visibility(self._page < last)
 
@@ -220,7 +231,7 @@ class VersionsPart:
             actor = self.visit.let(Role.ADMIN)
             changed = await run_in_threadpool(self.visit.service.activate, version, actor)
             words = f"The edits of version {version} are back, as version {changed.version}."
-            self.visit.look()
+            await self.visit.look()
             self.notice.say(words, focus=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from errata.edit import Edit
@@ -11,6 +11,9 @@ from errata.serve.answering import Answering
 from errata.serve.keys import Key, Keys, Role
 from errata.serve.measuring import Measurements
 from errata.serve.service import Service
+
+Listener = Callable[[], Awaitable[None] | None]
+"""Called when the model has changed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Visit:
 
     served: Served
     key: Key | None = None
-    listeners: list[Callable[[], None]] = field(default_factory=list)
+    listeners: list[Listener] = field(default_factory=list)
     version: int = 0
 
     @property
@@ -66,12 +69,13 @@ class Visit:
         """
         return self.served.keys.let(self.key, role)
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Tell the listeners if the model has changed, by whomever."""
         if self.service.version != self.version:
             self.version = self.service.version
             for each in self.listeners:
-                each()
+                if (told := each()) is not None:
+                    await told
 
     def described(self, edit_id: str) -> str:
         """Return an edit in words: its id alone to who may not read edits, or where it is gone."""
