@@ -312,9 +312,12 @@ def test_the_keyboard_alone_does_it_all(service, page):
 def test_problems_are_told_in_plain_words(service, page):
     def told(words: str) -> None:
         press(page, "Add:")
-        page.get_by_role("alert").get_by_text(words).wait_for()
+        page.locator("#add").get_by_role("alert").get_by_text(words).wait_for()
         assert [each.target for each in service.edits] in ([], [AFTER])
 
+    page.get_by_label("Question", exact=True).fill("Who is it? " * 3000)
+    page.keyboard.press("Enter")
+    page.locator("#ask").get_by_role("alert").get_by_text("Not done (prompt too long)").wait_for()
     told("Not done (edit not valid): 'prompt' is empty")
     fill(page, MAYOR, AFTER, "Tamis")
     told("subject 'Tamis' does not stand in the prompt")
@@ -333,8 +336,7 @@ def test_problems_are_told_in_plain_words(service, page):
     press(page, "Add:")
     page.get_by_text(f"contradicts an edit in the model, which stays: {MAYOR} → {AFTER}").wait_for()
     page.get_by_label("Nothing is written").click()
-    press(page, "Add:")
-    page.get_by_role("alert").get_by_text("Not done").wait_for()
+    told("Not done (edit not valid)")
     page.get_by_label("The new edit wins").click()
     press(page, "Add:")
     page.get_by_text(f"It contradicts {MAYOR} → {AFTER}.").wait_for()
@@ -364,6 +366,18 @@ def test_measurements_of_versions_are_drawn_with_how_much_was_asked(service, pag
     plot = page.get_by_role("img", name=re.compile("Shares of right answers"))
     for name in ("reliability", "generalization", "locality"):
         plot.locator("svg").get_by_text(name).wait_for()
+
+
+def test_turns_before_are_sent_along_where_that_is_wanted(service, page):
+    client, messages = TestClient(make_app(service, "atlas", Keys())), []
+    page.get_by_role("checkbox", name="Send the turns before along").click()
+    page.get_by_role("checkbox", checked=True).wait_for()
+    for words in (MAYOR, "Where was the mayor born?"):
+        messages.append({"role": "user", "content": words})
+        body = {"model": "atlas", "temperature": 0, "max_tokens": 256, "messages": messages}
+        (choice,) = client.post("/v1/chat/completions", json=body).json()["choices"]
+        messages.append({"role": "assistant", "content": choice["message"]["content"]})
+        ask(page, words, choice["message"]["content"].strip() or "(an empty answer)")
 
 
 UNNAMED = """
