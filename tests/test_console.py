@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -21,6 +22,7 @@ pytest.importorskip("nicegui", reason="the console needs nicegui: pip install 'e
 
 import uvicorn
 from fastapi.testclient import TestClient
+from nicegui import app as pages
 from starlette.exceptions import HTTPException
 from started import started
 from typer.testing import CliRunner
@@ -65,6 +67,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 # without a browser
 
 
+def in_thread(coroutine: Callable[[], Any]) -> None:
+    """Run a coroutine in a thread of its own: a browser may have a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(coroutine())).result()
+
+
 def test_a_visitor_may_do_what_the_key_may(service):
     held = {role: Key(role.name, role, digest_of(role.name)) for role in Role}
     keys = Keys(list(held.values()))
@@ -85,10 +93,10 @@ def test_a_visitor_may_do_what_the_key_may(service):
 
     heard: list[int] = []
     visit = Visit(served, None, [lambda: heard.append(service.version)])
-    asyncio.run(visit.look())
-    asyncio.run(visit.look())
+    in_thread(visit.look)
+    in_thread(visit.look)
     service.undo([edit_id], "someone")
-    asyncio.run(visit.look())
+    in_thread(visit.look)
     assert heard == [service.version - 1, service.version]
 
 
@@ -147,6 +155,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(service: Service, browser: Any) -> Iterator[str]:
     """Where the console of a server in this process is."""
+    pages.user_middleware.clear()  # where workers share tests, it may be this process's second one
+    pages.middleware_stack = None
     served = make_app(service, "atlas", Keys(), console=True)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(served, log_level="warning"))
