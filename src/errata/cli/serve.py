@@ -55,11 +55,16 @@ def serve(
     ] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered together, at most.")] = 16,
     lanes: Annotated[int, typer.Option(min=1, help="Batches that run side by side.")] = 2,
+    console: Annotated[
+        bool, typer.Option("--console", help="Serve a page at /console: ask, edit, look back.")
+    ] = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI does, and correct it while it answers."""
     _check_installed()
+    if console:
+        _check_console_installed()
     from errata.cli.choices import Choices
     from errata.config import check_device, check_dtype
     from errata.serve.app import make_app
@@ -89,8 +94,9 @@ def serve(
             edited, ledger, batch, lanes, told, rules,
             Snapshots(folder, snapshot_every) if folder else None,
         )  # fmt: skip
-    app = make_app(service, name or Path(model).name, held)
-    _run(app, host, port, f"{len(service.edits)} edits, version {service.version}")
+    app = make_app(service, name or Path(model).name, held, console)
+    about = f"{len(service.edits)} edits, version {service.version}"
+    _run(app, host, port, about, console)
 
 
 def audit(
@@ -134,6 +140,13 @@ def _check_installed() -> None:
         raise UsageError("serving needs libraries: pip install 'errata[serve]'.") from error
 
 
+def _check_console_installed() -> None:
+    try:
+        import nicegui  # noqa: F401
+    except ImportError as error:
+        raise UsageError("--console needs libraries: pip install 'errata[console]'.") from error
+
+
 def _is_here(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -155,7 +168,7 @@ def _opened(model: str, choices: Choices, dtype: str, device_map: str | None) ->
     return errata.get_edit_model(base, choices.config(base.config), tokenizer)
 
 
-def _run(app: FastAPI, host: str, port: int, about: str) -> None:
+def _run(app: FastAPI, host: str, port: int, about: str, console: bool) -> None:
     """Listen until a signal ends it; say where, once requests are taken."""
     import socket
 
@@ -167,9 +180,8 @@ def _run(app: FastAPI, host: str, port: int, about: str) -> None:
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}).") from error
     shown = f"[{host}]" if ":" in host else host
-    screen.err.print(
-        f"serving http://{shown}:{listening.getsockname()[1]}/v1 ({about}); Ctrl-C ends it",
-        markup=False,
-    )
+    address = f"http://{shown}:{listening.getsockname()[1]}"
+    page = f"; the console is {address}/console" if console else ""
+    screen.err.print(f"serving {address}/v1 ({about}){page}; Ctrl-C ends it", markup=False)
     settings = uvicorn.Config(app, log_level="warning", access_log=False)
     uvicorn.Server(settings).run(sockets=[listening])

@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from errata.errors import UnknownNameError, UsageError, suggest
 from errata.serve.engine import Piece, Request
 from errata.serve.openai import (
@@ -27,6 +29,20 @@ from errata.serve.service import Service
 
 BASE = "-base"
 """What stands behind the edited model's name in that of its base model."""
+MOST_WAITING = 256
+"""Requests that may wait for the engine before more are refused."""
+
+
+def refuse_if_too_many(service: Service) -> None:
+    """Refuse a request where too many wait already.
+
+    Raises:
+        HTTPException: they do.
+    """
+    if service.engine.waiting >= MOST_WAITING:
+        raise HTTPException(
+            429, f"{MOST_WAITING} requests wait already; try again.", {"Retry-After": "1"}
+        )
 
 
 @dataclass

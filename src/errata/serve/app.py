@@ -22,7 +22,7 @@ from starlette.routing import Match, Route
 import errata
 from errata.errors import ErrataError, UnknownNameError
 from errata.serve import metrics
-from errata.serve.answering import BASE, Answering
+from errata.serve.answering import BASE, Answering, refuse_if_too_many
 from errata.serve.body_limit import BodyLimit
 from errata.serve.edits import edit_routes
 from errata.serve.keys import Keys, Role
@@ -41,8 +41,6 @@ from errata.serve.service import Service
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 256
-"""Requests that may wait for the engine before more are refused."""
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {PROBLEM: {}}, "description": title}
     for status, title in (
@@ -54,13 +52,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
-def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
+def make_app(service: Service, name: str, keys: Keys, console: bool = False) -> FastAPI:
     """Return the application.
 
     Args:
         service: the served model.
         name: the edited model's; its base model's has "-base" behind it.
         keys: who may do what.
+        console: whether the page at `/console` is served, too.
     """
 
     @asynccontextmanager
@@ -94,10 +93,7 @@ def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
         return ModelOut(id=model, created=started)
 
     async def answered(request: Request, wanted: AnswerRequest) -> Response:
-        if service.engine.waiting >= MOST_WAITING:
-            raise HTTPException(
-                429, f"{MOST_WAITING} requests wait already; try again.", {"Retry-After": "1"}
-            )
+        refuse_if_too_many(service)
         answering = Answering(service, name, wanted)
         if wanted.stream:
             return await _streamed(answering, measured)
@@ -147,6 +143,10 @@ def make_app(service: Service, name: str, keys: Keys) -> FastAPI:
         """Return counters and times for Prometheus."""
         return Response(measured.text(), media_type=metrics.MEDIA_TYPE)
 
+    if console:
+        from errata.serve.console import mount
+
+        mount(app, service, name, keys, measured.answered)
     return app
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -75,6 +76,16 @@ class Jobs:
         return self._jobs[job_id]
 
 
+def with_text(edits: Sequence[Edit], text: str) -> list[Edit]:
+    """Return the edits that have a text in prompt, target or subject, in whatever letters."""
+    wanted = text.casefold()
+    return [
+        edit
+        for edit in edits
+        if wanted in f"{edit.prompt}\n{edit.target}\n{edit.subject or ''}".casefold()
+    ]
+
+
 def edit_routes(service: Service, keys: Keys) -> APIRouter:
     """Return the routes."""
     routes, jobs = APIRouter(prefix="/v1", tags=["edits"]), Jobs()
@@ -112,12 +123,7 @@ def edit_routes(service: Service, keys: Keys) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> EditList:
         """List the edits in the model, oldest first."""
-        wanted = text.casefold()
-        found = [
-            edit
-            for edit in service.edits
-            if wanted in f"{edit.prompt}\n{edit.target}\n{edit.subject or ''}".casefold()
-        ]
+        found = with_text(service.edits, text)
         start = 0
         if after:
             ids = [edit.id for edit in found]

@@ -91,24 +91,33 @@ class Keys:
         """Return a dependency of FastAPI that lets a role in, and gives the actor's name."""
 
         async def actor(request: Request) -> str:
-            if not self:
-                self._count(NOBODY, self._rate)
-                return NOBODY
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            key = self.holder(given.strip()) if scheme.lower() == "bearer" else None
-            if key is None:
-                raise HTTPException(
-                    401, "send a key: 'Authorization: Bearer ...'.", {"WWW-Authenticate": "Bearer"}
-                )
-            if key.role < role:
-                raise HTTPException(
-                    403, f"the key of {key.name} may {key.role.name.lower()}; this needs "
-                    f"{role.name.lower()}."
-                )  # fmt: skip
-            self._count(key.name, key.rate or self._rate)
-            return key.name
+            return self.let(
+                self.holder(given.strip()) if scheme.lower() == "bearer" else None, role
+            )
 
         return Depends(actor)
+
+    def let(self, key: Key | None, role: Role) -> str:
+        """Let a key's holder do one thing, which counts; return the actor's name.
+
+        Raises:
+            HTTPException: there is no key, it may not do this, or does too much.
+        """
+        if not self:
+            self._count(NOBODY, self._rate)
+            return NOBODY
+        if key is None:
+            raise HTTPException(
+                401, "send a key: 'Authorization: Bearer ...'.", {"WWW-Authenticate": "Bearer"}
+            )
+        if key.role < role:
+            raise HTTPException(
+                403, f"the key of {key.name} may {key.role.name.lower()}; this needs "
+                f"{role.name.lower()}."
+            )  # fmt: skip
+        self._count(key.name, key.rate or self._rate)
+        return key.name
 
     def _count(self, name: str, rate: RateLimitItem | None) -> None:
         """Count a request, unless it is one too many."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,6 +229,12 @@ class Service:
         wanted = by_id(self.ledger.edits_at(version))
         bring_to(model, list(wanted.values()))
         self._edits = wanted
+
+    @contextmanager
+    def steady(self) -> Iterator[int]:
+        """Keep the version, which is given, within a `with` block: changes wait, answers do not."""
+        with self._writing:
+            yield self.version
 
     def check(self, edits: Sequence[Edit]) -> list[EditResult]:
         """Ask the model the prompts of edits, see `EditModel.check_edits`."""
