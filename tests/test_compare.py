@@ -246,6 +246,7 @@ def fork_quickly() -> None:
         setattr(run, name, value)
 
 
+@pytest.mark.long  # as in test_resume.py
 def test_killed_and_called_again_it_gives_the_same_figures(tmp_path):
     """The command, killed as soon as something is saved, then called again; and once unbroken."""
     cases = tmp_path / "cases.jsonl"

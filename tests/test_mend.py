@@ -184,6 +184,7 @@ def test_training_lowers_its_loss():
     assert after[5e-3] < 0.7 * after[0.0]
 
 
+@pytest.mark.long
 def test_trained_it_beats_untrained_on_what_it_has_not_seen():
     held = make_cases(3, seed=1)
     taught = training_cases(12, held, seed=2)

@@ -135,7 +135,7 @@ def test_undone_is_as_never_done(family, method, settings):
     same_state(model, never, 1e-5)
 
 
-@ONCE
+@FOR_EACH_KIND
 def test_one_call_is_as_many(method, settings, family="llama"):
     at_once = edited_model(family, method, WRITTEN, **settings)
     one_by_one = edit_model(family, method, **settings)
