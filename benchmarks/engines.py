@@ -120,13 +120,15 @@ def in_llama_cpp(options: argparse.Namespace) -> Ask:
 
     from errata.engines.llama_cpp import edits_for, logits_processor
 
-    model = Llama(str(options.model), n_ctx=1024, n_threads=options.threads, verbose=False)
+    threads = {"n_threads": options.threads, "n_threads_batch": options.threads}
+    model = Llama(str(options.model), n_ctx=1024, verbose=False, **threads)
     edits = edits_for(model, str(options.out / "export"))
     ends = set(json.loads((options.out / "asked.json").read_text())["ends"])
 
     def ask(ids: list[int], most: int, edited: bool) -> list[int]:
         processors = LogitsProcessorList([logits_processor(edits)]) if edited else None
         said: list[int] = []
+        model.reset()  # else what another call read is not read again: other sums, other seconds
         for token in model.generate(ids, temp=0.0, repeat_penalty=1.0, logits_processor=processors):
             said.append(int(token))
             if len(said) == most or (said[-1] in ends and most != LONG):
