@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,14 @@ class PostgreSQL:
     def _run(self, *words: str) -> None:
         done = subprocess.run(words, capture_output=True, cwd=self.folder, check=False, **self._as)
         assert done.returncode == 0, done.stderr.decode()
+
+
+@contextmanager
+def empty_database(kind: str, folder: Path) -> Iterator[str]:
+    """The address of an empty database of `sqlite` or `postgresql`, in a folder."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'edits.db'}"
+        return
+    database = PostgreSQL(folder / "postgresql")
+    yield database.url
+    database.stop()

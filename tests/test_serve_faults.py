@@ -21,7 +21,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from postgresql import PostgreSQL
+from postgresql import empty_database
 from started import do_nothing, no_file_beyond, started
 from typer.testing import CliRunner
 
@@ -35,12 +35,8 @@ EDITS = [case.edit.to_dict() for case in make_cases(40)]
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of an empty database; of SQLite, unless `postgresql` is asked for."""
-    if getattr(request, "param", "sqlite") == "sqlite":
-        yield f"sqlite:///{tmp_path / 'edits.db'}"
-        return
-    database = PostgreSQL(tmp_path / "postgresql")
-    yield database.url
-    database.stop()
+    with empty_database(getattr(request, "param", "sqlite"), tmp_path) as url:
+        yield url
 
 
 @pytest.fixture

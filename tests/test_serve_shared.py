@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from postgresql import PostgreSQL
+from postgresql import PostgreSQL, empty_database
 
 import errata
 from errata import Edit
@@ -41,12 +41,8 @@ def edited_model(**settings: object) -> errata.EditModel:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of an empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'edits.db'}"
-        return
-    database = PostgreSQL(tmp_path / "postgresql")
-    yield database.url
-    database.stop()
+    with empty_database(request.param, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
