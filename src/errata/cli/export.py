@@ -66,4 +66,5 @@ def _written(edited: EditModel, to: str, out: Path, rank: int | None) -> str:
 
     with screen.busy("fitting what tells questions apart"):
         count = export_edits(edited, out)
-    return f"{out}: {count} edits for {to}; docs/engines.md says how they are used there"
+    edits = "1 edit" if count == 1 else f"{count} edits"
+    return f"{out}: {edits} for {to}; docs/engines.md says how they are used there"
