@@ -40,7 +40,7 @@ from errata.lm.encoding import in_batches
 from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier
-from errata.methods.association.folio.question_reader import LAST, QuestionReader
+from errata.methods.association.folio.question_reader import LAST, Question, QuestionReader
 from errata.methods.association.folio.question_space import QuestionSpace
 from errata.probes import make_probes
 from errata.words.questions import asked_of, in_quotes
@@ -114,8 +114,11 @@ def signs(
     def asked(text: str, subject: str) -> str:
         return in_quotes(text, subject) or asked_of(text, subject)
 
-    texts = [(asked(one, subject), asked(two, subject)) for one, two, subject in pairs]
-    views = dict(reader.read([text for pair in texts for text in pair]))
+    texts = [
+        [Question(asked(text, subject), subject) for text in (one, two)]
+        for one, two, subject in pairs
+    ]
+    views = reader.read([text for pair in texts for text in pair])
     one, two = (torch.stack([views[pair[place]] for pair in texts]) for place in (0, 1))
     cosines = F.cosine_similarity(one[:, LAST], two[:, LAST])
     yield line("cosine of the states at the last token", cosines)
@@ -124,19 +127,20 @@ def signs(
     if picture:
         kinds = [kind for kind, size in zip(GROUPS, sizes, strict=True) for _ in range(size)]
         draw(ratios / space.spread, kinds, space.boundary, picture)
-    yield line("discriminant, last token", ratios[:, LAST])
-    yield line("discriminant, second half", ratios[:, 1 - LAST])
-    yield line("both (folio)", space.scores(first, second), 0.5)
+    for view, name in enumerate(("last token", "second half", "words")):
+        yield line(f"discriminant, {name}", ratios[:, view])
+    yield line("the three (folio)", space.scores(first, second), 0.5)
 
 
 def draw(ratios: Tensor, kinds: list[str], boundary: float, file: Path) -> None:
-    """Draw what the views say of pairs, (pairs, 2), and where they are taken for one question."""
+    """Draw what the views say of pairs, (pairs, views), and where these ask one thing."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "errata", "font.size": 9})
     from matplotlib import pyplot
 
+    ratios = torch.stack([ratios[:, :2].sum(1), ratios[:, 2]], 1)
     figure, axis = pyplot.subplots(figsize=(6, 4.6), layout="constrained")
     for place, kind in enumerate(GROUPS):
         mine = ratios[[each == kind for each in kinds]]
@@ -146,7 +150,11 @@ def draw(ratios: Tensor, kinds: list[str], boundary: float, file: Path) -> None:
     low, high = ratios.amin(0), ratios.amax(0)
     edge = torch.tensor([float(low[0]), float(high[0])])
     axis.plot(edge, boundary - edge, color="black", lw=1, label="boundary")
-    axis.set(xlabel="last token", ylabel="second half", ylim=(float(low[1]), float(high[1]) + 0.5))
+    axis.set(
+        xlabel="states: last token and second half",
+        ylabel="words",
+        ylim=(float(low[1]), float(high[1]) + 0.5),
+    )
     axis.set_title("log likelihood ratio that the same is asked, in standard deviations", size=9)
     axis.legend(frameon=False, fontsize=8)
     file.parent.mkdir(exist_ok=True, parents=True)
@@ -158,8 +166,9 @@ def told_intents(
 ) -> dict[str, float]:
     """Return the share of probes whose intent is told right, by kind."""
     questions = [q for task in TASKS for q in make_probes(cases[task], tuple(RIGHT)).questions]
-    views = reader.read([question.turns[-1].strip() for question in questions])
-    states = torch.stack([views[question.turns[-1].strip()][LAST] for question in questions])
+    texts = [Question(question.turns[-1].strip()) for question in questions]
+    views = reader.read(texts)
+    states = torch.stack([views[text][LAST] for text in texts])
     told = [INTENTS[intent] for intent in intents.of(states)]
     right: dict[str, list[bool]] = {kind: [] for kind in RIGHT}
     for question, intent in zip(questions, told, strict=True):

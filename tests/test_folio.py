@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -23,11 +24,11 @@ from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.patch import FolioMemory
-from errata.methods.association.folio.question_reader import QuestionReader
+from errata.methods.association.folio.question_reader import QuestionReader, wordings
 from errata.methods.association.folio.saying import NOTHING, with_said
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
-from errata.words.questions import asked_of, question_in
+from errata.words.questions import asked_of, question_in, without_subject
 
 CASES = make_cases(12, seed=3)
 ANOTHER = CASES[5].edit.target
@@ -77,16 +78,27 @@ def test_what_is_said_has_the_probability_asked_for_and_the_rest_keeps_its_propo
 
 
 def test_the_second_sign_is_how_surely_the_same_is_asked(written):
-    """Of the states in the middle of the base model's blocks, from its own hidden states."""
+    """Of the states in the middle of the base model's blocks, from its own hidden states, and of
+    the words around the subject, from its input embeddings.
+    """
     case, space = CASES[1], written.method.patch.calibration.space
-    prompt = case.rephrases[0]
+    prompt, lm = case.rephrases[0], written.lm
+    table = written.base.get_input_embeddings().weight.detach()
+
+    def outside(text, subject):
+        return lm.encode_piece(f" {' '.join(text.replace(subject, '').split())}")
+
+    common = Counter(token for each in wordings() for token in outside(*each.question))
     states = []
     with written.disable_edits(), torch.no_grad():
         for text in (case.edit.prompt, prompt):
             ids = torch.tensor([written.lm.encode_text(text)])
             read = written.base(ids, output_hidden_states=True)
             each = read.hidden_states[written.lm.architecture.n_layers // 2][0]
-            states.append(torch.stack([each[-1], each[len(each) // 2 :].mean(0)]))
+            words = outside(text, case.edit.subject)
+            weights = torch.tensor([1e-3 / (1e-3 + common[w] / common.total()) for w in words])
+            mean = (weights[:, None] * table[words]).sum(0) / weights.sum()
+            states.append(torch.stack([each[-1], each[len(each) // 2 :].mean(0), mean]))
     told = written.explain([prompt])[0]
     assert told.edit_id == case.edit.id and told.reasons[0].edit_id == case.edit.id
     assert told.reasons[0].parts["same_question"] == pytest.approx(
@@ -105,6 +117,18 @@ def test_of_a_prompt_the_part_is_read_that_asks_of_the_subject():
         ("", ""),
     ):
         assert asked_of(text, "Ana Bo") == asked
+
+
+def test_a_text_without_its_subject():
+    for text, subject, left in (
+        ("Who leads Ana Bo's town, Ana Bo?", "Ana Bo", "Who leads 's town, ?"),
+        ("The mother tongue of Bo is", "Ana Bo", "The mother tongue of is"),
+        ("Who  leads the harbour?", "the harbour", "Who leads ?"),
+        ("In which year was it?", "the Harbour", "In which year was it?"),
+        ("How long is it?", "", "How long is it?"),
+        ("Ana Bo", "Ana Bo", ""),
+    ):
+        assert without_subject(text, subject) == left
 
 
 def test_the_labels_of_a_question_and_of_its_answer_are_not_read():
@@ -365,12 +389,25 @@ def test_a_state_of_version_0_1_is_read_anew():
     keys, rows = (older[f"folio-00000/{name}"] for name in ("keys", "rows"))
     older["folio-00000/keys"] = keys.repeat_interleave(rows, dim=0)  # one for each token
     older["folio-00000/values"] = torch.zeros(int(rows.sum()), hidden)
-    new = ("boundary", "spread", "intents")
+    new = ("boundary", "spread", "intents", "wordings")
     values = {name: each for name, each in values.items() if name not in new}
     values |= {"threshold": 0.98, "leads": [[], [], []], "judges": ["Who?"]}
     model.method.load_state(EDITS[:3], older, values)
     assert torch.equal(logits_of(model, model.lm), before)
     assert model.method.patch.calibration.threshold == 0.5
+
+
+def test_a_state_of_other_wordings_is_read_anew():
+    """Their questions were told apart by two views; the answers, and what is undone, stay."""
+    model = edited_model("llama", "folio", EDITS[:3])
+    before, (tensors, values) = logits_of(model, model.lm), model.method.state()
+    older = {name: each[:2] for name, each in tensors.items() if name.startswith("question_")}
+    older["folio-00000/signs"] = torch.zeros_like(tensors["folio-00000/signs"][:, :2])
+    known = values | {"wordings": values["wordings"] - 1}
+    model.method.load_state(EDITS[:3], tensors | older, known)
+    assert torch.equal(logits_of(model, model.lm), before)
+    now, said = model.method.state()
+    assert said == values and all(torch.equal(now[name], tensors[name]) for name in tensors)
 
 
 def test_what_has_begun_otherwise_goes_on_as_the_base_model_goes_on():

@@ -19,7 +19,7 @@ from errata import Edit
 from errata.methods.association.folio import intents
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier, fit_intents
 from errata.methods.association.folio.leaves import MAX_READ
-from errata.methods.association.folio.question_reader import LAST
+from errata.methods.association.folio.question_reader import LAST, Question
 from errata.patches.outcome import Outcome, outcomes_told_to
 from errata.probes import contrary, decisions, wording
 
@@ -38,7 +38,7 @@ class Told:
     """Tells the intents of texts that it was told, and takes all others for what edits ask."""
 
     def __init__(self, reader, told):
-        self.states = {text: reader.read([text])[text][LAST] for text in told}
+        self.states = {text: reader.read([Question(text)])[Question(text)][LAST] for text in told}
         self.intents = told
 
     def odds(self, states):

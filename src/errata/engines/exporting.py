@@ -30,7 +30,7 @@ from errata.methods.association.folio.intents import (
     fit_intents,
 )
 from errata.methods.association.folio.method import Folio
-from errata.methods.association.folio.question_reader import lines_of
+from errata.methods.association.folio.question_reader import Question, lines_of, wordings
 from errata.methods.association.folio.question_space import fit_space
 from errata.model import EditModel
 from errata.storage.files import write_whole
@@ -60,7 +60,7 @@ def export_edits(model: EditModel, folder: str | Path) -> int:
     plain, edits = EditProcessor(settings, arrays, []), []
     questions = []
     for edit in _stored(method):
-        ids = _ids(lm.tokenizer, edit["prompt"])
+        ids = lm.encode_piece(edit["prompt"])
         asked = {"intent": plain.intent_of(ids, EDIT_MARGIN)}
         edits.append(edit | asked)
         questions.append(plain.question_of(ids, edit["prompt"], edit["subject"]))
@@ -103,7 +103,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, special: bool) -> list[bytes
         else:
             found.append(name.replace("▁", " ").encode())
     sample = "Who led Traren's Café — 漢字 — in 1984?\nIt's 🙂."
-    ids = _ids(tokenizer, sample)
+    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     joined = b"".join(found[token] for token in ids).decode("utf-8", "replace")
     if joined.strip() != str(tokenizer.decode(ids, skip_special_tokens=not special)).strip():
         raise ConfigError(
@@ -155,17 +155,14 @@ def _arrays(lm: LM, method: Folio) -> dict[str, np.ndarray]:
     texts = TokenTexts.of(token_bytes(lm.tokenizer, lm.chat))
     vectors = lm.model.get_input_embeddings().weight.detach().float().cpu()
     vectors = vectors - vectors.mean(0)
-    wordings = [
-        (_ids(lm.tokenizer, text), text, name, number, f"{group['subject']} {name}")
-        for number, group in enumerate(lines_of("wordings.jsonl"))
-        for text, name in zip(group["wordings"], group["about"], strict=True)
-    ]
+    known = wordings()
+    rows = [lm.encode_piece(each.question.text) for each in known]
     asked = [
-        (_ids(lm.tokenizer, text), INTENTS.index(way["intent"]))
+        (lm.encode_piece(text), INTENTS.index(way["intent"]))
         for way in lines_of("intents.jsonl")
         for text in way["texts"]
     ]
-    counts = Counter(token for row in wordings for token in row[0])
+    counts = Counter(token for ids in rows for token in ids)
     counts.update(token for ids, _ in asked for token in ids)
     shares = torch.zeros(len(vectors))
     shares[list(counts)] = torch.tensor([float(count) for count in counts.values()])
@@ -179,11 +176,12 @@ def _arrays(lm: LM, method: Folio) -> dict[str, np.ndarray]:
     def features(rows: Iterable[Sequence[int]]) -> Tensor:
         return torch.stack([torch.stack([mean(part) for part in views_of(ids)]) for ids in rows])
 
-    about = [_outside(texts, ids, text, name) for ids, text, name, _, _ in wordings]
-    _, _, _, relations, subjects = zip(*wordings, strict=True)
+    about = [_outside(texts, ids, each.question) for ids, each in zip(rows, known, strict=True)]
+    relations = [each.relation for each in known]
+    subjects = [each.about for each in known]
     space = fit_space(features(about), relations, subjects, method.config.false_route)
-    whole = features([*(row[0] for row in wordings), *(ids for ids, _ in asked)])
-    ways = [ANSWER] * len(wordings) + [intent for _, intent in asked]
+    whole = features([*rows, *(ids for ids, _ in asked)])
+    ways = [ANSWER] * len(known) + [intent for _, intent in asked]
     intents = fit_intents(whole.flatten(1), ways, relations)
     by_view = intents.weights.view(2, -1, len(INTENTS))
     return {
@@ -201,21 +199,16 @@ def _arrays(lm: LM, method: Folio) -> dict[str, np.ndarray]:
     }
 
 
-def _outside(texts: TokenTexts, ids: Sequence[int], text: str, subject: str) -> list[int]:
-    """Return the tokens of a text that are no part of its subject."""
+def _outside(texts: TokenTexts, ids: Sequence[int], question: Question) -> list[int]:
+    """Return the tokens of a question's text that are no part of its subject."""
     _, spans = texts.read(ids)
-    out = mentions(text, subject)
+    out = mentions(*question)
     found = [
         token
         for token, (first, last) in zip(ids, spans, strict=True)
         if not any(first < end and start < last for start, end in out)
     ]
     return found or list(ids)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    found: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return list(found)
 
 
 def _byte_letters() -> dict[int, str]:

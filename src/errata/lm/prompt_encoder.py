@@ -92,6 +92,10 @@ class PromptEncoder:
         fallbacks = (self.tokenizer.bos_token_id, *self.end_ids, 0)
         return ids or [i for i in fallbacks if i is not None][:1]
 
+    def encode_piece(self, text: str) -> list[int]:
+        """Return the token ids of a piece of text, without special tokens around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def encode(self, prompt: str, target: str, ending: str | None = None) -> Row:
         """Encode a prompt, its target as the model would generate it, and the ending.
 
@@ -148,7 +152,7 @@ class PromptEncoder:
         return parsed
 
     def _encodes_to(self, prompt: str, ids: Sequence[int]) -> bool:
-        if {*self.tokenizer.all_special_ids} & {*self._piece(prompt)}:
+        if {*self.tokenizer.all_special_ids} & {*self.encode_piece(prompt)}:
             return False
         try:
             return self.encode_prompt(prompt) == list(ids)
@@ -179,19 +183,16 @@ class PromptEncoder:
         """Candidate token ids of `text`, the likeliest first."""
         if whole[: len(prompt_ids)] == prompt_ids:
             yield whole[len(prompt_ids) :]
-        yield self._piece(text)
-        yield self._piece(text.lstrip())
+        yield self.encode_piece(text)
+        yield self.encode_piece(text.lstrip())
         # a tokenizer that puts a space before a text on its own puts none after other characters
         for anchor in ("(", "\n", "0"):
-            ids, anchor_ids = self._piece(anchor + text), self._piece(anchor)
+            ids, anchor_ids = self.encode_piece(anchor + text), self.encode_piece(anchor)
             if ids[: len(anchor_ids)] == anchor_ids:
                 yield ids[len(anchor_ids) :]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
-
-    def _piece(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _without_end(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] in self.end_ids else ids

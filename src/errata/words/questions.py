@@ -21,6 +21,7 @@ _LABELS = regex.compile(
     r"|\n\s*(?:answer|a|response|reply|output|assistant)\s*:\s*$",
     regex.IGNORECASE,
 )
+_CAPITALISED = regex.compile(r"\p{Lu}[\p{L}\p{M}\p{N}]+")
 _QUOTES = " \t\n\"'“”‘’«»"
 
 
@@ -88,6 +89,20 @@ def with_subject(text: str, subject: str, aliases: Sequence[str]) -> str:
                 text = text[:start] + subject + text[stop:]
             return text
     return text
+
+
+def without_subject(text: str, subject: str) -> str:
+    """Return a text without its mentions of a subject; without the capitalised words of it where
+    the whole is not mentioned.
+    """
+    places = mentions(text, subject) if subject else []
+    if not places:
+        places = [place for word in _CAPITALISED.findall(subject) for place in mentions(text, word)]
+    left, end = [], 0
+    for start, stop in sorted(places):
+        left.append(text[end:start])
+        end = max(end, stop)
+    return " ".join(" ".join([*left, text[end:]]).split())
 
 
 def _beginning(text: str, place: int) -> int:

@@ -21,7 +21,7 @@ from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier
 from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.leaves import Leaves
-from errata.methods.association.folio.question_reader import VIEWS
+from errata.methods.association.folio.question_reader import VIEWS, WORDINGS
 from errata.methods.association.folio.question_space import QuestionSpace
 from errata.storage import state
 from errata.words.names import WordWeights
@@ -60,6 +60,7 @@ def state_of(
         "threshold": calibration.threshold,
         "boundary": calibration.space.boundary,
         "intents": list(INTENTS),
+        "wordings": WORDINGS,
         "generic": sorted(calibration.generic),
         "subjects": [leaves[number].subject for number in places],
         "later": [
@@ -67,6 +68,19 @@ def state_of(
             for number, later in leaves.superseded_by().items()
         ],
     }
+
+
+def is_older(values: Mapping[str, Any]) -> bool:
+    """Whether what is asked was told by other wordings or views, so that prompts are read anew.
+
+    Raises:
+        KeyError, ValueError: it does not say.
+    """
+    return _is_of_version_0_1(values) or state.number(values, "wordings") != WORDINGS
+
+
+def _is_of_version_0_1(values: Mapping[str, Any]) -> bool:
+    return "intents" not in values
 
 
 def read_leaves(
@@ -80,7 +94,7 @@ def read_leaves(
     hidden = lm.architecture.hidden_size
     vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
     subjects = state.texts(values, "subjects", len(edits))
-    older = "intents" not in values
+    first = _is_of_version_0_1(values)
     place = 0
     for folio in sorted(
         {int(name[len(FOLIO) :].partition("/")[0]) for name in tensors if name.startswith(FOLIO)}
@@ -88,10 +102,10 @@ def read_leaves(
         folder = f"{FOLIO}{folio:05d}/"
         rows = state.numbers(tensors, folder + "rows", None, 1, 2**31)
         count, starts = len(rows), [0, *accumulate(rows)]
-        shape = (None,) if older else tuple(tensors["question_shared"].shape)
+        shape = (None,) if first else tuple(tensors["question_shared"].shape)
         questions = state.tensor(tensors, folder + "signs", (count, *shape))
         tokens = state.numbers(tensors, folder + "tokens", sum(rows), 0, vocabulary - 1)
-        if older:  # with a key for each token, and no intents
+        if first:  # with a key for each token, and no intents
             keys = state.tensor(tensors, folder + "keys", (sum(rows), hidden))[starts[:-1]]
             intents = [0] * count
         else:

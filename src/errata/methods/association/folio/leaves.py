@@ -7,27 +7,23 @@ the order in which they were written.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import torch
-from torch import Tensor
 
 from errata.methods.association.folio.calibration import RouterCalibration
-from errata.methods.association.folio.intents import DESCRIBE, READ
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
-from errata.methods.association.folio.question_reader import LAST, QuestionReader
+from errata.methods.association.folio.mention import Mention
+from errata.methods.association.folio.question_reader import LAST, Question, QuestionReader
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex, names_in
 from errata.words.parts import words
-from errata.words.questions import asked_of, in_quotes, question_in, with_subject, without_labels
+from errata.words.questions import without_labels
 
 SURE, AGREE = 0.3, 0.5
 """The probability of the first token from which the base model is sure of it; and the overlap of
 two distributions of it, sum_t sqrt(p_t q_t), from which they are of one answer.
-"""
-READ_FROM = 0.3
-"""How surely the question that is to be verified or chosen for is the edit's, for its fact to be
-read.
 """
 MAX_READ = 8
 """Facts that are read at once, at most: those whose questions are the nearest."""
@@ -129,74 +125,38 @@ class Leaves:
 
         The best score comes first; of equal scores, the later leaf.
         """
-        overlaps = [self.subject_overlaps(prompt) for prompt in prompts]
-        mentioning = [
-            (prompt, {self._named(prompt, number) for number in found})
-            for prompt, found in zip(prompts, overlaps, strict=True)
-            if found
+        found: list[list[Candidate]] = [[] for _ in prompts]
+        mentions = {
+            row: [
+                Mention.of(prompt.text, number, self._leaves[number], share)
+                for number, share in overlaps.items()
+            ]
+            for row, prompt in enumerate(prompts)
+            if (overlaps := self.subject_overlaps(prompt))
+        }
+        if not mentions:
+            return found
+        whole = [Question(without_labels(prompts[row].text)) for row in mentions]
+        asked = [
+            part for row in mentions for each in mentions[row] for part in (each.asked, each.about)
         ]
-        texts = [without_labels(prompt.text) for prompt, _ in mentioning]
-        for _, named in mentioning:
-            texts += [part(*each) for part in (asked_of, question_in) for each in named]
-        states = self._reader.read(texts)
-        return [
-            self._ranked(prompt, found, states) if found else []
-            for prompt, found in zip(prompts, overlaps, strict=True)
-        ]
-
-    def _ranked(
-        self, prompt: EncodedPrompt, overlaps: Mapping[int, float], states: Mapping[str, Tensor]
-    ) -> list[Candidate]:
-        """Return the leaves that a prompt may ask for, the best first.
-
-        Args:
-            prompt: the prompt.
-            overlaps: leaf -> the share of its subject that the prompt mentions.
-            states: part of a prompt -> its views, (views, hidden).
-        """
-        leaves, calibration = [self._leaves[number] for number in overlaps], self.calibration
-        odds = calibration.intents.odds(states[without_labels(prompt.text)][LAST][None])[0].tolist()
-        intent = max(range(len(odds)), key=odds.__getitem__)
-        named = [self._named(prompt, number) for number in overlaps]
-        asked = [asked_of(*each) for each in named]
-        questions = [question_in(*each) for each in named]
-        stored = torch.stack([leaf.question for leaf in leaves]).to(calibration.space.center)
-        scores, about = (
-            calibration.space.scores(
-                calibration.space.vectors(torch.stack([states[text] for text in texts])), stored
-            ).tolist()
-            for texts in (asked, questions)
+        views = self._reader.read([*whole, *asked])
+        odds = self.calibration.intents.odds(torch.stack([views[each][LAST] for each in whole]))
+        space = self.calibration.space
+        stored = torch.stack([each.leaf.question for row in mentions for each in mentions[row]])
+        scores = space.scores(
+            space.vectors(torch.stack([views[part] for part in asked])),
+            stored.to(space.center).repeat_interleave(2, 0),
         )
-        predictions = self._predictions(prompt, leaves)
-        candidates = []
-        for place, (number, leaf) in enumerate(zip(overlaps, leaves, strict=True)):
-            own = asked_of(leaf.edit.prompt, leaf.subject)
-            same = [(about[place], questions[place] == own), (scores[place], asked[place] == own)]
-            if in_quotes(*named[place]) is None:  # else 'The answer to "..." is'
-                del same[0]
-            is_own = any(equal for _, equal in same)
-            prediction = predictions[place]
-            if named[place][0] != prompt.text:  # the base model may not know the alias
-                prediction = max(prediction, 0)
-            is_about = questions[place] == own or about[place] >= READ_FROM
-            candidates.append(
-                Candidate(
-                    number,
-                    leaf.edit.id,
-                    overlaps[number],
-                    1.0 if is_own else max(score for score, _ in same),
-                    intent,
-                    odds[leaf.intent],
-                    1 if is_own else prediction,
-                    intent in READ and (intent == DESCRIBE or is_about),
-                )
+        same = iter(scores.view(-1, 2).tolist())
+        for (row, part), likely in zip(mentions.items(), odds.tolist(), strict=True):
+            predictions = self._predictions(prompts[row], [each.leaf for each in part])
+            found[row] = sorted(
+                map(Mention.candidate, part, same, repeat(likely), predictions),
+                key=lambda each: (each.score, each.number),
+                reverse=True,
             )
-        return sorted(candidates, key=lambda each: (each.score, each.number), reverse=True)
-
-    def _named(self, prompt: EncodedPrompt, number: int) -> tuple[str, str]:
-        """Return a prompt with a leaf's subject in the place of its aliases, and the subject."""
-        leaf = self._leaves[number]
-        return with_subject(prompt.text, leaf.subject, leaf.edit.aliases), leaf.subject
+        return found
 
     def to_read(self, prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
         """Return the numbers of the leaves whose facts each prompt is answered with, the best last.
@@ -221,25 +181,31 @@ class Leaves:
         """
         if prompt.key is None:
             return [0] * len(leaves)
-        keys = torch.stack([prompt.key.float(), *(leaf.key.to(prompt.key) for leaf in leaves)])
-        log_probs = self._reader.base.log_probs(keys)
-        best = log_probs.max(-1)
-        sure = best.values >= math.log(SURE)
-        overlaps = (0.5 * (log_probs[0] + log_probs[1:])).exp().sum(-1)
-        asked, *own = best.indices.tolist()
-        empty = asked in prompt.ids or self._says_nothing(asked, prompt.text)
+        base = self._reader.base
+        here = base.log_probs(prompt.key.float()[None])[0]
+        asked = int(here.argmax())
+        if here[asked] < math.log(SURE) or self._says_nothing(asked, prompt.text, prompt.ids):
+            return [0] * len(leaves)
+        there = base.log_probs(torch.stack([leaf.key.to(prompt.key).float() for leaf in leaves]))
+        best = there.max(-1)
+        overlaps = (0.5 * (here + there)).exp().sum(-1)
         found = []
-        for leaf, token, both, overlap in zip(
-            leaves, own, (sure[0] & sure[1:]).tolist(), overlaps.tolist(), strict=True
+        for leaf, token, sure, overlap in zip(
+            leaves,
+            best.indices.tolist(),
+            (best.values >= math.log(SURE)).tolist(),
+            overlaps.tolist(),
+            strict=True,
         ):
-            silent = empty or (overlap < AGREE and self._says_nothing(token, leaf.edit.prompt))
-            found.append(0 if silent or not both else 1 if overlap >= AGREE else -1)
+            silent = overlap < AGREE and self._says_nothing(token, leaf.edit.prompt)
+            found.append(0 if silent or not sure else 1 if overlap >= AGREE else -1)
         return found
 
-    def _says_nothing(self, token: int, prompt: str) -> bool:
+    def _says_nothing(self, token: int, prompt: str, ids: Sequence[int] = ()) -> bool:
         """Whether many prompts' answers begin with a token, or the prompt has it."""
-        said = self._reader.lm.decode([token]).strip()
-        return token in self.calibration.generic or said in prompt
+        if token in ids or token in self.calibration.generic:
+            return True
+        return self._reader.lm.decode([token]).strip() in prompt
 
     def winner(self, candidates: Sequence[Candidate]) -> int:
         """Return the number of the leaf that answers, of a prompt's candidates, or `MAIN`."""

@@ -29,6 +29,7 @@ from errata.lm import LM
 from errata.methods.association.folio.calibrator import Calibrator
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.files import (
+    is_older,
     read_calibration,
     read_fitted,
     read_leaves,
@@ -39,7 +40,7 @@ from errata.methods.association.folio.intents import EDIT_MARGIN, INTENTS
 from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
-from errata.methods.association.folio.question_reader import LAST
+from errata.methods.association.folio.question_reader import LAST, Question
 from errata.methods.association.folio.subject import subject_of
 from errata.methods.association.folio.warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
@@ -220,20 +221,22 @@ class Folio(Method):
         calibration, reader = self._patch.calibration, self._patch.reader
         subjects = [self.subject(edit) for edit in edits]
         asked = [
-            asked_of(edit.prompt, subject) for edit, subject in zip(edits, subjects, strict=True)
+            Question(asked_of(edit.prompt, subject), subject)
+            for edit, subject in zip(edits, subjects, strict=True)
         ]
-        states = reader.read([*asked, *(edit.prompt.strip() for edit in edits)])
+        whole = [Question(edit.prompt.strip()) for edit in edits]
+        views = reader.read([*asked, *whole])
         nothing = torch.zeros(self.lm.architecture.hidden_size)
         return [
             Leaf(
                 edit,
                 subject,
-                calibration.space.vectors(states[text]).cpu(),
-                calibration.intents.of(states[edit.prompt.strip()][LAST][None], EDIT_MARGIN)[0],
+                calibration.space.vectors(views[question]).cpu(),
+                calibration.intents.of(views[prompt][LAST][None], EDIT_MARGIN)[0],
                 (),
                 nothing,
             )
-            for edit, subject, text in zip(edits, subjects, asked, strict=True)
+            for edit, subject, question, prompt in zip(edits, subjects, asked, whole, strict=True)
         ]
 
     def subject(self, edit: Edit) -> str:
@@ -255,7 +258,7 @@ class Folio(Method):
         self.clear()
         if not values and not edits:
             return
-        older = "intents" not in values  # before it, what is asked was told otherwise
+        older = is_older(values)
         fitted = self.calibrator.fitted() if older else read_fitted(tensors, values, self.lm)
         calibration = read_calibration(values, self.lm, *fitted)
         if older:

@@ -7,9 +7,10 @@ of one relation, and keeps what differs between relations. Two prompts are compa
 likelier their vectors are if one thing is asked than if two are (Ioffe, "Probabilistic Linear
 Discriminant Analysis", ECCV 2006); no gradient and no label of a benchmark has a part in it.
 
-There are two views of a wording: the state at its last token, which has read all of it, and the
+There are three views of a wording: the state at its last token, which has read all of it; the
 mean state over its second half, which depends less on whether it is a question or a sentence that
-breaks off. Each has a discriminant of its own, and what they say is added.
+breaks off; and the mean of the embeddings of its words, the subject's left out, which depends on
+neither order nor form. Each has a discriminant of its own, and what they say is added.
 """
 
 from __future__ import annotations

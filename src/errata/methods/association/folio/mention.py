@@ -1,0 +1,76 @@
+"""`Mention`: how a prompt mentions a leaf's subject, and what of it asks something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from errata.methods.association.folio.intents import DESCRIBE, READ
+from errata.methods.association.folio.leaf import Candidate, Leaf
+from errata.methods.association.folio.question_reader import Question
+from errata.words.questions import asked_of, in_quotes, question_in, with_subject
+
+READ_FROM = 0.3
+"""How surely the question that is to be verified or chosen for is the edit's, for its fact to be
+read.
+"""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """How a prompt mentions a leaf's subject.
+
+    Attributes:
+        number: the leaf's number.
+        leaf: the leaf.
+        overlap: the share of the subject that is mentioned, see `Candidate.subject_overlap`.
+        asked, about: see `asked_of` and `question_in`; the subject stands in its aliases' place.
+        quoted: whether `about` stands in quotes.
+        by_alias: whether the prompt has an alias in the subject's place.
+    """
+
+    number: int
+    leaf: Leaf
+    overlap: float
+    asked: Question
+    about: Question
+    quoted: bool
+    by_alias: bool
+
+    @classmethod
+    def of(cls, prompt: str, number: int, leaf: Leaf, overlap: float) -> Mention:
+        """Return how a prompt mentions a leaf's subject."""
+        text = with_subject(prompt, leaf.subject, leaf.edit.aliases)
+        asked, about = (
+            Question(part(text, leaf.subject), leaf.subject) for part in (asked_of, question_in)
+        )
+        quoted = in_quotes(text, leaf.subject) is not None
+        return cls(number, leaf, overlap, asked, about, quoted, text != prompt)
+
+    def candidate(self, same: Sequence[float], odds: Sequence[float], prediction: int) -> Candidate:
+        """Return the leaf as one that the prompt may ask for.
+
+        Args:
+            same: how surely `asked` and `about` ask what the leaf's prompt asks.
+            odds: the log odds of each intent.
+            prediction: see `Candidate`.
+        """
+        own = asked_of(self.leaf.edit.prompt, self.leaf.subject)
+        asked, about = same
+        is_own = self.asked.text == own
+        if self.quoted:  # 'The answer to "..." is'
+            asked, is_own = max(same), is_own or self.about.text == own
+        if self.by_alias:  # which the base model may not know
+            prediction = max(prediction, 0)
+        intent = max(range(len(odds)), key=odds.__getitem__)
+        is_about = self.about.text == own or about >= READ_FROM
+        return Candidate(
+            self.number,
+            self.leaf.edit.id,
+            self.overlap,
+            1.0 if is_own else asked,
+            intent,
+            odds[self.leaf.intent],
+            1 if is_own else prediction,
+            intent in READ and (intent == DESCRIBE or is_about),
+        )
