@@ -9,7 +9,8 @@
         real-smollm2-zsre=runs/real-smollm2-zsre
 
 Each argument is the name of a CSV file and the folder that its measurements lie in. For real-NAME
-there are two files, the other one, real-NAME-probes, with the sceptic's probes by kind.
+there are two files, the other one, real-NAME-probes, with the sceptic's probes by kind; methods
+that the folder lacks keep their lines.
 """
 
 from __future__ import annotations
@@ -89,18 +90,23 @@ def _of_records(row: Result, longest: int) -> dict[str, Any]:
 
 def record_real(name: str, measured: list[Measured]) -> None:
     """Write docs/results/NAME.csv and docs/results/NAME-probes.csv, the longest stream first."""
-    known = [UNEDITED, GIVEN, *variants()]
-
-    def place(each: Measured) -> tuple[int, int, bool]:
-        plain = each.result.name.removeprefix(FORCED)
-        return -each.result.edits, known.index(plain), plain != each.result.name
-
-    measured = sorted(measured, key=place)
-    longest = measured[0].result.edits
-    results.write(name, [_of_real(each, name) for each in measured])
+    _replace(name, [_of_real(each, name) for each in measured])
+    longest = max(each.result.edits for each in measured)
     asked = [each for each in measured if (each.result.figures or {}).get("probes")]
     probes = [each for each in asked if each.result.edits == longest]
-    results.write(f"{name}-probes", [_of_probes(each, name) for each in probes])
+    _replace(f"{name}-probes", [_of_probes(each, name) for each in probes])
+
+
+def _replace(name: str, lines: list[dict[str, Any]]) -> None:
+    """Write lines of methods and numbers of edits in the place of those that were recorded."""
+    known = [UNEDITED, GIVEN, *variants()]
+
+    def key(line: dict[str, Any]) -> tuple[int, int, bool]:
+        plain = line["method"].removeprefix(FORCED)
+        return -int(line.get("edits") or 0), known.index(plain), plain != line["method"]
+
+    merged = {key(line): line for line in [*results.read(name), *lines]}
+    results.write(name, [merged[each] for each in sorted(merged)])
 
 
 def _of_real(each: Measured, name: str) -> dict[str, Any]:

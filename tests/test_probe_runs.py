@@ -99,6 +99,16 @@ def test_the_docs_show_shares_with_intervals_and_exact_ones(folder, tmp_path, mo
         monkeypatch.setattr(module, name, tmp_path)
     monkeypatch.setattr(sys, "argv", ["record.py", f"real-atlas-made={folder}"])
     record.main()
+    lines = {name: results.read(name) for name in ("real-atlas-made", "real-atlas-made-probes")}
+    for name, kept in lines.items():
+        another = [{**line, "method": "wise"} for line in kept if line["method"] == "ft"]
+        results.write(name, another)
+    record.main()  # what the folder lacks stays
+    for name, kept in lines.items():
+        assert [line for line in results.read(name) if line["method"] != "wise"] == kept
+        methods = [line["method"] for line in results.read(name)]
+        assert methods.count("wise") == methods.count("ft") > 0
+    results.write("real-atlas-made", lines["real-atlas-made"])
     rows = [docs.measured(row) for row in docs.read("real-atlas-made")]
     assert [(row["T"], row["method"]) for row in rows][:3] == [
         ("3", UNEDITED), ("3", "given"), ("3", "ft")
