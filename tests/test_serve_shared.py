@@ -92,7 +92,8 @@ def test_servers_on_one_ledger_follow_each_other_and_neither_loses_an_edit(serve
     assert one.edits == two.edits == EDITS[:2]
 
 
-def test_a_database_that_is_gone_for_a_while_loses_nothing(serve, tmp_path):
+@pytest.mark.parametrize("seconds", [0, pytest.param(30, marks=pytest.mark.faults)])
+def test_a_database_that_is_gone_for_a_while_loses_nothing(serve, tmp_path, seconds):
     """Answers go on; changes are refused, and said to be; then it goes on where it was."""
     database = PostgreSQL(tmp_path / "postgresql")
     service = serve(database.url)
@@ -105,6 +106,11 @@ def test_a_database_that_is_gone_for_a_while_loses_nothing(serve, tmp_path):
     refused = client.post("/v1/edits", json=EDITS[1].to_dict())
     assert refused.status_code == 503 and service.edits == EDITS[:1]
     assert is_silent(service, EDITS[1])
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds:
+        assert client.post("/v1/completions", json=body).status_code == 200
+        assert client.post("/v1/edits", json=EDITS[1].to_dict()).status_code == 503
+        time.sleep(1)
     database.start()
     until(lambda: client.get("/readyz").status_code == 200)
     assert client.post("/v1/edits", json=EDITS[1].to_dict()).status_code == 200
