@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 
 import torch
 
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
-from errata.methods.association.folio.mention import Mention
+from errata.methods.association.folio.mention import Match, Mention
 from errata.methods.association.folio.question_reader import LAST, Question, QuestionReader
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex, names_in
@@ -27,6 +26,8 @@ two distributions of it, sum_t sqrt(p_t q_t), from which they are of one answer.
 """
 MAX_READ = 8
 """Facts that are read at once, at most: those whose questions are the nearest."""
+MAX_KEPT = 1024
+"""Prompts whose mentions are kept, at most."""
 
 
 class Leaves:
@@ -54,6 +55,7 @@ class Leaves:
         self._folio_of: dict[int, int] = {}
         self._mentions = NameIndex(calibration.weights, min_subject_overlap)
         self._superseded_by: dict[int, set[int]] = {}
+        self._matched: dict[tuple[str, tuple[str, ...]], list[Match]] = {}
 
     def __len__(self) -> int:
         return len(self._leaves)
@@ -90,6 +92,7 @@ class Leaves:
         self._folios.setdefault(folio, []).append(number)
         self._folio_of[number] = folio
         self._leaves[number] = leaf
+        self._matched = {}  # another one: other threads may be reading this one
         self._mentions.add(number, leaf.subject, leaf.edit.prompt)
         for alias in leaf.edit.aliases:
             self._mentions.add(number, alias)
@@ -103,6 +106,7 @@ class Leaves:
             KeyError: there is no such leaf.
         """
         del self._leaves[number]
+        self._matched = {}
         folio = self._folio_of.pop(number)
         self._folios[folio].remove(number)
         if not self._folios[folio]:
@@ -118,14 +122,43 @@ class Leaves:
 
     def choose(self, prompts: Sequence[EncodedPrompt]) -> list[int]:
         """Return the number of the leaf that answers each prompt, or `MAIN`."""
-        return [self.winner(candidates) for candidates in self.candidates(prompts)]
+        found = self.candidates(prompts, self.calibration.threshold)
+        return [self.winner(candidates) for candidates in found]
 
-    def candidates(self, prompts: Sequence[EncodedPrompt]) -> list[list[Candidate]]:
+    def candidates(
+        self, prompts: Sequence[EncodedPrompt], threshold: float = 0.0
+    ) -> list[list[Candidate]]:
         """Return, for each prompt, the leaves whose subject it mentions.
 
         The best score comes first; of equal scores, the later leaf.
+
+        Args:
+            prompts: the prompts.
+            threshold: what the base model predicts is looked at for those leaves alone whose score
+                may reach it.
         """
-        found: list[list[Candidate]] = [[] for _ in prompts]
+        found = []
+        for prompt, matches in zip(prompts, self._matches(prompts), strict=True):
+            open_ones = [m for m in matches if not m.is_own and m.best.score >= threshold]
+            leaves = [match.mention.leaf for match in open_ones]
+            numbers = [match.mention.number for match in open_ones]
+            predicted = dict(zip(numbers, self._predictions(prompt, leaves), strict=True))
+            candidates = [m.predicted(predicted.get(m.mention.number, 0)) for m in matches]
+            found.append(sorted(candidates, key=lambda c: (c.score, c.number), reverse=True))
+        return found
+
+    def _matches(self, prompts: Sequence[EncodedPrompt]) -> list[list[Match]]:
+        """Return the leaves that each prompt mentions; what was found stays until leaves change."""
+        kept = self._matched
+        if len(kept) > MAX_KEPT:
+            kept = self._matched = {}
+        keys = [(prompt.text, prompt.earlier) for prompt in prompts]
+        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in kept}
+        kept |= zip(new, self._match(list(new.values())), strict=True)
+        return [kept[key] for key in keys]
+
+    def _match(self, prompts: Sequence[EncodedPrompt]) -> list[list[Match]]:
+        found: list[list[Match]] = [[] for _ in prompts]
         mentions = {
             row: [
                 Mention.of(prompt.text, number, self._leaves[number], share)
@@ -150,12 +183,7 @@ class Leaves:
         )
         same = iter(scores.view(-1, 2).tolist())
         for (row, part), likely in zip(mentions.items(), odds.tolist(), strict=True):
-            predictions = self._predictions(prompts[row], [each.leaf for each in part])
-            found[row] = sorted(
-                map(Mention.candidate, part, same, repeat(likely), predictions),
-                key=lambda each: (each.score, each.number),
-                reverse=True,
-            )
+            found[row] = [each.match(next(same), likely) for each in part]
         return found
 
     def to_read(self, prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
@@ -179,7 +207,7 @@ class Leaves:
 
         A beginning that many prompts share, or that repeats the prompt, says nothing.
         """
-        if prompt.key is None:
+        if prompt.key is None or not leaves:
             return [0] * len(leaves)
         base = self._reader.base
         here = base.log_probs(prompt.key.float()[None])[0]

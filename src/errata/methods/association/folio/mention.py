@@ -1,9 +1,9 @@
-"""`Mention`: how a prompt mentions a leaf's subject, and what of it asks something."""
+"""`Mention`: how a prompt mentions a leaf's subject; `Match`: whether it asks for the leaf."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from errata.methods.association.folio.intents import DESCRIBE, READ
 from errata.methods.association.folio.leaf import Candidate, Leaf
@@ -47,30 +47,56 @@ class Mention:
         quoted = in_quotes(text, leaf.subject) is not None
         return cls(number, leaf, overlap, asked, about, quoted, text != prompt)
 
-    def candidate(self, same: Sequence[float], odds: Sequence[float], prediction: int) -> Candidate:
-        """Return the leaf as one that the prompt may ask for.
+    def match(self, same: Sequence[float], odds: Sequence[float]) -> Match:
+        """Return what it amounts to.
 
         Args:
             same: how surely `asked` and `about` ask what the leaf's prompt asks.
             odds: the log odds of each intent.
-            prediction: see `Candidate`.
         """
         own = asked_of(self.leaf.edit.prompt, self.leaf.subject)
         asked, about = same
         is_own = self.asked.text == own
         if self.quoted:  # 'The answer to "..." is'
             asked, is_own = max(same), is_own or self.about.text == own
-        if self.by_alias:  # which the base model may not know
-            prediction = max(prediction, 0)
         intent = max(range(len(odds)), key=odds.__getitem__)
         is_about = self.about.text == own or about >= READ_FROM
-        return Candidate(
+        found = Candidate(
             self.number,
             self.leaf.edit.id,
             self.overlap,
             1.0 if is_own else asked,
             intent,
             odds[self.leaf.intent],
-            1 if is_own else prediction,
+            int(is_own),
             intent in READ and (intent == DESCRIBE or is_about),
         )
+        return Match(self, is_own, found)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a mention amounts to before the base model has begun its answer.
+
+    Attributes:
+        mention: the mention.
+        is_own: whether it is the edit's own prompt; what the base model predicts does not count.
+        candidate: the leaf as one that the prompt may ask for.
+    """
+
+    mention: Mention
+    is_own: bool
+    candidate: Candidate
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate where the predictions agree."""
+        return replace(self.candidate, prediction=1)
+
+    def predicted(self, prediction: int) -> Candidate:
+        """Return the candidate with a prediction, see `Candidate`."""
+        if self.is_own:
+            return self.candidate
+        if self.mention.by_alias:  # which the base model may not know
+            prediction = max(prediction, 0)
+        return replace(self.candidate, prediction=prediction)
