@@ -214,6 +214,7 @@ def test_a_preview_says_what_would_change_and_changes_nothing(service, client):
     assert rows[MAYOR["prompt"]]["after"].rstrip(".") == "Bo Lix" == rows[MAYOR["prompt"]]["wanted"]
     assert rows[ASKED[1]]["changed"] and rows[ASKED[1]]["kind"] == "prompt"
     assert not rows[ASKED[3]]["changed"] and len(found["conflicts"]) == 1
+    assert found["refused"] is None
     assert service.version == 2 and [edit.target for edit in service.edits] == ["Ana Brisk"]
     assert service.model.ask(MAYOR["prompt"]) == "Ana Brisk"
 
@@ -270,6 +271,8 @@ def test_what_the_policy_refuses_is_not_written_and_the_ledger_says_so(service, 
         ({**MAYOR, "prompt": "Who is the mayor of " + "far " * 20 + "Traren?"}, "allows 60"),
         ({"prompt": "Who is the mayor of Lorin?", "target": "Bo Lix", "subject": "Lorin"}, "Lix"),
     ):
+        tried = client.post("/v1/edits/preview", json={"edits": [edit]})
+        assert tried.status_code == 200 and says in tried.json()["refused"]
         refused = client.post("/v1/edits", json=edit)
         assert refused.status_code == 403 and says in refused.json()["detail"], edit
     assert [edit.target for edit in service.model.edits] == ["Ana Brisk"]

@@ -138,11 +138,13 @@ def edit_routes(service: Service, keys: Keys) -> APIRouter:
             next=page[-1].id if more else None,
         )
 
-    @routes.post("/edits/preview", dependencies=[keys.need(Role.EDIT)])
-    async def preview(given: PreviewIn) -> PreviewOut:
+    @routes.post("/edits/preview")
+    async def preview(given: PreviewIn, actor: str = keys.need(Role.EDIT)) -> PreviewOut:
         """Say what edits would change: to their prompts, yours, and edits about their subjects."""
         made = EditsIn(edits=given.edits).all()
-        found = await run_in_threadpool(service.preview, made, given.prompts, given.on_conflict)
+        found = await run_in_threadpool(
+            service.preview, made, given.prompts, actor, given.on_conflict
+        )
         return PreviewOut.of(service.version, found)
 
     @routes.get("/edits/{edit_id}", dependencies=[keys.need(Role.EDIT)])

@@ -73,6 +73,14 @@ class Policy:
     warnings: bool = False
     plugins: tuple[Plugin, ...] = ()
 
+    def refusal(self, actor: str, held: Sequence[Edit], report: EditReport) -> str | None:
+        """Return why what was written would be refused, or None; see `Proposal`."""
+        try:
+            self.check(Proposal(report.written, actor, held, report))
+        except RefusedError as error:
+            return str(error)
+        return None
+
     def check(self, proposal: Proposal) -> None:
         """Make sure that a proposal is allowed.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 from errata.conflicts import Conflict, OnConflict
 from errata.edit import Edit, check_characters
 from errata.model import EditModel
+from errata.report import EditReport
 from errata.words.parts import mentions
 
 NEARBY = 20
@@ -31,11 +32,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Preview:
-    """What edits would change, and what writing them has found."""
+    """What edits would change, what writing them has found, and why the policy would refuse them:
+    None where it would not.
+    """
 
     rows: list[Row]
     conflicts: list[Conflict]
     warnings: list[tuple[str, str]]
+    refused: str | None
 
 
 def questions(
@@ -66,8 +70,17 @@ def tried(
     edits: Sequence[Edit],
     asked: Mapping[str, tuple[Kind, str | None]],
     on_conflict: OnConflict,
+    refusal: Callable[[EditReport], str | None],
 ) -> Preview:
-    """Write edits, and ask before and after; the edits stay in the model."""
+    """Write edits, and ask before and after; the edits stay in the model.
+
+    Args:
+        model: the model.
+        edits: what is tried.
+        asked: see `questions`.
+        on_conflict: see `EditModel.edit`.
+        refusal: says why what was written would be refused.
+    """
     before = model.ask(list(asked))
     report = model.edit(edits, check=False, on_conflict=on_conflict)
     after = model.ask(list(asked))
@@ -75,4 +88,4 @@ def tried(
         Row(prompt, kind, was, now, wanted)
         for (prompt, (kind, wanted)), was, now in zip(asked.items(), before, after, strict=True)
     ]
-    return Preview(rows, report.conflicts, report.warnings)
+    return Preview(rows, report.conflicts, report.warnings, refusal(report))

@@ -178,12 +178,19 @@ class PreviewOut(BaseModel):
     rows: list[PreviewRow]
     conflicts: list[tuple[str, str]]
     warnings: list[tuple[str, str]]
+    refused: str | None = Field(description="Why the policy would not keep them, if it would not.")
 
     @classmethod
     def of(cls, version: int, found: Preview) -> Self:
         """Return a preview as it is sent."""
         rows = [PreviewRow(**asdict(row), changed=row.before != row.after) for row in found.rows]
-        return cls(version=version, rows=rows, conflicts=found.conflicts, warnings=found.warnings)
+        return cls(
+            version=version,
+            rows=rows,
+            conflicts=found.conflicts,
+            warnings=found.warnings,
+            refused=found.refused,
+        )
 
 
 class VersionOut(BaseModel):

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from errata.conflicts import OnConflict
@@ -241,19 +242,19 @@ class Service:
         return self.model.check_edits(edits)
 
     def preview(
-        self, edits: Sequence[Edit], prompts: Sequence[str], on_conflict: OnConflict = "replace"
+        self, edits: Sequence[Edit], prompts: Sequence[str], actor: str, on_conflict: OnConflict
     ) -> Preview:
         """Try edits: ask before and after, and take them out again; nothing is answered meanwhile.
 
         Raises:
             EditError, ConfigError, PromptTooLongError: see `EditModel.edit`.
         """
-        asked = questions(edits, prompts, self.edits)
-        found = []
+        asked, found = questions(edits, prompts, self.edits), []
 
         def change(model: EditModel) -> int:
+            refusal = partial(self.policy.refusal, actor, self.edits)
             try:
-                found.append(tried(model, edits, asked, on_conflict))
+                found.append(tried(model, edits, asked, on_conflict, refusal))
             finally:
                 bring_to(model, self.edits)
             return self.version

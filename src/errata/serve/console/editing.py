@@ -105,16 +105,19 @@ class WritingPart:
         """Try the edit, and show what it would change."""
         self._found.clear()
         with self.notice.problems():
-            self.visit.let(Role.EDIT)
+            actor = self.visit.let(Role.EDIT)
             self.notice.say("Trying it; other answers wait meanwhile …")
             found = await run_in_threadpool(
                 self.visit.service.preview,
                 [self._edit()],
                 lines_of(self.watched.value),
+                actor,
                 self.on_conflict.value,
             )
             changes = sum(row.before != row.after for row in found.rows)
             told = self._warned(found.conflicts, found.warnings)
+            if found.refused is not None:
+                told += f" It would not be kept: {found.refused}"
             self.notice.say(
                 f"Nothing was written. {changes} of {len(found.rows)} answers would change. {told}"
             )
