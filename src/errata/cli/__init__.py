@@ -36,7 +36,7 @@ VERBS = (
         "compare",
         "bench",
     ),
-    *("serve", "audit", "key", "export"),
+    *("serve", "audit", "key", "export", "push"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""
