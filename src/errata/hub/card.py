@@ -88,12 +88,12 @@ def _metadata(header: Header, base: Base, about: About) -> Any:
 
 
 def _what_it_is(header: Header, base: Base) -> Iterator[str]:
-    name = escaped(base.name) or "without a name"
+    name = escaped(base.name)
     what = {
         "hub": f"[{name}](https://huggingface.co/{base.name})",
         "bundled": f"{name}, which comes with errata",
         "file": f"the file {name} (SHA-256 {header.identity.file})",
-        "local": f"{name}, as whoever edited it calls it",
+        "local": f"{name}, as whoever edited it calls it" if name else "one without a name",
     }[base.kind]
     count = _counted(len(header.edits), "correction")
     yield (

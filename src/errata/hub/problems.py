@@ -45,12 +45,12 @@ def reason(error: BaseException) -> str:
         return "it is not in the hub's cache, and the hub cannot be reached"
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
-        return _BY_STATUS.get(status) or f"the hub answered {status}: {_first_line(error)}"
+        return _BY_STATUS.get(status) or f"the hub answered {status}: {_in_one_line(error)}"
     if isinstance(error, errors.HTTPError):
-        return f"the hub cannot be reached ({_first_line(error)})"
-    return _first_line(error)
+        return f"the hub cannot be reached ({_in_one_line(error)})"
+    return _in_one_line(error)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")[:200]
+def _in_one_line(error: BaseException) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said[:200].rstrip(".")

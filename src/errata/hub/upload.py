@@ -75,12 +75,14 @@ def push(folder: str | Path, repo: str, about: About, options: CommitOptions | N
 
     Raises:
         UsageError: the repository's name is none, it holds a base model, or is public and should
-            not be; or what is said about the edits is not right.
+            not be; or the options, or what is said about the edits, are not right.
         ArtifactError: the folder is missing, damaged or of another version.
         HubError: the hub refuses, or cannot be reached.
     """
     _check_name(repo)
     options = options or CommitOptions()
+    if options.create_pr and options.revision is not None:
+        raise UsageError("a pull request is for the main branch; leave the revision out.")
     if not isinstance(options.token, str) and get_token() is None:
         raise HubError(f"{repo}: no token to write with; `hf auth login` takes one, or $HF_TOKEN.")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
