@@ -25,6 +25,8 @@ from errata.saving import LEDGER, Header
 LISTED = 36
 """Edits that the card's table shows, at most."""
 _TAGS = ("knowledge-editing", "model-editing")
+_RELATION = "base_model_relation: adapter"
+"""In the hub's words, where an adapter is anything that is loaded beside its base model."""
 _ANY_QUESTION = "A question?"
 
 
@@ -76,7 +78,8 @@ def card_of(header: Header, repo: str, about: About) -> str:
 
 
 def _metadata(header: Header, base: Base, about: About) -> Any:
-    known = {"base_model": base.name, "base_model_relation": "adapter"}
+    relation, _, kind = _RELATION.partition(": ")
+    known = {"base_model": base.name, relation: kind}
     tags = dict.fromkeys((*_TAGS, name_of(header.method, header.settings), *about.tags))
     return ModelCardData(
         library_name="errata",

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import PushToHubMixin
+
 from errata import hub
 
 
-class Pushable:
+class Pushable(PushToHubMixin):  # type: ignore[misc]
     """What `save_pretrained` saves can be pushed to a repository of the hub."""
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Save the edits as an artifact."""
-        raise NotImplementedError
 
     def push_to_hub(
         self,
