@@ -166,7 +166,8 @@ def test_eval(edited: Path, tmp_path: Path) -> None:
         ok("eval", edited, "--cases", cases, "--json", "--answers", tmp_path / "answers.jsonl")
     )
     expected = errata.evaluate(errata.load(edited), errata.read_cases(cases)).to_dict()
-    assert found == json.loads(json.dumps(expected))
+    (generation,) = errata.load(edited).origin.generations.values()
+    assert found == {**json.loads(json.dumps(expected)), "generation": generation}
     answers = [
         json.loads(line)
         for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()

@@ -21,7 +21,7 @@ SRC = ROOT / "src"
 
 ORDER = (
     "errors arguments progress storage words edit config conflicts report presets cluster lm "
-    "retrieval patches solvers methods saving model cases stream answers probes measures "
+    "retrieval patches solvers methods saving hub model cases stream answers probes measures "
     "evaluation consolidation atlas bench analyses transfer images agents unlearning engines serve "
     "cli __main__"
 ).split()

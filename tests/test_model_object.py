@@ -7,7 +7,6 @@ import inspect
 import pickle
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -166,24 +165,8 @@ def test_a_base_model_that_was_moved_away_from_its_edits_is_told(method):
     assert torch.equal(logits_of(model.unload(), lm), logits_of(lm.model, lm))
 
 
-def test_the_verbs_of_peft(tmp_path, monkeypatch):
+def test_the_verbs_of_peft():
     model = edited_model("llama", "folio", EDITS[:2])
-    pushed = {}
-
-    def upload(self, folder, repo_id, **_):
-        pushed.update({path.name: path.read_bytes() for path in Path(folder).iterdir()})
-        return repo_id
-
-    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
-    monkeypatch.setattr("transformers.utils.hub.hf_api", _Hub)
-    monkeypatch.setattr(
-        "transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: _Card()
-    )
-    model.push_to_hub("me/my-errata")
-    model.save_pretrained(tmp_path)
-    assert pushed == {path.name: path.read_bytes() for path in tmp_path.iterdir()}, (
-        "the edits, and nothing of the base"
-    )
     tensors, _ = model.method.state()
     found = model.state_dict()
     assert found.keys() == tensors.keys() and all(
@@ -193,17 +176,6 @@ def test_the_verbs_of_peft(tmp_path, monkeypatch):
     assert set(parent.state_dict()) == {f"edited.{name}" for name in tensors}
     with pytest.raises(ConfigError, match="from_pretrained"):
         model.load_state_dict(found)
-
-
-class _Hub:
-    def create_repo(self, repo_id, **_):
-        self.repo_id = repo_id
-        return self
-
-
-class _Card:
-    def save(self, path: str) -> None:
-        """No file."""
 
 
 @METHODS

@@ -11,6 +11,7 @@
     ├── ArchitectureError          the model has no structure that edits can be written into
     ├── ArtifactError              a saved folder is missing, damaged, or of another version
     │   └── BaseMismatchError      the artifact was written for another base model
+    ├── HubError                   the hub refuses, cannot be reached, or lacks what was asked for
     └── StorageError               the disk refused (full, read-only); nothing was half-written
         └── FolderBusyError        another process writes into the folder, or did meanwhile
 
@@ -62,6 +63,10 @@ class ArtifactError(ErrataError, RuntimeError):
 
 class BaseMismatchError(ArtifactError):
     """The artifact was written for another base model."""
+
+
+class HubError(ErrataError, RuntimeError):
+    """The hub refuses, cannot be reached, or lacks what was asked for."""
 
 
 class StorageError(ErrataError, RuntimeError):

@@ -36,7 +36,7 @@ VERBS = (
         "compare",
         "bench",
     ),
-    *("serve", "audit", "key", "export", "consolidate"),
+    *("serve", "audit", "key", "export", "consolidate", "push"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""

@@ -11,6 +11,7 @@ import typer
 from errata.cli import options, screen
 from errata.cli.opening import open_artifact
 from errata.errors import UsageError
+from errata.words.visible import one_line
 
 
 def consolidate(
@@ -68,7 +69,7 @@ def consolidate(
         )
         return
     for edit, why in found.refused:
-        screen.say(f"{edit.id} stays beside the weights: {screen.one_line(why)}")
+        screen.say(f"{edit.id} stays beside the weights: {one_line(why)}")
     of = f"{len(found.settled)} of {len(found.settled) + len(found.refused)} edits"
     if not found.settled:
         screen.say(f"{of} could be settled; nothing was written, and {folder} is as it was")

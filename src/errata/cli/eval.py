@@ -48,7 +48,8 @@ def eval(
         each = (json.dumps(dataclasses.asdict(a), ensure_ascii=False) for a in found.answers)
         write_text(answers, "".join(f"{line}\n" for line in each))
     if as_json:
-        screen.print_json(found.to_dict())
+        generation = next(iter(model.origin.generations.values()))
+        screen.print_json({**found.to_dict(), "generation": generation})
         return
     shown = screen.table(f"{found.edits} cases", "generated", "teacher-forced", "it means")
     for measure, meaning in MEANINGS.items():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import options, screen, why
+from errata.words.visible import one_line
 
 
 def explain(
@@ -31,6 +32,6 @@ def explain(
         return
     known = {edit.id: edit for edit in edited.edits}
     for each in explanations:
-        screen.say(screen.one_line(each.prompt))
+        screen.say(one_line(each.prompt))
         for line in why.lines_of(each, known):
             screen.say(f"  {line}")

@@ -14,10 +14,10 @@ def list(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of edits.")] = False,
 ) -> None:
     """List the edits in a folder, oldest first, with their time and source."""
+    from errata.cli.opening import read_edits
     from errata.methods import name_of
-    from errata.saving import read_artifact
 
-    artifact = read_artifact(folder)
+    artifact = read_edits(folder)
     if as_json:
         screen.print_json([edit.to_dict() for edit in artifact.edits])
         return

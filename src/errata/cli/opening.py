@@ -1,4 +1,4 @@
-"""Loads a verb's MODEL: a folder of edits, or a base model. It edits nothing."""
+"""Loads a verb's MODEL: edits in a folder or on the hub, or a base model. It edits nothing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from errata.storage.locking import locked
 
 if TYPE_CHECKING:
     from errata import LM, EditModel
+    from errata.saving import Artifact
 
 Answers = Callable[..., list[str]]
 """Takes prompts and generation options, returns answers."""
@@ -57,25 +58,47 @@ def load_base(model: str, dtype: str = "auto", device_map: str | None = None) ->
         return errata.load_base(model, dtype, device_map, TRUSTED.get())
 
 
+def edits_of(name: str) -> Path | None:
+    """Return the folder of the edits of this name, downloaded if need be; None without any."""
+    from errata import hub
+    from errata.saving import is_artifact
+
+    if is_artifact(name):
+        return Path(name)
+    if not hub.may_be_remote(name):
+        return None
+    with loading(name):
+        return hub.find(name)
+
+
+def read_edits(name: str | Path) -> Artifact:
+    """Read the edits of a folder, or of a repository of the hub."""
+    from errata import hub
+    from errata.saving import is_artifact
+
+    if is_artifact(name) or not hub.may_be_remote(name):
+        return hub.read(name)
+    with loading(name):
+        return hub.read(name)
+
+
 def open_artifact(
     path: str | Path, dtype: str = "auto", device_map: str | None = None
 ) -> EditModel:
-    """Load the edited model of a folder; name its base model before that is loaded."""
+    """Load an edited model; name its base model before that is loaded."""
     import errata
-    from errata.saving import read_artifact
 
-    artifact = read_artifact(path)
+    artifact = read_edits(path)
     screen.err.print(f"loading {artifact.base_name}, the base model of {path}", markup=False)
     with loading(artifact.base_name):
         return errata.load(artifact, dtype, device_map, TRUSTED.get())
 
 
 def open_model(model: str, dtype: str = "auto", device_map: str | None = None) -> EditModel | LM:
-    """Load the edited model of a folder, or a base model by itself."""
+    """Load an edited model, or a base model by itself."""
     import errata
-    from errata.saving import is_artifact
 
-    if is_artifact(model):
+    if edits_of(model) is not None:
         return open_artifact(model, dtype, device_map)
     return errata.LM(*load_base(model, dtype, device_map))
 
@@ -122,9 +145,8 @@ def open_to_edit(
     from errata.saving import is_artifact
 
     if out is None and not is_artifact(model):
-        raise UsageError(
-            f"{model} is a base model: say with --out DIR where the edits are to be saved."
-        )
+        what = "on the hub" if edits_of(model) is not None else "a base model"
+        raise UsageError(f"{model} is {what}: say with --out DIR where the edits are to be saved.")
     goal = folder_named(model if out is None else out)
     if (goal / "config.json").exists():
         raise UsageError(f"{goal} holds a base model; give another --out.")
@@ -139,8 +161,8 @@ def _opened(
     from errata.saving import is_artifact, read_artifact
 
     begun = is_artifact(goal)
-    if is_artifact(model):
-        if begun and not read_artifact(goal).extends(read_artifact(model)):
+    if edits_of(model) is not None:
+        if begun and not read_artifact(goal).extends(read_edits(model)):
             raise UsageError(f"{goal} already holds other edits than {model}; give another --out.")
         edited = open_artifact(goal if begun else model, dtype, device_map)
     else:

@@ -10,7 +10,7 @@ _BASES = "A hub name, a local folder, a GGUF file, or the bundled 'atlas'"
 Model = Annotated[str, typer.Option(help=f"{_BASES}.")]
 ModelArgument = Annotated[str, typer.Argument(help=f"{_BASES}.")]
 ModelToEdit = Annotated[str, typer.Argument(help=f"{_BASES}; or a folder begun before.")]
-Opened = Annotated[str, typer.Argument(help="A folder of edits, or a base model.")]
+Opened = Annotated[str, typer.Argument(help="Edits (a folder, or on the hub), or a base model.")]
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder of edits.")]
 """Text until `folder_named` has checked that it is not empty, since `Path("")` is "."."""
 OutFolder = Annotated[

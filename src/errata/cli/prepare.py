@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import options, screen
-from errata.cli.opening import open_to_edit
+from errata.cli.opening import edits_of, open_to_edit
 from errata.storage.locking import WAIT
 
 
@@ -41,7 +41,7 @@ def prepare(
     check_device(device_map)
     numbered = read_numbered_cases(cases)
     choices = Choices(method, settings or (), preset)
-    if not any(is_artifact(place) for place in (model, out) if place):
+    if edits_of(model) is None and not (out and is_artifact(out)):
         choices.check_trainable()
     with open_to_edit(model, out, choices, dtype, device_map, wait) as (edited, folder):
         name, then = (

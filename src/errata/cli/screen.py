@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sys
 import threading
 import time
@@ -23,12 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.progress import OnProgress, reported_to
+from errata.words.visible import UNSEEN, one_line, visible
 
 FIRST_LINE, NEXT_LINE = 1.0, 10.0
 """Seconds after which a line of progress is printed where there is no terminal."""
-
-_SENT = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_UNSEEN, _UNSEEN_OR_BROKEN = re.compile(f"[{_SENT}]"), re.compile(f"[\t\n{_SENT}]")
 
 
 class _Stderr(Console):
@@ -36,20 +33,6 @@ class _Stderr(Console):
         super().print(
             *(visible(each) if isinstance(each, str) else each for each in objects), **options
         )
-
-
-def visible(text: str) -> str:
-    """Escape control characters, direction marks and lone surrogates, e.g. as \\x1b."""
-    return _UNSEEN.sub(_written_out, text)
-
-
-def one_line(text: str) -> str:
-    """Escape the same characters, and line breaks and tabs."""
-    return _UNSEEN_OR_BROKEN.sub(_written_out, text)
-
-
-def _written_out(sign: re.Match[str]) -> str:
-    return sign[0].encode("unicode_escape").decode()
 
 
 err = _Stderr(stderr=True, highlight=False, soft_wrap=True)
@@ -68,7 +51,7 @@ def complain(message: str) -> None:
 def print_json(value: Any) -> None:
     """Print a JSON document on stdout, with what no terminal should get escaped."""
     document = json.dumps(value, ensure_ascii=False, indent=2)
-    print(_UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", document))
+    print(UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", document))
 
 
 def show(table: Table) -> None:

@@ -157,10 +157,9 @@ def _is_here(host: str) -> bool:
 def _opened(model: str, choices: Choices, dtype: str, device_map: str | None) -> EditModel:
     """Open a folder of edits, or a base model with a method for edits to come."""
     import errata
-    from errata.cli.opening import load_base, open_artifact
-    from errata.saving import is_artifact
+    from errata.cli.opening import edits_of, load_base, open_artifact
 
-    if is_artifact(model):
+    if edits_of(model) is not None:
         edited = open_artifact(model, dtype, device_map)
         choices.check(edited, Path(model))
         return edited

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from errata.cli import screen
+from errata.words.visible import one_line
 
 if TYPE_CHECKING:
     from errata.edit import Edit
@@ -23,17 +23,17 @@ def lines_of(told: Explanation, edits: Mapping[str, Edit]) -> Iterator[str]:
         edits: the model's edits by id.
     """
     if told.edit_id is not None:
-        yield screen.one_line(f"say: {told.edit_id} answers: {edits[told.edit_id].target}")
+        yield one_line(f"say: {told.edit_id} answers: {edits[told.edit_id].target}")
     elif told.read:
         read = [edits[each] for each in told.read]
         facts = "; ".join(f"{edit.id}: {edit.prompt} {edit.target}" for edit in read)
-        yield screen.one_line(f"read: the base model answers, and reads {facts}")
+        yield one_line(f"read: the base model answers, and reads {facts}")
     else:
         yield "main: the base model answers"
     for reason in told.reasons[:SHOWN]:
         parts = ", ".join(f"{name} {value:.3f}" for name, value in reason.parts.items())
         edit = edits[reason.edit_id]
-        candidate = screen.one_line(f"{reason.edit_id}  {edit.prompt} -> {edit.target}")
+        candidate = one_line(f"{reason.edit_id}  {edit.prompt} -> {edit.target}")
         yield f"{reason.score:.3f}  {candidate}  ({parts}; {reason.place})"
     if not told.reasons:
         yield "no edit is about what it mentions"

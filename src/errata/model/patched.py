@@ -15,9 +15,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import PushToHubMixin
 
-from errata import saving
+from errata import hub, saving
 from errata.arguments import check_type
 from errata.config import MethodConfig
 from errata.edit import Edit
@@ -29,10 +28,11 @@ from errata.model import base_weights, generation
 from errata.model.copying import contents, rebuild
 from errata.model.delegation import base_attribute, refusal
 from errata.model.lock import SharedLock
+from errata.model.pushing import Pushable
 from errata.storage.locking import WAIT
 
 
-class PatchedModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
+class PatchedModel(nn.Module, Pushable):
     """A base model, a method, and its patch installed on the base model; see `EditModel`."""
 
     def __init__(
@@ -261,7 +261,7 @@ class PatchedModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
             path: a new folder, or the one that this model was loaded from or saved to.
             overwrite: replace whatever artifact is there.
             wait: seconds to wait for another process that writes there; 0 does not wait.
-            max_shard_size: ignored; `push_to_hub` of transformers passes it.
+            max_shard_size: ignored; some of transformers' callers pass it.
 
         Raises:
             UsageError: there are other edits in the folder.
@@ -283,13 +283,13 @@ class PatchedModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
         """Put saved edits on a base model.
 
         Args:
-            path: a folder written by `save_pretrained`, or the artifact read from it.
+            path: a folder written by `save_pretrained`, a repository's name, or what was read.
 
         Raises:
-            ArtifactError: the folder is missing, damaged or of another version.
+            ArtifactError: they are missing, damaged or of another version.
             BaseMismatchError: the edits were written for another base model or tokenizer.
         """
-        artifact = path if isinstance(path, saving.Artifact) else saving.read_artifact(path)
+        artifact = path if isinstance(path, saving.Artifact) else hub.read(path)
         origin = artifact.check_base(base, tokenizer)
         with saving.damage_named(artifact.path):
             config = method_class(artifact.method).config_class.from_dict(artifact.settings)

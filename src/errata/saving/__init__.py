@@ -18,8 +18,9 @@ same edits give the same bytes on the same machine, with the same versions and n
 another number of threads adds up in another order.
 """
 
-from errata.saving.artifact import Artifact, Origin
+from errata.saving.artifact import Artifact, Header, Origin
 from errata.saving.base_models import BUNDLED, load_base
+from errata.saving.copying import copy_artifact
 from errata.saving.names import COMPLETE, CONFIG, FILES, LEDGER, is_artifact
 from errata.saving.reading import damage_named, files_of, read_artifact
 from errata.saving.writing import write_artifact
@@ -31,7 +32,9 @@ __all__ = [
     "FILES",
     "LEDGER",
     "Artifact",
+    "Header",
     "Origin",
+    "copy_artifact",
     "damage_named",
     "files_of",
     "is_artifact",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable
 from io import BufferedReader
@@ -24,6 +26,7 @@ from errata.storage.files import digest_of, open_regular
 
 TRIES, PAUSE = 40, 0.1
 """Most attempts to read a changing folder, and the longest pause between two, in seconds."""
+_IN_CACHE = re.compile(r"\.\./\.\./blobs/[0-9a-f]{32,64}")
 _MAX_TEXT_BYTES, _MAX_TENSOR_BYTES = 2**30, 2**36
 
 Result = TypeVar("Result")
@@ -87,6 +90,20 @@ class Snapshot:
                 raise FolderChangedError
         return tensors
 
+    def copy(self, name: str, digest: str, goal: Path) -> None:
+        """Copy a file that has this SHA-256 to a new path.
+
+        Raises:
+            OSError: it cannot be read, or the copy cannot be written.
+            ArtifactError: it has another SHA-256.
+        """
+        with self._open(name, _MAX_TENSOR_BYTES)[0] as file:
+            size = os.fstat(file.fileno()).st_size
+            check_digest(self.folder / name, digest_of(file), digest, size)
+            file.seek(0)
+            with goal.open("wb") as copy:
+                shutil.copyfileobj(file, copy, 2**20)
+
     def _stamps(self) -> list[Stamp | None]:
         return [_stamp_of(self.folder / name) for name in (COMPLETE, CONFIG)]
 
@@ -94,7 +111,8 @@ class Snapshot:
         """Return (open file, its path), under its temporary name first, as it moves from there."""
         for path in [self.folder / each for each in (self._temporary.get(name), name) if each]:
             with contextlib.suppress(FileNotFoundError):
-                return open_regular(path, limit), path
+                kept = in_cache(path)
+                return open_regular(kept, limit), kept
         raise FileNotFoundError(2, "there is no such file", str(self.folder / name))
 
 
@@ -133,6 +151,19 @@ def check_digest(path: Path, digest: str, expected: str, size: int) -> None:
         raise ArtifactError(
             f"{path}: damaged or changed since it was written ({size} bytes, checksum differs)."
         )
+
+
+def in_cache(path: Path) -> Path:
+    """Return the file that a link in the hub's cache stands for; any other path as it is.
+
+    That cache keeps files in `blobs`, under their digests, and in `snapshots/COMMIT` links to them.
+    """
+    try:
+        target = os.readlink(path)
+    except (OSError, ValueError):
+        return path
+    kept = _IN_CACHE.fullmatch(target.replace(os.sep, "/"))
+    return path.parent / target if kept else path
 
 
 def _stamp(stat: os.stat_result) -> Stamp:
