@@ -3,12 +3,14 @@
     python benchmarks/engines.py prepare MODEL.gguf --data FOLDER --out DIR [--edits 50]
     python benchmarks/engines.py run transformers MODEL.gguf --out DIR
     PYTHONPATH=src ENGINE/bin/python benchmarks/engines.py run llama.cpp MODEL.gguf --out DIR
+    OMP_NUM_THREADS=1 ENGINE/bin/python benchmarks/engines.py run vllm DIR/base --out DIR
     python benchmarks/engines.py table --out DIR [--record]
 
 `prepare` writes corrections of CounterFact with Folio, saves and exports them; what is asked goes
 into DIR as token ids, so that every engine reads the same. `run` asks in an engine, once without
 and once with the edits; llama.cpp's environment needs llama-cpp-python, numpy and regex, and reads
-the quantized file itself. Answers are free, greedy, of 24 tokens at most:
+the quantized file itself; vLLM's has errata installed (`pip install --no-deps .`), so that vLLM
+finds the plug-in, and reads the dequantized checkpoint that `prepare` writes. Answers are free, greedy, of 24 tokens at most:
 
     reliability, generalization   share of the edits' prompts, and of their paraphrases, that are
                                   answered with the target
@@ -47,6 +49,8 @@ def prepare(options: argparse.Namespace) -> None:
     cases = load(find_task("counterfact-nested"), options.data).cases[: options.edits]
     base, tokenizer = errata.load_base(options.model, "float32")
     model = errata.get_edit_model(base, errata.FolioConfig(), tokenizer)
+    base.save_pretrained(options.out / "base")
+    tokenizer.save_pretrained(options.out / "base")
     model.edit([case.edit for case in cases], check=False)
     model.save_pretrained(options.out / "edited")
     export_edits(model, options.out / "export")
@@ -138,10 +142,34 @@ def in_llama_cpp(options: argparse.Namespace) -> Ask:
     return ask
 
 
+def in_vllm(options: argparse.Namespace) -> Ask:
+    """Answer with vLLM, which finds the plug-in by itself."""
+    import os
+
+    os.environ["ERRATA_EDITS"] = str(options.out / "export")
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        str(options.model), dtype="float32", max_model_len=1024, max_num_seqs=1, enforce_eager=True,
+        enable_prefix_caching=False, async_scheduling=False,
+    )  # fmt: skip
+
+    def ask(ids: list[int], most: int, edited: bool) -> list[int]:
+        settings = SamplingParams(
+            temperature=0, max_tokens=most, ignore_eos=most == LONG, detokenize=False,
+            extra_args={"errata": edited},
+        )  # fmt: skip
+        (out,) = model.generate({"prompt_token_ids": ids}, settings, use_tqdm=False)
+        return list(out.outputs[0].token_ids)
+
+    return ask
+
+
 ENGINES: dict[str, Callable[[argparse.Namespace], Ask]] = {
     "folio": with_folio,
     "transformers": in_transformers,
     "llama.cpp": in_llama_cpp,
+    "vllm": in_vllm,
 }
 
 
