@@ -10,7 +10,8 @@
 into DIR as token ids, so that every engine reads the same. `run` asks in an engine, once without
 and once with the edits; llama.cpp's environment needs llama-cpp-python, numpy and regex, and reads
 the quantized file itself; vLLM's has errata installed (`pip install --no-deps .`), so that vLLM
-finds the plug-in, and reads the dequantized checkpoint that `prepare` writes. Answers are free, greedy, of 24 tokens at most:
+finds the plug-in, and reads the dequantized checkpoint that `prepare` writes. Answers are free,
+greedy, of 24 tokens at most:
 
     reliability, generalization   share of the edits' prompts, and of their paraphrases, that are
                                   answered with the target
