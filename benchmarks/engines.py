@@ -3,12 +3,15 @@
     python benchmarks/engines.py prepare MODEL.gguf --data FOLDER --out DIR [--edits 50]
     python benchmarks/engines.py run transformers MODEL.gguf --out DIR
     PYTHONPATH=src ENGINE/bin/python benchmarks/engines.py run llama.cpp MODEL.gguf --out DIR
+    OMP_NUM_THREADS=1 ENGINE/bin/python benchmarks/engines.py run vllm DIR/base --out DIR
     python benchmarks/engines.py table --out DIR [--record]
 
 `prepare` writes corrections of CounterFact with Folio, saves and exports them; what is asked goes
 into DIR as token ids, so that every engine reads the same. `run` asks in an engine, once without
 and once with the edits; llama.cpp's environment needs llama-cpp-python, numpy and regex, and reads
-the quantized file itself. Answers are free, greedy, of 24 tokens at most:
+the quantized file itself; vLLM's has errata installed (`pip install --no-deps .`), so that vLLM
+finds the plug-in, and reads the dequantized checkpoint that `prepare` writes. Answers are free,
+greedy, of 24 tokens at most:
 
     reliability, generalization   share of the edits' prompts, and of their paraphrases, that are
                                   answered with the target
@@ -34,8 +37,12 @@ MOST, LONG, ROUNDS = 24, 64, 7
 """Tokens of an answer; and of one that is timed; and how often."""
 EACH = 2
 """Other prompts of each kind that are asked for an edit."""
+AT_ONCE = 16
+"""Requests that an engine which serves many at once is asked together."""
 Ask = Callable[[list[int], int, bool], list[int]]
 """Answers token ids: prompt, most new tokens, with the edits or without; gives the new ones."""
+AskAll = Callable[[list[list[int]], int, bool], list[list[int]]]
+"""Answers several prompts."""
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -47,6 +54,8 @@ def prepare(options: argparse.Namespace) -> None:
     cases = load(find_task("counterfact-nested"), options.data).cases[: options.edits]
     base, tokenizer = errata.load_base(options.model, "float32")
     model = errata.get_edit_model(base, errata.FolioConfig(), tokenizer)
+    base.save_pretrained(options.out / "base")
+    tokenizer.save_pretrained(options.out / "base")
     model.edit([case.edit for case in cases], check=False)
     model.save_pretrained(options.out / "edited")
     export_edits(model, options.out / "export")
@@ -138,10 +147,45 @@ def in_llama_cpp(options: argparse.Namespace) -> Ask:
     return ask
 
 
-ENGINES: dict[str, Callable[[argparse.Namespace], Ask]] = {
-    "folio": with_folio,
-    "transformers": in_transformers,
-    "llama.cpp": in_llama_cpp,
+def in_vllm(options: argparse.Namespace) -> AskAll:
+    """Answer with vLLM, which finds the plug-in by itself."""
+    import os
+
+    os.environ["ERRATA_EDITS"] = str(options.out / "export")
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        str(options.model), dtype="float32", max_model_len=1024, max_num_seqs=AT_ONCE,
+        enforce_eager=True, enable_prefix_caching=False, async_scheduling=False,
+    )  # fmt: skip
+
+    def ask(prompts: list[list[int]], most: int, edited: bool) -> list[list[int]]:
+        settings = SamplingParams(
+            temperature=0, max_tokens=most, ignore_eos=most == LONG, detokenize=False,
+            extra_args={"errata": edited},
+        )  # fmt: skip
+        rows = [{"prompt_token_ids": ids} for ids in prompts]
+        found = model.generate(rows, settings, use_tqdm=False)
+        return [list(out.outputs[0].token_ids) for out in found]
+
+    return ask
+
+
+def one_by_one(engine: Callable[[argparse.Namespace], Ask]) -> Callable[..., AskAll]:
+    """Ask an engine that answers one prompt."""
+
+    def start(options: argparse.Namespace) -> AskAll:
+        ask = engine(options)
+        return lambda prompts, most, edited: [ask(ids, most, edited) for ids in prompts]
+
+    return start
+
+
+ENGINES: dict[str, Callable[[argparse.Namespace], AskAll]] = {
+    "folio": one_by_one(with_folio),
+    "transformers": one_by_one(in_transformers),
+    "llama.cpp": one_by_one(in_llama_cpp),
+    "vllm": in_vllm,
 }
 
 
@@ -153,22 +197,25 @@ def run(options: argparse.Namespace) -> None:
     found = json.loads((options.out / "asked.json").read_text())
     ask, ends = ENGINES[options.engine](options), set(found["ends"])
 
-    def said(ids: list[int], edited: bool) -> str:
-        tokens = ask(ids, MOST, edited)
-        stop = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
-        return texts.read(tokens[:stop])[0].strip()
+    def said(asked: list[dict[str, Any]], edited: bool) -> list[str]:
+        texts_of = []
+        for tokens in ask([each["ids"] for each in asked], MOST, edited):
+            stop = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
+            texts_of.append(texts.read(tokens[:stop])[0].strip())
+        return texts_of
 
-    rows = []
-    for number, each in enumerate(found["asked"]):
-        if number % 50 == 0:
-            print(f"{options.engine}: {number} of {len(found['asked'])}", flush=True)
-        rows.append({**each, "before": said(each["ids"], False), "after": said(each["ids"], True)})
+    rows, asked = [], found["asked"]
+    for start in range(0, len(asked), 2 * AT_ONCE):
+        print(f"{options.engine}: {start} of {len(asked)}", flush=True)
+        some = asked[start : start + 2 * AT_ONCE]
+        for each, before, after in zip(some, said(some, False), said(some, True), strict=True):
+            rows.append({**each, "before": before, "after": after})
     calm = [each["ids"] for each in found["asked"] if each["kind"] == "neighbour"]
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(ROUNDS):
         for edited in (False, True):
             began = time.perf_counter()
-            count = len(ask(calm[turn], LONG, edited))
+            count = len(ask([calm[turn]], LONG, edited)[0])
             seconds[edited].append((time.perf_counter() - began) / count)
     speeds = {str(edited): 1 / statistics.median(each) for edited, each in seconds.items()}
     result = {"engine": options.engine, "rows": rows, "speeds": speeds}

@@ -238,7 +238,7 @@ def test_from_a_folder_of_edits_to_another_engine_in_two_commands(edited, tmp_pa
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 2 and "is there already" in again.stderr
     for wrong, says in (
-        (["--to", "onnx"], "it is one of transformers, llama.cpp, peft, weights"),
+        (["--to", "onnx"], "it is one of transformers, llama.cpp, vllm, sglang, peft"),
         (["--to", "peft"], "are beside the weights"),
         (["--to", "llama.cpp", "--rank", "2"], "--rank is of --to peft alone"),
     ):

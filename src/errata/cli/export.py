@@ -15,7 +15,7 @@ from errata.errors import UsageError
 if TYPE_CHECKING:
     from errata import EditModel
 
-LOGITS = ("transformers", "llama.cpp")
+LOGITS = ("transformers", "llama.cpp", "vllm", "sglang")
 """Engines that let logits be changed; one folder serves all of them."""
 WEIGHTS = ("peft", "weights")
 
@@ -25,7 +25,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="transformers or llama.cpp; of edits in weights peft (a LoRA) or weights."
+            help="transformers, llama.cpp, vllm or sglang; of edits in weights peft (a LoRA) or "
+            "weights."
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new folder.")],

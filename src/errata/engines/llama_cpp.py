@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from errata.engines.opening import open_edits
 from errata.engines.processor import EditProcessor
 from errata.engines.space import Array
-from errata.errors import BaseMismatchError
-
-SAMPLE = "Who led Traren in 1984?"
 
 
 def edits_for(model: Any, folder: str) -> EditProcessor:
@@ -30,14 +28,11 @@ def edits_for(model: Any, folder: str) -> EditProcessor:
         ArtifactError: the folder cannot be read.
         BaseMismatchError: the model has other tokens.
     """
-    edits = EditProcessor.load(folder)
-    ids = model.tokenize(SAMPLE.encode(), add_bos=False, special=False)
-    if edits.texts.read(ids)[0].strip() != SAMPLE:
-        raise BaseMismatchError(
-            f"{folder}: these edits were written for {edits.base!r}, whose tokens are not this "
-            "model's; give a GGUF file of that model."
-        )
-    return edits
+
+    def encode(text: str) -> list[int]:
+        return list(model.tokenize(text.encode(), add_bos=False, special=False))
+
+    return open_edits(folder, encode, "give a GGUF file of that model")
 
 
 def logits_processor(edits: EditProcessor) -> Callable[[Any, Any], Any]:

@@ -184,13 +184,15 @@ class EditProcessor:
         Args:
             route: the prompt's, see `route`.
             said: the tokens of the answer so far.
-            logits: the engine's; they are not changed.
+            logits: the engine's; they are not changed. What it forbids (-inf) stays forbidden.
         """
         token = route.next_token(said)
-        if token is None or token >= len(logits):
+        if token is None or token >= len(logits) or logits[token] == -np.inf:
             return logits
         others = np.delete(logits.astype(np.float64), token)
         most = others.max()
+        if most == -np.inf:
+            return logits
         total = most + math.log(np.exp(others - most).sum())
         wanted = total + math.log(self.confidence / (1 - self.confidence))
         if logits[token] >= wanted:
