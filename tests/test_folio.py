@@ -28,7 +28,7 @@ from errata.methods.association.folio.question_reader import QuestionReader, wor
 from errata.methods.association.folio.saying import NOTHING, with_said
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
-from errata.words.questions import asked_of, question_in, without_subject
+from errata.words.questions import asked_of, last_question, question_in, without_subject
 
 CASES = make_cases(12, seed=3)
 ANOTHER = CASES[5].edit.target
@@ -129,6 +129,19 @@ def test_a_text_without_its_subject():
         ("Ana Bo", "Ana Bo", ""),
     ):
         assert without_subject(text, subject) == left
+
+
+def test_the_last_question_of_a_text():
+    for text, asked in (
+        ("Bo died in Rome. Two plus three is", "Two plus three is"),
+        ("Bo died in Rome. What is two plus three?", "What is two plus three?"),
+        ("Who leads the town? Answer briefly.", "Who leads the town?"),
+        ('He asked: "Who leads it?" The answer is', 'Who leads it?"'),
+        ("passed away in", "passed away in"),
+        ("It rained. ", "It rained."),
+        ("", ""),
+    ):
+        assert last_question(text).strip('"') == asked.strip('"')
 
 
 def test_the_labels_of_a_question_and_of_its_answer_are_not_read():

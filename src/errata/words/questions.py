@@ -91,6 +91,17 @@ def with_subject(text: str, subject: str, aliases: Sequence[str]) -> str:
     return text
 
 
+def last_question(text: str) -> str:
+    """Return a text's last sentence that is a question, or else its last sentence."""
+    starts = [0, *(found.end() for found in _SENTENCE.finditer(text))]
+    sentences = [
+        text[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)
+    ]
+    found = [each for each in sentences if each]
+    questions = [each for each in found if each.rstrip(_QUOTES).endswith("?")]
+    return (questions or found or [text])[-1]
+
+
 def without_subject(text: str, subject: str) -> str:
     """Return a text without its mentions of a subject; without the capitalised words of it where
     the whole is not mentioned.

@@ -26,7 +26,7 @@ from errata.methods.association.folio.intents import (
 )
 from errata.methods.association.folio.question_space import QuestionSpace, fit_space
 from errata.progress import report
-from errata.words.questions import without_subject
+from errata.words.questions import last_question, without_subject
 
 BATCH, TOKENS, CACHED = 32, 96, 1024
 """Texts that are read at once; their last tokens that are read; and states kept, at most."""
@@ -35,7 +35,7 @@ VIEWS, LAST = 3, 0
 """The views of a question; and the one that is the state at its last token."""
 COMMON = 1e-3
 """Share of the wordings' tokens at which a token counts half as much as a rare one."""
-WORDINGS = 9
+WORDINGS = 10
 """Version of the wordings and of the fit, which what is kept on disk names."""
 
 _Key = TypeVar("_Key")
@@ -82,9 +82,9 @@ class QuestionReader:
         """Return the views of each question, (views, hidden) in fp32; what was read is kept.
 
         They are the state at the text's last token; the mean state over its second half; and the
-        mean of the input embeddings of its tokens without the subject's, where common ones count
-        less (Arora et al., "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", ICLR
-        2017).
+        mean of the input embeddings of its last question, without the subject, where common tokens
+        count less (Arora et al., "A Simple but Tough-to-Beat Baseline for Sentence Embeddings",
+        ICLR 2017).
         """
         states = self._kept([text for text, _ in questions], self._states)
         asked = self._kept(questions, self._asked_with)
@@ -134,8 +134,10 @@ class QuestionReader:
         return in_batches([self._outside(each) for each in questions], read, BATCH, size=len)
 
     def _outside(self, question: Question) -> list[int]:
-        """Return the last tokens of a question's text without its subject."""
-        text = f" {without_subject(*question) or question.text}"
+        """Return the last tokens of a question's last sentence without its subject: what was told
+        before it is not asked.
+        """
+        text = f" {last_question(without_subject(*question) or question.text)}"
         return (self.lm.encode_piece(text) or self.lm.encode_text(text))[-TOKENS:]
 
     def _weight(self, token: int) -> float:
