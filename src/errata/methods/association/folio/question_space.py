@@ -10,7 +10,8 @@ Discriminant Analysis", ECCV 2006); no gradient and no label of a benchmark has 
 There are three views of a wording: the state at its last token, which has read all of it; the
 mean state over its second half, which depends less on whether it is a question or a sentence that
 breaks off; and the mean of the embeddings of its last question's words, the subject's left out,
-which depends on neither order nor form. Each has a discriminant of its own, and what they say is added.
+which depends on neither order nor form. Each has a discriminant of its own, and what they say is
+added.
 """
 
 from __future__ import annotations
