@@ -50,7 +50,7 @@ def kept() -> list[str]:
 @pytest.fixture(scope="module")
 def expected(kept) -> Expected:
     model = fast_model()
-    found = Expected.of(model, rewordings(model), kept)
+    found = Expected.of(model, rewordings(model), kept, quiet)
     assert all(same_answer(found.answers[case.edit.prompt], case.edit.target) for case in CASES)
     return found
 
@@ -65,7 +65,7 @@ def test_what_is_settled_answers_as_before_and_the_rest_stays_beside_it(tmp_path
     refused, why = found.refused[0]
     assert refused.target == OLD.target and "is answered" in why
     assert {e.id for e in found.settled} | {e.id for e, _ in found.refused} == {e.id for e in edits}
-    assert len(found.settled) >= 2 and heard[0] == (1, 6)
+    assert len(found.settled) >= 2 and heard[0][0] == 0 and (1, 6) in heard
     settled, after = errata.load(tmp_path / SETTLED), errata.load(tmp_path / EDITS)
     assert {e.id for e in settled.edits} == {e.id for e in found.settled}
     assert {e.id for e in after.edits} >= {e.id for e, _ in found.refused}

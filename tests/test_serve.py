@@ -22,10 +22,11 @@ from errata import Edit
 from errata.errors import BaseMismatchError, StorageError
 from errata.serve.app import make_app
 from errata.serve.body_limit import MOST_BYTES
-from errata.serve.engine import Engine, Piece, Request
+from errata.serve.engine import Engine
 from errata.serve.keys import Key, Keys, Role, digest_of
 from errata.serve.ledger import Ledger
 from errata.serve.policy import Policy, Proposal
+from errata.serve.requests import Piece, Request
 from errata.serve.sampling import Sampling
 from errata.serve.service import Service
 
@@ -380,6 +381,7 @@ ROUTES = {
     ("DELETE", "/v1/edits/{edit_id}"): Role.EDIT,
     ("GET", "/v1/jobs/{job_id}"): Role.EDIT,
     ("GET", "/v1/versions"): Role.EDIT,
+    ("GET", "/v1/settling"): Role.EDIT,
     ("POST", "/v1/versions/{version}/activate"): Role.ADMIN,
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,

@@ -4,12 +4,13 @@ An edit that Folio holds is live at once, beside the weights. `settle` writes ed
 changes weights, in groups, and asks what the model with the edits beside it was asked: their own
 prompts, their rewordings, and prompts that are to stay as they are. A group that makes anything
 worse is taken back and tried in halves, down to the single edit, which is then refused: its copy
-beside the weights stays. `consolidate` writes what comes of it: a checkpoint with the settled
-edits, and the others beside it.
+beside the weights stays. `with_others` puts the other edits beside weights that have the settled
+ones; `consolidate` writes all of that into folders.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from errata.saving import load_base
 
 GROUP = 16
 """Edits that are written and judged together, at most."""
+ASKED = 64
+"""Prompts that are asked together, at most."""
 KEPT = 32
 """Prompts, of text that the base model writes, whose answers stay, where none are given."""
-SETTLING = "writing edits into the weights"
+ASKING, SETTLING = "asking what is answered so far", "writing edits into the weights"
 SETTLED, MODEL, EDITS = "settled", "model", "edits"
 """Folders: the settled edits, on the base model they were edits of; the checkpoint that has them in
 its weights; and the other edits, beside that.
@@ -50,30 +53,50 @@ class Expected:
 
     @classmethod
     def of(
-        cls, model: EditModel, rewordings: Mapping[str, Sequence[str]], kept: Iterable[str]
+        cls,
+        model: EditModel,
+        rewordings: Mapping[str, Sequence[str]],
+        kept: Iterable[str],
+        progress: OnProgress,
     ) -> Expected:
         """Ask a model with edits.
 
         Args:
             model: the model.
             rewordings: edit id -> prompts that ask what the edit's own asks.
-            kept: prompts whose answers must stay as they are.
+            kept: prompts whose answers must stay as they are; none: some of text that the base
+                model writes.
+            progress: called with what is done.
         """
         wordings = {
             edit.id: list(dict.fromkeys([edit.prompt, *rewordings.get(edit.id, ())]))
             for edit in model.edits
         }
-        staying = list(dict.fromkeys(kept))
+        staying = list(dict.fromkeys(kept)) or _of_background(model)
         prompts = list(
             dict.fromkeys([*staying, *(text for texts in wordings.values() for text in texts)])
         )
-        answers = dict(zip(prompts, model.ask(prompts), strict=True))
+        answers: dict[str, str] = {}
+        for start in range(0, len(prompts), ASKED):
+            progress(ASKING, start, len(prompts))
+            asked = prompts[start : start + ASKED]
+            answers |= zip(asked, model.ask(asked), strict=True)
         return cls(answers, wordings, staying)
 
     def says(self, edit: Edit) -> list[str]:
         """Return the wordings of an edit that are answered with its target."""
         return [
             text for text in self.wordings[edit.id] if same_answer(self.answers[text], edit.target)
+        ]
+
+    def unsaid(self, model: EditModel, edits: Sequence[Edit]) -> list[Edit]:
+        """Return the edits of whose wordings a model answers one otherwise than before."""
+        wordings = list(dict.fromkeys(text for edit in edits for text in self.says(edit)))
+        answers = dict(zip(wordings, model.ask(wordings), strict=True))
+        return [
+            edit
+            for edit in edits
+            if not all(same_answer(answers[text], edit.target) for text in self.says(edit))
         ]
 
     def worse(self, model: EditModel, edits: Sequence[Edit]) -> str | None:
@@ -185,10 +208,7 @@ def consolidate(
         EditError, PromptTooLongError: see `EditModel.edit`.
         StorageError: the folder cannot be written.
     """
-    if not kept:
-        with model.disable_edits():
-            kept = [open_prompt(text) for text in background_texts(model.lm, KEPT)]
-    expected = Expected.of(model, rewordings, kept)
+    expected = Expected.of(model, rewordings, kept, progress)
     beside, edits, place = model.method.config, list(model.edits), Path(folder)
     tokenizer, dtype = model.tokenizer, str(model.base.dtype).removeprefix("torch.")
     device = model.lm.device
@@ -202,10 +222,41 @@ def consolidate(
     tokenizer.save_pretrained(place / MODEL)
     del weights
     base, tokenizer = load_base(str((place / MODEL).resolve()), dtype)
-    after = EditModel(base.to(device), beside, tokenizer)
-    held = {edit.id for edit in found.settled}
-    after.edit([edit for edit in edits if edit.id not in held], check=False)
-    found.both = [edit for edit in found.settled if expected.worse(after, [edit])]
-    after.edit(found.both, check=False)
-    after.save_pretrained(place / EDITS)
+    after = with_others(EditModel(base.to(device), beside, tokenizer), edits, found, expected)
+    if found.settled:
+        after.save_pretrained(place / EDITS)
+    else:
+        shutil.rmtree(place / SETTLED)
+        shutil.rmtree(place / MODEL)
     return found
+
+
+def with_others(
+    model: EditModel, edits: Sequence[Edit], found: Consolidation, expected: Expected
+) -> EditModel:
+    """Write edits beside weights that have the settled ones: the others, and what still needs it.
+
+    Should anything be worse with all of it, no edit is settled after all.
+
+    Args:
+        model: without edits, on those weights; it is returned.
+        edits: all, in their order.
+        found: which are settled, and told which of those stay beside the weights, too.
+        expected: what was answered before.
+
+    Raises:
+        EditError, PromptTooLongError: see `EditModel.edit`.
+    """
+    held = {edit.id for edit in found.settled}
+    model.edit([edit for edit in edits if edit.id not in held], check=False)
+    found.both = expected.unsaid(model, found.settled)
+    model.edit(found.both, check=False)
+    if why := expected.worse(model, edits):
+        found.refused += [(edit, why) for edit in found.settled]
+        found.settled, found.both = [], []
+    return model
+
+
+def _of_background(model: EditModel) -> list[str]:
+    with model.disable_edits():
+        return [open_prompt(text) for text in background_texts(model.lm, KEPT)]

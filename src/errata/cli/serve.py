@@ -55,6 +55,18 @@ def serve(
     ] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered together, at most.")] = 16,
     lanes: Annotated[int, typer.Option(min=1, help="Batches that run side by side.")] = 2,
+    settle: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD", help="In idle time, move edits into weights by it, and judge that."
+        ),
+    ] = None,
+    settle_after: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long nothing was asked by then.")
+    ] = 60.0,
+    settle_cases: Annotated[
+        Path | None, typer.Option(help="JSON lines: edits with rephrases, and locality to keep.")
+    ] = None,
     console: Annotated[
         bool, typer.Option("--console", help="Serve a page at /console: ask, edit, look back.")
     ] = False,
@@ -65,6 +77,7 @@ def serve(
     _check_installed()
     if console:
         _check_console_installed()
+    from errata.cases import read_cases
     from errata.cli.choices import Choices
     from errata.config import check_device, check_dtype
     from errata.serve.app import make_app
@@ -72,6 +85,7 @@ def serve(
     from errata.serve.ledger import Ledger
     from errata.serve.policy import Policy, read_policy
     from errata.serve.service import Service
+    from errata.serve.settling import Promise
     from errata.serve.snapshots import Snapshots
 
     check_dtype(dtype)
@@ -85,14 +99,19 @@ def serve(
             "edit; give keys (`errata key NAME`), or leave --host out."
         )
     choices = Choices(method, settings or (), preset)
+    settling = None if settle is None else Choices(settle)
+    cases = [] if settle_cases is None else read_cases(settle_cases)
     ledger = Ledger(store)
     folder = snapshots or ledger.folder_beside("snapshots")
     edited = _opened(model, choices, dtype, device_map)
+    promise = None
+    if settling is not None:
+        promise = Promise(settling.config(edited.base.config), cases, settle_after)
     with screen.steps() as progress:
         told = partial(progress, "writing edits")
         service = Service(
             edited, ledger, batch, lanes, told, rules,
-            Snapshots(folder, snapshot_every) if folder else None,
+            Snapshots(folder, snapshot_every) if folder else None, promise,
         )  # fmt: skip
     app = make_app(service, name or Path(model).name, held, console)
     about = f"{len(service.edits)} edits, version {service.version}"

@@ -12,7 +12,6 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from errata.errors import UnknownNameError, UsageError, suggest
-from errata.serve.engine import Piece, Request
 from errata.serve.openai import (
     MOST_CHOICES,
     Answer,
@@ -24,6 +23,7 @@ from errata.serve.openai import (
     new_id,
     now,
 )
+from errata.serve.requests import Piece, Request
 from errata.serve.sampling import TokenChoice
 from errata.serve.service import Service
 
@@ -167,7 +167,7 @@ class Answering:
         """Which version answers, and which edits speak in any choice."""
         last = self.choices[0].last
         spoken = [e for c in self.choices if c.last.outcome for e in c.last.outcome.edit_ids]
-        headers = {"errata-version": str(last.version)}
+        headers = {"errata-version": str(last.version), "errata-settled": str(last.settled)}
         if any(choice.last.outcome for choice in self.choices):
             headers["errata-edits"] = ", ".join(
                 json.dumps(edit)[1:-1] for edit in dict.fromkeys(spoken)
@@ -207,6 +207,7 @@ class Answering:
         spoke = {
             "outcome": outcome.name if outcome else None,
             "edits": list(outcome.edit_ids) if outcome else [],
+            "settled": last.settled,
         }
         found: dict[str, Any] = {"index": index, "finish_reason": last.finish, "errata": spoke}
         wanted = self.request.alternatives is not None

@@ -25,6 +25,7 @@ from errata.serve.schemas import (
     JobOut,
     PreviewIn,
     PreviewOut,
+    SettlingOut,
     VersionList,
     VersionOut,
 )
@@ -165,6 +166,11 @@ def edit_routes(service: Service, keys: Keys) -> APIRouter:
         """List the versions of the model, oldest first."""
         found = await run_in_threadpool(service.history, after, limit)
         return VersionList(active=service.version, data=[VersionOut(**each) for each in found])
+
+    @routes.get("/settling", dependencies=[keys.need(Role.EDIT)])
+    async def settling() -> SettlingOut:
+        """Say which edits are in the weights that answer, and why others are not."""
+        return SettlingOut.of(service.settler.now if service.settler else None)
 
     @routes.post("/versions/{version}/activate")
     async def activate(

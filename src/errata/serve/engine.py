@@ -11,78 +11,40 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from errata.errors import ErrataError, PromptTooLongError
+from errata.errors import PromptTooLongError
 from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.model import EditModel
 from errata.model.lock import SharedLock
 from errata.patches.outcome import Outcome, outcomes_told_to
-from errata.serve.sampling import RowChoosers, Sampling, TokenChoice, TokenChooser
-from errata.serve.text import GrowingText
+from errata.serve.requests import Answers, Piece, Request, StoppingError
 
 log = logging.getLogger(__name__)
 
 
-class StoppingError(ErrataError, RuntimeError):
-    """The engine is closed, or is closing: no request is taken any more."""
-
-
-@dataclass
-class Piece:
-    """What is new of an answer.
+@dataclass(frozen=True)
+class Settled:
+    """A second model, which answers in the place of the edited one while its version is current.
 
     Attributes:
-        text: characters since the last piece.
-        choices: the tokens since the last piece.
-        version: of the model that answers; the same in all pieces.
-        outcome: which edits answer; None where the method does not tell.
-        finish: in the last piece, `stop` or `length`.
-        error: in place of an answer, what went wrong.
+        model: has some of the version's edits in its weights, and the others beside them.
+        version: whose edits it has.
+        edit_ids: those in its weights.
     """
 
-    text: str = ""
-    choices: list[TokenChoice] = field(default_factory=list)
-    version: int = 0
-    outcome: Outcome | None = None
-    finish: str | None = None
-    error: Exception | None = None
-
-
-@dataclass
-class Request:
-    """One answer that is wanted.
-
-    Attributes:
-        ids: the prompt's token ids.
-        sampling: how it is answered.
-        edited: by the model with its edits; otherwise by the base model.
-        told: called with every piece of the answer, in a thread of the engine.
-    """
-
-    ids: tuple[int, ...]
-    sampling: Sampling
-    edited: bool
-    told: Callable[[Piece], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """End the answer with its next token: nobody waits for it any more."""
-        self.cancelled = True
+    model: EditModel
+    version: int
+    edit_ids: tuple[str, ...]
 
 
 class Engine:
@@ -99,6 +61,11 @@ class Engine:
         self.model, self.version = model, version
         self.batch = batch
         self.base = _beside(model)
+        self.settled: Settled | None = None
+        """Who answers in the place of the edited model; gone with its version."""
+        self.changes = 0
+        """Odd while the model is changed, or something is tried on it; it never comes back."""
+        self._last_asked = time.monotonic()
         self._lock = SharedLock()
         self._waiting: deque[Request] = deque()
         self._changed = threading.Condition()
@@ -131,6 +98,13 @@ class Engine:
         """Requests that are being answered."""
         return self._running
 
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nothing has been asked and nothing been changed."""
+        if self._waiting or self._running:
+            return 0.0
+        return time.monotonic() - self._last_asked
+
     def room(self, ids: Sequence[int]) -> int | None:
         """Return how many tokens an answer to a prompt may have; None where nothing limits it.
 
@@ -157,6 +131,7 @@ class Engine:
             if self._closed:
                 raise StoppingError("the server is stopping.")
             self._waiting.append(request)
+            self._last_asked = time.monotonic()
             self._changed.notify()
 
     def change(self, change: Callable[[EditModel], int]) -> int:
@@ -167,8 +142,28 @@ class Engine:
                 stays what it was.
         """
         with self._lock.exclusive("change"):
-            self.version = change(self.model)
+            self.changes += 1
+            try:
+                before, self.version = self.version, change(self.model)
+                if self.version != before:
+                    self.settled = None
+            finally:
+                self.changes += 1
+                self._last_asked = time.monotonic()
             return self.version
+
+    def settle(self, settled: Settled, changes: int) -> bool:
+        """Let another model answer; return False where anything has changed since so many changes.
+
+        Args:
+            settled: made of the edits of this version.
+            changes: see there, when they were looked at.
+        """
+        with self._lock.exclusive("settle"):
+            if changes != self.changes:
+                return False
+            self.settled = settled
+            return True
 
     def close(self) -> None:
         """Answer what is running, refuse what waits, and end the threads."""
@@ -194,6 +189,7 @@ class Engine:
             finally:
                 with self._changed:
                     self._running -= len(batch)
+                    self._last_asked = time.monotonic()
 
     def _next_batch(self) -> list[Request]:
         """Wait for requests; return those for the same model as the first, [] when closed."""
@@ -218,7 +214,7 @@ class Engine:
     @torch.no_grad()
     def _answer(self, requests: Sequence[Request]) -> None:
         batch = self.lm.batch([Row(request.ids, len(request.ids)) for request in requests])
-        answers = _Answers(self.lm, requests)
+        answers = Answers(self.lm, requests)
         longest = max(request.sampling.max_tokens for request in requests)
         settings = copy.deepcopy(self.lm.greedy_model().generation_config)
         settings.max_new_tokens = longest
@@ -229,66 +225,20 @@ class Engine:
             "logits_processor": LogitsProcessorList([answers.processor]),
             "stopping_criteria": StoppingCriteriaList([answers]),
         }
+        edited = requests[0].edited
         with self._lock.shared("answer"):
             answers.version = self.version
-            if requests[0].edited and self.model.edits:
-                with outcomes_told_to(answers.decided):
-                    self.model.generate(**options)
-            else:
+            model = self.model
+            if edited and self.settled is not None:
+                model, answers.settled = self.settled.model, len(self.settled.edit_ids)
+            if not (edited and model.edits):
                 answers.outcomes = [Outcome("main")] * len(requests)
+            if edited and (model.edits or answers.settled):
+                with outcomes_told_to(answers.decided):
+                    model.generate(**options)
+            else:
                 with self._weights_of_base():
                     self.base.generate(**options)
-
-
-class _Answers(StoppingCriteria):  # type: ignore[misc]
-    """The answers of a batch while they grow; tells each row what is new, and when to stop."""
-
-    def __init__(self, lm: LM, requests: Sequence[Request]) -> None:
-        self.requests = requests
-        self.version = 0
-        self.outcomes: Sequence[Outcome | None] = [None] * len(requests)
-        self._ends = lm.end_ids
-        self._choosers = [TokenChooser(request.sampling) for request in requests]
-        self._ended = [False] * len(requests)
-
-        def decode(ids: list[int]) -> str:
-            return str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-
-        self._texts = [GrowingText(decode, request.sampling.stops) for request in requests]
-        self.processor = RowChoosers(self._choosers, self._ended)
-
-    def decided(self, outcomes: Sequence[Outcome]) -> None:
-        """Hear which edits answer the rows."""
-        self.outcomes = list(outcomes)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """Tell each row's newest token; return which rows have ended, (batch,) bool."""
-        for row, token in enumerate(input_ids[:, -1].tolist()):
-            if not self._ended[row]:
-                self._tell(row, token)
-        return torch.tensor(self._ended, device=input_ids.device)
-
-    def _tell(self, row: int, token: int) -> None:
-        request, text, choices = self.requests[row], self._texts[row], self._choosers[row].choices
-        is_end = token in self._ends
-        new = "" if is_end else text.add(token)
-        finish = None
-        if is_end or text.stopped:
-            finish = "stop"
-        elif len(choices) >= request.sampling.max_tokens:
-            finish = "length"
-        if finish is not None:
-            new += text.end()
-        self._ended[row] = finish is not None or request.cancelled
-        request.told(
-            Piece(
-                new,
-                [] if is_end else choices[-1:],
-                self.version,
-                self.outcomes[row],
-                "stop" if text.stopped else finish,
-            )
-        )
 
 
 def _beside(model: EditModel) -> PreTrainedModel:

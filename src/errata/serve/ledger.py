@@ -67,6 +67,12 @@ class Entry:
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def summary(self) -> dict[str, Any]:
+        """Return it ready for JSON, with the ids of the edits instead of what they say."""
+        ids = [edit["id"] for edit in self.body.get("edits", [])] or self.body.get("ids", [])
+        told = {name: getattr(self, name) for name in ("version", "time", "actor", "action")}
+        return told | {"edits": ids, "activates": self.body.get("version"), "hash": self.hash}
+
 
 class BehindError(StorageError):
     """Another server appended to the ledger first: its entries come before those of this one."""

@@ -38,6 +38,7 @@ class Metrics:
         for name, says, value in (
             ("errata_version", "The model's version.", lambda: service.version),
             ("errata_edits", "Edits in the model.", lambda: len(service.edits)),
+            ("errata_settled", "Edits in the weights that answer.", lambda: _settled(service)),
             ("errata_waiting", "Requests that wait.", lambda: service.engine.waiting),
             ("errata_running", "Requests being answered.", lambda: service.engine.running),
         ):
@@ -58,3 +59,8 @@ class Metrics:
     def text(self) -> bytes:
         """Return all of it in Prometheus's format."""
         return generate_latest(self._registry)
+
+
+def _settled(service: Service) -> int:
+    settled = service.engine.settled
+    return len(settled.edit_ids) if settled else 0

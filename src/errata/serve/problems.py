@@ -10,8 +10,8 @@ from errata.errors import (
     UnknownNameError,
     UsageError,
 )
-from errata.serve.engine import StoppingError
 from errata.serve.policy import RefusedError
+from errata.serve.requests import StoppingError
 from errata.serve.schemas import Problem
 
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (

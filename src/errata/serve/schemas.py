@@ -13,6 +13,7 @@ from errata.errors import EditError
 from errata.report import EditResult
 from errata.serve.preview import Kind, Preview
 from errata.serve.service import Changed
+from errata.serve.settling import Settling
 
 PROBLEM = "application/problem+json"
 """The media type of problem details."""
@@ -190,6 +191,40 @@ class PreviewOut(BaseModel):
             conflicts=found.conflicts,
             warnings=found.warnings,
             refused=found.refused,
+        )
+
+
+class SettlingOut(BaseModel):
+    """What became of edits that a server moves into weights in its idle time."""
+
+    state: Literal["off", "waiting", "working", "settled", "refused", "failed"] = Field(
+        "off", description="`settled`: a model with edits in its weights answers."
+    )
+    version: int = Field(0, description="Whose edits it is about.")
+    doing: str = Field("", description="What goes on while `working`.")
+    done: int = 0
+    total: int = 0
+    settled: list[str] = Field([], description="Ids of edits in the weights.")
+    both: list[str] = Field([], description="Those of them that are beside the weights, too.")
+    refused: list[tuple[str, str]] = Field([], description="(id, what would get worse).")
+    problem: str | None = Field(None, description="Why it failed.")
+
+    @classmethod
+    def of(cls, now: Settling | None) -> Self:
+        """Return it as it is sent."""
+        if now is None:
+            return cls()
+        found = now.found
+        return cls(
+            state=now.state,
+            version=now.version,
+            doing=now.what,
+            done=now.done,
+            total=now.total,
+            settled=[edit.id for edit in found.settled],
+            both=[edit.id for edit in found.both],
+            refused=[(edit.id, why) for edit, why in found.refused],
+            problem=now.problem,
         )
 
 

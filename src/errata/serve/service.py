@@ -27,6 +27,7 @@ from errata.serve.ledger import BehindError, Ledger
 from errata.serve.policy import Policy, Proposal, RefusedError
 from errata.serve.preview import Preview, questions, tried
 from errata.serve.restoring import begin, bring_to, by_id
+from errata.serve.settling import Promise, Settler
 from errata.serve.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Service:
         progress: called with (edits written, edits in the ledger) while it starts.
         policy: what is not written, whoever asks.
         snapshots: spare a start most of the writing; None keeps none.
+        promise: how edits are settled in idle time; None: they are not.
 
     Raises:
         BaseMismatchError: the ledger is that of another model, or of another method.
@@ -76,6 +78,7 @@ class Service:
         progress: Callable[[int, int], None] = lambda done, total: None,
         policy: Policy = ALLOWING,
         snapshots: Snapshots | None = None,
+        promise: Promise | None = None,
     ) -> None:
         self.ledger, self.policy, self.snapshots = ledger, policy, snapshots
         self._writing = threading.Lock()
@@ -86,6 +89,7 @@ class Service:
         self._edits = by_id(ledger.edits_at(version))
         bring_to(model, list(self._edits.values()), progress)
         self.engine = Engine(model, version, batch, lanes)
+        self.settler = Settler(self.engine, promise) if promise else None
         self._follower = Follower(ledger, lambda: self.version, self.catch_up)
 
     @property
@@ -265,19 +269,7 @@ class Service:
 
     def history(self, after: int = 0, most: int | None = None) -> list[dict[str, Any]]:
         """Return the entries of the ledger, ready for JSON, without what the edits say."""
-        return [
-            {
-                "version": entry.version,
-                "time": entry.time,
-                "actor": entry.actor,
-                "action": entry.action,
-                "edits": [edit["id"] for edit in entry.body.get("edits", [])]
-                or entry.body.get("ids", []),
-                "activates": entry.body.get("version"),
-                "hash": entry.hash,
-            }
-            for entry in self.ledger.entries(after, most)
-        ]
+        return [entry.summary() for entry in self.ledger.entries(after, most)]
 
     def is_ready(self) -> bool:
         """Return whether the ledger can be used and is where the model is."""
@@ -288,6 +280,8 @@ class Service:
 
     def close(self) -> None:
         """Answer what is running, keep a snapshot of what has changed, then stop."""
+        if self.settler is not None:
+            self.settler.close()
         self.engine.close()
         self._follower.close()
         snapshots = self.snapshots
