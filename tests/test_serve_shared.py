@@ -17,9 +17,13 @@ from postgresql import PostgreSQL, empty_database
 import errata
 from errata import Edit
 from errata.atlas import make_cases
+from errata.edit import same_answer
+from errata.errors import UnknownNameError
 from errata.serve.app import make_app
+from errata.serve.jobs import Jobs
 from errata.serve.keys import Key, Keys, Role, digest_of, rate_of
 from errata.serve.ledger import Ledger
+from errata.serve.schemas import JobOut
 from errata.serve.service import Service
 from errata.serve.snapshots import Snapshots
 
@@ -58,6 +62,42 @@ def serve(models: list[errata.EditModel]) -> Iterator[Callable[..., Service]]:
     yield start
     for service in running:
         service.close()
+
+
+def test_any_server_tells_of_a_job_and_answers_after_a_version(serve, store):
+    one, two = serve(store, 0), serve(store, 1)
+    first, second = (TestClient(make_app(each, "atlas", Keys())) for each in (one, two))
+    with first:  # one loop: the job goes on between two requests
+        job = first.post("/v1/edits?wait=false", json=EDITS[0].to_dict()).json()
+        until(lambda: second.get(f"/v1/jobs/{job['id']}").json()["status"] != "running")
+        found = second.get(f"/v1/jobs/{job['id']}").json()
+        assert found["status"] == "done" and found["result"]["written"] == [EDITS[0].id]
+        assert first.get(f"/v1/jobs/{job['id']}").json() == found
+    body = {"model": "atlas", "prompt": EDITS[1].prompt, "temperature": 0, "max_tokens": 16}
+    two._follower.close()
+    version = one.edit(EDITS[1:2], "ana").version
+    assert two.version < version, "nobody tells it"
+    answer = second.post("/v1/completions", json=body, headers={"errata-after": str(version)})
+    assert answer.headers["errata-version"] == str(version)
+    assert same_answer(answer.json()["choices"][0]["text"].strip(), EDITS[1].target)
+    for wrong, status in (("99", 404), ("-1", 422), ("x", 422)):
+        headers = {"errata-after": wrong}
+        assert second.post("/v1/completions", json=body, headers=headers).status_code == status
+
+
+def test_a_job_whose_server_has_ended_says_so(serve, store, monkeypatch):
+    service = serve(store)
+    begun = JobOut(id="job-1", status="running")
+    jobs = Jobs(service.ledger)
+    jobs._keep(begun)
+    assert Jobs(service.ledger).get("job-1") == begun
+    monkeypatch.setattr("errata.serve.jobs.SILENCE", -1)
+    ended = jobs.get("job-1")
+    assert ended.status == "failed" and "has ended" in ended.problem.detail
+    monkeypatch.setattr("errata.serve.jobs.KEPT", -1)
+    jobs._keep(JobOut(id="job-2", status="done"))
+    with pytest.raises(UnknownNameError, match="job-1"):
+        jobs.get("job-1")
 
 
 def until(holds: Callable[[], bool], seconds: float = 20) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from errata import EditModel
     from errata.cli.choices import Choices
+    from errata.serve.keys import Keys
+    from errata.serve.service import Service
 
 STORE = "sqlite:///edits.db"
 
@@ -70,6 +74,10 @@ def serve(
     console: Annotated[
         bool, typer.Option("--console", help="Serve a page at /console: ask, edit, look back.")
     ] = False,
+    executor: Annotated[
+        str, typer.Option(help="process: one server; ray: replicas on Ray Serve.")
+    ] = "process",
+    replicas: Annotated[int, typer.Option(min=1, help="Servers, with --executor ray.")] = 2,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
 ) -> None:
@@ -77,45 +85,132 @@ def serve(
     _check_installed()
     if console:
         _check_console_installed()
-    from errata.cases import read_cases
-    from errata.cli.choices import Choices
-    from errata.config import check_device, check_dtype
-    from errata.serve.app import make_app
-    from errata.serve.keys import Keys, rate_of, read_keys
-    from errata.serve.ledger import Ledger
-    from errata.serve.policy import Policy, read_policy
-    from errata.serve.service import Service
-    from errata.serve.settling import Promise
-    from errata.serve.snapshots import Snapshots
+    from errata.config import check_choice, check_device, check_dtype
 
     check_dtype(dtype)
     check_device(device_map)
-    rules = Policy() if policy is None else read_policy(policy)
-    most = None if rate is None else rate_of(rate)
-    held = Keys(rate=most) if keys is None else read_keys(keys, most)
-    if not held and not _is_here(host):
+    check_choice("--executor", executor, ("process", "ray"))
+    served = _Served(
+        model, store, keys, rate, policy, name or Path(model).name, method, tuple(settings or ()),
+        preset, snapshots, snapshot_every, batch, lanes, settle, settle_after, settle_cases,
+        console, dtype, device_map,
+    )  # fmt: skip
+    if not served.keys_held() and not _is_here(host):
         raise UsageError(
             f"--host {host} can be reached from other machines, and without --keys everyone may "
             "edit; give keys (`errata key NAME`), or leave --host out."
         )
-    choices = Choices(method, settings or (), preset)
-    settling = None if settle is None else Choices(settle)
-    cases = [] if settle_cases is None else read_cases(settle_cases)
-    ledger = Ledger(store)
-    folder = snapshots or ledger.folder_beside("snapshots")
-    edited = _opened(model, choices, dtype, device_map)
-    promise = None
-    if settling is not None:
-        promise = Promise(settling.config(edited.base.config), cases, settle_after)
-    with screen.steps() as progress:
-        told = partial(progress, "writing edits")
-        service = Service(
-            edited, ledger, batch, lanes, told, rules,
-            Snapshots(folder, snapshot_every) if folder else None, promise,
-        )  # fmt: skip
-    app = make_app(service, name or Path(model).name, held, console)
+    if executor == "ray":
+        if port == 0:
+            raise UsageError("--executor ray finds no free port by itself; give a port.")
+        from errata.serve.replicas import serve_replicas
+
+        here = served.absolute()
+        about = f"{replicas} replicas of {served.name}"
+
+        def listening(address: str) -> None:
+            screen.err.print(f"serving {address}/v1 ({about}); Ctrl-C ends it", markup=False)
+
+        serve_replicas(lambda: here.made()[0], host, port, replicas, here.on_gpu, listening)
+        return
+    app, service = served.made()
     about = f"{len(service.edits)} edits, version {service.version}"
     _run(app, host, port, about, console)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What is served, and how: the options, from which a server can be made on any machine."""
+
+    model: str
+    store: str
+    keys: Path | None
+    rate: str | None
+    policy: Path | None
+    name: str
+    method: str | None
+    settings: tuple[str, ...]
+    preset: str | None
+    snapshots: Path | None
+    snapshot_every: int
+    batch: int
+    lanes: int
+    settle: str | None
+    settle_after: float
+    settle_cases: Path | None
+    console: bool
+    dtype: str
+    device_map: str | None
+
+    def keys_held(self) -> Keys:
+        """Read the keys."""
+        from errata.serve.keys import Keys, rate_of, read_keys
+
+        most = None if self.rate is None else rate_of(self.rate)
+        return Keys(rate=most) if self.keys is None else read_keys(self.keys, most)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether each server wants a GPU."""
+        return self.device_map is not None and self.device_map != "cpu"
+
+    def absolute(self) -> _Served:
+        """Return the same with paths that do not depend on the working directory.
+
+        Raises:
+            UsageError: it cannot be served by replicas.
+        """
+        import sqlalchemy as sa
+
+        if self.console:
+            raise UsageError("--console keeps a connection to one server; leave --executor out.")
+        url = sa.make_url(self.store)
+        if url.get_backend_name() == "sqlite":
+            if os.environ.get("RAY_ADDRESS"):
+                raise UsageError(
+                    "replicas on several machines need one ledger that all can reach: give "
+                    "--store postgresql+psycopg://..."
+                )
+            if url.database in (None, "", ":memory:"):
+                raise UsageError("replicas need one ledger: give a file, --store sqlite:///FILE.")
+            url = url.set(database=str(Path(url.database).resolve()))
+        model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
+        paths = {
+            name: path.resolve()
+            for name in ("keys", "policy", "snapshots", "settle_cases")
+            if (path := getattr(self, name)) is not None
+        }
+        return replace(self, model=model, store=url.render_as_string(False), **paths)
+
+    def made(self) -> tuple[FastAPI, Service]:
+        """Open the model and its ledger; return the application and what it serves."""
+        from errata.cases import read_cases
+        from errata.cli.choices import Choices
+        from errata.serve.app import make_app
+        from errata.serve.ledger import Ledger
+        from errata.serve.policy import Policy, read_policy
+        from errata.serve.service import Service
+        from errata.serve.settling import Promise
+        from errata.serve.snapshots import Snapshots
+
+        rules = Policy() if self.policy is None else read_policy(self.policy)
+        held = self.keys_held()
+        choices = Choices(self.method, self.settings, self.preset)
+        settling = None if self.settle is None else Choices(self.settle)
+        cases = [] if self.settle_cases is None else read_cases(self.settle_cases)
+        ledger = Ledger(self.store)
+        folder = self.snapshots or ledger.folder_beside("snapshots")
+        edited = _opened(self.model, choices, self.dtype, self.device_map)
+        promise = None
+        if settling is not None:
+            promise = Promise(settling.config(edited.base.config), cases, self.settle_after)
+        with screen.steps() as progress:
+            told = partial(progress, "writing edits")
+            service = Service(
+                edited, ledger, self.batch, self.lanes, told, rules,
+                Snapshots(folder, self.snapshot_every) if folder else None, promise,
+            )  # fmt: skip
+        return make_app(service, self.name, held, self.console), service
 
 
 def audit(

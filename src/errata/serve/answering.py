@@ -45,6 +45,19 @@ def refuse_if_too_many(service: Service) -> None:
         )
 
 
+def reach(service: Service, version: int) -> None:
+    """Bring the model to a version that another server has written, or to a later one.
+
+    Raises:
+        StorageError: the ledger cannot be used.
+        UnknownNameError: it has no such version yet.
+    """
+    if version > service.version:
+        service.catch_up()
+    if version > service.version:
+        raise UnknownNameError(f"there is no version {version}; the last is {service.version}.")
+
+
 @dataclass
 class Choice:
     """One of the answers to a request, as it grows."""

@@ -10,9 +10,9 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -22,7 +22,7 @@ from starlette.routing import Match, Route
 import errata
 from errata.errors import ErrataError, UnknownNameError
 from errata.serve import metrics
-from errata.serve.answering import BASE, Answering, refuse_if_too_many
+from errata.serve.answering import BASE, Answering, reach, refuse_if_too_many
 from errata.serve.body_limit import BodyLimit
 from errata.serve.edits import edit_routes
 from errata.serve.keys import Keys, Role
@@ -49,6 +49,12 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (503, "not available"),
     )
 }  # fmt: skip
+After = Annotated[
+    int,
+    Header(
+        ge=0, lt=2**31, description="Answer by this version or a later one, e.g. that of your edit."
+    ),
+]
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
@@ -92,8 +98,10 @@ def make_app(service: Service, name: str, keys: Keys, console: bool = False) -> 
             raise UnknownNameError(f"no model {model!r} is served.")
         return ModelOut(id=model, created=started)
 
-    async def answered(request: Request, wanted: AnswerRequest) -> Response:
+    async def answered(request: Request, wanted: AnswerRequest, after: int) -> Response:
         refuse_if_too_many(service)
+        if after > service.version:
+            await run_in_threadpool(reach, service, after)
         answering = Answering(service, name, wanted)
         if wanted.stream:
             return await _streamed(answering, measured)
@@ -107,17 +115,21 @@ def make_app(service: Service, name: str, keys: Keys, console: bool = False) -> 
         "/v1/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer,
         responses=STREAM,
     )  # fmt: skip
-    async def completions(request: Request, wanted: CompletionRequest) -> Response:
+    async def completions(
+        request: Request, wanted: CompletionRequest, errata_after: After = 0
+    ) -> Response:
         """Continue a text; several with several prompts, or `n`."""
-        return await answered(request, wanted)
+        return await answered(request, wanted, errata_after)
 
     @app.post(
         "/v1/chat/completions", dependencies=[may_ask], tags=["openai"], response_model=Answer,
         responses=STREAM,
     )  # fmt: skip
-    async def chat_completions(request: Request, wanted: ChatRequest) -> Response:
+    async def chat_completions(
+        request: Request, wanted: ChatRequest, errata_after: After = 0
+    ) -> Response:
         """Answer a conversation."""
-        return await answered(request, wanted)
+        return await answered(request, wanted, errata_after)
 
     app.include_router(edit_routes(service, keys))
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Annotated, Any
-from uuid import uuid4
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from errata.conflicts import OnConflict
 from errata.edit import Edit
-from errata.errors import ErrataError, UnknownNameError
+from errata.errors import UnknownNameError
+from errata.serve.jobs import Jobs
 from errata.serve.keys import Keys, Role
-from errata.serve.problems import problem_of
 from errata.serve.schemas import (
     ChangeOut,
     EditList,
@@ -31,51 +27,6 @@ from errata.serve.schemas import (
 )
 from errata.serve.service import Service
 
-log = logging.getLogger(__name__)
-
-MOST_JOBS = 1000
-"""Jobs that are remembered."""
-
-
-class Jobs:
-    """Changes that go on while their callers do not wait."""
-
-    def __init__(self) -> None:
-        self._jobs: OrderedDict[str, JobOut] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, change: Any) -> JobOut:
-        """Start a change, a coroutine that gives a `ChangeOut`."""
-        job = JobOut(id=f"job-{uuid4().hex}", status="running")
-        self._jobs[job.id] = job
-        if len(self._jobs) > MOST_JOBS:
-            self._jobs.popitem(last=False)
-
-        async def run() -> None:
-            try:
-                job.result = await change
-                job.status = "done"
-            except Exception as error:
-                if not isinstance(error, ErrataError):
-                    log.exception("a job failed")
-                job.problem = problem_of(error)
-                job.status = "failed"
-
-        task = asyncio.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return job
-
-    def get(self, job_id: str) -> JobOut:
-        """Return a job.
-
-        Raises:
-            UnknownNameError: none has this id.
-        """
-        if job_id not in self._jobs:
-            raise UnknownNameError(f"no job has the id {job_id!r}.")
-        return self._jobs[job_id]
-
 
 def with_text(edits: Sequence[Edit], text: str) -> list[Edit]:
     """Return the edits that have a text in prompt, target or subject, in whatever letters."""
@@ -89,7 +40,7 @@ def with_text(edits: Sequence[Edit], text: str) -> list[Edit]:
 
 def edit_routes(service: Service, keys: Keys) -> APIRouter:
     """Return the routes."""
-    routes, jobs = APIRouter(prefix="/v1", tags=["edits"]), Jobs()
+    routes, jobs = APIRouter(prefix="/v1", tags=["edits"]), Jobs(service.ledger)
 
     async def written(edits: list[Edit], actor: str, on_conflict: OnConflict) -> ChangeOut:
         changed = await run_in_threadpool(service.edit, edits, actor, on_conflict)
@@ -110,12 +61,12 @@ def edit_routes(service: Service, keys: Keys) -> APIRouter:
         if wait:
             return await change
         response.status_code = 202
-        return jobs.start(change)
+        return await jobs.start(change)
 
     @routes.get("/jobs/{job_id}", dependencies=[keys.need(Role.EDIT)])
     async def job(job_id: str) -> JobOut:
         """Return what became of a job."""
-        return jobs.get(job_id)
+        return await run_in_threadpool(jobs.get, job_id)
 
     @routes.get("/edits", dependencies=[keys.need(Role.EDIT)])
     async def edits(

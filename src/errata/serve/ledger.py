@@ -103,7 +103,7 @@ class Ledger:
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _make_durable)
             sa.event.listen(self._engine, "begin", _begin)
-        with self._connected(writes=True) as connection:
+        with self.connected(writes=True) as connection:
             if self._is_postgresql:  # two servers may begin a ledger at a time
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             settings = alembic.config.Config()
@@ -119,7 +119,7 @@ class Ledger:
     @property
     def version(self) -> int:
         """The number of the last entry; 0 where there is none."""
-        with self._connected() as connection:
+        with self.connected() as connection:
             return int(connection.scalar(sa.select(sa.func.max(_ENTRIES.c.version))) or 0)
 
     def append(self, actor: str, action: str, body: Mapping[str, Any], after: int) -> Entry:
@@ -134,7 +134,7 @@ class Ledger:
                 while it was being committed, this is not known, and said.
         """
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._connected(writes=True) as connection:
+        with self.connected(writes=True) as connection:
             if self._is_postgresql:
                 connection.execute(sa.text("LOCK TABLE entries IN EXCLUSIVE MODE"))
             last = connection.execute(
@@ -241,7 +241,7 @@ class Ledger:
     def _read(self, after: int = 0, most: int | None = None) -> Iterator[tuple[Entry, str]]:
         query = sa.select(_ENTRIES).where(_ENTRIES.c.version > after)
         query = query.order_by(_ENTRIES.c.version)
-        with self._connected() as connection:
+        with self.connected() as connection:
             rows = connection.execute(query if most is None else query.limit(most)).all()
         for row in rows:
             body = json.loads(row.body)
@@ -249,8 +249,12 @@ class Ledger:
             yield entry, row.hash
 
     @contextmanager
-    def _connected(self, writes: bool = False) -> Iterator[sa.Connection]:
-        """Hold a connection in a transaction, which is committed at the end."""
+    def connected(self, writes: bool = False) -> Iterator[sa.Connection]:
+        """Hold a connection in a transaction, which is committed at the end.
+
+        Raises:
+            StorageError: the database refused.
+        """
         with self._failures_told(), self._engine.connect() as connection:
             connection = connection.execution_options(errata_writes=writes)
             with connection.begin() as transaction:
