@@ -94,7 +94,14 @@ class PromptEncoder:
 
     def encode_piece(self, text: str) -> list[int]:
         """Return the token ids of a piece of text, without special tokens around it."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.encode_pieces([text])[0]
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each of many pieces of text, without special tokens."""
+        if not texts:
+            return []
+        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [list(ids) for ids in found]
 
     def encode(self, prompt: str, target: str, ending: str | None = None) -> Row:
         """Encode a prompt, its target as the model would generate it, and the ending.

@@ -131,14 +131,15 @@ class QuestionReader:
             )
             return [each.sum(0, keepdim=True) / float(weight.sum()) for each, weight in parts]
 
-        return in_batches([self._outside(each) for each in questions], read, BATCH, size=len)
+        return in_batches(self._outside(questions), read, BATCH, size=len)
 
-    def _outside(self, question: Question) -> list[int]:
-        """Return the last tokens of a question's last sentence without its subject: what was told
-        before it is not asked.
+    def _outside(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Return the last tokens of each question's last sentence without its subject: what was
+        told before it is not asked.
         """
-        text = f" {last_question(without_subject(*question) or question.text)}"
-        return (self.lm.encode_piece(text) or self.lm.encode_text(text))[-TOKENS:]
+        texts = [f" {last_question(without_subject(*each) or each.text)}" for each in questions]
+        rows = zip(texts, self.lm.encode_pieces(texts), strict=True)
+        return [(ids or self.lm.encode_text(text))[-TOKENS:] for text, ids in rows]
 
     def _weight(self, token: int) -> float:
         return COMMON / (COMMON + self._shares.get(token, 0.0))
@@ -146,7 +147,8 @@ class QuestionReader:
     @cached_property
     def _shares(self) -> dict[int, float]:
         """Token -> its share of the wordings' tokens."""
-        counts = Counter(token for each in wordings() for token in self._outside(each.question))
+        rows = self._outside([each.question for each in wordings()])
+        counts = Counter(token for row in rows for token in row)
         return {token: count / counts.total() for token, count in counts.items()}
 
     def fit(self, false_route: float) -> tuple[QuestionSpace, IntentClassifier]:
