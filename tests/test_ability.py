@@ -141,6 +141,7 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
     return [SimpleNamespace(args=each, task_name="") for each in arguments]
 
 
+@pytest.mark.long
 def test_edits_show_where_they_are_asked_and_nowhere_else(folio: EditModel, tasks: Path) -> None:
     found = {
         figure.task: figure for figure in ability(folio, TASKS, include_path=tasks, batch_size=5)

@@ -135,6 +135,7 @@ def quick(**more):
     ]
 
 
+@pytest.mark.long
 def test_router_over_the_stream(measurements):
     found = measurements("router", *quick(), edits=3)
     assert (

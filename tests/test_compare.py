@@ -97,6 +97,7 @@ def test_a_row_is_what_evaluate_says_of_the_final_model(stream, atlas):
     assert base["seconds_per_edit"] is None and base["bytes_saved"] is None
 
 
+@pytest.mark.long
 def test_rows_are_kept_and_only_what_is_missing_is_measured(stream, monkeypatch):
     measure_run(FAST, stream, ignored)
     first = {n: read(stream, "ft", n) for n in (1, 3)}

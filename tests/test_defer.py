@@ -132,6 +132,7 @@ def test_all_gates_closed_is_the_base_model():
         assert torch.equal(logits_of(model, model.lm), edited)
 
 
+@pytest.mark.long
 def test_a_trained_editor_beats_an_untrained_one_on_other_phrasings():
     base, tokenizer = errata.load_base("atlas", "float32")
     cases = make_cases(2, 1)

@@ -22,6 +22,7 @@ QUICK, TOKENS = ("folio",), 2
 """A memory of states that also puts text beside the prompt."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "methods", [QUICK, pytest.param(IDS, marks=pytest.mark.long)], ids=["quick", "all"]
 )
