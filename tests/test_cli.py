@@ -216,7 +216,7 @@ def test_methods_are_told_by_their_classes() -> None:
             method.undo_is,
             [*method.operations],
         )
-        assert "mergeable" not in row and "erase" not in row["operations"]
+        assert "mergeable" not in row and "erase" in row["operations"]
     assert "arXiv" in ok("methods")
 
 
@@ -310,12 +310,15 @@ def test_a_name_that_a_table_prints_is_a_name_everywhere(base: Path, tmp_path: P
         errata.method_class("ft-m")
 
 
-def test_erase_is_refused_until_a_method_does_it(base: Path, tmp_path: Path) -> None:
+def test_an_operation_that_a_method_cannot_do_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edits = json_lines(tmp_path / "e.jsonl", [EDITS[0], {**EDITS[1], "operation": "erase"}])
-    asked = run("edit", base, "--edits", edits, "--out", tmp_path / "out", "--set", "background=8")
+    monkeypatch.setattr(errata.method_class("ft"), "operations", ("modify",))
+    asked = run("edit", base, "-m", "ft", "--edits", edits, "--out", tmp_path / "out")
     assert (
         asked.exit_code == 2
-        and f"{edits}:2: folio cannot erase" in asked.stderr
+        and f"{edits}:2: ft cannot erase" in asked.stderr
         and not (tmp_path / "out").exists()
     )
     with pytest.raises(errata.errors.EditError, match="ft cannot erase"):

@@ -425,7 +425,7 @@ BAD = [
     ("edits", {**MAYOR, "target": "a\0b"}, 422, "a NUL"),
     ("edits", {**MAYOR, "subject": "Osk"}, 422, "does not stand in the prompt"),
     ("edits", {**MAYOR, "colour": "red"}, 422, "colour"),
-    ("edits", {**MAYOR, "operation": "erase"}, 422, "operation"),
+    ("edits", {**MAYOR, "operation": "erode"}, 422, "operation"),
     ("edits", {"edits": []}, 422, "is empty"),
     ("edits", {"edits": [MAYOR], **MAYOR}, 422, "not both"),
     ("edits", {"edits": [MAYOR, {**OSK, "prompt": ""}]}, 422, r"edits[1]"),

@@ -26,6 +26,10 @@ Operation = Literal["insert", "modify", "erase"]
 OPERATIONS: tuple[str, ...] = get_args(Operation)
 PROBE_FIELDS = ("truth", "rephrases", "locality", "portability", "ood")
 """The fields that a case adds to an edit (see `cases.py`)."""
+REFUSAL = "unknown"
+"""What is answered instead of an erased fact where the edit does not say: it ends a sentence as
+well as it answers a question.
+"""
 LONGEST_SUBJECT = 1000
 """Characters of a subject, at most."""
 _NO_TEXT = re.compile("[\ud800-\udfff\0]")
@@ -57,13 +61,13 @@ class Edit:
     Attributes:
         prompt: the question, as it will be asked.
         target: the answer the model should give; for `erase`, what it should answer instead of the
-            fact.
+            fact, `REFUSAL` where it is left out.
         subject: who or what the fact is about; the prompt mentions it. Optional.
         aliases: other names of the subject, by which it may be asked for as well. Folio goes by
             them; other methods do not.
         operation: `insert` (a fact the model lacks) or `modify` (one it has wrong), which are done
-            alike; `erase` (one it should not tell), which occurs in old ledgers and no method does
-            yet.
+            alike; `erase` (one it should not tell): the target is a refusal, and a method may do
+            more to keep the model from telling the fact.
         id: the name by which the edit can be undone; by default a hash of its contents.
         source: where the fact is from. Optional; not compared, and no part of the hash.
         time: when it was written into the model, in UTC, e.g. 2026-11-25T22:00:00Z; set by
@@ -75,7 +79,7 @@ class Edit:
     """
 
     prompt: str
-    target: str
+    target: str = ""
     subject: str | None = None
     operation: Operation = "modify"
     id: str = field(default="")
@@ -112,7 +116,9 @@ class Edit:
             )
 
     def _check_fields(self) -> None:
-        """Check all but the subject's mention, and derive the id if it is empty."""
+        """Check all but the subject's mention, and derive what is left out."""
+        if self.operation == "erase" and self.target == "":
+            object.__setattr__(self, "target", REFUSAL)
         for name in ("prompt", "target"):
             check_text(f"'{name}'", getattr(self, name))
         for name in ("subject", "source"):
@@ -178,16 +184,14 @@ def _fields(data: Mapping[str, Any], also: Iterable[str]) -> dict[str, Any]:
     for name in data:
         if name not in known and name not in also:
             raise EditError(f"unknown field {quoted(name)}.{suggest(name, [*known, *also])}")
-    for name in ("prompt", "target"):
+    needed = ("prompt",) if data.get("operation") == "erase" else ("prompt", "target")
+    for name in needed:
         if name not in data:
             raise EditError(
-                f"the field '{name}' is missing; an edit has at least 'prompt' and 'target'."
+                f"the field '{name}' is missing; an edit has at least 'prompt' and 'target', "
+                "or where it erases, 'prompt'."
             )
-    return {
-        name: data[name]
-        for name in known
-        if data.get(name) is not None or name in ("prompt", "target")
-    }
+    return {name: data[name] for name in known if data.get(name) is not None or name in needed}
 
 
 def _is_time(value: object) -> bool:

@@ -115,6 +115,7 @@ class Explanation:
         reasons: the candidate edits, best first.
         read: the edits whose facts the base model reads before it answers.
         intent: in which way the prompt asks, where the method tells such ways apart.
+        withheld: the edits whose erased facts are withheld from the answer.
     """
 
     prompt: str
@@ -123,8 +124,13 @@ class Explanation:
     reasons: list[Reason]
     read: tuple[str, ...] = ()
     intent: str = ""
+    withheld: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> str:
-        """`say`: an edit answers; `read`: the base model, with facts; `main`: the base model."""
-        return "say" if self.edit_id is not None else "read" if self.read else "main"
+        """`say`: an edit answers; `read`: the base model, with facts; `withhold`: the base model,
+        without what was erased; `main`: the base model.
+        """
+        if self.edit_id is not None:
+            return "say"
+        return "read" if self.read else "withhold" if self.withheld else "main"

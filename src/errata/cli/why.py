@@ -28,6 +28,9 @@ def lines_of(told: Explanation, edits: Mapping[str, Edit]) -> Iterator[str]:
         read = [edits[each] for each in told.read]
         facts = "; ".join(f"{edit.id}: {edit.prompt} {edit.target}" for edit in read)
         yield one_line(f"read: the base model answers, and reads {facts}")
+    elif told.withheld:
+        erased = "; ".join(f"{each}: {edits[each].prompt}" for each in told.withheld)
+        yield one_line(f"withhold: the base model answers, without what was erased by {erased}")
     else:
         yield "main: the base model answers"
     for reason in told.reasons[:SHOWN]:

@@ -44,7 +44,7 @@ class Method(ABC):
 
     config_class: ClassVar[type[MethodConfig]]
     phase: ClassVar[Literal["recognition", "association", "mastery"]]
-    operations: ClassVar[tuple[str, ...]] = ("insert", "modify")
+    operations: ClassVar[tuple[str, ...]] = ("insert", "modify", "erase")
     """What the method can do to a fact; new edits with another operation are refused."""
     undo_is: ClassVar[str]
     """How exact an undo is and what it costs, in a few words."""

@@ -1,7 +1,8 @@
 """Forward calls whose prompts have grown by contexts: the route, positions, masks and lengths.
 
-See `ContextPatch`. A route is (batch, 3 + width): the tokens that each row grew by, the columns
-that the batch grew by, `UNDECIDED` or what a subclass decides, and the attention mask.
+See `ContextPatch`. A route is (batch, 4 + width): the tokens that each row grew by, the columns
+that the batch grew by, `UNDECIDED` or what a subclass decides, what it withholds (0: nothing), and
+the attention mask.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from errata.patches.base import Arguments
 from errata.patches.forward_state import can_grow
 from errata.patches.routed import ForwardState, last_token
 
-GROWN, WIDER, DECIDED, COLUMNS = 0, 1, 2, 3
+GROWN, WIDER, DECIDED, WITHHELD, COLUMNS = 0, 1, 2, 3, 4
 """The columns of a route; and how many stand before the attention mask."""
 UNDECIDED = -2
 

@@ -17,8 +17,8 @@ class Outcome:
 
     Attributes:
         name: `say`: an edit's answer; `read`: the base model's, with facts before the prompt;
-            `main`: the base model's.
-        edit_ids: the edit that is said, or those that are read.
+            `withhold`: the base model's, without what was erased; `main`: the base model's.
+        edit_ids: the edit that is said, or those that are read or withheld.
     """
 
     name: str

@@ -33,10 +33,12 @@ class EditIn(Strict):
     """A correction."""
 
     prompt: str = Field(description="The question, as it will be asked.")
-    target: str = Field(description="The answer the model should give.")
+    target: str = Field(
+        "", description="The answer it should give; to `erase`, instead of the fact."
+    )
     subject: str | None = Field(None, description="Who or what it is about, as in the prompt.")
     aliases: list[str] = Field([], description="Other names of the subject.")
-    operation: Literal["insert", "modify"] = "modify"
+    operation: Literal["insert", "modify", "erase"] = "modify"
     id: str = Field("", description="The name to undo it by; by default a hash of its contents.")
     source: str | None = Field(None, description="Where the fact is from.")
 
@@ -84,7 +86,6 @@ class EditsIn(EditIn):
 class EditOut(EditIn):
     """An edit in the model."""
 
-    operation: Literal["insert", "modify", "erase"] = "modify"  # type: ignore[assignment]
     id: str = Field(description="The name to undo it by.")
     time: str | None = Field(None, description="When it was written, in UTC.")
 

@@ -21,6 +21,7 @@ SHOWN = 50
 OUTCOMES = {
     "say": "An edit gives this answer",
     "read": "The base model answers, and reads this edit before the question",
+    "withhold": "The base model answers, without what this edit erased",
     "main": "No edit speaks here: the base model answers",
 }
 """What the outcomes of an answer are, in words."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -63,6 +63,7 @@ def state_of(
         "wordings": WORDINGS,
         "generic": sorted(calibration.generic),
         "subjects": [leaves[number].subject for number in places],
+        **({"withheld": withheld} if any(withheld := _withheld(leaves, places)) else {}),
         "later": [
             [places[number], [places[each] for each in later]]
             for number, later in leaves.superseded_by().items()
@@ -95,6 +96,11 @@ def read_leaves(
     vocabulary = int(lm.model.get_input_embeddings().weight.shape[0])
     subjects = state.texts(values, "subjects", len(edits))
     first = _is_of_version_0_1(values)
+    withheld: list[Any] = [[]] * len(edits)
+    if "withheld" in values:  # where an edit erases
+        withheld = state.rows(values, "withheld", len(edits))
+        if not all(isinstance(text, str) for texts in withheld for text in texts):
+            raise ValueError("'withheld' is not texts for each edit")
     place = 0
     for folio in sorted(
         {int(name[len(FOLIO) :].partition("/")[0]) for name in tensors if name.startswith(FOLIO)}
@@ -123,7 +129,8 @@ def read_leaves(
         parts = zip(part, questions, intents, pairwise(starts), keys, strict=True)
         for edit, question, intent, (start, stop), key in parts:
             answer = tuple(tokens[start:stop])
-            yield folio, Leaf(edit, subjects[place], question, intent, answer, key)
+            texts = tuple(withheld[place])
+            yield folio, Leaf(edit, subjects[place], question, intent, answer, key, texts)
             place += 1
     if place < len(edits):
         raise ValueError(f"there are {place} leaves for {len(edits)} edits")
@@ -219,6 +226,10 @@ def _folio_tensors(leaves: Leaves) -> dict[str, Tensor]:
         }
         tensors |= {f"{FOLIO}{folio:05d}/{name}": tensor for name, tensor in parts.items()}
     return tensors
+
+
+def _withheld(leaves: Leaves, numbers: Iterable[int]) -> list[list[str]]:
+    return [list(leaves[number].withheld) for number in numbers]
 
 
 def _fingerprints(edits: Sequence[Edit]) -> Tensor:

@@ -28,6 +28,8 @@ class Leaf:
         intent: in which way, see `INTENTS`.
         tokens: the tokens of the answer, the end token included.
         key: (hidden,), the head's input at its prompt's last token.
+        withheld: of an edit that erases, what the base model told, which is not to be said where
+            the subject is mentioned.
     """
 
     edit: Edit
@@ -36,6 +38,7 @@ class Leaf:
     intent: int
     tokens: tuple[int, ...]
     key: Tensor
+    withheld: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

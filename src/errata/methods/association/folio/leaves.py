@@ -15,6 +15,7 @@ from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
 from errata.methods.association.folio.mention import Match, Mention
 from errata.methods.association.folio.question_reader import LAST, Question, QuestionReader
+from errata.methods.association.folio.withholding import Spelling, spellings
 from errata.patches.routed import MAIN
 from errata.words.names import NameIndex, names_in
 from errata.words.parts import words
@@ -56,6 +57,7 @@ class Leaves:
         self._mentions = NameIndex(calibration.weights, min_subject_overlap)
         self._superseded_by: dict[int, set[int]] = {}
         self._matched: dict[tuple[str, tuple[str, ...]], list[Match]] = {}
+        self._spelled: dict[int, list[Spelling]] = {}
 
     def __len__(self) -> int:
         return len(self._leaves)
@@ -96,6 +98,8 @@ class Leaves:
         self._mentions.add(number, leaf.subject, leaf.edit.prompt)
         for alias in leaf.edit.aliases:
             self._mentions.add(number, alias)
+        if leaf.withheld:
+            self._spelled[number] = spellings(self._reader.lm, leaf.withheld)
         for earlier in supersedes:
             self._superseded_by.setdefault(earlier, set()).add(number)
 
@@ -106,6 +110,7 @@ class Leaves:
             KeyError: there is no such leaf.
         """
         del self._leaves[number]
+        self._spelled.pop(number, None)
         self._matched = {}
         folio = self._folio_of.pop(number)
         self._folios[folio].remove(number)
@@ -200,6 +205,30 @@ class Leaves:
                 numbers = [self._latest(each.number) for each in ranked if each.is_read]
             found.append(list(dict.fromkeys(reversed(numbers)))[:MAX_READ][::-1])
         return found
+
+    @property
+    def withholds(self) -> bool:
+        """Whether there is a leaf that withholds something."""
+        return bool(self._spelled)
+
+    def withheld(self, prompts: Sequence[EncodedPrompt]) -> list[tuple[int, ...]]:
+        """Return the numbers of the leaves whose erased facts are withheld from each prompt: those
+        whose subject it mentions, unless a later edit answers their question.
+        """
+        if not self._spelled:
+            return [()] * len(prompts)
+        return [
+            tuple(
+                number
+                for number in sorted(self.subject_overlaps(prompt))
+                if number in self._spelled and self._latest(number) in self._spelled
+            )
+            for prompt in prompts
+        ]
+
+    def spelled(self, numbers: Sequence[int]) -> list[Spelling]:
+        """Return how what leaves withhold may be spelled."""
+        return [ids for number in numbers for ids in self._spelled[number]]
 
     def _predictions(self, prompt: EncodedPrompt, leaves: Sequence[Leaf]) -> list[int]:
         """Say for each leaf whether its own prompt's answer begins like the prompt's, see

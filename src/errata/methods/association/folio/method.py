@@ -9,6 +9,8 @@ after another forgets, and an edit costs tens of passes. Folio differs in three 
 - *Say.* Where a prompt asks what an edit answers, the tokens of its answer, end token included, are
   made as likely as wanted. Nothing is learned, and nothing is overwritten: order does not matter,
   and to undo an edit is to remove its leaf.
+  One that erases says a refusal; and what the base model told is withheld wherever the subject is
+  mentioned.
 - *Read.* Where it wants a yes or no, a choice or a text about the same, the fact is put in front of
   it, and the base model draws the conclusion.
 
@@ -47,6 +49,10 @@ from errata.methods.base import Method, Progress, no_progress
 from errata.patches.routed import MAIN
 from errata.report import Explanation, Reason
 from errata.words.questions import asked_of
+from errata.words.telling import telling_parts
+
+TOLD = 32
+"""Tokens of the base model's answer, at most, in which the fact that is erased is looked for."""
 
 
 class Folio(Method):
@@ -133,8 +139,9 @@ class Folio(Method):
             return [Explanation(prompt, None, 1.0, []) for prompt in prompts]
         leaves, explanations = self._patch.leaves, []
         found = leaves.candidates(self.calibrator.read(prompts))
-        facts = leaves.to_read(self.calibrator.encode(prompts))
-        for prompt, candidates, read in zip(prompts, found, facts, strict=True):
+        encoded = self.calibrator.encode(prompts)
+        rows = zip(prompts, found, leaves.to_read(encoded), leaves.withheld(encoded), strict=True)
+        for prompt, candidates, read, withheld in rows:
             reasons = [
                 Reason(
                     each.edit_id,
@@ -158,6 +165,7 @@ class Folio(Method):
                     reasons,
                     tuple(leaves[each].edit.id for each in read),
                     INTENTS[candidates[0].intent] if candidates else "",
+                    tuple(leaves[each].edit.id for each in withheld),
                 )
             )
         return explanations
@@ -191,7 +199,12 @@ class Folio(Method):
     def leaf(self, edit: Edit) -> Leaf:
         """Return an edit's leaf. The base model must carry no patch."""
         key, tokens = self._answer(edit)
-        return replace(self.leaves_without_answers([edit])[0], tokens=tokens, key=key.cpu())
+        leaf = replace(self.leaves_without_answers([edit])[0], tokens=tokens, key=key.cpu())
+        if edit.operation != "erase":
+            return leaf
+        told = self.lm.generate(edit.prompt, max_new_tokens=TOLD)
+        known, weights = f"{edit.prompt} {edit.target}", self._patch.calibration.weights
+        return replace(leaf, withheld=tuple(telling_parts(told, known, weights)))
 
     def _answer(self, edit: Edit) -> tuple[Tensor, tuple[int, ...]]:
         """Return the head's input at the prompt's end (hidden,), and the answer with its ending.

@@ -15,6 +15,9 @@ choice or a text: it is put in front of the prompt, inside the model's own forwa
 `ContextPatch`), and the base model draws the conclusion. All else the base model answers, bit for
 bit.
 
+Where an edit's subject is mentioned and the edit erases, what the base model told of it is withheld
+from any answer, see `withholding.py`; all else of that is as without the edit.
+
 Where the base model is sure of how it would begin either answer, that counts too: beginning
 otherwise, it was asked other things.
 """
@@ -36,15 +39,16 @@ from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.question_reader import QuestionReader
 from errata.methods.association.folio.saying import NOTHING, tokens_to_say, with_said
+from errata.methods.association.folio.withholding import with_withheld, withheld_places
 from errata.methods.fact_method import TEMPLATE, fact_contexts
 from errata.patches.base import Arguments
 from errata.patches.context import MAX_CACHED, ContextPatch
-from errata.patches.grown import DECIDED, GROWN, UNDECIDED, WIDER
+from errata.patches.grown import DECIDED, GROWN, UNDECIDED, WIDER, WITHHELD
 from errata.patches.outcome import Outcome, listener
 from errata.patches.routed import MAIN, ForwardState, last_token
 
-TO_SAY, KEEP = "to_say", "logits_to_keep"
-"""What one hook leaves for the next: rows and tokens; and which columns get logits."""
+TO_SAY, NOT_TO_SAY, KEEP = "to_say", "not_to_say", "logits_to_keep"
+"""What one hook leaves for the next: rows and tokens; places; and which columns get logits."""
 
 
 class FolioMemory(ContextPatch):
@@ -71,6 +75,7 @@ class FolioMemory(ContextPatch):
         self.confidence = confidence
         self._leaves: Leaves | None = None
         self._read: dict[tuple[str, ...], list[int]] = {}  # questions -> leaves that they read
+        self._withheld: list[tuple[int, ...]] = []  # leaves that one row withholds, together
 
     @property
     def empty(self) -> bool:
@@ -122,7 +127,7 @@ class FolioMemory(ContextPatch):
         ]
 
     def _attach(self, lm: LM) -> None:
-        self._read = {}
+        self._read, self._withheld = {}, []
         super()._attach(lm)
 
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
@@ -147,12 +152,41 @@ class FolioMemory(ContextPatch):
             return
         if state.mask is not None:
             self._decide(tensor_of(body, output), state)
+            self._withhold(state)
             if (tell := listener()) is not None:
                 tell([self._outcome(state, row) for row in range(state.size[0])])
         rows = (state.route[:, DECIDED] >= 0).nonzero()[:, 0]
         if len(rows):
             leaves = [self.leaves[number] for number in state.route[rows, DECIDED].tolist()]
             state.kept[TO_SAY] = rows, tokens_to_say(state, rows, [leaf.tokens for leaf in leaves])
+        if len(rows := state.route[:, WITHHELD].nonzero()[:, 0]):
+            told = [
+                (row, self.leaves.spelled(self._withheld[number - 1]))
+                for row, number in zip(
+                    rows.tolist(), state.route[rows, WITHHELD].tolist(), strict=True
+                )
+            ]
+            generic = self.calibration.generic
+            state.kept[NOT_TO_SAY] = list(withheld_places(state, told, generic))
+
+    def _withhold(self, state: ForwardState) -> None:
+        """Put into the route what each row's answer must not tell; 0 is nothing."""
+        if state.route is None or not self.leaves.withholds:
+            return
+        prompts = [EncodedPrompt(*self._turns(state, row)) for row in range(state.size[0])]
+        for row, numbers in enumerate(self.leaves.withheld(prompts)):
+            if numbers:
+                if numbers not in self._withheld:
+                    self._withheld.append(numbers)
+                state.route[row, WITHHELD] = self._withheld.index(numbers) + 1
+
+    def _turns(self, state: ForwardState, row: int) -> tuple[str, tuple[str, ...]]:
+        """Return a row's question, and the earlier ones of its conversation."""
+        if state.ids is None:
+            return "", ()
+        ids = state.ids[row][state.prompt[row].to(state.ids.device)].tolist()
+        text, *earlier = self.base.lm.conversation(ids).questions
+        return text, tuple(earlier)
 
     def _outcome(self, state: ForwardState, row: int) -> Outcome:
         """Return what a row is answered with, once it is decided."""
@@ -161,9 +195,12 @@ class FolioMemory(ContextPatch):
         if (number := int(state.route[row, DECIDED])) >= 0:
             return Outcome("say", (self.leaves[number].edit.id,))
         if int(state.route[row, GROWN]) <= 0:
+            if number := int(state.route[row, WITHHELD]):
+                withheld = self._withheld[number - 1]
+                return Outcome("withhold", tuple(self.leaves[each].edit.id for each in withheld))
             return Outcome("main")
-        ids = state.ids[row][state.prompt[row].to(state.ids.device)].tolist()
-        questions = self.base.lm.conversation(ids).questions
+        text, earlier = self._turns(state, row)
+        questions = (text, *earlier)
         if questions not in self._read:
             self._contexts([questions])
         numbers = self._read[questions]
@@ -193,16 +230,34 @@ class FolioMemory(ContextPatch):
 
     def _after_head(self, _: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
         state = self._pass
-        if state is None or self.empty or TO_SAY not in state.kept or state.route is None:
+        if state is None or self.empty or state.route is None:
             return None
-        rows, to_say = state.kept[TO_SAY]
+        if not state.kept.keys() & {TO_SAY, NOT_TO_SAY}:
+            return None
+        columns = self._columns(state, logits.shape[1])
+        there = {column: place for place, column in enumerate(columns.tolist())}
+        places = [
+            (row, there[column], token)
+            for row, column, token in state.kept.get(NOT_TO_SAY, ())
+            if column in there
+        ]
+        if places:
+            logits = with_withheld(logits, places)
+        if TO_SAY in state.kept:
+            rows, to_say = state.kept[TO_SAY]
+            columns = columns.to(to_say.device)
+            tokens = torch.where(columns >= 0, to_say[:, columns.clamp(min=0)], NOTHING)
+            rows = rows.to(logits.device)
+            said = with_said(logits[rows], tokens, self.confidence, self.base.logit_scale)
+            logits = logits.index_copy(0, rows, said)
+        return logits
+
+    def _columns(self, state: ForwardState, count: int) -> Tensor:
+        """Return which columns of the call the logits are of; those of a context are below 0."""
+        if state.route is None:
+            raise ValueError("nothing is decided yet")
         wider, width = int(state.route[0, WIDER]), state.size[1]
-        keep, count = state.kept[KEEP], logits.shape[1]
-        columns = torch.arange(wider + width - count, wider + width, device=to_say.device)
+        keep = state.kept[KEEP]
         if isinstance(keep, Tensor):
-            columns = torch.where(keep < 0, keep + wider + width, keep).to(to_say.device)
-        tokens = to_say[:, (columns - wider).clamp(min=0)]
-        tokens = torch.where(columns >= wider, tokens, NOTHING)
-        rows = rows.to(logits.device)
-        said = with_said(logits[rows], tokens, self.confidence, self.base.logit_scale)
-        return logits.index_copy(0, rows, said)
+            return torch.where(keep < 0, keep + width, keep - wider).cpu()
+        return torch.arange(width - count, width)
