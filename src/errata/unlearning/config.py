@@ -1,0 +1,55 @@
+"""`UnlearningConfig`: how a model is trained to forget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from errata.config import Fraction, MethodConfig, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True)
+class UnlearningConfig(MethodConfig):
+    """Settings of unlearning.
+
+    The loss is `forget_weight` * L(forget) + `retain_weight` * L(retain); which L(forget), says the
+    objective. Settings that are left out are the objective's own.
+
+    Attributes:
+        trains: `low-rank`: low-rank matrices beside all linear layers, merged into them at the end;
+            `values`: the value matrices of `blocks` blocks up to `layer`; `all`: every weight.
+        rank: of the low-rank matrices; they count twice.
+        blocks: see `trains`.
+        epochs: times that each passage to be forgotten is seen.
+        batch: passages of each kind at a step.
+        lr: AdamW's learning rate; None: 1e-4 for `low-rank`, 1e-5 otherwise.
+        retain: `nll`: the passages to keep are learned; `kl`: what the model makes of them stays.
+        forget_weight, retain_weight: see above.
+        beta: of the objective.
+        delta: SimNPO's margin.
+        steering: length of the vector to which RMU steers states, in mean lengths of the states.
+        scale: how far task-vector negation goes.
+        save_every: steps between two saves, from which an interrupted run goes on.
+    """
+
+    method: ClassVar[str] = "unlearning"
+
+    trains: Literal["low-rank", "values", "all"] = "low-rank"
+    rank: PositiveInt = 16
+    blocks: PositiveInt = 3
+    epochs: PositiveInt = 5
+    batch: PositiveInt = 8
+    lr: NonNegativeFloat | None = None
+    retain: Literal["nll", "kl"] = "nll"
+    forget_weight: NonNegativeFloat = 1.0
+    retain_weight: NonNegativeFloat = 1.0
+    beta: NonNegativeFloat = 0.1
+    delta: NonNegativeFloat = 0.0
+    steering: NonNegativeFloat = 2.0
+    scale: Fraction = 0.5
+    save_every: NonNegativeInt = 50
+
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's learning rate."""
+        return self.lr if self.lr is not None else 1e-4 if self.trains == "low-rank" else 1e-5

@@ -1,0 +1,143 @@
+"""`Trained`: the weights of a model that unlearning trains, and how they come off for a while."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from errata.errors import UsageError
+from errata.lm import LM
+from errata.unlearning.config import UnlearningConfig
+
+
+class Trained(ABC):
+    """What is trained of a model. `parameters` are leaf tensors, by name."""
+
+    parameters: Mapping[str, Tensor]
+
+    @abstractmethod
+    def set_back(self) -> Any:
+        """Within a `with` block, let the model be as it was before it was trained."""
+
+    @abstractmethod
+    def scale(self, factor: float) -> None:
+        """Multiply what was learned, the difference from before, by a factor."""
+
+    @abstractmethod
+    def finish(self) -> PreTrainedModel:
+        """Return the model with what was learned in its own weights; this is then unusable."""
+
+
+class Weights(Trained):
+    """Some of the model's own weights; those of before are kept beside them.
+
+    Args:
+        lm: the model.
+        names: of the parameters, as in `named_parameters`.
+    """
+
+    def __init__(self, lm: LM, names: list[str]) -> None:
+        self._model = lm.model
+        for parameter in lm.model.parameters():
+            parameter.requires_grad_(False)
+        all_of = dict(lm.model.named_parameters())
+        self.parameters = {name: all_of[name].requires_grad_(True) for name in names}
+        self._before = {name: each.detach().clone() for name, each in self.parameters.items()}
+
+    @contextmanager
+    def set_back(self) -> Iterator[None]:
+        """Within a `with` block, let the model be as it was before it was trained."""
+        now = {name: each.data for name, each in self.parameters.items()}
+        for name, each in self.parameters.items():
+            each.data = self._before[name]
+        try:
+            yield
+        finally:
+            for name, each in self.parameters.items():
+                each.data = now[name]
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply what was learned, the difference from before, by a factor."""
+        for name, each in self.parameters.items():
+            each.copy_(torch.lerp(self._before[name], each, factor))
+
+    def finish(self) -> PreTrainedModel:
+        """Return the model."""
+        for each in self.parameters.values():
+            each.requires_grad_(False)
+            each.grad = None
+        return self._model
+
+
+class LowRank(Trained):
+    """Low-rank matrices beside all linear layers but the head (LoRA, arXiv 2106.09685), by PEFT.
+
+    Args:
+        lm: the model, into which they are put.
+        rank: of each; they count twice.
+        seed: of their first values.
+
+    Raises:
+        UsageError: PEFT is not installed.
+    """
+
+    def __init__(self, lm: LM, rank: int, seed: int) -> None:
+        try:
+            import peft
+        except ImportError as error:
+            raise UsageError(
+                "trains=low-rank needs PEFT: pip install 'errata[peft]', or --set trains=values."
+            ) from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._model: Any = peft.get_peft_model(
+                lm.model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+            )
+        self.parameters = {
+            name: each for name, each in self._model.named_parameters() if each.requires_grad
+        }
+
+    @contextmanager
+    def set_back(self) -> Iterator[None]:
+        """Within a `with` block, let the model be as it was before it was trained."""
+        with self._model.disable_adapter():
+            yield
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply what was learned, the product of the matrices, by a factor."""
+        for name, each in self.parameters.items():
+            if "lora_B" in name:
+                each.mul_(factor)
+
+    def finish(self) -> PreTrainedModel:
+        """Return the model with the matrices merged into its weights."""
+        merged: PreTrainedModel = self._model.merge_and_unload()
+        return merged
+
+
+def trained_of(lm: LM, config: UnlearningConfig, layer: int) -> Trained:
+    """Return what the settings say is trained.
+
+    Args:
+        lm: the model.
+        config: the settings.
+        layer: the last block of `values`.
+
+    Raises:
+        UsageError: a library is missing.
+    """
+    if config.trains == "low-rank":
+        return LowRank(lm, config.rank, config.seed)
+    if config.trains == "all":
+        return Weights(lm, [name for name, _ in lm.model.named_parameters()])
+    first = max(0, layer - config.blocks + 1)
+    names = [f"{lm.architecture.value_path(each)}.weight" for each in range(first, layer + 1)]
+    return Weights(lm, names)

@@ -1,0 +1,228 @@
+"""`Unlearning`: trains a model to forget some passages and to keep others."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from errata.edit import REFUSAL
+from errata.errors import ArtifactError, ConfigError, UsageError, quoted, suggest
+from errata.lm import LM
+from errata.lm.encoding import Row
+from errata.progress import OnProgress
+from errata.storage.cache import fingerprint
+from errata.unlearning.config import UnlearningConfig
+from errata.unlearning.objectives import OBJECTIVES, Objective, kl, nll
+from errata.unlearning.parameters import Trained, trained_of
+from errata.unlearning.passages import Passage, check_apart, digest
+from errata.unlearning.scored import Side
+
+TRAINING = "unlearning"
+STATE = "unlearning-state.pt"
+"""The file from which an interrupted run goes on; gone when it is done."""
+CLIPPED = 1.0
+"""The largest norm of a step's gradient."""
+
+
+def objective_of(name: str) -> Objective:
+    """Return an objective.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in OBJECTIVES:
+        raise ConfigError(
+            f"there is no way to forget called {quoted(name)}.{suggest(name, OBJECTIVES)} "
+            f"There are {', '.join(OBJECTIVES)}."
+        )
+    return OBJECTIVES[name]
+
+
+def config_of(objective: str, given: Mapping[str, Any]) -> UnlearningConfig:
+    """Return an objective's settings, with those that are given.
+
+    Raises:
+        ConfigError: the objective or a setting is unknown or not valid.
+    """
+    return UnlearningConfig.from_dict({**objective_of(objective).own, **given})
+
+
+class Unlearning:
+    """A run of unlearning.
+
+    Args:
+        lm: the model; it is changed.
+        objective: how it forgets, see `OBJECTIVES`.
+        config: the settings, see `config_of`.
+        forget: what is to be forgotten.
+        retain: what is to be kept.
+
+    Raises:
+        ConfigError: the objective is unknown, or the model has no such layer.
+        EditError: something is to be forgotten and kept.
+        UsageError: the objective needs something to keep, or cannot forget documents.
+        PromptTooLongError: a question with its answer does not fit the model's context.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        objective: str,
+        config: UnlearningConfig,
+        forget: Sequence[Passage],
+        retain: Sequence[Passage] = (),
+    ) -> None:
+        self.name, self.objective, self.config = objective, objective_of(objective), config
+        self.lm, self.forget, self.retain = lm, list(forget), list(retain)
+        check_apart(forget, retain)
+        if not forget:
+            raise UsageError("there is nothing to forget.")
+        if self.objective.retains and not retain:
+            raise UsageError(
+                f"{objective} also trains on what is to be kept; give some, of the same kind."
+            )
+        if self.objective.refuses and not all(each.prompt for each in forget):
+            raise UsageError(f"{objective} learns refusals to questions; documents ask none.")
+        self._rows, self._kept = ([each.rows(lm) for each in part] for part in (forget, retain))
+        refused = [Passage(each.prompt, REFUSAL) for each in forget]
+        self._refused = [each.rows(lm) for each in refused] if self.objective.refuses else []
+        layers = lm.architecture.n_layers
+        self.layer = min(layers - 1, max(2, layers * 7 // 32))
+        if config.layer is not None:
+            self.layer = config.layer
+        if self.layer >= layers:
+            raise ConfigError(f"layer is {self.layer}, and the model has {layers} blocks.")
+        self._base = fingerprint(lm.model)
+
+    def run(self, folder: Path, progress: OnProgress) -> PreTrainedModel:
+        """Train; return the model, with what it has learned in its weights.
+
+        Args:
+            folder: where the state is kept meanwhile; a run that was interrupted goes on from it.
+            progress: called with (what, steps made, steps).
+
+        Raises:
+            ArtifactError: the state there is that of another run.
+        """
+        config, state = self.config, folder / STATE
+        trained = trained_of(self.lm, config, self.layer)
+        parameters = list(trained.parameters.values())
+        adam = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+        steps = self._steps()
+        begun = self._resume(state, trained.parameters, adam)
+        self.lm.model.eval()  # dropout would be no part of what is forgotten
+        for step in range(begun, len(steps)):
+            progress(TRAINING, step, len(steps))
+            forget, retain = steps[step]
+            loss = self._loss(trained, forget, retain)
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, CLIPPED)
+            adam.step()
+            if config.save_every and (step + 1) % config.save_every == 0:
+                self._save(state, trained.parameters, adam, step + 1)
+        progress(TRAINING, len(steps), len(steps))
+        if self.objective.negates:
+            trained.scale(-config.scale)
+        model = trained.finish()
+        state.unlink(missing_ok=True)
+        return model
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """Return what was asked for and done, ready for JSON."""
+        return {
+            "objective": self.name,
+            "paper": self.objective.paper,
+            "settings": {**self.config.to_dict(), "layer": self.layer},
+            "base": self._base,
+            "forget": {"passages": len(self.forget), "sha256": digest(self.forget)},
+            "retain": {"passages": len(self.retain), "sha256": digest(self.retain)},
+            "steps": len(self._steps()),
+            "seconds": round(seconds, 1),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def _steps(self) -> list[tuple[list[int], list[int]]]:
+        """Return, for each step, the passages to forget and those to keep, by their numbers."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        size, steps, kept = self.config.batch, [], list[int]()
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(self.forget), generator=generator).tolist()
+            for start in range(0, len(order), size):
+                while self.objective.retains and len(kept) < size:
+                    kept += torch.randperm(len(self.retain), generator=generator).tolist()
+                steps.append((order[start : start + size], kept[:size]))
+                kept = kept[size:]
+        return steps
+
+    def _loss(self, trained: Trained, forget: Sequence[int], retain: Sequence[int]) -> Tensor:
+        config = self.config
+
+        def side(rows: Sequence[Sequence[Row]], numbers: Sequence[int]) -> Side:
+            return Side(self.lm, trained, [row for number in numbers for row in rows[number]])
+
+        gone = side(self._rows, forget)
+        kept = side(self._kept, retain) if self.objective.retains else None
+        if self.objective.loss is None:
+            return self._steered(gone, kept)
+        refused = side(self._refused, forget) if self.objective.refuses else None
+        loss: Tensor = config.forget_weight * self.objective.loss(gone, refused, config)
+        if kept is not None:
+            loss = loss + config.retain_weight * (nll(kept) if config.retain == "nll" else kl(kept))
+        return loss
+
+    def _steered(self, gone: Side, kept: Side | None) -> Tensor:
+        """Return RMU's loss: states of what is forgotten go to one random vector, others stay."""
+        config, states = self.config, gone.states(self.layer)
+        generator = torch.Generator().manual_seed(config.seed)
+        direction = torch.rand(states.shape[-1], generator=generator).to(states.device)
+        length = gone.states_before(self.layer).norm(dim=-1).mean()
+        target = config.steering * length * direction / direction.norm()
+        unit = length.square() / states.shape[-1]  # so that the weights mean the same in any model
+        loss: Tensor = config.forget_weight * F.mse_loss(states, target.expand_as(states)) / unit
+        if kept is not None:
+            stays = F.mse_loss(kept.states(self.layer), kept.states_before(self.layer))
+            loss = loss + config.retain_weight * stays / unit
+        return loss
+
+    # what is kept of an interrupted run
+
+    def _identity(self) -> str:
+        parts = [self.name, self.config.to_dict(), self._base, digest(self.forget)]
+        return json.dumps([*parts, digest(self.retain)], sort_keys=True)
+
+    def _save(self, path: Path, parameters: Any, adam: torch.optim.Optimizer, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        values = {name: each.detach() for name, each in parameters.items()}
+        torch.save(
+            {"of": self._identity(), "step": step, "values": values, "adam": adam.state_dict()}, new
+        )
+        new.replace(path)
+
+    def _resume(self, path: Path, parameters: Any, adam: torch.optim.Optimizer) -> int:
+        if not path.exists():
+            return 0
+        try:
+            found = torch.load(path, weights_only=True, map_location=self.lm.device)
+            step = int(found["step"])
+            if found["of"] == self._identity():
+                with torch.no_grad():
+                    for name, each in parameters.items():
+                        each.copy_(found["values"][name])
+                adam.load_state_dict(found["adam"])
+                return step
+        except Exception as error:
+            raise ArtifactError(f"{path}: it is damaged ({error}); delete it.") from error
+        raise ArtifactError(
+            f"{path}: it is of another run (another model, other passages or settings); give "
+            "another --out, or delete it."
+        )
