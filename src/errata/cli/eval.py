@@ -11,30 +11,49 @@ from typing import Annotated
 import typer
 
 from errata.cli import options, screen
+from errata.cli.forgetting import show_forgetting
 from errata.cli.opening import open_artifact
+from errata.errors import UsageError
 
 
 def eval(
     folder: options.Folder,
     cases: Annotated[
-        Path, typer.Option(help="JSON lines: edits with rephrases, locality, portability.")
-    ],
+        Path | None, typer.Option(help="JSON lines: edits with rephrases, locality, portability.")
+    ] = None,
     answers: Annotated[
         Path | None, typer.Option(help="A file for every single answer, as JSON lines.")
     ] = None,
     probes: options.Probes = "",
+    forget: Annotated[
+        Path | None, typer.Option(help="Instead of cases: what was to be forgotten (erase.md).")
+    ] = None,
+    retain: Annotated[Path | None, typer.Option(help="What was to be kept.")] = None,
+    others: Annotated[
+        Path | None, typer.Option(help="What no model was trained on, for attacks.")
+    ] = None,
+    retrained: Annotated[
+        str | None, typer.Option(help="A model trained without what was to be forgotten.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Compare the edited model's answers with the targets and with its base model."""
+    """Compare the edited model's answers with the targets and with its base model; or, with
+    --forget, what a model still knows of what it was to forget.
+    """
     import errata
     from errata.cases import read_numbered_cases
     from errata.cli.reading import check_cases_fit, write_text
     from errata.measures import MEANINGS
     from errata.probes import KINDS, make_probes
 
+    if forget is not None and cases is None:
+        show_forgetting(str(folder), forget, retain, others, retrained, dtype, device_map, as_json)
+        return
+    if cases is None or forget is not None:
+        raise UsageError("give either --cases, or --forget and --retain.")
     numbered = read_numbered_cases(cases)
     judged = [case for _, case in numbered]
     asked = make_probes(judged, options.names(probes))

@@ -29,10 +29,14 @@ class Passage:
     Attributes:
         prompt: the question; empty where the text is a document.
         text: the answer, or the document.
+        paraphrase: the answer in other words; empty where none is known.
+        wrong: answers of the same form that are wrong.
     """
 
     prompt: str
     text: str
+    paraphrase: str = ""
+    wrong: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Passage:
@@ -45,7 +49,13 @@ class Passage:
             if asked in data and answered in data:
                 check_text(f"'{asked}'", data[asked])
                 check_text(f"'{answered}'", data[answered])
-                return cls(data[asked], data[answered])
+                paraphrase = data.get("paraphrased_answer", "")
+                wrong = data.get("perturbed_answer", [])
+                wrong = [wrong] if isinstance(wrong, str) else wrong
+                for name, texts in (("paraphrased", [paraphrase]), ("perturbed", wrong)):
+                    if not all(isinstance(text, str) for text in texts):
+                        raise EditError(f"'{name}_answer' must be text.")
+                return cls(data[asked], data[answered], paraphrase, tuple(wrong))
         if "text" in data:
             check_text("'text'", data["text"])
             return cls("", data["text"])
@@ -90,7 +100,8 @@ def check_apart(forget: Sequence[Passage], retain: Sequence[Passage]) -> None:
     Raises:
         EditError: something is; it is named.
     """
-    both = sorted({*forget} & {*retain}, key=lambda each: (each.prompt, each.text))
+    kept = {(each.prompt, each.text) for each in retain}
+    both = [each for each in forget if (each.prompt, each.text) in kept]
     if both:
         shown = both[0].prompt or both[0].text
         raise EditError(

@@ -59,20 +59,20 @@ class Side:
     """
 
     def __init__(self, lm: LM, trained: Trained, rows: Sequence[Row]) -> None:
-        self.lm, self.trained, self._count = lm, trained, len(rows)
+        self.lm, self.trained, self._rows = lm, trained, rows
         self.batch = lm.batch(rows)
         self._mask = self.batch.target_mask | self.batch.ending_mask
 
     @cached_property
     def now(self) -> Scored:
         """What the model makes of them, with gradients."""
-        return self._scored()
+        return scored(self.lm, self._rows)
 
     @cached_property
     def before(self) -> Scored:
         """What it made of them before it was trained."""
         with torch.no_grad(), self.trained.set_back():
-            return self._scored()
+            return scored(self.lm, self._rows)
 
     def states(self, layer: int) -> Tensor:
         """Return what a block says at the passages' own tokens, (n, hidden), with gradients."""
@@ -86,8 +86,11 @@ class Side:
         with torch.no_grad(), self.trained.set_back():
             return self.states(layer)
 
-    def _scored(self) -> Scored:
-        rows, columns, labels = self.batch.label_positions(self._mask)
-        with prompt_tokens(self.batch.prompt_mask):
-            logits = self.lm.run(self.batch, use_cache=False).logits
-        return Scored(logits[rows, columns].float(), labels, rows, self._count)
+
+def scored(lm: LM, rows: Sequence[Row]) -> Scored:
+    """Return what a model makes of passages, given by their tokens."""
+    batch = lm.batch(rows)
+    places, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
+    with prompt_tokens(batch.prompt_mask):
+        logits = lm.run(batch, use_cache=False).logits
+    return Scored(logits[places, columns].float(), labels, places, len(rows))

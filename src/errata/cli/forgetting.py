@@ -1,0 +1,75 @@
+"""`errata eval MODEL --forget f.jsonl --retain r.jsonl`: how well a model has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.cli import screen
+from errata.errors import UsageError
+
+if TYPE_CHECKING:
+    from errata.lm import LM
+
+
+def show_forgetting(
+    model: str,
+    forget: Path,
+    retain: Path | None,
+    others: Path | None,
+    retrained: str | None,
+    dtype: str,
+    device_map: str | None,
+    as_json: bool,
+) -> None:
+    """Measure a model that was to forget, and print what is found.
+
+    Raises:
+        UsageError: there is nothing to keep, or a library is missing.
+        EditError: a file cannot be read.
+    """
+    from errata.cli.opening import edits_of, load_base
+    from errata.lm import LM
+    from errata.unlearning import read_passages
+    from errata.unlearning.report import MEANINGS, forgetting
+
+    if retain is None:
+        raise UsageError("--forget needs --retain, too: forgetting is easy, if all is forgotten.")
+    gone, kept = read_passages(forget), read_passages(retain)
+    strangers = [] if others is None else read_passages(others)
+
+    def opened(name: str) -> LM:
+        if edits_of(name) is not None:
+            from errata.cli.opening import open_artifact
+
+            return open_artifact(Path(name), dtype, device_map).lm
+        return LM(*load_base(name, dtype, device_map))
+
+    def later(name: str | None) -> Callable[[], LM] | None:
+        return None if name is None else lambda: opened(name)
+
+    with screen.steps() as progress:
+        lm = opened(model)
+        found = forgetting(lm, gone, kept, progress, strangers, later(retrained))
+    if as_json:
+        screen.print_json(found)
+        return
+    never: dict[str, Any] = found.get("retrained", {})
+    shown = screen.table(
+        f"{len(gone)} to forget, {len(kept)} to keep", "forget", "retain",
+        *(["retrained, forget"] if never else []), "it means",
+    )  # fmt: skip
+    for name, meaning in MEANINGS.items():
+        figures = [found["forget"][name], found["retain"][name]]
+        figures += [never["forget"][name]] if never else []
+        shown.add_row(name, *map(screen.figure, figures), meaning)
+    screen.show(shown)
+    screen.say(f"utility {screen.figure(found['utility'])} (harmonic mean over what is kept)")
+    if found.get("forget_quality") is not None:
+        quality = f"{found['forget_quality']:.2g}"
+        screen.say(f"forget quality {quality} (p-value that the retrained model answers so)")
+    for name, value in found.get("attacks", {}).items():
+        also = never.get("attacks", {}).get(name)
+        beside = "" if also is None else f", on the retrained model {screen.figure(also)}"
+        screen.say(f"attack by {name}: AUC {screen.figure(value)}{beside}")
