@@ -125,6 +125,7 @@ def asked(
         (["--store", "sqlite://"], "replicas need one ledger"),
         (["--port", "0"], "give a port"),
         (["--executor", "threads"], "threads"),
+        (["--executor", "process", "--replicas", "2"], "--replicas are servers on Ray Serve"),
     ],
 )
 def test_what_replicas_cannot_do_is_told_before_any_is_made(tmp_path, monkeypatch, words, said):
@@ -132,6 +133,16 @@ def test_what_replicas_cannot_do_is_told_before_any_is_made(tmp_path, monkeypatc
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = CliRunner().invoke(app, ["serve", "atlas", "--executor", "ray", *words])
     assert done.exit_code == 2 and said in " ".join(done.output.split())
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ["serve", "atlas", "--executor", "ray", "--port", str(taken.getsockname()[1])]
+        done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "cannot be listened on" in done.output
 
 
 def test_on_several_machines_the_ledger_must_be_reached_by_all(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,9 @@ def serve(
     executor: Annotated[
         str, typer.Option(help="process: one server; ray: replicas on Ray Serve.")
     ] = "process",
-    replicas: Annotated[int, typer.Option(min=1, help="Servers, with --executor ray.")] = 2,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Servers, with --executor ray; 2 by default.")
+    ] = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
 ) -> None:
@@ -105,14 +108,17 @@ def serve(
             raise UsageError("--executor ray finds no free port by itself; give a port.")
         from errata.serve.replicas import serve_replicas
 
-        here = served.absolute()
-        about = f"{replicas} replicas of {served.name}"
+        here, count = served.absolute(), replicas or 2
+        about = f"{count} replicas of {served.name}"
 
         def listening(address: str) -> None:
             screen.err.print(f"serving {address}/v1 ({about}); Ctrl-C ends it", markup=False)
 
-        serve_replicas(lambda: here.made()[0], host, port, replicas, here.on_gpu, listening)
+        _listening(host, port).close()  # Ray would say so in many lines
+        serve_replicas(lambda: here.made()[0], host, port, count, here.on_gpu, listening)
         return
+    if replicas is not None:
+        raise UsageError("--replicas are servers on Ray Serve: give --executor ray, too.")
     app, service = served.made()
     about = f"{len(service.edits)} edits, version {service.version}"
     _run(app, host, port, about, console)
@@ -283,18 +289,25 @@ def _opened(model: str, choices: Choices, dtype: str, device_map: str | None) ->
 
 def _run(app: FastAPI, host: str, port: int, about: str, console: bool) -> None:
     """Listen until a signal ends it; say where, once requests are taken."""
-    import socket
-
     import uvicorn
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}).") from error
+    listening = _listening(host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     page = f"; the console is {address}/console" if console else ""
     screen.err.print(f"serving {address}/v1 ({about}){page}; Ctrl-C ends it", markup=False)
     settings = uvicorn.Config(app, log_level="warning", access_log=False)
     uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}).") from error
