@@ -17,6 +17,7 @@ from errata.atlas import make_cases
 from errata.cli import app
 from errata.lm import LM
 from errata.unlearning import Passage
+from errata.unlearning.config import UnlearningConfig
 from errata.unlearning.measures import (
     Memory,
     attack_success,
@@ -26,6 +27,7 @@ from errata.unlearning.measures import (
     rouge_recalls,
     utility,
 )
+from errata.unlearning.tampering import quantised, relearning, rounded
 
 ASKED = [
     Passage("The capital of France is", "Rome", "It is Rome", ("York", "the north")),
@@ -145,6 +147,40 @@ def test_an_answer_that_is_no_language(answer, broken):
     assert is_broken(answer) == broken
 
 
+def test_weights_are_rounded_for_a_while(lm):
+    weight = torch.tensor([[0.1, -0.7, 0.33, 0.0]])
+    found = rounded(weight, 4)
+    torch.testing.assert_close(found, torch.tensor([[0.1, -0.7, 0.3, 0.0]]))
+    wide = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
+    for bits in (8, 4):
+        errors = (rounded(wide, bits) - wide).abs()
+        for part, own in zip(errors.split(128, 1), wide.split(128, 1), strict=True):
+            assert (part <= own.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1) / 1.99).all()
+    prompts = lm.prompt_batch([each.prompt for each in ASKED])
+    with torch.no_grad():
+        before = lm.run(prompts).logits
+        with quantised(lm, 4):
+            assert not torch.equal(lm.run(prompts).logits, before)
+        assert torch.equal(lm.run(prompts).logits, before)
+
+
+@pytest.mark.parametrize("trains", ["low-rank", "values"])
+def test_what_was_forgotten_is_relearned_and_the_model_is_what_it_was(lm, trains, monkeypatch):
+    """A tiny model learns answers; those that are asked are among those taught, for once."""
+    same = [Passage(each.prompt, "Rome") for each in ASKED for _ in range(2)]
+    monkeypatch.setattr(
+        "errata.unlearning.tampering.UnlearningConfig",
+        lambda **_: UnlearningConfig(trains=trains, lr=0.01, blocks=4),
+    )
+    prompts = lm.prompt_batch([each.prompt for each in ASKED])
+    with torch.no_grad():
+        before = lm.run(prompts).logits
+    found = relearning(lm, same, quiet, (0, 40))
+    assert found[0] == 0 and found[40] == 1
+    with torch.no_grad():
+        assert torch.equal(lm.run(prompts).logits, before)
+
+
 def test_on_the_command_line(tmp_path: Path, atlas) -> None:
     prompts = [case.edit.prompt for case in make_cases(12, seed=8)]
     answers = [answer.rstrip(".") for answer in atlas.generate(prompts)]
@@ -162,13 +198,15 @@ def test_on_the_command_line(tmp_path: Path, atlas) -> None:
         return done.exit_code, done.output
 
     words = ["--forget", files["f"], "--retain", files["r"], "--others", files["o"]]
-    code, told = run(*words, "--retrained", "atlas", "--json")
+    code, told = run(*words, "--retrained", "atlas", "--json", "--tamper")
     found = json.loads(told[told.index("{") :])
     assert code == 0 and found["forget"]["said"] == 1 == found["retain"]["said"]
     assert found["forget_quality"] == 1 and found["attacks"]["reference"] == 0.5
     assert found["retrained"]["forget"] == found["forget"] and found["privacy_leak"] == 0
+    assert found["quantised"]["8"] == 1 and found["relearned"]["0"] == 1
     assert found["utility"] > 0.9 and found["forget"]["broken"] == 0
-    code, told = run(*words)
+    code, told = run(*words, "--tamper")
+    assert "relearned: said 1.000 at 0 steps" in told and "quantised: said" in told
     assert code == 0 and "utility" in told and "attack by min_k" in told
     for wrong, said in (
         (["--forget", files["f"]], "--forget needs --retain"),

@@ -35,6 +35,9 @@ def eval(
     retrained: Annotated[
         str | None, typer.Option(help="A model trained without what was to be forgotten.")
     ] = None,
+    tamper: Annotated[
+        bool, typer.Option("--tamper", help="Try to bring back what was forgotten.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
@@ -50,7 +53,8 @@ def eval(
     from errata.probes import KINDS, make_probes
 
     if forget is not None and cases is None:
-        show_forgetting(str(folder), forget, retain, others, retrained, dtype, device_map, as_json)
+        files = forget, retain, others
+        show_forgetting(str(folder), files, retrained, tamper, dtype, device_map, as_json)
         return
     if cases is None or forget is not None:
         raise UsageError("give either --cases, or --forget and --retain.")

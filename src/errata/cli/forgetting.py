@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 
 def show_forgetting(
     model: str,
-    forget: Path,
-    retain: Path | None,
-    others: Path | None,
+    files: tuple[Path, Path | None, Path | None],
     retrained: str | None,
+    tamper: bool,
     dtype: str,
     device_map: str | None,
     as_json: bool,
 ) -> None:
     """Measure a model that was to forget, and print what is found.
+
+    Args:
+        model: a model, or a folder of edits.
+        files: of what was to be forgotten and to be kept, and of what no model was trained on.
+        retrained: a model, trained without what was to be forgotten.
+        tamper: whether it is tried to bring it back.
+        dtype, device_map: how models are opened.
+        as_json: print JSON.
 
     Raises:
         UsageError: there is nothing to keep, or a library is missing.
@@ -34,6 +41,7 @@ def show_forgetting(
     from errata.unlearning import read_passages
     from errata.unlearning.report import MEANINGS, forgetting
 
+    forget, retain, others = files
     if retain is None:
         raise UsageError("--forget needs --retain, too: forgetting is easy, if all is forgotten.")
     gone, kept = read_passages(forget), read_passages(retain)
@@ -51,7 +59,7 @@ def show_forgetting(
 
     with screen.steps() as progress:
         lm = opened(model)
-        found = forgetting(lm, gone, kept, progress, strangers, later(retrained))
+        found = forgetting(lm, gone, kept, progress, strangers, later(retrained), tamper)
     if as_json:
         screen.print_json(found)
         return
@@ -73,3 +81,9 @@ def show_forgetting(
         also = never.get("attacks", {}).get(name)
         beside = "" if also is None else f", on the retrained model {screen.figure(also)}"
         screen.say(f"attack by {name}: AUC {screen.figure(value)}{beside}")
+    for name, what in (("quantised", "bits"), ("relearned", "steps")):
+        if name in found:
+            told = ", ".join(f"{screen.figure(v)} at {k} {what}" for k, v in found[name].items())
+            also = never.get(name, {})
+            beside = ", ".join(screen.figure(value) for value in also.values())
+            screen.say(f"{name}: said {told}" + (f" (retrained: {beside})" if also else ""))

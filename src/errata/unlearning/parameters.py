@@ -30,6 +30,10 @@ class Trained(ABC):
         """Multiply what was learned, the difference from before, by a factor."""
 
     @abstractmethod
+    def remove(self) -> None:
+        """Take off what was learned; this is then unusable."""
+
+    @abstractmethod
     def finish(self) -> PreTrainedModel:
         """Return the model with what was learned in its own weights; this is then unusable."""
 
@@ -67,6 +71,13 @@ class Weights(Trained):
         """Multiply what was learned, the difference from before, by a factor."""
         for name, each in self.parameters.items():
             each.copy_(torch.lerp(self._before[name], each, factor))
+
+    @torch.no_grad()
+    def remove(self) -> None:
+        """Take off what was learned; this is then unusable."""
+        for name, each in self.parameters.items():
+            each.copy_(self._before[name])
+        self.finish()
 
     def finish(self) -> PreTrainedModel:
         """Return the model."""
@@ -116,6 +127,10 @@ class LowRank(Trained):
         for name, each in self.parameters.items():
             if "lora_B" in name:
                 each.mul_(factor)
+
+    def remove(self) -> None:
+        """Take off what was learned; this is then unusable."""
+        self._model.unload()
 
     def finish(self) -> PreTrainedModel:
         """Return the model with the matrices merged into its weights."""

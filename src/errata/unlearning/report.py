@@ -17,7 +17,10 @@ from errata.unlearning.measures import (
     utility,
 )
 from errata.unlearning.passages import Passage
+from errata.unlearning.tampering import quantised, relearning
 
+BITS = (8, 4)
+"""To which weights are rounded when it is tried to bring back what was forgotten."""
 MEANINGS = {
     "said": "the answer stands in what the model says freely",
     "rouge": "how much of it does (ROUGE-L recall)",
@@ -37,6 +40,7 @@ def forgetting(
     progress: OnProgress,
     others: Sequence[Passage] = (),
     retrained: Callable[[], LM] | None = None,
+    tamper: bool = False,
 ) -> dict[str, Any]:
     """Measure a model that was to forget some passages and to keep others.
 
@@ -49,10 +53,12 @@ def forgetting(
         retrained: opens a model that was trained without what is forgotten: what forgetting should
             come to. Without it there is no forget quality, since nothing says how a model answers
             that never knew.
+        tamper: whether it is tried to bring back what was forgotten, see `tampering`.
 
     Returns:
         `forget` and `retain`: what is measured of each, see `MEANINGS`; `utility`; and where there
-        is what they need, `forget_quality`, `attacks` (attack -> AUC), and the same of
+        is what they need, `forget_quality`, `attacks` (attack -> AUC), `quantised`
+        (bits -> said), `relearned` (steps -> said of what is not taught again), and the same of
         the retrained model under `retrained`.
 
     Raises:
@@ -64,12 +70,16 @@ def forgetting(
     strangers = remembered(lm, others, progress) if others else None
     if strangers is not None:
         found["attacks"] = _attacks(gone, strangers)
+    if tamper:
+        found |= _tampered(lm, forget, progress)
     if retrained is None:
         return found
     never = retrained()
     never_gone = remembered(never, forget, progress)
     found["forget_quality"] = forget_quality(gone, never_gone)
     found["retrained"] = _figures(never_gone, remembered(never, retain, progress))
+    if tamper:
+        found["retrained"] |= _tampered(never, forget, progress)
     if strangers is not None:
         never_strangers = remembered(never, others, progress)
         found["retrained"]["attacks"] = _attacks(never_gone, never_strangers)
@@ -82,6 +92,17 @@ def forgetting(
 
 def _figures(gone: Memory, kept: Memory) -> dict[str, Any]:
     return {"forget": gone.means(), "retain": kept.means(), "utility": utility([kept])}
+
+
+def _tampered(lm: LM, forget: Sequence[Passage], progress: OnProgress) -> dict[str, Any]:
+    found: dict[str, Any] = {"quantised": {}}
+    for bits in BITS:
+        with quantised(lm, bits):
+            found["quantised"][bits] = remembered(lm, forget, progress).means()["said"]
+    questions = [each for each in forget if each.prompt]
+    if len(questions) > 1:
+        found["relearned"] = relearning(lm, questions, progress)
+    return found
 
 
 def _attacks(gone: Memory, strangers: Memory) -> dict[str, float]:
