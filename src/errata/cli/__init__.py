@@ -36,7 +36,7 @@ VERBS = (
         "compare",
         "bench",
     ),
-    *("serve", "audit", "key", "export", "consolidate", "push", "unlearn"),
+    *("serve", "audit", "key", "export", "consolidate", "push", "unlearn", "certify"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""

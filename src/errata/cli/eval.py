@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import options, screen
-from errata.cli.forgetting import show_forgetting
+from errata.cli.forgetting import measured, show_forgetting
 from errata.cli.opening import open_artifact
 from errata.errors import UsageError
 
@@ -54,7 +54,8 @@ def eval(
 
     if forget is not None and cases is None:
         files = forget, retain, others
-        show_forgetting(str(folder), files, retrained, tamper, dtype, device_map, as_json)
+        known = measured(str(folder), files, retrained, tamper, dtype, device_map)
+        (screen.print_json if as_json else show_forgetting)(known)
         return
     if cases is None or forget is not None:
         raise UsageError("give either --cases, or --forget and --retain.")

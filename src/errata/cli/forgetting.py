@@ -13,33 +13,35 @@ if TYPE_CHECKING:
     from errata.lm import LM
 
 
-def show_forgetting(
+Files = tuple[Path, Path | None, Path | None]
+"""Of what was to be forgotten and to be kept, and of what no model was trained on."""
+
+
+def measured(
     model: str,
-    files: tuple[Path, Path | None, Path | None],
+    files: Files,
     retrained: str | None,
     tamper: bool,
     dtype: str,
     device_map: str | None,
-    as_json: bool,
-) -> None:
-    """Measure a model that was to forget, and print what is found.
+) -> dict[str, Any]:
+    """Measure a model that was to forget, see `forgetting`.
 
     Args:
         model: a model, or a folder of edits.
-        files: of what was to be forgotten and to be kept, and of what no model was trained on.
+        files: the passages.
         retrained: a model, trained without what was to be forgotten.
         tamper: whether it is tried to bring it back.
         dtype, device_map: how models are opened.
-        as_json: print JSON.
 
     Raises:
         UsageError: there is nothing to keep, or a library is missing.
         EditError: a file cannot be read.
     """
-    from errata.cli.opening import edits_of, load_base
+    from errata.cli.opening import edits_of, load_base, open_artifact
     from errata.lm import LM
     from errata.unlearning import read_passages
-    from errata.unlearning.report import MEANINGS, forgetting
+    from errata.unlearning.report import forgetting
 
     forget, retain, others = files
     if retain is None:
@@ -49,8 +51,6 @@ def show_forgetting(
 
     def opened(name: str) -> LM:
         if edits_of(name) is not None:
-            from errata.cli.opening import open_artifact
-
             return open_artifact(Path(name), dtype, device_map).lm
         return LM(*load_base(name, dtype, device_map))
 
@@ -59,13 +59,16 @@ def show_forgetting(
 
     with screen.steps() as progress:
         lm = opened(model)
-        found = forgetting(lm, gone, kept, progress, strangers, later(retrained), tamper)
-    if as_json:
-        screen.print_json(found)
-        return
+        return forgetting(lm, gone, kept, progress, strangers, later(retrained), tamper)
+
+
+def show_forgetting(found: dict[str, Any]) -> None:
+    """Print what was measured of a model that was to forget."""
+    from errata.unlearning.report import MEANINGS
+
     never: dict[str, Any] = found.get("retrained", {})
     shown = screen.table(
-        f"{len(gone)} to forget, {len(kept)} to keep", "forget", "retain",
+        "what is still known", "forget", "retain",
         *(["retrained, forget"] if never else []), "it means",
     )  # fmt: skip
     for name, meaning in MEANINGS.items():
