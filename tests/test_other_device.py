@@ -53,6 +53,7 @@ def contract(name: str) -> None:
         assert model.ask(PROMPTS[:1], max_new_tokens=TOKENS)
 
 
+@pytest.mark.long
 def test_what_meets_a_tensor_of_another_device_fails() -> None:
     in_own_process(meetings)
 

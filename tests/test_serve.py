@@ -121,10 +121,18 @@ def test_an_answer_says_which_edits_spoke_and_which_version(client):
         return client.post("/v1/chat/completions", json={**body, "messages": messages, **more})
 
     said = asked(ASKED[1])
-    assert said.json()["choices"][0]["errata"] == {"outcome": "say", "edits": [edit_id]}
+    assert said.json()["choices"][0]["errata"] == {
+        "outcome": "say",
+        "edits": [edit_id],
+        "settled": 0,
+    }
     assert said.headers["errata-edits"] == edit_id and said.headers["errata-version"] == "2"
     other = asked(ASKED[3])
-    assert other.json()["choices"][0]["errata"] == {"outcome": "main", "edits": []}
+    assert other.json()["choices"][0]["errata"] == {
+        "outcome": "main",
+        "edits": [],
+        "settled": 0,
+    }
     assert other.headers["errata-edits"] == ""
     base = asked(ASKED[1], model="atlas-base")
     assert base.json()["choices"][0]["errata"]["outcome"] == "main"

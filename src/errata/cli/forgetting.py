@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from errata.lm import LM
 
 
-Files = tuple[Path, Path | None, Path | None]
+Files = tuple[Path | None, Path | None, Path | None]
 """Of what was to be forgotten and to be kept, and of what no model was trained on."""
 
 
@@ -44,6 +44,8 @@ def measured(
     from errata.unlearning.report import forgetting
 
     forget, retain, others = files
+    if forget is None:
+        raise UsageError("give either --cases, or --forget and --retain.")
     if retain is None:
         raise UsageError("--forget needs --retain, too: forgetting is easy, if all is forgotten.")
     gone, kept = read_passages(forget), read_passages(retain)
@@ -60,6 +62,23 @@ def measured(
     with screen.steps() as progress:
         lm = opened(model)
         return forgetting(lm, gone, kept, progress, strangers, later(retrained), tamper)
+
+
+def show_known(
+    model: str,
+    files: Files,
+    retrained: str | None,
+    tamper: bool,
+    dtype: str,
+    device_map: str | None,
+    as_json: bool,
+) -> None:
+    """Measure a model that was to forget, see `measured`, and print what is found."""
+    found = measured(model, files, retrained, tamper, dtype, device_map)
+    if as_json:
+        screen.print_json(found)
+    else:
+        show_forgetting(found)
 
 
 def show_forgetting(found: dict[str, Any]) -> None:
