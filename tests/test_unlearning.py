@@ -187,7 +187,6 @@ def test_what_is_trained_comes_off_for_a_while_and_scales(trains, lm):
             torch.testing.assert_close(lm.run(batch).logits, base, rtol=0, atol=0)
         torch.testing.assert_close(lm.run(batch).logits, learned, rtol=0, atol=0)
         assert not torch.allclose(learned, base)
-        before = {name: each.detach().clone() for name, each in lm.model.named_parameters()}
         trained.scale(-1.0)
         trained.scale(-0.5)
         trained.scale(2.0)
@@ -196,7 +195,6 @@ def test_what_is_trained_comes_off_for_a_while_and_scales(trains, lm):
         torch.testing.assert_close(
             LM(merged, lm.tokenizer).run(batch).logits, learned, rtol=1e-4, atol=1e-4
         )
-    assert before
 
 
 def test_negation_goes_the_other_way(lm, known, tmp_path):
