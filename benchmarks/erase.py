@@ -7,8 +7,9 @@ MODEL is a folder of a pretrained model, which is asked CounterFact's first reco
 own. What the base model tells in answer to an edit's own prompt is its old answer; an edit in whose
 answer nothing is told (it repeats the question, or says nothing) is left out, and counted.
 
-    told before, now      prompts whose free answer has the old answer in it: the edit's own, and
-                          its paraphrases, before the edits and with them
+    told before, now      prompts whose free answer has a part of the old answer in it (a name, a
+                          number, else a rare word): the edit's own, and its paraphrases, before
+                          the edits and with them
     refused               own prompts that are answered with the refusal
     neighbour, same subject   other prompts whose answer is what it was
     held the old          of the prompts about the same subject that changed, those whose answer
@@ -78,7 +79,7 @@ def measure(model: errata.EditModel, cases: Sequence[Case]) -> dict[str, Any]:
         return sum(hits) / len(hits) if hits else None
 
     def says(answers: dict[str, str], case: Case, texts: Sequence[str]) -> list[bool]:
-        return [contains_any(answers[text], [" ".join(old[case.edit.id])]) for text in texts]
+        return [contains_any(answers[text], old[case.edit.id]) for text in texts]
 
     found: dict[str, Any] = {"edits": len(known), "left out": len(cases) - len(known)}
     for name, of in (("own", lambda c: [c.edit.prompt]), ("paraphrase", lambda c: c.rephrases)):

@@ -87,8 +87,9 @@ class Folio(Method):
     def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
         """Add a leaf for each edit; it is independent of all but those that it supersedes."""
         self.calibrate()
+        withheld = self._told([edit for edit in edits if edit.operation == "erase"])
         for edit in edits:
-            leaf = self.leaf(edit)
+            leaf = replace(self.leaf(edit), withheld=withheld.get(edit.id, ()))
             rivals = self._rivals(self._patch.leaves, [edit])[0]
             self._patch.leaves.add(self._next, leaf, [rival.number for rival in rivals])
             self._numbers[edit.id] = self._next
@@ -197,14 +198,18 @@ class Folio(Method):
     # writing
 
     def leaf(self, edit: Edit) -> Leaf:
-        """Return an edit's leaf. The base model must carry no patch."""
+        """Return an edit's leaf, which withholds nothing. The base model must carry no patch."""
         key, tokens = self._answer(edit)
-        leaf = replace(self.leaves_without_answers([edit])[0], tokens=tokens, key=key.cpu())
-        if edit.operation != "erase":
-            return leaf
-        told = self.lm.generate(edit.prompt, max_new_tokens=TOLD)
-        known, weights = f"{edit.prompt} {edit.target}", self._patch.calibration.weights
-        return replace(leaf, withheld=tuple(telling_parts(told, known, weights)))
+        return replace(self.leaves_without_answers([edit])[0], tokens=tokens, key=key.cpu())
+
+    def _told(self, edits: Sequence[Edit]) -> dict[str, tuple[str, ...]]:
+        """Return, by edit id, what the base model tells in answer to the edit's prompt."""
+        weights = self._patch.calibration.weights
+        answers = self.lm.generate([edit.prompt for edit in edits], max_new_tokens=TOLD)
+        return {
+            edit.id: tuple(telling_parts(answer, f"{edit.prompt} {edit.target}", weights))
+            for edit, answer in zip(edits, answers, strict=True)
+        }
 
     def _answer(self, edit: Edit) -> tuple[Tensor, tuple[int, ...]]:
         """Return the head's input at the prompt's end (hidden,), and the answer with its ending.
