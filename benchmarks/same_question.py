@@ -41,9 +41,9 @@ from errata.methods.association.folio.base_head import BaseHead
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier
 from errata.methods.association.folio.question_reader import LAST, Question, QuestionReader
-from errata.methods.association.folio.question_space import QuestionSpace
+from errata.methods.association.folio.question_space import FORM, QuestionSpace
 from errata.probes import make_probes
-from errata.words.questions import asked_of, in_quotes
+from errata.words.questions import asked_of, in_quotes, shared_form
 
 BATCH, FOUND = 32, 0.9
 TASKS = ("counterfact-nested", "zsre")
@@ -124,15 +124,18 @@ def signs(
     yield line("cosine of the states at the last token", cosines)
     first, second = space.vectors(one), space.vectors(two)
     ratios = space.ratios(first, second)
+    forms = torch.tensor([
+        shared_form(first.text, second.text, first.subject) for first, second in texts
+    ])  # fmt: skip
     if picture:
         kinds = [kind for kind, size in zip(GROUPS, sizes, strict=True) for _ in range(size)]
-        draw(ratios / space.spread, kinds, space.boundary, picture)
+        draw(ratios / space.spread, forms, kinds, space.boundary, picture)
     for view, name in enumerate(("last token", "second half", "words")):
         yield line(f"discriminant, {name}", ratios[:, view])
-    yield line("the three (folio)", space.scores(first, second), 0.5)
+    yield line("the three (folio)", space.scores(first, second, forms), 0.5)
 
 
-def draw(ratios: Tensor, kinds: list[str], boundary: float, file: Path) -> None:
+def draw(ratios: Tensor, forms: Tensor, kinds: list[str], boundary: float, file: Path) -> None:
     """Draw what the views say of pairs, (pairs, views), and where these ask one thing."""
     import matplotlib
 
@@ -140,7 +143,7 @@ def draw(ratios: Tensor, kinds: list[str], boundary: float, file: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "errata", "font.size": 9})
     from matplotlib import pyplot
 
-    ratios = torch.stack([ratios[:, :2].sum(1), ratios[:, 2]], 1)
+    ratios = torch.stack([ratios[:, :2].sum(1) - FORM * forms, ratios[:, 2]], 1)
     figure, axis = pyplot.subplots(figsize=(6, 4.6), layout="constrained")
     for place, kind in enumerate(GROUPS):
         mine = ratios[[each == kind for each in kinds]]
@@ -151,7 +154,7 @@ def draw(ratios: Tensor, kinds: list[str], boundary: float, file: Path) -> None:
     edge = torch.tensor([float(low[0]), float(high[0])])
     axis.plot(edge, boundary - edge, color="black", lw=1, label="boundary")
     axis.set(
-        xlabel="states: last token and second half",
+        xlabel="states (last token and second half), less what two prompts of one form need more",
         ylabel="words",
         ylim=(float(low[1]), float(high[1]) + 0.5),
     )

@@ -28,7 +28,13 @@ from errata.methods.association.folio.question_reader import QuestionReader, wor
 from errata.methods.association.folio.saying import NOTHING, with_said
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
-from errata.words.questions import asked_of, last_question, question_in, without_subject
+from errata.words.questions import (
+    asked_of,
+    last_question,
+    question_in,
+    shared_form,
+    without_subject,
+)
 
 CASES = make_cases(12, seed=3)
 ANOTHER = CASES[5].edit.target
@@ -89,9 +95,9 @@ def test_the_second_sign_is_how_surely_the_same_is_asked(written):
         return lm.encode_piece(f" {' '.join(text.replace(subject, '').split())}")
 
     common = Counter(token for each in wordings() for token in outside(*each.question))
-    states = []
+    states, texts = [], (case.edit.prompt, prompt)
     with written.disable_edits(), torch.no_grad():
-        for text in (case.edit.prompt, prompt):
+        for text in texts:
             ids = torch.tensor([written.lm.encode_text(text)])
             read = written.base(ids, output_hidden_states=True)
             each = read.hidden_states[written.lm.architecture.n_layers // 2][0]
@@ -102,10 +108,29 @@ def test_the_second_sign_is_how_surely_the_same_is_asked(written):
     told = written.explain([prompt])[0]
     assert told.edit_id == case.edit.id and told.reasons[0].edit_id == case.edit.id
     assert told.reasons[0].parts["same_question"] == pytest.approx(
-        float(space.scores(*map(space.vectors, states))), abs=1e-4
+        float(space.scores(*map(space.vectors, states), shared_form(*texts, case.edit.subject))),
+        abs=1e-4,
     )
     assert told.reasons[0].score >= told.threshold
     assert written.explain([case.edit.prompt])[0].reasons[0].score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        ("The mother of Ana Bo is", "The age of Ana Bo is", 3 / 4),
+        ("The place of birth of Ana Bo is", "It rained. The age of Ana Bo is", 1 / 2),
+        ("Who leads Ana Bo?", "Where does Ana Bo live?", 0),
+        ("Ana Bo, in", "Ana Bo, in the town of", 1 / 4),
+        ("Who leads Ana Bo?", "By whom is Ana Bo led?", 0),
+        ("Who leads Ana Bo?", "who leads Ana Bo", 0),  # nothing else is asked
+        ("Ana Bo", "Ana Bo is", 0),
+        ("Ana Bo", "Ana Bo", 0),
+    ],
+)
+def test_how_much_of_their_form_two_prompts_have_in_common(one, other, share):
+    assert shared_form(one, other, "Ana Bo") == pytest.approx(share)
+    assert shared_form(other, one, "Ana Bo") == pytest.approx(share)
 
 
 def test_of_a_prompt_the_part_is_read_that_asks_of_the_subject():

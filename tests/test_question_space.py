@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from errata.methods.association.folio.question_space import QuestionSpace, fit_space
+from errata.methods.association.folio.question_space import FORM, QuestionSpace, fit_space
 
 HIDDEN, RELATIONS, EACH = 24, 60, 8
 
@@ -43,6 +43,8 @@ def test_the_ratio_is_that_of_one_gaussian_to_two() -> None:
     scores = space.scores(one, other)
     sums = (expected / spread).sum(-1)
     torch.testing.assert_close(scores, (sums - 0.5).sigmoid(), atol=1e-4, rtol=1e-4)
+    less = space.scores(one, other, torch.full((5,), 0.5))
+    torch.testing.assert_close(less, (sums - 0.5 - FORM / 2).sigmoid(), atol=1e-4, rtol=1e-4)
     at = dataclasses.replace(space, boundary=float(sums[0])).scores(one[0], other[0])
     assert float(at) == pytest.approx(0.5, abs=1e-4)
 
@@ -70,6 +72,18 @@ def test_relations_that_were_never_seen_are_told_apart(false: float, found: floa
     assert false / 3 < routed < 3 * false
     assert float((scores[one & ~itself] >= 0.5).float().mean()) > found
     assert bool((scores.diagonal() >= 0.5).all())
+
+
+def test_what_two_prompts_have_in_common_counts_in_the_boundary_and_weights_in_the_unit() -> None:
+    states, labels, kinds = wordings(0)
+    plain = fit_space(states, labels, kinds, 0.02)
+    form = fit_space(states, labels, kinds, 0.02, form=lambda one, other: 1.0)
+    assert form.boundary == pytest.approx(plain.boundary - FORM, abs=1e-4)
+    weighed = fit_space(states, labels, kinds, 0.02, (2.0, 0.5))
+    torch.testing.assert_close(weighed.spread, plain.spread / torch.tensor([2.0, 0.5]))
+    ratios = torch.tensor([[1.0, 3.0]])
+    expected = (2 * ratios[0, 0] / plain.spread[0] + ratios[0, 1] / plain.spread[1] / 2)[None]
+    torch.testing.assert_close(weighed.sums(ratios), expected)
 
 
 def test_fewer_wordings_than_dimensions_are_enough_to_fit() -> None:

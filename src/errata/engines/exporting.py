@@ -35,7 +35,6 @@ from errata.methods.association.folio.question_space import fit_space
 from errata.model import EditModel
 from errata.storage.files import write_whole
 from errata.words.parts import mentions
-from errata.words.questions import asked_of
 
 COMMON = 1e-2
 """Share of the wordings' tokens at which a token counts half as much as a rare one."""
@@ -143,7 +142,7 @@ def _stored(method: Folio) -> Iterable[dict[str, Any]]:
             "target": leaves[last].edit.target,
             "subject": leaf.subject,
             "aliases": list(leaf.edit.aliases),
-            "asked": asked_of(leaf.edit.prompt, leaf.subject),
+            "asked": leaf.asked,
             "tokens": list(leaves[last].tokens),
             "says": leaves[last].edit.id,
         }

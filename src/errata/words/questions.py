@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import regex
 
 from errata.words.names import names_in
-from errata.words.parts import mentions
+from errata.words.parts import mentions, words
 
 _SENTENCE = regex.compile(r"[.?!:\n][\"'”’»)]*\s+")
 _QUOTED = regex.compile('["“«]([^"“”«»]+)["”»]')
@@ -114,6 +114,23 @@ def without_subject(text: str, subject: str) -> str:
         left.append(text[end:start])
         end = max(end, stop)
     return " ".join(" ".join([*left, text[end:]]).split())
+
+
+def shared_form(one: str, other: str, subject: str) -> float:
+    """Return the share of their words that the last questions of two texts about a subject, which
+    is left out, both begin or end with: much where only the name of what is asked differs ("The
+    mother of ... is", "The age of ... is"), and none where nothing differs.
+    """
+    first, second = (
+        words(last_question(without_subject(text, subject) or text)) for text in (one, other)
+    )
+    if first == second:
+        return 0.0
+    shorter = min(len(first), len(second))
+    begin = next((n for n in range(shorter) if first[n] != second[n]), shorter)
+    rest = shorter - begin
+    end = next((n for n in range(rest) if first[-1 - n] != second[-1 - n]), rest)
+    return (begin + end) / max(len(first), len(second))
 
 
 def _beginning(text: str, place: int) -> int:

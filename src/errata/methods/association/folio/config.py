@@ -35,7 +35,7 @@ class FolioConfig(MethodConfig):
     confidence: float = 0.9999
     min_subject_overlap: float = 0.7
     threshold: float | None = None
-    false_route: float = 0.01
+    false_route: float = 0.0125
     background: int = 24
     edits_per_file: int = 1000
 

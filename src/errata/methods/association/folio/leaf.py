@@ -9,6 +9,7 @@ from torch import Tensor
 
 from errata.edit import Edit
 from errata.methods.association.folio.intents import ANSWER
+from errata.words.questions import asked_of
 
 AGREED = 7.0
 """Factor on the odds where the base model begins both answers alike."""
@@ -39,6 +40,11 @@ class Leaf:
     tokens: tuple[int, ...]
     key: Tensor
     withheld: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """What its prompt asks of the subject, in words."""
+        return asked_of(self.edit.prompt, self.subject)
 
 
 @dataclass(frozen=True)

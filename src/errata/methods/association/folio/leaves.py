@@ -185,6 +185,9 @@ class Leaves:
         scores = space.scores(
             space.vectors(torch.stack([views[part] for part in asked])),
             stored.to(space.center).repeat_interleave(2, 0),
+            torch.tensor(
+                [form for row in mentions for each in mentions[row] for form in each.forms]
+            ).to(space.center),
         )
         same = iter(scores.view(-1, 2).tolist())
         for (row, part), likely in zip(mentions.items(), odds.tolist(), strict=True):

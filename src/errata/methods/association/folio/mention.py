@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from errata.methods.association.folio.intents import DESCRIBE, READ
 from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.question_reader import Question
-from errata.words.questions import asked_of, in_quotes, question_in, with_subject
+from errata.words.questions import asked_of, in_quotes, question_in, shared_form, with_subject
 
 READ_FROM = 0.3
 """How surely the question that is to be verified or chosen for is the edit's, for its fact to be
@@ -47,6 +47,15 @@ class Mention:
         quoted = in_quotes(text, leaf.subject) is not None
         return cls(number, leaf, overlap, asked, about, quoted, text != prompt)
 
+    @property
+    def forms(self) -> tuple[float, float]:
+        """The share of the form that `asked` and `about` have in common with the leaf's prompt."""
+        asked, about = (
+            shared_form(part.text, self.leaf.asked, self.leaf.subject)
+            for part in (self.asked, self.about)
+        )
+        return asked, about
+
     def match(self, same: Sequence[float], odds: Sequence[float]) -> Match:
         """Return what it amounts to.
 
@@ -54,7 +63,7 @@ class Mention:
             same: how surely `asked` and `about` ask what the leaf's prompt asks.
             odds: the log odds of each intent.
         """
-        own = asked_of(self.leaf.edit.prompt, self.leaf.subject)
+        own = self.leaf.asked
         asked, about = same
         is_own = self.asked.text == own
         if self.quoted:  # 'The answer to "..." is'

@@ -24,9 +24,13 @@ from errata.methods.association.folio.intents import (
     IntentClassifier,
     fit_intents,
 )
-from errata.methods.association.folio.question_space import QuestionSpace, fit_space
+from errata.methods.association.folio.question_space import (
+    WEIGHTS,
+    QuestionSpace,
+    fit_space,
+)
 from errata.progress import report
-from errata.words.questions import last_question, without_subject
+from errata.words.questions import last_question, shared_form, without_subject
 
 BATCH, TOKENS, CACHED = 32, 96, 1024
 """Texts that are read at once; their last tokens that are read; and states kept, at most."""
@@ -35,7 +39,7 @@ VIEWS, LAST = 3, 0
 """The views of a question; and the one that is the state at its last token."""
 COMMON = 1e-3
 """Share of the wordings' tokens at which a token counts half as much as a rare one."""
-WORDINGS = 10
+WORDINGS = 11
 """Version of the wordings and of the fit, which what is kept on disk names."""
 
 _Key = TypeVar("_Key")
@@ -173,7 +177,12 @@ class QuestionReader:
         relations = [each.relation for each in known]
         intents = [ANSWER] * len(known) + [intent for _, intent in asked]
         subjects = [each.about for each in known]
-        space = fit_space(views[: len(known)], relations, subjects, false_route)
+
+        def form(one: int, other: int) -> float:
+            text, subject = known[one].question
+            return shared_form(text, known[other].question.text, subject)
+
+        space = fit_space(views[: len(known)], relations, subjects, false_route, WEIGHTS, form)
         return space, fit_intents(views[:, LAST], intents, relations)
 
 

@@ -11,13 +11,14 @@ There are three views of a wording: the state at its last token, which has read 
 mean state over its second half, which depends less on whether it is a question or a sentence that
 breaks off; and the mean of the embeddings of its last question's words, the subject's left out,
 which depends on neither order nor form. Each has a discriminant of its own, and what they say is
-added.
+added. States say so of prompts of one form, too ("The mother of ... is", "The age of ... is"), so
+the more words two prompts begin and end with alike, the more must speak for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,10 @@ RIDGE = 1.0
 """Of the within-relation variance, in units of its mean."""
 TAIL, LEAST = 0.1, 1e-6
 """The share of pairs in the tail; and of those that may pass, at least."""
+WEIGHTS = (1.5, 0.5, 1.0)
+"""Of the views, in a sum in which each has the unit `QuestionSpace.spread` tells of."""
+FORM = 3.0
+"""How much more must speak for one question where prompts have all but what is asked in common."""
 FOLDS = 3
 """Parts of the relations, each compared in a space that was fitted without it."""
 
@@ -42,8 +47,8 @@ class QuestionSpace:
         projection: (views, hidden, dimensions); it scales states too, so that vectors vary by 1.
         shared: (views, dimensions), the share of that variance that wordings of one relation have
             in common, between 0 and 1.
-        spread: (views,), the standard deviation of a view's log likelihood ratio where different
-            things are asked of one subject: its unit.
+        spread: (views,), a view's unit: the standard deviation of its log likelihood ratio where
+            different things are asked of one subject, by the view's weight.
         boundary: the sum of the views' ratios, in these units, from which a score is above one
             half.
     """
@@ -76,13 +81,27 @@ class QuestionSpace:
             - 0.5 * rest.log().sum(-1)
         )
 
-    def scores(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return scores (...) between 0 and 1 of vectors; one half at the boundary."""
-        return ((self.ratios(one, other) / self.spread).sum(-1) - self.boundary).sigmoid()
+    def scores(self, one: Tensor, other: Tensor, form: Tensor | float = 0.0) -> Tensor:
+        """Return scores (...) between 0 and 1 of vectors; one half at the boundary.
+
+        Args:
+            one, other: vectors (..., views, dimensions).
+            form: (...), the share of their form that they have in common, see `shared_form`.
+        """
+        return (self.sums(self.ratios(one, other), form) - self.boundary).sigmoid()
+
+    def sums(self, ratios: Tensor, form: Tensor | float = 0.0) -> Tensor:
+        """Return what speaks for one question, (...), of the views' ratios (..., views)."""
+        return (ratios / self.spread).sum(-1) - FORM * form
 
 
 def fit_space(
-    states: Tensor, relations: Sequence[int], subjects: Sequence[str], false: float
+    states: Tensor,
+    relations: Sequence[int],
+    subjects: Sequence[str],
+    false: float,
+    weights: Sequence[float] | None = None,
+    form: Callable[[int, int], float] = lambda one, other: 0.0,
 ) -> QuestionSpace:
     """Fit a space on wordings.
 
@@ -95,10 +114,13 @@ def fit_space(
             score above one half, where neither relation was fitted on. They are some
             hundreds, too few to count their last hundredth: the last tenth of their sums is taken
             to fall off exponentially.
+        weights: of the views; None counts all alike.
+        form: returns the share of their form that two wordings have in common, by their places.
     """
+    weighed = torch.tensor(weights or [1.0] * states.shape[1])
     labels, known = torch.tensor(relations), list(dict.fromkeys(subjects))
     names = torch.tensor([known.index(name) for name in subjects])
-    parts = []
+    parts, forms = [], []
     for fold in range(FOLDS):
         held = labels % FOLDS == fold
         space = _fitted(states[~held], labels[~held])
@@ -107,16 +129,19 @@ def fit_space(
         alike &= labels[held][:, None] != labels[held][None]
         one, other = alike.nonzero(as_tuple=True)
         parts.append(space.ratios(vectors[one], vectors[other]))
+        places = held.nonzero()[:, 0]
+        pairs = zip(places[one].tolist(), places[other].tolist(), strict=True)
+        forms += [form(*pair) for pair in pairs]
     found, space = torch.cat(parts), _fitted(states, labels)
     if not len(found):  # no two relations about one subject
         return space
-    spread = found.std(0, correction=0).clamp(min=1e-3)
-    sums = (found / spread).sum(-1)
+    space = replace(space, spread=found.std(0, correction=0).clamp(min=1e-3) / weighed)
+    sums = space.sums(found, torch.tensor(forms))
     start = float(sums.quantile(1 - max(TAIL, false)))
     beyond = [each - start for each in sums.tolist() if each > start]
     excess = sum(beyond) / max(1, len(beyond))
     boundary = start + excess * math.log(max(TAIL, false) / max(false, LEAST))
-    return replace(space, spread=spread, boundary=boundary)
+    return replace(space, boundary=boundary)
 
 
 def _fitted(states: Tensor, labels: Tensor) -> QuestionSpace:
