@@ -167,6 +167,7 @@ def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):
     assert measured(given_, {"b": config}) == {"b": first["a"]}
 
 
+@pytest.mark.long
 def test_tracing_puts_everything_back_where_it_was():
     """All blocks of the last token put back is the clean run; a state behind the subject's first
     block brings back much.

@@ -56,6 +56,7 @@ def test_prepare_then_edit(base: Path, cases: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
 
 
+@pytest.mark.long
 def test_stopped_by_hand_and_run_again(
     base: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_rows_are_kept_and_only_what_is_missing_is_measured(stream, monkeypatch)
     assert [row.edits for row in stream.results([other])] == []
 
 
+@pytest.mark.long
 def test_what_takes_too_long_is_left_out_and_says_so(stream):
     """An estimate needs edits behind the first part, which also reads background text."""
     stream = dataclasses.replace(stream, checkpoints=(1, 2, 3))

@@ -62,6 +62,7 @@ def test_overlapping_masks_stand_beside_disjoint_ones(measured):
     assert len(found) == 10 and "5 shards of 0.1, disjoint" in found
 
 
+@pytest.mark.long
 def test_masks_meet_as_often_as_theory_says(monkeypatch, tmp_path):
     monkeypatch.setattr(masks, "RATIOS", (0.2, 0.5))
     monkeypatch.setattr(masks, "SHARDS", (2, 3))

@@ -28,7 +28,7 @@ PROMPTS = [
 ]
 TARGETS = [edit.target for edit in EDITS]
 FEW = settings(
-    deadline=None, max_examples=4, derandomize=True, suppress_health_check=list(HealthCheck)
+    deadline=None, max_examples=3, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 _KNOWN: dict[Any, Any] = {}
 

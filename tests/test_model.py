@@ -33,22 +33,23 @@ WRITTEN, NEXT = EDITS[:3], EDITS[3]
 """What is written fills a part of what a method fills (a shard, a turn), and half of another."""
 FEW = 4
 """New tokens of an answer where only the same is asked of two."""
+MADE = {name for name, _ in KINDS} - LIKE_ANOTHER
+"""A method for each kind of patch, and of what it keeps from edit to edit."""
 ONCE_EVERYWHERE = grid(
     "family method settings",
     [(family, *variant) for variant in VARIANTS for family in FAMILIES],
-    lambda family, method, settings: {method, (family, patch_kind(method))},
+    lambda family, method, settings: ({method} & MADE) | {(family, patch_kind(method))},
     [f"{name}-{family}" for name in IDS for family in FAMILIES],
 )
-"""Each method, in one variant, meets a family, each kind of patch meets every family."""
+"""Each kind of patch meets every family, each kind of what is kept a family."""
 ONCE = grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
 """Each method, in one variant."""
 FOR_EACH_KIND = grid(
     "method settings",
     VARIANTS,
-    lambda method, settings: {method} & {name for name, _ in KINDS} - LIKE_ANOTHER,
+    lambda method, settings: {method} & MADE,
     IDS,
 )
-"""A method for each kind of patch, and of what it keeps from edit to edit."""
 
 
 @ONCE_EVERYWHERE

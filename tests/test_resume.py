@@ -81,6 +81,7 @@ def test_killed_and_run_again(words: list[str], tmp_path: Path) -> None:
     assert_same(finished(words, out), finished(words, tmp_path / "undisturbed"))
 
 
+@pytest.mark.long
 def test_stopped_by_hand_and_run_again(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,9 @@ def test_reading_the_prompt_in_chunks_is_refused(at):
         at.model.generate(ids, generation_config=settings)
 
 
-@pytest.mark.parametrize("ahead", ["prompt_lookup", "assistant"])
+@pytest.mark.parametrize(
+    "ahead", ["prompt_lookup", pytest.param("assistant", marks=pytest.mark.long)]
+)
 def test_tokens_guessed_ahead_do_not_change_the_route(at, ahead):
     lm = at.model.lm
     options = (

@@ -124,7 +124,7 @@ def one_ledger(tmp_path_factory):
     ledger.close()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(STEPS)
 def test_the_edits_of_every_version_are_those_of_the_steps_up_to_it(one_ledger, steps):
     file, ledger = one_ledger
