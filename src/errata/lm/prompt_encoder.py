@@ -16,6 +16,9 @@ from errata.errors import ConfigError, PromptTooLongError
 from errata.lm.chat import ChatTemplate, Conversation
 from errata.lm.encoding import Row
 
+KEPT = 1024
+"""Token ids whose conversation is kept, at most."""
+
 
 class PromptEncoder:
     """A tokenizer with its chat template, for one model.
@@ -43,6 +46,7 @@ class PromptEncoder:
         self.model, self.tokenizer = model, tokenizer
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
         self.template = ChatTemplate(tokenizer) if self.chat else None
+        self._decoded: dict[tuple[int, ...], Conversation] = {}
 
     @property
     def name(self) -> str:
@@ -136,8 +140,16 @@ class PromptEncoder:
         """Decode token ids into a prompt, a conversation, or plain text.
 
         A prompt is one that `encode_prompt` encodes to these ids; a conversation is in the chat
-        template.
+        template. Those that were decoded last are kept.
         """
+        key, kept = tuple(ids), self._decoded
+        if key not in kept:
+            if len(kept) >= KEPT:  # replaced, not emptied: other threads may read it
+                kept = self._decoded = {}
+            kept[key] = self._conversation(key)
+        return kept[key]
+
+    def _conversation(self, ids: Sequence[int]) -> Conversation:
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat))
         parsed, front, back = Conversation((text,)), "", ""
         if self.template is not None:
