@@ -7,9 +7,10 @@ A server of its own answers clients that ask one question after the other: a ten
 the prompts of edits, the others are about something else. First, in turns of ten seconds, all
 clients ask the base model, then the edited one, with all edits in it: what edits cost where nothing
 is written. Then they ask the edited model while edits are written and undone, evenly over the time.
-An answer carries the version of the model that gave it; it must be the edit's target where that
-version has the edit, and the base model's answer elsewhere. A wrong one, or an error, ends with
-status 1.
+An answer carries the version of the model that gave it, and which edits spoke. It must be the
+target of an edit that this version has, that of the prompt where it is there, or the base model's
+answer. A wrong one, or an error, ends with status 1; an answer that an edit of another prompt gave
+is the router's mistake, and counted beside.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Asked:
     seconds: float
     version: int
     text: str
+    spoke: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -85,9 +87,10 @@ class Clients:
         answer = await self.http.post("/v1/completions", json=body)
         took = time.monotonic() - begun
         if answer.status_code != 200:
-            return Asked(prompt, model, begun, took, 0, "", answer.text)
-        version = int(answer.headers["errata-version"])
-        return Asked(prompt, model, begun, took, version, answer.json()["choices"][0]["text"])
+            return Asked(prompt, model, begun, took, 0, "", error=answer.text)
+        version, choice = int(answer.headers["errata-version"]), answer.json()["choices"][0]
+        spoke = tuple(choice["errata"]["edits"]) if choice.get("errata") else ()
+        return Asked(prompt, model, begun, took, version, choice["text"], spoke)
 
     async def change(self, edits: list[dict[str, Any]], undone: int, seconds: float) -> list[float]:
         """Write edits and undo some, evenly over the time; return the seconds of each."""
@@ -136,30 +139,39 @@ async def measured(
     return {"turns": turns, "arriving": await asking, "changes": changes}
 
 
-def wrong(asked: list[Asked], ledger: Ledger, edits: list[Any], name: str) -> list[str]:
-    """Return what is wrong with answers: an error, or not what their version says."""
-    targets = {edit["prompt"]: (edit["id"], edit["target"].strip(" .")) for edit in edits}
-    said: dict[str, str] = {}
+def wrong(
+    asked: list[Asked], ledger: Ledger, edits: list[Any], name: str
+) -> tuple[list[str], list[str]]:
+    """Return what is wrong with answers, and those that an edit of another prompt gave."""
+    own = {edit["prompt"]: edit["id"] for edit in edits}
+    targets = {edit["id"]: edit["target"].strip(" .") for edit in edits}
+    base: dict[str, str] = {}
     for each in asked:
         if each.model != name:
-            said.setdefault(each.prompt, each.text)
+            base.setdefault(each.prompt, each.text)
     inside: dict[int, set[str]] = {}
     there: set[str] = set()
     for entry in ledger.entries():
         there = there | {edit["id"] for edit in entry.body.get("edits", [])}
         there = there - set(entry.body.get("ids", []))
         inside[entry.version] = there
-    found = []
+    found, misled = [], []
     for each in asked:
-        edit_id, target = targets.get(each.prompt, ("", ""))
         if each.error:
             found.append(each.error)
-        elif each.model == name and edit_id in inside[each.version]:
-            if each.text.strip(" .") != target:
-                found.append(f"{each.prompt!r}: {each.text!r}, not {target!r}")
-        elif each.text != said.get(each.prompt, each.text):
-            found.append(f"{each.prompt!r}: {each.text!r}, not {said[each.prompt]!r}")
-    return found
+            continue
+        known = inside[each.version] if each.model == name else set()
+        wanted, text = own.get(each.prompt), each.text.strip(" .")
+        if wanted in known:
+            if each.spoke != (wanted,) or text != targets[wanted]:
+                found.append(f"{each.prompt!r}: {each.text!r} by {each.spoke}, not {wanted}")
+        elif each.spoke:
+            misled.append(f"{each.prompt!r}: {each.text!r} by {each.spoke}")
+            if not {*each.spoke} <= known or text != targets[each.spoke[0]]:
+                found.append(misled[-1])
+        elif each.text != base.get(each.prompt, each.text):
+            found.append(f"{each.prompt!r}: {each.text!r}, not {base[each.prompt]!r}")
+    return found, misled
 
 
 def times(asked: list[Asked]) -> str:
@@ -202,7 +214,7 @@ def main() -> None:
             server.wait()
         turns, arriving = found["turns"], found["arriving"]
         asked = [*itertools.chain(*turns.values()), *arriving]
-        faults = wrong(asked, Ledger(store), edits, name)
+        faults, misled = wrong(asked, Ledger(store), edits, name)
     rates = {}
     print(
         f"{options.clients} clients, {options.about:.0%} of the questions about an edit; "
@@ -219,8 +231,9 @@ def main() -> None:
     print(f"throughput with edits / base {edited / base:.3f}")
     cuts = statistics.quantiles(found["changes"], n=100)
     print(f"a change takes {1000 * cuts[49]:.0f} ms at the median, {1000 * cuts[98]:.0f} at 99 %")
-    print(f"{len(asked)} answers, {len(faults)} of them wrong")
-    print(json.dumps(faults[:5], ensure_ascii=False) if faults else "", end="")
+    print(f"{len(asked)} answers; wrong: {len(faults)}; by another prompt's edit: {len(misled)}")
+    if shown := (faults or misled)[:5]:
+        print(json.dumps(shown, ensure_ascii=False))
     sys.exit(bool(faults))
 
 
