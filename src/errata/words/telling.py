@@ -8,8 +8,11 @@ from errata.words.names import WordWeights
 from errata.words.parts import words
 
 _WORD = regex.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.](?=[\p{L}\p{N}]))*")
+_END = regex.compile(r"(?<=[\p{L}\p{N}]{4}|\p{N}|[\"”’»)\]])[.!?…](?=\s+\p{Lu}|\s*$)|\n|[。！？]")
+"""The end of a sentence; not a full stop behind a short word ("St.")."""
 _RARE = 0.7
 """The weight of a word from which it tells something where there are no names."""
+_FEW = 3
 _COMMON = frozenset(
     "a an the this that these those it its he his him she her hers they their them we our i my you "
     "your is was were are be been being has have had do does did will would can could may might of "
@@ -22,19 +25,25 @@ def telling_parts(answer: str, known: str, weights: WordWeights) -> list[str]:
     """Return the parts of an answer that tell something that is not known.
 
     Args:
-        answer: its first line counts.
+        answer: its first sentence that tells something counts.
         known: text whose words tell nothing, like the question.
         weights: how rare words are.
 
     Returns:
         Runs of neighbouring words: those with a capital letter or a number in them, and all in
-        scripts without capitals; where there are none, the rare ones.
+        scripts without capitals; where there are none, the rare ones, if they are few. (Many rare
+        words describe; to withhold them would hurt other answers, and hide nothing.)
     """
-    line = next((line for line in answer.splitlines() if line.strip()), "")
     there = set(words(known)) | _COMMON
+    told = (_parts(sentence, there, weights) for sentence in _END.split(answer))
+    return next((parts for parts in told if parts), [])
+
+
+def _parts(line: str, there: set[str], weights: WordWeights) -> list[str]:
     found = [word for word in _WORD.finditer(line) if not set(words(word[0])) <= there]
     named = [word for word in found if not word[0].islower()]
-    kept = named or [w for w in found if any(weights[each] >= _RARE for each in words(w[0]))]
+    rare = [w for w in found if any(weights[each] >= _RARE for each in words(w[0]))]
+    kept = named or (rare if len(rare) <= _FEW else [])
     parts: list[str] = []
     end = -1
     for word in kept:
