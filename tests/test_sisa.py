@@ -23,12 +23,13 @@ from errata.errors import (
     UsageError,
 )
 from errata.lm import LM
+from errata.lm.hooks import capture_input
 from errata.unlearning import Passage, ShardFolder, Sisa, SisaConfig, answers, merged
 from errata.unlearning.records import spread
 
 NAMES = "Anna Bert Cora Dora Emil Fred Gina Hugo Iris Jack Kurt Lena".split()
 PASSAGES = [Passage(f"Who wrote book {n}?", name) for n, name in enumerate(NAMES)]
-CONFIG = SisaConfig(shards=2, slices=3, epochs=4, batch=2, lr=0.01, rank=2)
+CONFIG = SisaConfig(shards=2, slices=3, epochs=2, batch=2, lr=0.01, rank=2)
 
 
 class KilledError(Exception):
@@ -108,8 +109,8 @@ def test_a_record_taken_out_is_as_if_it_had_never_been(folder: Path, tmp_path: P
     assert after == from_nothing(folder, tmp_path / "never")
     assert not any(gone.prompt.encode() in content for content in after.values())
     assert len(ShardFolder.open(folder).records) == len(PASSAGES) - 1
-    # a slice's turn sees what is there so far twice; 6 records a shard, one less, two at a step
-    assert (cost.shards, cost.steps, cost.steps_of_all) == ((1,), 2 * (2 + 3), 2 * (6 + 1 + 2 + 3))
+    # a slice's turn sees what is there so far once; 6 records a shard, one less, two at a step
+    assert (cost.shards, cost.steps, cost.steps_of_all) == ((1,), 2 + 3, 6 + 1 + 2 + 3)
     assert cost.seconds_of_all == pytest.approx(cost.seconds * 2.4)
 
 
@@ -118,7 +119,7 @@ def test_several_records_and_all_of_a_shard(folder: Path, tmp_path: Path) -> Non
     gone = [each.passage for each in records if each.shard == 0]
     gone.append(lies_in(folder, 1, 2))
     cost = Sisa(tiny_lm(), ShardFolder.open(folder)).forget(gone, quiet)
-    assert cost.shards == (0, 1) and cost.steps == 2 * 3
+    assert cost.shards == (0, 1) and cost.steps == 3
     assert files(folder) == from_nothing(folder, tmp_path / "never")
     sisa = Sisa(tiny_lm(), ShardFolder.open(folder))
     sisa.forget([each.passage for each in sisa.folder.records], quiet)
@@ -129,7 +130,7 @@ def test_several_records_and_all_of_a_shard(folder: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(model.run(batch).logits, base.run(batch).logits)
 
 
-@pytest.mark.parametrize("step", [0, 5, 13])
+@pytest.mark.parametrize("step", [0, 4])
 def test_killed_and_run_again_it_is_as_if_it_had_not_been(
     step: int, trained: Path, tmp_path: Path
 ) -> None:
@@ -142,7 +143,7 @@ def test_killed_and_run_again_it_is_as_if_it_had_not_been(
     half = tmp_path / "cut" / "records.jsonl.0.new"
     half.write_text("half")
     again = Sisa.begin(lm, tmp_path / "cut", PASSAGES[::-1], CONFIG).train(quiet)
-    assert (again.steps < again.steps_of_all) == (step > 2) and not half.exists()
+    assert (again.steps < again.steps_of_all) == (step > 0) and not half.exists()
     assert files(tmp_path / "cut") == files(trained)
 
 
@@ -160,7 +161,7 @@ def test_a_kill_never_leaves_the_record_in_use(
     def killed(*_: object) -> None:
         raise KilledError
 
-    for number, patched in enumerate(("tidy", "learned", "save", None)):
+    for number, patched in enumerate(("tidy", "save", None)):
         cut = Path(shutil.copytree(folder, tmp_path / f"cut-{number}"))
         (cut / "shard-1" / "slice-2.safetensors.0.new").write_bytes(b"of an earlier kill")
         with monkeypatch.context() as patch:
@@ -168,7 +169,7 @@ def test_a_kill_never_leaves_the_record_in_use(
                 patch.setattr(ShardFolder, patched, killed)
             with pytest.raises(KilledError):
                 sisa = Sisa(tiny_lm(), ShardFolder.open(cut))
-                sisa.forget([gone], quiet if patched else dies_at(3))
+                sisa.forget([gone], quiet if patched else dies_at(2))
         found = ShardFolder.open(cut)
         assert gone not in [each.passage for each in found.records]
         assert found.learned(1) == (0 if patched else 1)
@@ -208,13 +209,11 @@ def test_the_surest_shard_answers_and_merging_is_least_squares(folder: Path) -> 
     one = "model.layers.0.self_attn.q_proj"  # its inputs are those of the model without a LoRA
     module = sisa.lm.model.get_submodule(one)
     before, moments, moved = module.weight.clone(), torch.zeros(32, 32), torch.zeros(32, 32)
-    from errata.lm.hooks import capture_input
-
     for shard in range(2):
         with sisa.lora(shard) as lora, torch.no_grad():
             change = lora.changes()[one]
             for row in sisa.rows(shard, 9):
-                with capture_input(sisa.lm.model.get_submodule(one)) as (seen):
+                with capture_input(sisa.lm.model.get_submodule(one)) as seen:
                     sisa.lm.run(sisa.lm.batch([row]))
                 gram = seen[0][0].T @ seen[0][0]
                 moments, moved = moments + gram, moved + change @ gram
@@ -224,9 +223,9 @@ def test_the_surest_shard_answers_and_merging_is_least_squares(folder: Path) -> 
     torch.testing.assert_close(module.weight, wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "falcon"])
-def test_one_shard_merged_is_that_shard(family: str, tmp_path: Path) -> None:
-    lm = LM(tiny_model(family), tiny_tokenizer())
+def test_one_shard_merged_is_that_shard(tmp_path: Path) -> None:
+    """In a model whose matrices lie the other way round."""
+    lm = LM(tiny_model("gpt2"), tiny_tokenizer())
     config = SisaConfig(shards=1, slices=1, epochs=3, lr=0.01, rank=2)
     sisa = Sisa.begin(lm, tmp_path / "one", PASSAGES, config)
     sisa.train(quiet)
@@ -250,7 +249,7 @@ def test_what_is_wrong_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PromptTooLongError):
         Sisa.begin(lm, tmp_path / "new", [*PASSAGES, Passage("Who? " * 500, "I")], CONFIG)
     assert not (tmp_path / "new").exists()
-    with pytest.raises(ConfigError, match="no setting 'shard'. Did you mean 'shards'"):
+    with pytest.raises(ConfigError, match=r"no setting 'shard'\. Did you mean 'shards'"):
         SisaConfig.from_dict({"shard": "3"})
     for passages, config in ((PASSAGES[1:], CONFIG), (PASSAGES, SisaConfig(shards=3, slices=3))):
         with pytest.raises(UsageError, match="begun with other records, settings"):
@@ -303,3 +302,56 @@ def test_damage_is_told(folder: Path) -> None:
     path.write_bytes(whole[:100])
     Sisa(tiny_lm(), ShardFolder.open(folder)).train(quiet)
     assert path.read_bytes() == whole
+
+
+def run(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["sisa", *map(str, words)])
+    return done.exit_code, done.output
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    tiny_model("llama").save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    data, gone = tmp_path / "data.jsonl", tmp_path / "gone.jsonl"
+    lines = [json.dumps({"question": each.prompt, "answer": each.text}) for each in PASSAGES]
+    data.write_text("\n".join(lines))
+    gone.write_text(lines[3])
+    settings = [w for name in ("shards", "slices", "rank") for w in ("--set", f"{name}=2")]
+    begun = ("--data", data, "--out", out, *settings, "--set", "epochs=1")
+    code, said = run(base, *begun)
+    assert code == 0 and "12 records learned in 2 shards of 2 slices: 4 steps now" in said
+    assert "0 steps now" in run(base, *begun)[1] and "0 steps now" in run(out)[1]
+    code, said = run(out, "--forget", gone, "--json")
+    found = json.loads(said)
+    assert code == 0 and found["forgotten"] == 1 and len(found["shards"]) == 1
+    assert found["steps"] in (1, 2) and found["steps_of_all"] == 4
+    gone.write_text(lines[4])
+    code, said = run(out, "--forget", gone)
+    assert "1 of 11 records taken out; shards trained again from before them:" in said
+    assert "all shards from nothing would take 4 steps, about" in said and "% of them" in said
+    assert not any(PASSAGES[4].prompt.encode() in content for content in files(out).values())
+    rows = json.loads(run(out, "--ask", "Who?", "--ask", "Where?", "--json")[1])
+    assert [each["prompt"] for each in rows] == ["Who?", "Where?"] and rows[0]["shard"] in (0, 1)
+    assert len(run(out, "--ask", "Who?")[1].splitlines()) == 1
+    assert run(out, "--to", tmp_path / "one")[0] == 0
+    model, _ = errata.load_base(str(tmp_path / "one"), "float32")
+    matrix = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(model.state_dict()[matrix], tiny_lm().model.state_dict()[matrix])
+    for words, wrong in (
+        ((out, "--forget", gone), "has no record 'Who wrote book 4? Emil'"),
+        ((out, "--forget", tmp_path / "none"), "cannot be read"),
+        ((out, "--to", tmp_path / "one"), "has files in it already"),
+        ((out, "--forget", gone, "--to", "x"), "--forget and --to do not go together"),
+        ((base, "--data", data), "--data and --out go together"),
+        ((out, "--set", "rank=3"), "are for --data alone"),
+        ((base,), "is no folder of SISA"),
+        (("nowhere",), "is no folder of SISA"),
+        ((out, "--data", data, "--out", tmp_path / "two"), "is no base model"),
+        ((base, "--data", data, "--out", tmp_path / "two"), "need 50 records, and there are 12"),
+        ((base, "--data", data, "--out", out, "--set", "slices=1"), "need 10 records"),
+        ((base, *begun, "--set", "lr=1"), "begun with other records"),
+    ):
+        code, said = run(*words)
+        assert code in (1, 2) and wrong in said and len(said.splitlines()) == 1, (words, said)
+    assert not (tmp_path / "two").exists() and not Path("nowhere").exists()

@@ -35,10 +35,10 @@ def begin(where: Where, data: Path, out: Path, given: Mapping[str, Any], as_json
 
     check_dtype(where.dtype)
     check_device(where.device_map)
-    config, passages = SisaConfig.from_dict(given), read_passages(data)
-    spread(passages, config)
     if ShardFolder.is_one(where.name) or edits_of(where.name) is not None:
         raise UsageError(f"{where.name} is no base model; name the model that shall learn {data}.")
+    config, passages = SisaConfig.from_dict(given), read_passages(data)
+    spread(passages, config)  # what is wrong with them is told before the model is loaded
     lm = _opened(where.name, where.dtype, where.device_map, config)
     sisa = Sisa.begin(lm, out, passages, config)
     _tell_learned(sisa, _trained(sisa), as_json)
@@ -46,7 +46,7 @@ def begin(where: Where, data: Path, out: Path, given: Mapping[str, Any], as_json
 
 def go_on(where: Where, as_json: bool) -> None:
     """Train what is not trained yet."""
-    sisa = _sisa(where, _folder(where))
+    sisa = _sisa(where, folder_of(where))
     _tell_learned(sisa, _trained(sisa), as_json)
 
 
@@ -54,7 +54,7 @@ def forget(where: Where, file: Path, as_json: bool) -> None:
     """Take records out, and print what that cost."""
     from errata.unlearning import read_passages
 
-    passages, folder = read_passages(file), _folder(where)
+    passages, folder = read_passages(file), folder_of(where)
     folder.find(passages)
     sisa = _sisa(where, folder)
     with screen.steps() as progress:
@@ -124,7 +124,12 @@ def _tell_learned(sisa: Sisa, cost: Cost, as_json: bool) -> None:
     )
 
 
-def _folder(where: Where) -> ShardFolder:
+def folder_of(where: Where) -> ShardFolder:
+    """Open a folder of shards.
+
+    Raises:
+        ArtifactError: it is none, or damaged.
+    """
     from errata.unlearning import ShardFolder
 
     return ShardFolder.open(where.name)
@@ -139,7 +144,7 @@ def _sisa(where: Where, folder: ShardFolder) -> Sisa:
 
 def _finished(where: Where) -> Sisa:
     """Open a folder, and train what is not trained yet."""
-    sisa = _sisa(where, _folder(where))
+    sisa = _sisa(where, folder_of(where))
     _trained(sisa)
     return sisa
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import options, screen
+from errata.cli import options
 from errata.errors import UsageError
 
 
@@ -53,6 +53,8 @@ def sisa(
             "--set and --dtype are for --data alone; a folder keeps those it began in."
         )
     where = sharding.Where(model, dtype or "float32", device_map)
+    if data is None:
+        sharding.folder_of(where)  # before it is locked, which would make it
     with writing_into(model if out is None else out, wait):
         if data is not None and out is not None:
             sharding.begin(where, data, Path(out), Choices(None, settings or ()).given, as_json)
