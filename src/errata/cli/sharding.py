@@ -99,6 +99,11 @@ def write(where: Where, to: Path, as_json: bool) -> None:
 
     if folder_named(to).exists() and any(to.glob("*")):
         raise UsageError(f"{to} has files in it already; give a new folder.")
+    if to.resolve().is_relative_to(Path(where.name).resolve()):
+        raise UsageError(
+            f"{to} lies in {where.name}, where a model would keep what is taken out; give a folder "
+            "elsewhere."
+        )
     sisa = _finished(where)
     with screen.steps() as progress:
         model = merged(sisa, progress)

@@ -29,7 +29,7 @@ from torch import nn
 
 from errata.lm import LM
 from errata.lm.encoding import Row
-from errata.progress import OnProgress
+from errata.progress import OnProgress, report
 from errata.saving.base_models import name_of
 from errata.storage import state
 from errata.storage.identity import identity_of
@@ -41,7 +41,7 @@ from errata.unlearning.scored import Side
 from errata.unlearning.shard_folder import ShardFolder
 from errata.unlearning.training import CLIPPED
 
-TRAINING = "training shards"
+ENCODING, TRAINING = "encoding a shard", "training shards"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class Sisa:
 
     Raises:
         BaseMismatchError: the folder was made with another model.
-        PromptTooLongError: a question with its answer does not fit the model's context.
     """
 
     def __init__(self, lm: LM, folder: ShardFolder) -> None:
         self.lm, self.folder, self.config = lm, folder, folder.config
         folder.check(identity_of(lm.model, lm.tokenizer))
-        self._rows = {record.key: record.passage.rows(lm) for record in folder.records}
+        lm.model.eval()  # dropout would be no part of what is learned
+        self._rows: dict[tuple[str, str], list[Row]] = {}
 
     @classmethod
     def begin(
@@ -101,7 +101,7 @@ class Sisa:
             PromptTooLongError: a question with its answer does not fit; nothing is then written.
         """
         for each in passages:
-            each.rows(lm)
+            _ = lm.encode(each.prompt, each.text, ".") if each.prompt else each.rows(lm)
         name, identity = name_of(lm.model), identity_of(lm.model, lm.tokenizer)
         base = name, str(lm.model.dtype).removeprefix("torch."), identity
         return cls(lm, ShardFolder.create(path, passages, config or SisaConfig(), base))
@@ -124,7 +124,6 @@ class Sisa:
         ahead = [shard for shard, slices in learned.items() if slices < self.config.slices]
         total = sum(self.steps(shard, learned[shard]) for shard in ahead)
         begun, done = time.monotonic(), itertools.count()
-        self.lm.model.eval()
         for shard in ahead:
             self._learn(shard, learned[shard], lambda: progress(TRAINING, next(done), total))
         progress(TRAINING, total, total)
@@ -146,12 +145,15 @@ class Sisa:
 
     def steps(self, shard: int, first: int = 0) -> int:
         """Return the steps of a shard from the turn of a slice to the last."""
-        turns = range(first, self.config.slices)
-        batches = (math.ceil(len(self.rows(shard, each)) / self.config.batch) for each in turns)
-        return self.config.epochs_of_a_slice * sum(batches)
+        batches = 0
+        for slice_ in range(first, self.config.slices):
+            parts = sum(_parts(self.lm, each) for each in self.folder.passages(shard, slice_))
+            batches += math.ceil(parts / self.config.batch)
+        return self.config.epochs_of_a_slice * batches
 
     def rows(self, shard: int, last: int) -> list[Row]:
         """Return the tokens of a shard's records, those of its slices up to the last."""
+        self._encode(shard)
         passages = self.folder.passages(shard, last)
         return [row for each in passages for row in self._rows[each.prompt, each.text]]
 
@@ -170,6 +172,7 @@ class Sisa:
     def _at(self, shard: int, learned: int) -> Iterator[LowRank]:
         """Have the LoRA of a shard beside the model, as it is after so many slices."""
         values = self.folder.load(shard, learned - 1) if learned else {}
+        self._encode(shard)
         lora = LowRank(self.lm, self.config.rank, self._seed(shard))
         try:
             if learned:
@@ -205,7 +208,20 @@ class Sisa:
                 nn.utils.clip_grad_norm_(parameters, CLIPPED)
                 adam.step()
 
+    def _encode(self, shard: int) -> None:
+        """Encode a shard's records, without its LoRA: how an answer ends, says the base model."""
+        passages = self.folder.passages(shard, self.config.slices)
+        new = [each for each in passages if (each.prompt, each.text) not in self._rows]
+        for done, each in enumerate(new):
+            report(ENCODING, done, len(new))
+            self._rows[each.prompt, each.text] = each.rows(self.lm)
+
     def _seed(self, shard: int, slice_: int | None = None) -> int:
         """Return the seed of a shard's first values, or of a slice's turn."""
         drawn = hashlib.sha256(f"{self.config.seed} {shard} {slice_}".encode()).digest()
         return int.from_bytes(drawn[:4])
+
+
+def _parts(lm: LM, passage: Passage) -> int:
+    """Return how many rows of tokens a passage makes."""
+    return 1 if passage.prompt else len(passage.rows(lm))
