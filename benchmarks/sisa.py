@@ -10,15 +10,14 @@ shard. For each seed a fact that the merged model says is taken out, and the sam
     taken out   the same shards, after the fact was taken out
     never       shards that never had it: the other facts, dealt anew by another seed
 
-    steps, share   that the last change took, and their share of those of all shards from nothing
+    steps, share   that this took, their share of those of all shards from nothing; and seconds
     its answer     whether the merged model says the fact; and the probability of a token of it
     others said    the other facts that the merged model says freely
-    by the surest  the same, by the shard that is surest of its answer (asked of `ASKED` of them)
     own world      facts of atlas's own world that the merged model says
 
 The last line has the mean over all facts of what taking out each alone would take. `--ways` instead
-merges the first seed's shards in several ways. Folders stay in --out; what is there is not trained
-again, and then says nothing about seconds.
+merges the first seed's shards in several ways, and asks each shard and hears the surest. Folders stay in --out; what is there is not trained
+again. Alone on one core a seed takes a few minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import copy
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,9 +44,10 @@ from errata.lm import LM
 from errata.solvers.merging import merge
 from errata.unlearning import Passage, ShardFolder, Sisa, SisaConfig, answers, merged
 
-ASKED = 50
-"""Facts that all shards are asked, and facts of atlas's own world that the merged model is."""
-SETTINGS = {"shards": "12", "slices": "4", "batch": "10"}
+OWN = 50
+"""Facts of atlas's own world that are asked."""
+SETTINGS = {"shards": "12", "slices": "4", "batch": "10", "epochs": "20", "lr": "0.003"}
+"""So that a shard has two or three records in each slice, and each turn a step an epoch."""
 WAYS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
     "mean": lambda deltas: merge(deltas, "linear"),
     "mean x 3": lambda deltas: merge(deltas, "linear", scale=3.0),
@@ -82,22 +82,9 @@ def learned(path: Path, passages: Sequence[Passage], config: SisaConfig) -> Sisa
     return sisa
 
 
-def measured(sisa: Sisa, gone: Passage | None, kept: Sequence[Passage], own: Any) -> dict[str, Any]:
-    """Return what a folder's shards say."""
-    asked = kept[:ASKED]
-    surest = answers(sisa, [each.prompt for each in asked], quiet, tokens=16)
-    heard = [contains_any(a.text, [p.text]) for a, p in zip(surest, asked, strict=True)]
-    lm = LM(merged(Sisa(atlas(), sisa.folder), quiet), sisa.lm.tokenizer)
-    found: dict[str, Any] = {}
-    if gone is not None:
-        (score,) = lm.score([(gone.prompt, gone.text)])
-        found = {"its answer": bool(said(lm, [gone])), "probability": math.exp(-score.loss)}
-    return {
-        **found,
-        "others said": said(lm, kept),
-        "by the surest": fmean(heard),
-        "own world": said(lm, own),
-    }
+def one_model(sisa: Sisa) -> LM:
+    """Return atlas with a folder's shards merged into it."""
+    return LM(merged(Sisa(atlas(), sisa.folder), quiet), sisa.lm.tokenizer)
 
 
 def told(lm: LM, passages: Sequence[Passage]) -> list[Passage]:
@@ -109,29 +96,37 @@ def told(lm: LM, passages: Sequence[Passage]) -> list[Passage]:
 
 def of_seed(seed: int, count: int, config: SisaConfig, out: Path) -> list[dict[str, Any]]:
     """Return the lines of a seed."""
-    passages, own = facts(count, seed), own_world(seed)[:ASKED]
+    passages, own, rng = facts(count, seed), own_world(seed)[:OWN], random.Random(seed)
+    lines: list[dict[str, Any]] = []
+
+    def add(shards: str, lm: LM, known: Sequence[Passage], cost: Mapping[str, Any]) -> None:
+        (score,) = lm.score([(gone.prompt, gone.text)])
+        found = {
+            "its answer": str(gone in known),
+            "probability": math.exp(-score.loss),
+            "others said": sum(each != gone for each in known) / (count - 1),
+            "own world": said(lm, own),
+        }
+        lines.append({"seed": seed, "shards": shards, **cost, **found})
+        print(lines[-1], flush=True)
+
     sisa = learned(out / f"all-{seed}", passages, config)
-    known = told(LM(merged(Sisa(atlas(), sisa.folder), quiet), sisa.lm.tokenizer), passages)
-    gone = random.Random(seed).choice(known)
-    kept = [each for each in passages if each != gone]
     steps = sum(map(sisa.steps, range(config.shards)))
-    lines = [{"seed": seed, "shards": "learned", "steps": steps, "share": 1.0}]
-    lines[0] |= measured(sisa, gone, kept, own)
-    print(lines[0], flush=True)
+    lm = one_model(sisa)
+    known = told(lm, passages)
+    gone = rng.choice(known)
+    add("learned", lm, known, {"steps": steps, "share": 1.0, "seconds": None})
     path = out / f"out-{seed}"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(sisa.folder.path, path)
     less = Sisa(sisa.lm, ShardFolder.open(path))
     cost = less.forget([gone], quiet)
-    share = cost.steps / cost.steps_of_all
-    lines.append({"seed": seed, "shards": "taken out", "steps": cost.steps, "share": share})
-    lines[1] |= {"seconds": cost.seconds, "seconds of all": cost.seconds_of_all}
-    lines[1] |= measured(less, gone, kept, own)
-    print(lines[1], flush=True)
+    spent = {"steps": cost.steps, "share": cost.steps / cost.steps_of_all, "seconds": cost.seconds}
+    lm = one_model(less)
+    add("taken out", lm, told(lm, passages), spent)
     other = SisaConfig.from_dict({**config.to_dict(), "seed": 1000 + seed})
-    never = learned(out / f"never-{seed}", kept, other)
-    lines.append({"seed": seed, "shards": "never", **measured(never, gone, kept, own)})
-    print(lines[2], flush=True)
+    never = one_model(learned(out / f"never-{seed}", [e for e in passages if e != gone], other))
+    add("never", never, told(never, passages), {})
     return lines
 
 
@@ -181,22 +176,28 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = SisaConfig.from_dict({**SETTINGS, **dict(e.split("=", 1) for e in options.set)})
+    name = "sisa-ways" if options.ways else "sisa"
     command = f"python benchmarks/sisa.py --records {options.records}"
+    command += " --ways" if options.ways else f" --seeds {options.seeds}"
+    command += "".join(f" --set {each}" for each in options.set)
+
+    def keep(lines: Sequence[dict[str, Any]]) -> None:
+        if options.record:
+            results.write(name, [{**line, "model": "atlas", "command": command} for line in lines])
+
     if options.ways:
         passages = facts(options.records, 0)
         sisa = learned(options.out / "all-0", passages, config)
-        name, lines = "sisa-ways", ways(sisa, passages, own_world(0)[:ASKED])
-        command += " --ways"
-    else:
-        lines = []
-        for seed in range(options.seeds):
-            lines += of_seed(seed, options.records, config, options.out)
-        folder = ShardFolder.open(options.out / "all-0")
-        lines.append({"shards": "any one", "share": mean_cost(folder, Sisa(atlas(), folder))})
-        print(lines[-1], flush=True)
-        name, command = "sisa", f"{command} --seeds {options.seeds}"
-    if options.record:
-        results.write(name, [{**line, "model": "atlas", "command": command} for line in lines])
+        keep(ways(sisa, passages, own_world(0)[:OWN]))
+        return
+    lines: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        lines += of_seed(seed, options.records, config, options.out)
+        keep(lines)
+    folder = ShardFolder.open(options.out / "all-0")
+    lines.append({"shards": "any one", "share": mean_cost(folder, Sisa(atlas(), folder))})
+    print(lines[-1], flush=True)
+    keep(lines)
 
 
 if __name__ == "__main__":

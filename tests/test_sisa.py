@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,8 @@ def test_killed_and_run_again_it_is_as_if_it_had_not_been(
     lm = tiny_lm()
     base = {name: each.clone() for name, each in lm.model.state_dict().items()}
     with pytest.raises(KilledError):
-        Sisa.begin(lm, tmp_path / "cut", PASSAGES, CONFIG).train(dies_at(step))
+        asked = [replace(each, paraphrase="it was", wrong=("Olga",)) for each in PASSAGES]
+        Sisa.begin(lm, tmp_path / "cut", asked, CONFIG).train(dies_at(step))
     for name, each in lm.model.state_dict().items():
         assert torch.equal(each, base[name])
     half = tmp_path / "cut" / "records.jsonl.0.new"

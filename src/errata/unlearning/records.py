@@ -18,7 +18,7 @@ from errata.unlearning.passages import Passage
 
 @dataclass(frozen=True)
 class Record:
-    """A passage and where it lies; shards and slices count from 0."""
+    """A prompt and a text, and where they lie; shards and slices count from 0."""
 
     passage: Passage
     shard: int
@@ -58,7 +58,7 @@ def spread(passages: Sequence[Passage], config: SisaConfig) -> list[Record]:
         return hashlib.sha256(text.encode()).digest()
 
     return [
-        Record(passage, place % shards, place // shards % slices)
+        Record(Passage(passage.prompt, passage.text), place % shards, place // shards % slices)
         for place, passage in enumerate(sorted(passages, key=drawn))
     ]
 
