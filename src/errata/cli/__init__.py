@@ -36,7 +36,7 @@ VERBS = (
         "compare",
         "bench",
     ),
-    *("serve", "audit", "key", "export", "consolidate", "push", "unlearn", "certify"),
+    *("serve", "audit", "key", "export", "consolidate", "push", "unlearn", "sisa", "certify"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""

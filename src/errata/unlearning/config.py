@@ -1,7 +1,8 @@
-"""`UnlearningConfig`: how a model is trained to forget."""
+"""`UnlearningConfig`: how a model is trained to forget; `SisaConfig`: how it learns by shards."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -53,3 +54,32 @@ class UnlearningConfig(MethodConfig):
     def learning_rate(self) -> float:
         """AdamW's learning rate."""
         return self.lr if self.lr is not None else 1e-4 if self.trains == "low-rank" else 1e-5
+
+
+@dataclass(frozen=True)
+class SisaConfig(MethodConfig):
+    """Settings of SISA.
+
+    Attributes:
+        shards: disjoint parts of the records, each learned by a LoRA of its own.
+        slices: parts of a shard that are learned one after another, with a checkpoint after each.
+        epochs: times that a shard's records would each be seen without slices. With them each
+            slice's turn takes 2 * `epochs` / (`slices` + 1), rounded up, which is as much work.
+        batch: records at a step.
+        lr: AdamW's learning rate.
+        rank: of the LoRAs; they count twice.
+    """
+
+    method: ClassVar[str] = "sisa"
+
+    shards: PositiveInt = 10
+    slices: PositiveInt = 5
+    epochs: PositiveInt = 30
+    batch: PositiveInt = 8
+    lr: NonNegativeFloat = 2e-3
+    rank: PositiveInt = 8
+
+    @property
+    def epochs_of_a_slice(self) -> int:
+        """Times that what is there so far is seen at a slice's turn."""
+        return math.ceil(2 * self.epochs / (self.slices + 1))

@@ -15,6 +15,9 @@ from errata.errors import UsageError
 from errata.lm import LM
 from errata.unlearning.config import UnlearningConfig
 
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's modules."""
+
 
 class Trained(ABC):
     """What is trained of a model. `parameters` are leaf tensors, by name."""
@@ -104,7 +107,8 @@ class LowRank(Trained):
             import peft
         except ImportError as error:
             raise UsageError(
-                "trains=low-rank needs PEFT: pip install 'errata[peft]', or --set trains=values."
+                "low-rank matrices need PEFT: pip install 'errata[peft]'; unlearning does without "
+                "them with --set trains=values."
             ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -127,6 +131,16 @@ class LowRank(Trained):
         for name, each in self.parameters.items():
             if "lora_B" in name:
                 each.mul_(factor)
+
+    def changes(self) -> dict[str, Tensor]:
+        """Return what is added to each matrix, (d_out, d_in), by its module's name in the model."""
+        return {
+            name.removeprefix(PREFIX): each.get_delta_weight("default").T
+            if each.fan_in_fan_out
+            else each.get_delta_weight("default")
+            for name, each in self._model.named_modules()
+            if hasattr(each, "get_delta_weight")
+        }
 
     def remove(self) -> None:
         """Take off what was learned; this is then unusable."""
