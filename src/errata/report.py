@@ -17,12 +17,15 @@ class EditResult:
     Attributes:
         edit: the edit.
         answer: the answer after all edits were written.
-        success: whether it is the edit's target.
+        success: whether it is the edit's target; where a fact is suppressed, whether the answer no
+            longer tells it.
+        suppressed: whether the edit erases by a method that says no refusal.
     """
 
     edit: Edit
     answer: str
     success: bool
+    suppressed: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from errata.methods.base import Progress, no_progress
 from errata.model.patched import PatchedModel
 from errata.patches.context import leaving_room
 from errata.report import EditReport, EditResult, Explanation
+from errata.words.telling import still_told
 
 
 class EditModel(PatchedModel):
@@ -131,7 +132,10 @@ class EditModel(PatchedModel):
             self.lm.encode(edit.prompt, edit.target, "")
 
     def check_edits(self, edits: Edit | Iterable[Edit]) -> list[EditResult]:
-        """Ask each edit's prompt; report the free answer and whether it is the target."""
+        """Ask each edit's prompt; report the free answer and whether it is the target.
+
+        Where the method erases without a refusal, whether it no longer tells the fact.
+        """
         given = as_list(edits, Edit, "edits")
         rows = [self.lm.encode(edit.prompt, edit.target, "") for edit in given]
         full_stop = 1
@@ -140,8 +144,12 @@ class EditModel(PatchedModel):
         )
         with leaving_room(length):
             answers = self.ask([edit.prompt for edit in given], max_new_tokens=length)
+            mute = [e.prompt for e in given if e.operation == "erase" and not self.method.refuses]
+            told = dict(zip(mute, self.ask_base(mute, max_new_tokens=length), strict=True))
         return [
-            EditResult(edit, answer, same_answer(answer, edit.target))
+            EditResult(edit, answer, not still_told(answer, told[edit.prompt], edit.prompt), True)
+            if edit.prompt in told and edit.operation == "erase"
+            else EditResult(edit, answer, same_answer(answer, edit.target))
             for edit, answer in zip(given, answers, strict=True)
         ]
 

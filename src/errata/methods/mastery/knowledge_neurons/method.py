@@ -1,0 +1,240 @@
+"""Knowledge neurons: erase or change a fact in the value rows of the few neurons it hangs on.
+
+Dai et al., ACL 2022, arXiv 2104.08696. The neurons of all feed-forward blocks are ranked by how
+much of the probability of the model's own answer they carry (see `attribution.py`); those above a
+share of the largest are found, and kept where most of several prompts find them (see `search.py`).
+A neuron's value row is what it adds to the hidden state, a column of the value matrix W (d_out,
+d_in). To erase, these are set to zero; to insert or modify, the old answer's vector is taken from
+each and the new answer's is added.
+
+What departs from the paper, which is about BERT and one masked token: the neurons are those of the
+token in which the model's own answer and the new one first differ (`tokens` of them, if more are
+wanted), on the model with the edits before. An edit brings no paraphrases, so the fact may be asked
+behind self-generated texts as well (`prefixes`); paraphrases, and other questions about the
+subject, count in `errata analyze neurons`. The answers' vectors are rows of the output head, each
+of length one. The paper adds embeddings as they are, which does more the smaller a model's states
+are and the more neurons were found; here all rows together move the state behind the prompt by
+`scale` times its length, away from the old answer and as far towards the new one. Activations of
+gated networks may be negative: there, the row moves the other way.
+
+A fact that is erased is suppressed: rows of zeros say no refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from errata.config import Fraction, MethodConfig, NonNegativeFloat, NonNegativeInt, PositiveInt
+from errata.edit import Edit
+from errata.errors import ArchitectureError, ConfigError
+from errata.lm import LM
+from errata.lm.background import background_texts
+from errata.lm.encoding import Row
+from errata.lm.hooks import capture_input, capture_output
+from errata.lm.weights import read_weight
+from errata.methods.mastery.knowledge_neurons.attribution import (
+    Tokens,
+    attributions,
+    fitting,
+    told,
+)
+from errata.methods.mastery.knowledge_neurons.search import Neuron, by_block, coarse, refined
+from errata.methods.weight_method import WeightMethod
+from errata.solvers.values import with_prefix
+
+TINY = 1e-12
+COMPARED = 16
+"""Tokens of the model's own answer, at most, in which it may differ from the new one."""
+
+
+@dataclass(frozen=True)
+class KnowledgeNeuronsConfig(MethodConfig):
+    """Settings of knowledge neurons.
+
+    Attributes:
+        layer: the last of the blocks that are searched; None: the last of all.
+        layers: how many blocks are searched, up to `layer`; None: all of them.
+        steps: m, the steps of the sum that stands for the integral of a gradient.
+        threshold: t, the share of the largest attribution above which a neuron is found.
+        share: p, the share of the prompts of which more must find a neuron; at 1, all must.
+        tokens: how many tokens of the model's own answer are searched for.
+        prefixes: self-generated texts behind which the fact is asked as well.
+        prefix_length: tokens of a prefix, at most.
+        scale: how far an insert or a modify moves the state behind the prompt, in its lengths.
+    """
+
+    method: ClassVar[str] = "knowledge-neurons"
+
+    layers: PositiveInt | None = None
+    steps: PositiveInt = 20
+    threshold: Fraction = 0.1
+    share: Fraction = 0.5
+    tokens: PositiveInt = 1
+    prefixes: NonNegativeInt = 0
+    prefix_length: PositiveInt = 10
+    scale: NonNegativeFloat = 1.0
+
+    def blocks(self, lm: LM) -> list[int]:
+        """Return the numbers of the blocks of a model that are searched.
+
+        Raises:
+            ConfigError: the model has no such blocks.
+        """
+        last = lm.architecture.n_layers - 1 if self.layer is None else self.layer
+        lm.architecture.value_path(last)
+        count = self.layers or last + 1
+        if count > last + 1:
+            raise ConfigError(
+                f"layers is {count}, and up to layer {last} there are only {last + 1}; give a "
+                "smaller 'layers'."
+            )
+        return list(range(last - count + 1, last + 1))
+
+
+class KnowledgeNeurons(WeightMethod):
+    """Zeroes or changes the value rows of the few neurons that a fact hangs on (knowledge neurons).
+
+    Attributes:
+        layers: the blocks that are searched.
+        paths: the full names of their value matrices, by block.
+        found: the neurons of each edit that was written since the method was made, by its id.
+    """
+
+    config_class = KnowledgeNeuronsConfig
+    refuses = False
+    paper = "arXiv 2104.08696"
+    config: KnowledgeNeuronsConfig
+
+    def __init__(self, config: KnowledgeNeuronsConfig, lm: LM) -> None:
+        self.layers = config.blocks(lm)
+        self.paths = {layer: lm.architecture.value_path(layer) for layer in self.layers}
+        self.found: dict[str, list[Neuron]] = {}
+        super().__init__(config, lm, self.paths.values())
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Make sure that edits can be written.
+
+        Raises:
+            ArchitectureError: the head does not read the states that value rows are added to.
+        """
+        super().check(edits)
+        head = read_weight(self.lm.architecture.head_module(self.lm.model))
+        if head.shape[1] != self.lm.architecture.d_out:
+            raise ArchitectureError(
+                f"the head reads {head.shape[1]} numbers and a value row has "
+                f"{self.lm.architecture.d_out}, so an answer has no vector to add to it."
+            )
+
+    def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
+        """Return which edits found no neuron, and which suppress without a refusal."""
+        told_of = []
+        for edit in edits:
+            if not self.found[edit.id]:
+                told_of.append((edit.id, "no neuron was found for it, so nothing was changed"))
+            elif edit.operation == "erase":
+                said = f"what the model told is suppressed; {edit.target!r} is not said instead"
+                told_of.append((edit.id, said))
+        return told_of
+
+    def learn(self, edits: Sequence[Edit]) -> None:
+        """Find the neurons of what the model answers so far; zero or change their rows."""
+        (edit,) = edits
+        erases = edit.operation == "erase"
+        new = () if erases else self._new(edit)
+        with self.patch.on(self.lm):
+            old = told(self.lm, edit.prompt, COMPARED)
+            said = shared(old, new)
+            before, old, new = old[:said], old[said:], new[said:]
+            neurons = self.search(edit.prompt, before, old) if erases or new else []
+            moved = self._moved(edit.prompt, before, old, new, neurons) if new and neurons else {}
+        self.found[edit.id] = neurons
+        self.patch.deltas.update(self._zeroed(neurons) if erases else moved)
+
+    def search(self, prompt: str, before: Tokens, answer: Tokens) -> list[Neuron]:
+        """Return the neurons of an answer's first tokens, on the model as it is.
+
+        Args:
+            prompt: the question; it is asked behind each of the prefixes, too.
+            before: what the answer begins with, which is not searched for.
+            answer: what follows; `tokens` of it are searched for.
+        """
+        config = self.config
+        prompts = [prompt, *(with_prefix(text, prompt) for text in self._prefixes)]
+        rows = fitting(self.lm, prompts, before, answer[: config.tokens])
+        found = [
+            coarse(
+                attributions(self.lm, row, self.layers, config.steps), self.layers, config.threshold
+            )
+            for row in rows
+        ]
+        return refined(found, config.share)
+
+    @cached_property
+    def _prefixes(self) -> list[str]:
+        """The self-generated texts that are put before a prompt."""
+        config = self.config
+        return background_texts(self.lm, config.prefixes, config.prefix_length, config.seed + 1)
+
+    def _new(self, edit: Edit) -> Tokens:
+        """The tokens of an edit's answer, with its ending. The base model must carry no patch."""
+        row = self.encode(edit)
+        return row.ids[row.prompt_length :]
+
+    def _zeroed(self, neurons: Sequence[Neuron]) -> dict[str, Tensor]:
+        """The deltas that make the neurons' rows zero. The base model must carry no patch."""
+        changed = {}
+        for layer, places in by_block(neurons).items():
+            weight = read_weight(self.lm.architecture.value_module(self.lm.model, layer))
+            delta = self.patch.deltas[self.paths[layer]].clone()
+            delta[:, places] = -weight[:, places].to(delta)
+            changed[self.paths[layer]] = delta
+        return changed
+
+    @torch.no_grad()
+    def _moved(
+        self, prompt: str, before: Tokens, old: Tokens, new: Tokens, neurons: Sequence[Neuron]
+    ) -> dict[str, Tensor]:
+        """The deltas with which the neurons' rows say the new answer's first token, not the old's.
+
+        It is that token behind the prompt and `before`.
+        """
+        architecture, model = self.lm.architecture, self.lm.model
+        places = by_block(neurons)
+        (row,) = fitting(self.lm, [prompt], before, old[:1])
+        with ExitStack() as hooks:
+            inputs = {
+                layer: hooks.enter_context(capture_input(architecture.value_module(model, layer)))
+                for layer in places
+            }
+            last = architecture.block(model, architecture.n_layers - 1)
+            (state,) = (hooks.enter_context(capture_output(last)),)
+            self.lm.run(self.lm.batch([Row(row.ids[: row.prompt_length], row.prompt_length)]))
+        length = state[0].reshape(-1, architecture.d_out)[-1].float().norm()
+        keys = {
+            layer: inputs[layer][0].reshape(-1, architecture.d_in)[-1, found].float()
+            for layer, found in places.items()
+        }
+        whole = sum(float(each.abs().sum()) for each in keys.values())
+        head = read_weight(architecture.head_module(model))
+        away, towards = F.normalize(head[[old[0], new[0]]].float())
+        step = self.config.scale * length * (towards - away) / max(whole, TINY)
+        changed = {}
+        for layer, found in places.items():
+            delta = self.patch.deltas[self.paths[layer]].clone()
+            delta[:, found] += torch.outer(step.to(delta), keys[layer].sign().to(delta))
+            changed[self.paths[layer]] = delta
+        return changed
+
+
+def shared(one: Tokens, other: Tokens) -> int:
+    """Return with how many of the same tokens two answers begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
