@@ -16,18 +16,15 @@ lies above a block and behind the prompt is run.
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.errors import PromptTooLongError
 from errata.lm import LM
-from errata.lm.encoding import Batch, Row
-from errata.lm.suffix_tail import SuffixTail
+from errata.lm.encoding import Row
+from errata.lm.suffix_tail import SuffixTail, cache_of
 from errata.lm.weights import read_bias, read_weight
 
 Tokens = tuple[int, ...]
@@ -54,7 +51,7 @@ def told(lm: LM, prompt: str, tokens: int) -> Tokens:
     return tuple(answer[: stop + 1])
 
 
-def attributions(lm: LM, row: Row, layers: Iterable[int], steps: int) -> Tensor:
+def attributions(lm: LM, row: Row, layers: Sequence[int], steps: int) -> Tensor:
     """Return each neuron's share of the probability of a row's target, (blocks, d_in) in fp32.
 
     Args:
@@ -64,15 +61,17 @@ def attributions(lm: LM, row: Row, layers: Iterable[int], steps: int) -> Tensor:
         steps: m; all steps of a block run in one batch.
     """
     batch = lm.batch([row] * steps)
-    return torch.stack([_of_block(lm, layer, batch) for layer in layers])
+    first = row.prompt_length - 1
+    cache = cache_of(lm, batch, first)
+    tails = (SuffixTail(lm, layer, batch, first, cache) for layer in layers)
+    blocks = zip(layers, tails, strict=True)
+    return torch.stack([_of_block(lm, layer, tail) for layer, tail in blocks])
 
 
-def _of_block(lm: LM, layer: int, batch: Batch) -> Tensor:
+def _of_block(lm: LM, layer: int, tail: SuffixTail) -> Tensor:
     """Return the attributions of one block's neurons, (d_in,); each row of the batch is a step."""
-    rows, columns, labels = batch.label_positions(batch.target_mask)
-    steps = len(batch.input_ids)
-    tail = SuffixTail(lm, layer, batch, int(columns.min()))
-    columns = columns - tail.first
+    rows, columns, labels = tail.batch.label_positions(tail.batch.target_mask)
+    steps = len(tail.batch.input_ids)
     predicting = columns[rows == 0]
     module = lm.architecture.value_module(lm.model, layer)
     bias, values = read_bias(module), tail.values.float()
@@ -87,21 +86,3 @@ def _of_block(lm: LM, layer: int, batch: Batch) -> Tensor:
     at_values = gradients[:, predicting].mean(0)  # (tokens, d_out)
     at_neurons = at_values @ read_weight(module).float()
     return (tail.keys[0, predicting].float() * at_neurons).sum(0)
-
-
-def fitting(lm: LM, prompts: Iterable[str], before: Tokens, answer: Tokens) -> list[Row]:
-    """Return rows of prompts, each with the answer's tokens as target, that fit the context.
-
-    Args:
-        lm: the model.
-        prompts: questions.
-        before: tokens behind each prompt that belong to the answer, and are not searched for.
-        answer: the target.
-    """
-    rows = []
-    for prompt in prompts:
-        with contextlib.suppress(PromptTooLongError):
-            ids = (*lm.encode_prompt(prompt), *before)
-            if answer and len(ids) + len(answer) <= (lm.context_length or math.inf):
-                rows.append(Row((*ids, *answer), len(ids), len(answer)))
-    return rows

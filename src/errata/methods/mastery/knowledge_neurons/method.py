@@ -24,80 +24,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.config import Fraction, MethodConfig, NonNegativeFloat, NonNegativeInt, PositiveInt
 from errata.edit import Edit
-from errata.errors import ArchitectureError, ConfigError
+from errata.errors import ArchitectureError
 from errata.lm import LM
 from errata.lm.background import background_texts
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input, capture_output
 from errata.lm.weights import read_weight
-from errata.methods.mastery.knowledge_neurons.attribution import (
-    Tokens,
-    attributions,
+from errata.methods.mastery.knowledge_neurons.attribution import Tokens, told
+from errata.methods.mastery.knowledge_neurons.config import KnowledgeNeuronsConfig
+from errata.methods.mastery.knowledge_neurons.search import (
+    Neuron,
+    by_block,
     fitting,
-    told,
+    found_in,
+    refined,
 )
-from errata.methods.mastery.knowledge_neurons.search import Neuron, by_block, coarse, refined
 from errata.methods.weight_method import WeightMethod
 from errata.solvers.values import with_prefix
 
 TINY = 1e-12
 COMPARED = 16
 """Tokens of the model's own answer, at most, in which it may differ from the new one."""
-
-
-@dataclass(frozen=True)
-class KnowledgeNeuronsConfig(MethodConfig):
-    """Settings of knowledge neurons.
-
-    Attributes:
-        layer: the last of the blocks that are searched; None: the last of all.
-        layers: how many blocks are searched, up to `layer`; None: all of them.
-        steps: m, the steps of the sum that stands for the integral of a gradient.
-        threshold: t, the share of the largest attribution above which a neuron is found.
-        share: p, the share of the prompts of which more must find a neuron; at 1, all must.
-        tokens: how many tokens of the model's own answer are searched for.
-        prefixes: self-generated texts behind which the fact is asked as well.
-        prefix_length: tokens of a prefix, at most.
-        scale: how far an insert or a modify moves the state behind the prompt, in its lengths.
-    """
-
-    method: ClassVar[str] = "knowledge-neurons"
-
-    layers: PositiveInt | None = None
-    steps: PositiveInt = 20
-    threshold: Fraction = 0.1
-    share: Fraction = 0.5
-    tokens: PositiveInt = 1
-    prefixes: NonNegativeInt = 0
-    prefix_length: PositiveInt = 10
-    scale: NonNegativeFloat = 1.0
-
-    def blocks(self, lm: LM) -> list[int]:
-        """Return the numbers of the blocks of a model that are searched.
-
-        Raises:
-            ConfigError: the model has no such blocks.
-        """
-        last = lm.architecture.n_layers - 1 if self.layer is None else self.layer
-        lm.architecture.value_path(last)
-        count = self.layers or last + 1
-        if count > last + 1:
-            raise ConfigError(
-                f"layers is {count}, and up to layer {last} there are only {last + 1}; give a "
-                "smaller 'layers'."
-            )
-        return list(range(last - count + 1, last + 1))
 
 
 class KnowledgeNeurons(WeightMethod):
@@ -146,18 +101,22 @@ class KnowledgeNeurons(WeightMethod):
         return told_of
 
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Find the neurons of what the model answers so far; zero or change their rows."""
+        """Find the neurons of what the model answers; zero their rows, or change them."""
         (edit,) = edits
-        erases = edit.operation == "erase"
-        new = () if erases else self._new(edit)
-        with self.patch.on(self.lm):
-            old = told(self.lm, edit.prompt, COMPARED)
-            said = shared(old, new)
-            before, old, new = old[:said], old[said:], new[said:]
-            neurons = self.search(edit.prompt, before, old) if erases or new else []
-            moved = self._moved(edit.prompt, before, old, new, neurons) if new and neurons else {}
+        if edit.operation == "erase":
+            answer = told(self.lm, edit.prompt, self.config.tokens)
+            neurons = self.search(edit.prompt, (), answer)
+            changed = self._zeroed(neurons)
+        else:
+            new = self._new(edit)
+            with self.patch.on(self.lm):
+                old = told(self.lm, edit.prompt, COMPARED)
+                said = shared(old, new)
+                before, old, new = old[:said], old[said:], new[said:]
+                neurons = self.search(edit.prompt, before, old) if new else []
+                changed = self._moved(edit.prompt, before, old, new, neurons) if neurons else {}
         self.found[edit.id] = neurons
-        self.patch.deltas.update(self._zeroed(neurons) if erases else moved)
+        self.patch.deltas.update(changed)
 
     def search(self, prompt: str, before: Tokens, answer: Tokens) -> list[Neuron]:
         """Return the neurons of an answer's first tokens, on the model as it is.
@@ -170,12 +129,7 @@ class KnowledgeNeurons(WeightMethod):
         config = self.config
         prompts = [prompt, *(with_prefix(text, prompt) for text in self._prefixes)]
         rows = fitting(self.lm, prompts, before, answer[: config.tokens])
-        found = [
-            coarse(
-                attributions(self.lm, row, self.layers, config.steps), self.layers, config.threshold
-            )
-            for row in rows
-        ]
+        found = [found_in(self.lm, row, config) for row in rows]
         return refined(found, config.share)
 
     @cached_property

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from errata.errors import PromptTooLongError
+from errata.lm import LM
+from errata.lm.encoding import Row
+from errata.methods.mastery.knowledge_neurons.attribution import Tokens, attributions
+from errata.methods.mastery.knowledge_neurons.config import KnowledgeNeuronsConfig
+
 Neuron = tuple[int, int]
 """(block, place of its activation among the inputs of the block's value matrix)."""
+
+
+def fitting(lm: LM, prompts: Iterable[str], before: Tokens, answer: Tokens) -> list[Row]:
+    """Return rows of prompts, each with the answer's tokens as target, that fit the context.
+
+    Args:
+        lm: the model.
+        prompts: questions.
+        before: tokens behind each prompt that belong to the answer, and are not searched for.
+        answer: the target.
+    """
+    rows = []
+    for prompt in prompts:
+        with contextlib.suppress(PromptTooLongError):
+            ids = (*lm.encode_prompt(prompt), *before)
+            if answer and len(ids) + len(answer) <= (lm.context_length or math.inf):
+                rows.append(Row((*ids, *answer), len(ids), len(answer)))
+    return rows
+
+
+def found_in(lm: LM, row: Row, config: KnowledgeNeuronsConfig) -> set[Neuron]:
+    """Return the coarse set of one prompt and its answer."""
+    layers = config.blocks(lm)
+    return coarse(attributions(lm, row, layers, config.steps), layers, config.threshold)
 
 
 def by_block(neurons: Iterable[Neuron]) -> dict[int, list[int]]:
