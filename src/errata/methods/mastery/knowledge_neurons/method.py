@@ -4,25 +4,24 @@ Dai et al., ACL 2022, arXiv 2104.08696. The neurons of all feed-forward blocks a
 much of the probability of the model's own answer they carry (see `attribution.py`); those above a
 share of the largest are found, and kept where most of several prompts find them (see `search.py`).
 A neuron's value row is what it adds to the hidden state, a column of the value matrix W (d_out,
-d_in). To erase, these are set to zero; to insert or modify, the old answer's vector is taken from
-each and the new answer's is added.
+d_in). To erase, these are set to zero, and nothing is said instead: the fact is suppressed. To
+insert or modify, the old answer's vector is taken from each and the new answer's is added.
 
-What departs from the paper, which is about BERT and one masked token: the neurons are those of the
-token in which the model's own answer and the new one first differ (`tokens` of them, if more are
-wanted), on the model with the edits before. An edit brings no paraphrases, so the fact may be asked
-behind self-generated texts as well (`prefixes`); paraphrases, and other questions about the
-subject, count in `errata analyze neurons`. The answers' vectors are rows of the output head, each
-of length one. The paper adds embeddings as they are, which does more the smaller a model's states
-are and the more neurons were found; here all rows together move the state behind the prompt by
-`scale` times its length, away from the old answer and as far towards the new one. Activations of
-gated networks may be negative: there, the row moves the other way.
-
-A fact that is erased is suppressed: rows of zeros say no refusal.
+What departs from the paper, which is about BERT and one masked token: the answer is what the model
+itself says, to erase that of the base model, to modify that of the model with the edits before; of
+a longer one, the token counts in which it first differs from the new answer (`tokens` of them, if
+more are wanted). An edit brings no paraphrases, so the fact is also asked behind self-generated
+texts (`prefixes`); paraphrases, and other questions about the subject, count in `errata analyze
+neurons`. The answers' vectors are rows of the output head, each of length one. The paper adds
+embeddings as they are, which does more the shorter a model's states are and the more neurons were
+found; here all rows together move the state behind the prompt by `scale` times its length, away
+from the old answer and as far towards the new one. Activations of gated networks may be negative:
+there, the row moves the other way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import takewhile
@@ -82,11 +81,14 @@ class KnowledgeNeurons(WeightMethod):
             ArchitectureError: the head does not read the states that value rows are added to.
         """
         super().check(edits)
-        head = read_weight(self.lm.architecture.head_module(self.lm.model))
-        if head.shape[1] != self.lm.architecture.d_out:
+        if all(edit.operation == "erase" for edit in edits):
+            return
+        architecture = self.lm.architecture
+        width = read_weight(architecture.head_module(self.lm.model)).shape[1]
+        if width != architecture.d_out:
             raise ArchitectureError(
-                f"the head reads {head.shape[1]} numbers and a value row has "
-                f"{self.lm.architecture.d_out}, so an answer has no vector to add to it."
+                f"the head reads {width} numbers and a value row has {architecture.d_out}, so an "
+                "answer has no vector that could be added to it; erasing works."
             )
 
     def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
@@ -103,9 +105,10 @@ class KnowledgeNeurons(WeightMethod):
     def learn(self, edits: Sequence[Edit]) -> None:
         """Find the neurons of what the model answers; zero their rows, or change them."""
         (edit,) = edits
+        prompts = [edit.prompt, *(with_prefix(text, edit.prompt) for text in self._prefixes)]
         if edit.operation == "erase":
             answer = told(self.lm, edit.prompt, self.config.tokens)
-            neurons = self.search(edit.prompt, (), answer)
+            neurons = self.search(prompts, (), answer)
             changed = self._zeroed(neurons)
         else:
             new = self._new(edit)
@@ -113,24 +116,21 @@ class KnowledgeNeurons(WeightMethod):
                 old = told(self.lm, edit.prompt, COMPARED)
                 said = shared(old, new)
                 before, old, new = old[:said], old[said:], new[said:]
-                neurons = self.search(edit.prompt, before, old) if new else []
+                neurons = self.search(prompts, before, old) if new else []
                 changed = self._moved(edit.prompt, before, old, new, neurons) if neurons else {}
         self.found[edit.id] = neurons
         self.patch.deltas.update(changed)
 
-    def search(self, prompt: str, before: Tokens, answer: Tokens) -> list[Neuron]:
+    def search(self, prompts: Sequence[str], before: Tokens, answer: Tokens) -> list[Neuron]:
         """Return the neurons of an answer's first tokens, on the model as it is.
 
         Args:
-            prompt: the question; it is asked behind each of the prefixes, too.
+            prompts: one question, asked in several ways.
             before: what the answer begins with, which is not searched for.
             answer: what follows; `tokens` of it are searched for.
         """
-        config = self.config
-        prompts = [prompt, *(with_prefix(text, prompt) for text in self._prefixes)]
-        rows = fitting(self.lm, prompts, before, answer[: config.tokens])
-        found = [found_in(self.lm, row, config) for row in rows]
-        return refined(found, config.share)
+        rows = fitting(self.lm, prompts, before, answer[: self.config.tokens])
+        return refined([found_in(self.lm, row, self.config) for row in rows], self.config.share)
 
     @cached_property
     def _prefixes(self) -> list[str]:
@@ -153,40 +153,45 @@ class KnowledgeNeurons(WeightMethod):
             changed[self.paths[layer]] = delta
         return changed
 
-    @torch.no_grad()
     def _moved(
         self, prompt: str, before: Tokens, old: Tokens, new: Tokens, neurons: Sequence[Neuron]
     ) -> dict[str, Tensor]:
-        """The deltas with which the neurons' rows say the new answer's first token, not the old's.
+        """The deltas with which the neurons' rows say `new`'s first token instead of `old`'s.
 
-        It is that token behind the prompt and `before`.
+        It is the token behind the prompt and `before`.
         """
-        architecture, model = self.lm.architecture, self.lm.model
         places = by_block(neurons)
-        (row,) = fitting(self.lm, [prompt], before, old[:1])
+        keys, length = self._states((*self.lm.encode_prompt(prompt), *before), places)
+        whole = sum(float(found.abs().sum()) for found in keys.values())
+        head = read_weight(self.lm.architecture.head_module(self.lm.model))
+        away, towards = F.normalize(head[[old[0], new[0]]].float())
+        step = self.config.scale * length / max(whole, TINY) * (towards - away)
+        changed = {}
+        for layer, found in keys.items():
+            delta = self.patch.deltas[self.paths[layer]].clone()
+            delta[:, places[layer]] += torch.outer(step.to(delta), found.sign().to(delta))
+            changed[self.paths[layer]] = delta
+        return changed
+
+    @torch.no_grad()
+    def _states(
+        self, ids: Tokens, places: Mapping[int, Sequence[int]]
+    ) -> tuple[dict[int, Tensor], float]:
+        """The activations of neurons at the last token, by block, and the last state's length."""
+        architecture, model = self.lm.architecture, self.lm.model
+        last = architecture.block(model, architecture.n_layers - 1)
         with ExitStack() as hooks:
+            states = hooks.enter_context(capture_output(last))
             inputs = {
                 layer: hooks.enter_context(capture_input(architecture.value_module(model, layer)))
                 for layer in places
             }
-            last = architecture.block(model, architecture.n_layers - 1)
-            (state,) = (hooks.enter_context(capture_output(last)),)
-            self.lm.run(self.lm.batch([Row(row.ids[: row.prompt_length], row.prompt_length)]))
-        length = state[0].reshape(-1, architecture.d_out)[-1].float().norm()
+            self.lm.run(self.lm.batch([Row(ids, len(ids))]), keep=1)
         keys = {
             layer: inputs[layer][0].reshape(-1, architecture.d_in)[-1, found].float()
             for layer, found in places.items()
         }
-        whole = sum(float(each.abs().sum()) for each in keys.values())
-        head = read_weight(architecture.head_module(model))
-        away, towards = F.normalize(head[[old[0], new[0]]].float())
-        step = self.config.scale * length * (towards - away) / max(whole, TINY)
-        changed = {}
-        for layer, found in places.items():
-            delta = self.patch.deltas[self.paths[layer]].clone()
-            delta[:, found] += torch.outer(step.to(delta), keys[layer].sign().to(delta))
-            changed[self.paths[layer]] = delta
-        return changed
+        return keys, float(states[0].reshape(-1, architecture.d_out)[-1].float().norm())
 
 
 def shared(one: Tokens, other: Tokens) -> int:
