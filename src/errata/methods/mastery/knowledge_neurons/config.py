@@ -35,7 +35,7 @@ class KnowledgeNeuronsConfig(MethodConfig):
     tokens: PositiveInt = 1
     prefixes: NonNegativeInt = 2
     prefix_length: PositiveInt = 10
-    scale: NonNegativeFloat = 1.0
+    scale: NonNegativeFloat = 0.6
 
     def blocks(self, lm: LM) -> list[int]:
         """Return the numbers of the blocks of a model that are searched.
