@@ -201,6 +201,16 @@ def test_tracing_and_lens(measurements):
     assert lens_["base, old"][-1] > 0.9 and lens_["edited, new"][-1] > lens_["base, new"][-1] + 0.5
 
 
+def test_neurons(measurements):
+    quickly = [f"--set={each}" for each in ("steps=2", "layer=1", "threshold=0.3", "prefixes=0")]
+    found = measurements("neurons", *quickly, edits=2)
+    assert found["facts"] == len(found["by fact"]) == 2 and found["blocks"] == [0, 1]
+    numbers = [len(fact["neurons"]) for fact in found["by fact"]]
+    assert sum(found["by block"]) == sum(numbers) / 2
+    assert found["by fact"][0]["prompts"] == 1 + len(ATLAS[0].rephrases)
+    assert all(0 <= share <= 1 for share in found["overlap"].values())
+
+
 def test_the_lens_ends_with_the_model_itself():
     base, tokenizer = errata.load_base("atlas", "float32")
     lm = errata.LM(base, tokenizer)

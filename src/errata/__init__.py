@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from errata.methods.mastery.alphaedit import AlphaEditConfig
     from errata.methods.mastery.ewc import EwcConfig
     from errata.methods.mastery.ft import FineTuningConfig
+    from errata.methods.mastery.knowledge_neurons.config import KnowledgeNeuronsConfig
     from errata.methods.mastery.locft import LocFtConfig
     from errata.methods.mastery.memit import MemitConfig
     from errata.methods.mastery.mend.method import MendConfig
@@ -69,6 +70,7 @@ __all__ = [
     "GraceConfig",
     "IkeConfig",
     "KnnLmConfig",
+    "KnowledgeNeuronsConfig",
     "LocFtConfig",
     "LoraConfig",
     "MemitConfig",
@@ -128,6 +130,7 @@ _HOMES = {
     "methods.mastery.alphaedit": ("AlphaEditConfig",),
     "methods.mastery.ewc": ("EwcConfig",),
     "methods.mastery.ft": ("FineTuningConfig",),
+    "methods.mastery.knowledge_neurons.config": ("KnowledgeNeuronsConfig",),
     "methods.mastery.locft": ("LocFtConfig",),
     "methods.mastery.memit": ("MemitConfig",),
     "methods.mastery.mend.method": ("MendConfig",),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from errata.conflicts import Conflict
-from errata.edit import Edit
+from errata.edit import Edit, same_answer
+from errata.words.telling import still_told
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,28 @@ class EditResult:
     Attributes:
         edit: the edit.
         answer: the answer after all edits were written.
-        success: whether it is the edit's target.
+        success: whether it is the edit's target; where a fact is suppressed, whether the answer no
+            longer tells it.
+        suppressed: whether the edit erases by a method that says no refusal.
     """
 
     edit: Edit
     answer: str
     success: bool
+    suppressed: bool = False
+
+
+def judged(edit: Edit, answer: str, told: str | None = None) -> EditResult:
+    """Return whether an answer to an edit's prompt is as wanted.
+
+    Args:
+        edit: the edit.
+        answer: what the edited model says.
+        told: what the base model says, where the edit erases it without a refusal; else None.
+    """
+    if told is None:
+        return EditResult(edit, answer, same_answer(answer, edit.target))
+    return EditResult(edit, answer, not still_told(answer, told, edit.prompt), suppressed=True)
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,12 @@ def show_report(report: EditReport, folder: Path) -> None:
     missed = [result for result in report.results if not result.success]
     for result in _first(missed, "more", screen.err.print):
         edit = result.edit
-        screen.err.print(
-            f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r}, "
-            f"got {result.answer!r}",
-            markup=False,
+        missing = (
+            f"not erased: {edit.id} {edit.prompt!r}: still"
+            if result.suppressed
+            else f"not learned: {edit.id} {edit.prompt!r}: wanted {edit.target!r},"
         )
+        screen.err.print(f"{missing} got {result.answer!r}", markup=False)
 
 
 def _first(items: Sequence[Item], rest: str, say: Callable[[str], None]) -> Iterator[Item]:

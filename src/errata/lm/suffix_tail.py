@@ -28,15 +28,16 @@ class SuffixTail(Tail):
         layer: the edited block.
         batch: rows padded on the left.
         first: the first column whose value may change.
+        cache: `cache_of` of the same batch and columns; None: it is made.
 
     Attributes:
         batch: the columns from `first`; all, where the model keeps no cache.
         first: the first of them.
     """
 
-    def __init__(self, lm: LM, layer: int, batch: Batch, first: int) -> None:
+    def __init__(self, lm: LM, layer: int, batch: Batch, first: int, cache: Any = None) -> None:
         self._whole = batch
-        self._cache = _cache_of(lm, batch, first) if first else None
+        self._cache = cache_of(lm, batch, first) if cache is None else cache
         self.first = 0 if self._cache is None else first
         self.batch = columns_from(batch, self.first)
         super().__init__(lm, layer, self.batch)
@@ -68,8 +69,10 @@ def columns_from(batch: Batch, first: int) -> Batch:
 
 
 @torch.no_grad()
-def _cache_of(lm: LM, batch: Batch, first: int) -> Any:
+def cache_of(lm: LM, batch: Batch, first: int) -> Any:
     """Return the key-value cache of the columns before `first`; None where there is none."""
+    if not first:
+        return None
     options = {"position_ids": batch.position_ids[:, :first]} if lm.takes_position_ids else {}
     body = lm.architecture.body_module(lm.model)
     output = body(

@@ -39,6 +39,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "alphaedit": "errata.methods.mastery.alphaedit:AlphaEdit",
         "ultraedit": "errata.methods.mastery.ultraedit:UltraEdit",
         "mend": "errata.methods.mastery.mend.method:Mend",
+        "knowledge-neurons": ("errata.methods.mastery.knowledge_neurons.method:KnowledgeNeurons"),
         "ike": "errata.methods.recognition.ike:Ike",
         "rag": "errata.methods.recognition.rag:Rag",
         "scr": "errata.methods.recognition.scr:Scr",

@@ -46,6 +46,8 @@ class Method(ABC):
     phase: ClassVar[Literal["recognition", "association", "mastery"]]
     operations: ClassVar[tuple[str, ...]] = ("insert", "modify", "erase")
     """What the method can do to a fact; new edits with another operation are refused."""
+    refuses: ClassVar[bool] = True
+    """Whether `erase` writes the refusal; else what the base model told is only suppressed."""
     undo_is: ClassVar[str]
     """How exact an undo is and what it costs, in a few words."""
     paper: ClassVar[str]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from errata.arguments import as_list
 from errata.conflicts import Conflict, OnConflict, accept, new_among
-from errata.edit import Edit, Example, same_answer, with_timestamp
+from errata.edit import Edit, Example, with_timestamp
 from errata.errors import ConfigError, EditError
 from errata.lm import Score
 from errata.lm.lm import ANSWER_LENGTH
@@ -22,7 +22,7 @@ from errata.lm.weights import add_to_weight
 from errata.methods.base import Progress, no_progress
 from errata.model.patched import PatchedModel
 from errata.patches.context import leaving_room
-from errata.report import EditReport, EditResult, Explanation
+from errata.report import EditReport, EditResult, Explanation, judged
 
 
 class EditModel(PatchedModel):
@@ -131,7 +131,7 @@ class EditModel(PatchedModel):
             self.lm.encode(edit.prompt, edit.target, "")
 
     def check_edits(self, edits: Edit | Iterable[Edit]) -> list[EditResult]:
-        """Ask each edit's prompt; report the free answer and whether it is the target."""
+        """Ask each edit's prompt; report the free answer and whether it is as wanted."""
         given = as_list(edits, Edit, "edits")
         rows = [self.lm.encode(edit.prompt, edit.target, "") for edit in given]
         full_stop = 1
@@ -140,8 +140,10 @@ class EditModel(PatchedModel):
         )
         with leaving_room(length):
             answers = self.ask([edit.prompt for edit in given], max_new_tokens=length)
+            mute = [e.prompt for e in given if e.operation == "erase" and not self.method.refuses]
+            told = dict(zip(mute, self.ask_base(mute, max_new_tokens=length), strict=True))
         return [
-            EditResult(edit, answer, same_answer(answer, edit.target))
+            judged(edit, answer, told.get(edit.prompt) if edit.operation == "erase" else None)
             for edit, answer in zip(given, answers, strict=True)
         ]
 

@@ -1,11 +1,11 @@
-"""`telling_parts`: what an answer tells: its names and numbers, else its rare words."""
+"""What an answer tells: its names and numbers, else its rare words; and whether another does."""
 
 from __future__ import annotations
 
 import regex
 
 from errata.words.names import WordWeights
-from errata.words.parts import words
+from errata.words.parts import mentions, words
 
 _WORD = regex.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.](?=[\p{L}\p{N}]))*")
 _END = regex.compile(r"(?<=[\p{L}\p{N}]{4}|\p{N}|[\"”’»)\]])[.!?…](?=\s+\p{Lu}|\s*$)|\n|[。！？]")
@@ -53,3 +53,14 @@ def _parts(line: str, there: set[str], weights: WordWeights) -> list[str]:
             parts.append(word[0])
         end = word.end()
     return list(dict.fromkeys(parts))
+
+
+def still_told(answer: str, before: str, prompt: str) -> bool:
+    """Return whether an answer to a prompt tells a part of what an earlier answer told.
+
+    Where that told nothing, whether it is the same.
+    """
+    parts = telling_parts(before, prompt, WordWeights.from_texts([prompt]))
+    if not parts:
+        return answer.strip() == before.strip()
+    return any(mentions(answer, part) for part in parts)
