@@ -54,9 +54,8 @@ DETOX: Mapping[str, Objective] = MappingProxyType(
         "negation": replace(
             OBJECTIVES["negation"], paper="task vectors, arXiv 2212.04089 and 2306.14870"
         ),
-        "dpo": replace(
-            OBJECTIVES["dpo"], paper="DPO, arXiv 2305.18290", own={"retain": "kl"}
-        ),
+        "dpo": replace(OBJECTIVES["dpo"], paper="DPO, arXiv 2305.18290", own={"retain": "kl"}),
+        STEERING: Objective(None, "mean difference of states, arXiv 2312.06681", retains=False),
     }
 )  # fmt: skip
 """Ways to detoxify, by name; what is forgotten is the unsafe response."""
