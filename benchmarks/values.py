@@ -128,8 +128,8 @@ def main() -> None:
     given = dict(each.split("=", 1) for each in options.set)
     before: list[str] = []
     for name, ways, measure in (
-        ("values-insults", DETOXED, insults),
-        ("values-stereotypes", DEBIASED, stereotypes),
+        ("erase-insults", DETOXED, insults),
+        ("erase-stereotypes", DEBIASED, stereotypes),
     ):
         lines: list[dict[str, Any]] = []
         for way in ways:
