@@ -132,6 +132,8 @@ def main() -> None:
         ("erase-stereotypes", DEBIASED, stereotypes),
     ):
         lines: list[dict[str, Any]] = []
+        if options.method and not {*options.method} & {*ways}:
+            continue
         for way in ways:
             if options.method and way not in (BEFORE, *options.method):
                 continue

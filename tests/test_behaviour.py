@@ -235,7 +235,8 @@ def test_what_is_unsafe_becomes_less_likely_than_what_is_safe(method: str, tmp_p
     before, weights = margin(lm), {n: w.clone() for n, w in lm.model.state_dict().items()}
     distances = detox.block_distances(lm, RESPONSES)
     config = settings(method, detox.DETOX, trains="values", blocks="1")
-    model, record = detox.detoxify(lm, method, config, RESPONSES, KEEP, tmp_path, quiet)
+    keep = KEEP if detox.DETOX[method].retains else []
+    model, record = detox.detoxify(lm, method, config, RESPONSES, keep, tmp_path, quiet)
     assert margin(LM(model, lm.tokenizer)) > before + 0.1
     assert record["objective"] == method and record["instead"]["passages"] == 3
     moved = [n for n, w in model.state_dict().items() if not torch.equal(w, weights[n])]
@@ -414,6 +415,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         (["debias", "atlas", "--pairs", sides, "--out", other, "-m", "lace"], "called 'lace'"),
         (["detox", "atlas", "--pairs", sides, "--out", other], "s.csv:2: 'prompt' is missing"),
         (["detox", "atlas", "--pairs", pairs, "--out", other, "-m", "steering"], "have none"),
+        ([*given[:4], "--out", other, "-m", "leace", "--keep", kept], "leace keeps nothing"),
     ):
         done, said = run(*words)
         assert done == 2 and what in said.replace("\n", " ") and not other.exists(), said

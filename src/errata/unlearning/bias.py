@@ -23,7 +23,7 @@ from errata.lm.hooks import capture_output, replace_output
 from errata.progress import OnProgress
 from errata.storage.cache import fingerprint
 from errata.unlearning.config import UnlearningConfig
-from errata.unlearning.detox import BATCH, check_some, self_written
+from errata.unlearning.detox import BATCH, check_keeps, check_some, self_written
 from errata.unlearning.leace import Eraser
 from errata.unlearning.objectives import Objective
 from errata.unlearning.pairs import SentencePair, sentences
@@ -48,7 +48,7 @@ DEBIAS: Mapping[str, Objective] = MappingProxyType(
         "equalise": Objective(
             _equalise,
             "equal likelihoods of StereoSet's pairs, arXiv 2004.09456",
-            MappingProxyType({"trains": "low-rank", "retain": "kl", "forget_weight": 0.1}),
+            MappingProxyType({"retain": "kl", "forget_weight": 0.1, "lr": 5e-4}),
             refuses=True,
         ),
         "leace": Objective(None, "LEACE, arXiv 2306.03819", retains=False),
@@ -79,10 +79,12 @@ def debias(
         ArtifactError: the state in the folder is that of another run.
         ConfigError: the way is unknown, or the model has no such layer.
         PromptTooLongError: a sentence does not fit the model's context.
-        UsageError: there is no pair.
+        UsageError: there is no pair, or something is to be kept in a way that keeps nothing.
     """
     begun = time.monotonic()
-    if objective_of(method, DEBIAS).retains:
+    objective = objective_of(method, DEBIAS)
+    check_keeps(method, objective, keep)
+    if objective.retains:
         run = debiasing(lm, config, pairs, keep)
         model = run.run(folder, progress)
         return model, run.record(time.monotonic() - begun)
@@ -92,7 +94,7 @@ def debias(
     one, other = sides(pairs)
     passages = {"forget": one, "instead": other}
     seconds = time.monotonic() - begun
-    return lm.model, record_of(method, DEBIAS[method], settings, base, passages, 0, seconds)
+    return lm.model, record_of(method, objective, settings, base, passages, 0, seconds)
 
 
 def debiasing(

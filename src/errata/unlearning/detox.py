@@ -32,7 +32,7 @@ from errata.unlearning.config import UnlearningConfig
 from errata.unlearning.objectives import OBJECTIVES, Objective
 from errata.unlearning.pairs import ResponsePair
 from errata.unlearning.passages import Passage
-from errata.unlearning.training import Unlearning, record_of
+from errata.unlearning.training import Unlearning, objective_of, record_of
 
 BACKGROUND, LENGTH = 48, 48
 """Texts that the model writes itself where nothing to keep is given, and their tokens at most."""
@@ -82,9 +82,11 @@ def detoxify(
         ArtifactError: the state in the folder is that of another run.
         ConfigError: the way is unknown, or the model has no such layer.
         PromptTooLongError: a prompt with its response does not fit the model's context.
-        UsageError: there is no pair, or the model has no bias in which steering could be saved.
+        UsageError: there is no pair; something is to be kept in a way that keeps nothing; or the
+            model has no bias in which steering could be saved.
     """
     begun = time.monotonic()
+    check_keeps(method, objective_of(method, DETOX), keep)
     if method != STEERING:
         run = detoxing(lm, method, config, pairs, keep)
         model = run.run(folder, progress)
@@ -139,7 +141,7 @@ def sides(pairs: Sequence[ResponsePair]) -> tuple[list[Passage], list[Passage]]:
 
 
 def self_written(lm: LM) -> list[Passage]:
-    """Return what a model writes by itself; a chat model's texts as answers to their beginnings."""
+    """Return texts that a model writes by itself, as documents."""
     texts = [text for text in background_texts(lm, BACKGROUND, LENGTH) if text.strip()]
     return [Passage("", text) for text in texts if len(lm.encode_text(text)) > 1]
 
@@ -152,6 +154,16 @@ def check_some(pairs: Sequence[object]) -> None:
     """
     if not pairs:
         raise UsageError("there are no pairs; give at least one.")
+
+
+def check_keeps(method: str, objective: Objective, keep: Sequence[Passage]) -> None:
+    """Make sure that nothing is to be kept in a way that keeps nothing on purpose.
+
+    Raises:
+        UsageError: something is.
+    """
+    if keep and not objective.retains:
+        raise UsageError(f"{method} keeps nothing on purpose; leave out what is to be kept.")
 
 
 @torch.no_grad()
