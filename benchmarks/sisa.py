@@ -176,7 +176,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = SisaConfig.from_dict({**SETTINGS, **dict(e.split("=", 1) for e in options.set)})
-    name = "sisa-ways" if options.ways else "sisa"
+    name = "erase-sisa-ways" if options.ways else "erase-sisa"
     command = f"python benchmarks/sisa.py --records {options.records}"
     command += " --ways" if options.ways else f" --seeds {options.seeds}"
     command += "".join(f" --set {each}" for each in options.set)

@@ -56,9 +56,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         yield "docs/records.md", f"{task}-before", over_time(rows)
     yield "docs/engines.md", "table", read("engines")
     yield from real_tables()
-    for name in ("sisa", "sisa-ways"):
-        yield "docs/erase.md", name, [printed(row) for row in read(name)]
-    for page in ("folio", "by-heart", "atlas"):
+    for page in ("folio", "by-heart", "atlas", "erase"):
         for path in sorted(RESULTS.glob(f"{page}-*.csv")):
             yield (
                 f"docs/{page}.md",

@@ -36,7 +36,8 @@ VERBS = (
         "compare",
         "bench",
     ),
-    *("serve", "audit", "key", "export", "consolidate", "push", "unlearn", "sisa", "certify"),
+    *("serve", "audit", "key", "export", "consolidate", "push"),
+    *("unlearn", "sisa", "certify", "detox", "debias"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""

@@ -32,27 +32,64 @@ CLIPPED = 1.0
 """The largest norm of a step's gradient."""
 
 
-def objective_of(name: str) -> Objective:
+def objective_of(name: str, among: Mapping[str, Objective] = OBJECTIVES) -> Objective:
     """Return an objective.
 
     Raises:
         ConfigError: there is none of this name.
     """
-    if name not in OBJECTIVES:
+    if name not in among:
         raise ConfigError(
-            f"there is no way to forget called {quoted(name)}.{suggest(name, OBJECTIVES)} "
-            f"There are {', '.join(OBJECTIVES)}."
+            f"there is no way called {quoted(name)}.{suggest(name, among)} "
+            f"There are {', '.join(among)}."
         )
-    return OBJECTIVES[name]
+    return among[name]
 
 
-def config_of(objective: str, given: Mapping[str, Any]) -> UnlearningConfig:
+def config_of(
+    objective: str, given: Mapping[str, Any], among: Mapping[str, Objective] = OBJECTIVES
+) -> UnlearningConfig:
     """Return an objective's settings, with those that are given.
 
     Raises:
         ConfigError: the objective or a setting is unknown or not valid.
     """
-    return UnlearningConfig.from_dict({**objective_of(objective).own, **given})
+    return UnlearningConfig.from_dict({**objective_of(objective, among).own, **given})
+
+
+def record_of(
+    name: str,
+    objective: Objective,
+    settings: Mapping[str, Any],
+    base: str,
+    passages: Mapping[str, Sequence[Passage]],
+    steps: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return what was asked for and done, ready for JSON.
+
+    Args:
+        name: of the objective.
+        objective: what was minimised.
+        settings: of the run.
+        base: the base model's fingerprint.
+        passages: what each set is for -> the passages, of which number and hash are kept.
+        steps: of training.
+        seconds: that it took.
+    """
+    hashes = {
+        what: {"passages": len(part), "sha256": digest(part)} for what, part in passages.items()
+    }
+    return {
+        "objective": name,
+        "paper": objective.paper,
+        "settings": dict(settings),
+        "base": base,
+        **hashes,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 class Unlearning:
@@ -64,6 +101,8 @@ class Unlearning:
         config: the settings, see `config_of`.
         forget: what is to be forgotten.
         retain: what is to be kept.
+        instead: what is to be said instead, one for each of `forget`; empty: a refusal.
+        among: the objectives.
 
     Raises:
         ConfigError: the objective is unknown, or the model has no such layer.
@@ -79,8 +118,10 @@ class Unlearning:
         config: UnlearningConfig,
         forget: Sequence[Passage],
         retain: Sequence[Passage] = (),
+        instead: Sequence[Passage] = (),
+        among: Mapping[str, Objective] = OBJECTIVES,
     ) -> None:
-        self.name, self.objective, self.config = objective, objective_of(objective), config
+        self.name, self.objective, self.config = objective, objective_of(objective, among), config
         self.lm, self.forget, self.retain = lm, list(forget), list(retain)
         check_apart(forget, retain)
         if not forget:
@@ -89,10 +130,11 @@ class Unlearning:
             raise UsageError(
                 f"{objective} also trains on what is to be kept; give some, of the same kind."
             )
-        if self.objective.refuses and not all(each.prompt for each in forget):
+        self.instead = list(instead)
+        if self.objective.refuses and not (instead or all(each.prompt for each in forget)):
             raise UsageError(f"{objective} learns refusals to questions; documents ask none.")
         self._rows, self._kept = ([each.rows(lm) for each in part] for part in (forget, retain))
-        refused = [Passage(each.prompt, REFUSAL) for each in forget]
+        refused = self.instead or [Passage(each.prompt, REFUSAL) for each in forget]
         self._refused = [each.rows(lm) for each in refused] if self.objective.refuses else []
         layers = lm.architecture.n_layers
         self.layer = min(layers - 1, max(2, layers * 7 // 32))
@@ -138,17 +180,13 @@ class Unlearning:
 
     def record(self, seconds: float) -> dict[str, Any]:
         """Return what was asked for and done, ready for JSON."""
-        return {
-            "objective": self.name,
-            "paper": self.objective.paper,
-            "settings": {**self.config.to_dict(), "layer": self.layer},
-            "base": self._base,
-            "forget": {"passages": len(self.forget), "sha256": digest(self.forget)},
-            "retain": {"passages": len(self.retain), "sha256": digest(self.retain)},
-            "steps": len(self._steps()),
-            "seconds": round(seconds, 1),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        passages = {"forget": self.forget, "retain": self.retain}
+        if self.instead:
+            passages["instead"] = self.instead
+        settings = {**self.config.to_dict(), "layer": self.layer}
+        return record_of(
+            self.name, self.objective, settings, self._base, passages, len(self._steps()), seconds
+        )
 
     def _steps(self) -> list[tuple[list[int], list[int]]]:
         """Return, for each step, the passages to forget and those to keep, by their numbers."""
@@ -197,7 +235,10 @@ class Unlearning:
 
     def _identity(self) -> str:
         parts = [self.name, self.config.to_dict(), self._base, digest(self.forget)]
-        return json.dumps([*parts, digest(self.retain)], sort_keys=True)
+        parts += [
+            digest(each) for each in (self.retain, self.instead) if each or each is self.retain
+        ]
+        return json.dumps(parts, sort_keys=True)
 
     def _save(self, path: Path, parameters: Any, adam: torch.optim.Optimizer, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
