@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import errata
 from errata.atlas import make_cases
 from errata.cli import app
+from errata.cli.forgetting import show_forgetting
 from errata.lm import LM
 from errata.unlearning import Passage
 from errata.unlearning.config import UnlearningConfig
@@ -181,7 +182,7 @@ def test_what_was_forgotten_is_relearned_and_the_model_is_what_it_was(lm, trains
         assert torch.equal(lm.run(prompts).logits, before)
 
 
-def test_on_the_command_line(tmp_path: Path, atlas) -> None:
+def test_on_the_command_line(tmp_path: Path, atlas, capsys) -> None:
     prompts = [case.edit.prompt for case in make_cases(12, seed=8)]
     answers = [answer.rstrip(".") for answer in atlas.generate(prompts)]
     for name, part in (("f", slice(0, 4)), ("r", slice(4, 8)), ("o", slice(8, 12))):
@@ -205,9 +206,10 @@ def test_on_the_command_line(tmp_path: Path, atlas) -> None:
     assert found["retrained"]["forget"] == found["forget"] and found["privacy_leak"] == 0
     assert found["quantised"]["8"] == 1 and found["relearned"]["0"] == 1
     assert found["utility"] > 0.9 and found["forget"]["broken"] == 0
-    code, told = run(*words, "--tamper")
+    show_forgetting(found)
+    told = capsys.readouterr().out
     assert "relearned: said 1.000 at 0 steps" in told and "quantised: said" in told
-    assert code == 0 and "utility" in told and "attack by min_k" in told
+    assert "utility" in told and "attack by min_k" in told
     for wrong, said in (
         (["--forget", files["f"]], "--forget needs --retain"),
         (["--forget", files["f"], "--cases", files["f"]], "give either --cases"),
