@@ -130,18 +130,18 @@ def main() -> None:
             base, tokenizer = errata.load_base(name, "float32")
             model = errata.get_edit_model(base, method_config(method), tokenizer)
             found = measure(model, cases)
-            line = {"model": Path(name).name, "method": method, **found}
+            line = {"on": Path(name).name, "method": method, **found}
             print(line, flush=True)
             data = "its world" if name == "atlas" else "CounterFact"
             command = f"python benchmarks/erase.py {Path(name).name} -m {method} -n {options.n}"
             lines = [
                 each
                 for each in lines
-                if (each["model"], each["method"]) != (line["model"], line["method"])
+                if (each["on"], each["method"]) != (line["on"], line["method"])
             ]
             lines.append({**line, "data": data, "command": command})
-    if options.record:
-        results.write("erase-edits", lines)
+            if options.record:
+                results.write("erase-edits", lines)
 
 
 if __name__ == "__main__":
