@@ -27,7 +27,12 @@ F32, Q8 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 
 
 def write_gguf(
-    path: Path, kind: Any = F32, without: str = "", more: str = "", **fields: Any
+    path: Path,
+    kind: Any = F32,
+    without: str = "",
+    more: str = "",
+    begins: bool = False,
+    **fields: Any,
 ) -> Path:
     """Write the tiny llama and its tokenizer as llama.cpp does.
 
@@ -35,6 +40,7 @@ def write_gguf(
         kind: how the matrices are stored.
         without: a tensor that is left out.
         more: a tensor that is added.
+        begins: it says that every text begins with a token of its own.
         fields: `arch`, and values of metadata.
     """
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
@@ -57,6 +63,7 @@ def write_gguf(
     file.add_token_merges([" ".join(pair) for pair in _merges(tokenizer)])
     file.add_pad_token_id(0)
     file.add_bos_token_id(1)
+    file.add_add_bos_token(begins)
     file.add_eos_token_id(2)
     file.add_unk_token_id(3)
     for name, value in fields.items():
@@ -241,6 +248,33 @@ def test_a_file_that_is_damaged_or_no_model_is_one_line(file: Path, tmp_path: Pa
     told = CliRunner().invoke(app, ["ask", str(path), "Who?"])
     assert told.exit_code == 2 and told.stderr.count("\n") == 1
     assert f"model '{path}' cannot be loaded: it is cut off or damaged" in told.stderr
+
+
+def test_a_tokenizer_that_lacks_the_first_token_is_refused(tmp_path: Path) -> None:
+    path, tokenizer = write_gguf(tmp_path / "begins.gguf", begins=True), tiny_tokenizer()
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(1)
+    with pytest.raises(ConfigError, match="no text begins with the token"):
+        gguf_files.check_tokenizer(path, tokenizer)
+
+
+class Letters:
+    """A tokenizer of whole words that reads letter by letter, as Gemma's did."""
+
+    bos_token_id = None
+
+    def __len__(self) -> int:
+        return 40
+
+    def convert_ids_to_tokens(self, ids: range) -> list[str]:
+        return ["\u2581" + "word" * (id + 1) for id in ids]
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": list(range(len(text)))}
+
+
+def test_a_tokenizer_that_takes_words_apart_is_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"words are taken apart.*pip install -U transformers"):
+        gguf_files.check_tokenizer(file, Letters())
 
 
 def test_without_its_library_it_says_what_to_install(

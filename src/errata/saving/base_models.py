@@ -107,6 +107,7 @@ def load_base(
         else:
             with gguf_files.opened(file) as (where, for_model):
                 model, tokenizer = _loaded(where, options | for_model)
+                gguf_files.check_tokenizer(file, tokenizer)
             model.config.name_or_path = tokenizer.name_or_path = str(file)
     except ConfigError:
         raise

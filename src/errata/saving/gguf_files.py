@@ -29,6 +29,10 @@ _NEEDED = ("gguf", "accelerate")
 _DAMAGED = (OSError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError, RuntimeError)
 """What the library raises on a file that is cut off, or whose bytes are others."""
 _ONE_AT_A_TIME = threading.Lock()
+_SPACES = ("\u2581", "\u0120")
+"""What stands for a space before a word: SentencePiece's and GPT-2's."""
+_LOOKED_AT = 2000  # tokens of a vocabulary
+_ENOUGH = 20  # words among them, to say anything
 
 
 def gguf_file(name: str) -> Path | None:
@@ -71,6 +75,40 @@ def opened(file: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         where = {"pretrained_model_name_or_path": empty, "gguf_file": str(file)}
         kind = getattr(transformers, "GgufConfig", None)  # before it, all were dequantized
         yield where, {"quantization_config": kind(dequantize=True)} if kind else {}
+
+
+def check_tokenizer(file: Path, tokenizer: Any) -> None:
+    """Check that transformers made the file's own tokenizer; call it while the file is `opened`.
+
+    Some versions (5.17 for Gemma 3) make one that takes words apart, or begins no text with the
+    token that the model wants first; such a model answers nonsense, and nothing else says so.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    import gguf
+
+    field = gguf.GGUFReader(str(file)).fields.get("tokenizer.ggml.add_bos_token")
+    begins = field is not None and bool(field.contents()) and tokenizer.bos_token_id is not None
+    if begins and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        raise _misread(file, "no text begins with the token that the model wants first")
+    every = max(1, len(tokenizer) // _LOOKED_AT)
+    tokens = tokenizer.convert_ids_to_tokens(range(0, len(tokenizer), every))
+    words = [word[1:] for word in tokens if word[:1] in _SPACES and word[1:].isalpha()]
+    parts = [min(len(_ids(tokenizer, word)), len(_ids(tokenizer, " " + word))) for word in words]
+    if len(words) >= _ENOUGH and sum(part > 1 for part in parts) > len(words) / 2:
+        raise _misread(file, "its words are taken apart")
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _misread(file: Path, how: str) -> ConfigError:
+    return ConfigError(
+        f"transformers {transformers.__version__} reads the tokenizer of {file.name} wrongly: "
+        f"{how}. Install another version: pip install -U transformers."
+    )
 
 
 def _check(file: Path, gguf: Any) -> None:
