@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import typer.testing
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -24,6 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ERRATA_PROGRESS", "off")  # stderr is compared
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which only those do who run tests
 sys.path.insert(0, str(Path(__file__).parent))
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # built once
 gc.disable()  # while torch, transformers and the tests are imported
 
 

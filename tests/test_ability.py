@@ -14,6 +14,7 @@ import pytest
 from edited import EDITS as TINY
 from edited import PROMPTS, edit_model, edited_model
 from families import chat_tokenizer, tiny_model
+from grid import grid, patch_kind
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from typer.testing import CliRunner
@@ -160,8 +161,23 @@ def test_edits_show_where_they_are_asked_and_nowhere_else(folio: EditModel, task
     assert found["other_choices"].base_error == found["other_choices"].edited_error
 
 
-@pytest.mark.parametrize(
-    "method", ["folio", "grace", "wise", "knn-lm", "lora", "prompt-tuning", "ike", "rag", "serac"]
+@grid(
+    "method",
+    [
+        (method,)
+        for method in (
+            "folio",
+            "grace",
+            "wise",
+            "knn-lm",
+            "lora",
+            "prompt-tuning",
+            "ike",
+            "rag",
+            "serac",
+        )
+    ],
+    lambda method: {patch_kind(method)},
 )
 def test_it_is_asked_as_errata_asks(method: str) -> None:
     """Likelihoods are those of `LM.score`, texts those of `EditModel.ask`: in batches of unlike

@@ -190,6 +190,7 @@ def test_tracing_puts_everything_back_where_it_was():
     assert tracing.trace(lm, edit.prompt, edit.subject, answer) == found
 
 
+@pytest.mark.long
 def test_tracing_and_lens(measurements):
     found = measurements("tracing", edits=1)
     assert (

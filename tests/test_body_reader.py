@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES_TINY, tiny_model, tiny_tokenizer
+from grid import grid, token_places
 
 from errata import LM
 from errata.lm import body_reader
@@ -16,14 +17,11 @@ START = [7, 3, 9, 11, 4, 8, 15, 6, 21, 5]
 ROWS = [[*START, *rest] for rest in ([30], [31, 32, 33, 34, 35], [36, 37], [30, 41, 42])]
 
 
-@pytest.fixture(params=FAMILIES_TINY)
-def lm(request: pytest.FixtureRequest) -> LM:
-    return LM(tiny_model(request.param), tiny_tokenizer())
-
-
+@grid("family", [(family,) for family in FAMILIES_TINY], lambda family: {token_places(family)})
 def test_states_and_tokens_are_those_of_each_row_alone(
-    lm: LM, monkeypatch: pytest.MonkeyPatch
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lm = LM(tiny_model(family), tiny_tokenizer())
     reader, layer = BodyReader(lm), 2
     module = lm.architecture.value_module(lm.model, layer)
     keys, values = reader.last_states(module, ROWS)

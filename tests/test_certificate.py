@@ -93,6 +93,7 @@ def test_shares_have_wilsons_intervals():
     assert share(0, 0) == "none asked"
 
 
+@pytest.mark.long
 def test_on_the_command_line(tmp_path: Path) -> None:
     """Of a folder of edits that erase."""
     torch.set_num_threads(1)

@@ -143,6 +143,16 @@ def test_a_method_that_refuses_has_rows_that_say_why(stream):
     assert stream.kept_result(Run("ft", "ft", {"layer": 77}), 3) is None, "a failure is tried again"
 
 
+def test_without_memory_a_row_says_so(stream, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(errata, "evaluate", full)
+    measure_run(FAST, stream, ignored)
+    failed = read(stream, "ft", 3)["failed"]
+    assert failed.startswith("CUDA out of memory;") and "--jobs" in failed
+
+
 @pytest.mark.long
 def test_a_training_that_is_cut_off_goes_on_from_its_last_save(stream, tmp_path, monkeypatch):
     monkeypatch.setattr("errata.bench.run.SAVE_SECONDS", 0.0)

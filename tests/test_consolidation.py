@@ -114,6 +114,7 @@ def test_a_method_beside_the_weights_is_refused(expected):
         settle(model, model.edits, expected, quiet)
 
 
+@pytest.mark.long
 def test_on_the_command_line(tmp_path):
     model = fast_model()
     model.save_pretrained(tmp_path / "fast")

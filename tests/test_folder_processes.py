@@ -466,7 +466,8 @@ def test_two_who_make_the_same_cached_tensor(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("seconds", [1, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [1, 5])
 def test_four_processes_at_random(seconds):
     from stress_folders import processes
 

@@ -343,6 +343,7 @@ def test_the_threshold_is_a_half_or_what_one_asks_for():
     assert strict.explain([EDITS[0].prompt])[0].edit_id == EDITS[0].id
 
 
+@pytest.mark.long
 def test_what_is_known_of_the_background_is_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path))
     looked, fitted = [], []

@@ -182,6 +182,7 @@ def test_what_was_forgotten_is_relearned_and_the_model_is_what_it_was(lm, trains
         assert torch.equal(lm.run(prompts).logits, before)
 
 
+@pytest.mark.long
 def test_on_the_command_line(tmp_path: Path, atlas, capsys) -> None:
     prompts = [case.edit.prompt for case in make_cases(12, seed=8)]
     answers = [answer.rstrip(".") for answer in atlas.generate(prompts)]

@@ -42,8 +42,10 @@ ONCE_EVERYWHERE = grid(
     [f"{name}-{family}" for name in IDS for family in FAMILIES],
 )
 """Each kind of patch meets every family, each kind of what is kept a family."""
-ONCE = grid("method settings", VARIANTS, lambda method, settings: {method}, IDS)
-"""Each method, in one variant."""
+FOR_EACH_PATCH = grid(
+    "method settings", VARIANTS, lambda method, settings: {patch_kind(method)}, IDS
+)
+"""A method for each kind of patch."""
 FOR_EACH_KIND = grid(
     "method settings",
     VARIANTS,
@@ -148,7 +150,7 @@ def test_one_call_is_as_many(method, settings, family="llama"):
     )
 
 
-@ONCE
+@FOR_EACH_KIND
 def test_one_seed_gives_the_same_bytes(method, settings, tmp_path):
     edited_model("llama", method, WRITTEN, **settings).save_pretrained(tmp_path / "a")
     torch.manual_seed(1)  # which is nobody's
@@ -157,7 +159,7 @@ def test_one_seed_gives_the_same_bytes(method, settings, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-@FOR_EACH_KIND
+@FOR_EACH_PATCH
 def test_reports_duplicates_conflicts_and_ids(method, settings):
     model = edit_model("llama", method, **settings)
     done = []
@@ -189,7 +191,7 @@ def test_reports_duplicates_conflicts_and_ids(method, settings):
     assert model.edit([]).results == []
 
 
-@FOR_EACH_KIND
+@FOR_EACH_PATCH
 def test_a_prompt_that_just_fits_the_context_can_be_edited(method, settings):
     """It fits by itself; nothing that a method puts before it may break the write, least of all
     half-way.
@@ -258,7 +260,7 @@ def test_of_two_answers_to_one_question_the_later_wins():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
-@FOR_EACH_KIND
+@FOR_EACH_PATCH
 def test_half_precision(method, settings, dtype, tmp_path):
     config = edit_model("llama", method, **settings).method.config
     model = EditModel(tiny_model("llama").to(dtype), config, tiny_tokenizer())

@@ -33,8 +33,8 @@ def generated(model, prompts, **options):
 
 
 def what_matters(method: str, family: str) -> set[object]:
-    """Each way in which tokens are placed meets each kind of patch; and all families."""
-    return {(token_places(family), patch_kind(method)), family}
+    """Each way in which tokens are placed, each kind of patch, and all families."""
+    return {token_places(family), patch_kind(method), family}
 
 
 @grid(

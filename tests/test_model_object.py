@@ -49,7 +49,8 @@ HOOKED = grid(
 )
 """A method for each way in which patches hook a model."""
 SOME_METHODS = ("ft", "folio", "wise", "rag", "adapter", "prefix-tuning")
-SOME = pytest.mark.parametrize("method", SOME_METHODS)
+SOME = grid("method", [(each,) for each in SOME_METHODS], lambda each: {method_class(each).phase})
+"""A method for each place where the knowledge ends up."""
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
@@ -266,7 +267,7 @@ def test_data_of_the_base_model_is_passed_on():
     assert not hasattr(model, "no_such_thing")
 
 
-@METHODS
+@HOOKED
 def test_embeddings_instead_of_ids_are_right_or_refused(method, settings):
     model = edited_model("llama", method, EDITS[:3], **settings)
     batch = model.lm.prompt_batch(PROMPTS[:3])
@@ -333,7 +334,7 @@ def test_what_is_no_base_model_is_told():
 # copies
 
 
-@METHODS
+@HOOKED
 def test_a_copy_answers_the_same_and_is_its_own(method, settings):
     model = edited_model("llama", method, EDITS[:3], **settings)
     edited, answers = logits_of(model, model.lm), model.ask(PROMPTS, max_new_tokens=6)
@@ -472,7 +473,7 @@ def told_by(model: EditModel) -> tuple[object, ...]:
 @grid(
     "method settings",
     [*product(("ft", "folio"), HOSTILE)],
-    lambda method, settings: {method, *settings},
+    lambda method, settings: {*settings},
     [f"{method}-{' '.join(settings)}" for method, settings in product(("ft", "folio"), HOSTILE)],
 )
 def test_ask_and_edit_do_not_go_by_the_generation_config(method, settings):
@@ -721,7 +722,7 @@ def is_whole(model: EditModel, method: str, settings: dict) -> None:
     )
 
 
-@METHODS
+@HOOKED
 def test_an_edit_cut_off_by_progress_leaves_whole_edits(method, settings):
     model = edited_model("llama", method, EDITS[:3], **settings)
     with pytest.raises(Stop):
@@ -735,7 +736,7 @@ def test_an_edit_cut_off_by_progress_leaves_whole_edits(method, settings):
 @grid(
     "method settings verb",
     [(*kind, verb) for kind in KINDS for verb in ("edit", "undo")],
-    lambda method, settings, verb: {method, (patch_kind(method), verb)},
+    lambda method, settings, verb: {(patch_kind(method), verb)},
     [f"{name}-{verb}" for name, _ in KINDS for verb in ("edit", "undo")],
 )
 def test_cut_off_in_the_middle_it_holds_what_it_says(method, settings, verb, monkeypatch):

@@ -143,7 +143,13 @@ def test_streaming_aims_on_the_model_as_edited_so_far_and_mass_on_the_base_model
 
 
 @pytest.mark.parametrize(
-    ("method", "turn"), [("memit", None), ("memit", 2), ("alphaedit", 2), ("alphaedit", 100)]
+    ("method", "turn"),
+    [
+        ("memit", 2),
+        ("alphaedit", 100),
+        pytest.param("memit", None, marks=pytest.mark.long),
+        pytest.param("alphaedit", 2, marks=pytest.mark.long),
+    ],
 )
 def test_it_does_not_matter_in_how_many_calls_the_ledger_came(method, turn):
     at_once = edit_model("llama", method, EDITS[:5], turn=turn, **WINDOW)

@@ -119,8 +119,11 @@ def routes(model: EditModel) -> Tensor:
     ("method", "written"),
     [
         *((method, torch.float32) for method in ROUTERS),
-        *((method, torch.bfloat16) for method in ("wise", "grace")),
-        pytest.param("folio", torch.bfloat16, marks=pytest.mark.long),
+        ("wise", torch.bfloat16),
+        *(
+            pytest.param(method, torch.bfloat16, marks=pytest.mark.long)
+            for method in ("grace", "folio")
+        ),
     ],
 )
 def test_edits_opened_in_another_type_route_the_same(
@@ -143,6 +146,7 @@ def test_edits_opened_in_another_type_route_the_same(
         assert len(set(map(str, before.tolist()))) > 1
 
 
+@pytest.mark.long
 def test_every_command_that_opens_edits_takes_a_type(tmp_path: Path) -> None:
     half, folder = tiny_model("llama").to(torch.bfloat16), tmp_path / "edits"
     half.save_pretrained(tmp_path / "base")

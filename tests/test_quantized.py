@@ -14,6 +14,7 @@ import pytest
 import torch
 from edited import EDITS, PROMPTS, SMALL, logits_of
 from families import tiny_model, tiny_tokenizer
+from grid import grid, patch_kind
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
@@ -100,7 +101,7 @@ def test_a_method_that_writes_into_weights_refuses(method: str, kind: str) -> No
     assert "\n" not in str(error.value) and "without quantisation" in str(error.value)
 
 
-@pytest.mark.parametrize(("kind", "method"), CELLS)
+@grid("kind method", CELLS, lambda kind, method: {kind, patch_kind(method)})
 def test_a_method_beside_the_weights_works(kind: str, method: str, tmp_path: Path) -> None:
     model = EditModel(quantized(kind), config_of(method), tiny_tokenizer())
     before = logits_of(model, model.lm)

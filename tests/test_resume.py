@@ -67,6 +67,7 @@ def assert_same(one: Artifact, other: Artifact) -> None:
         torch.testing.assert_close(tensor, other.tensors[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_killed_and_run_again(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "killed"
     process = started([*words, str(out)], tmp_path / "log")

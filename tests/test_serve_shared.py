@@ -42,7 +42,7 @@ def edited_model(**settings: object) -> errata.EditModel:
     return errata.get_edit_model(base, errata.FolioConfig(**settings), tokenizer)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of an empty database."""
     with empty_database(request.param, tmp_path) as url:

@@ -56,6 +56,7 @@ def asked(client: TestClient, prompt: str) -> tuple[str, dict[str, Any], str]:
     return choice["text"].strip(), choice["errata"], answer.headers["errata-settled"]
 
 
+@pytest.mark.long
 def test_idle_it_settles_what_it_can_and_a_change_takes_that_away(tmp_path):
     service, client = served(tmp_path, method_config("ultraedit"))
     try:

@@ -58,6 +58,9 @@ def measure_run(run: Run, stream: Stream, progress: OnProgress) -> None:
             _Measuring(run, stream, progress).go()
     except ErrataError as error:
         save_failure(run, stream, str(error))
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+        why = str(error).split(". ")[0] or "no memory is left"
+        save_failure(run, stream, f"{why}; measure fewer at a time (--jobs), or a shorter stream")
 
 
 def save_failure(run: Run, stream: Stream, reason: str) -> None:

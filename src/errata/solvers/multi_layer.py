@@ -26,6 +26,7 @@ from errata.lm.background import background_texts
 from errata.lm.hooks import capture_output, replace_output
 from errata.lm.subject import keys_at, states_at
 from errata.patches import WeightDelta
+from errata.progress import report
 from errata.solvers.guards import GuardedConfig, value_length, with_length
 from errata.solvers.values import ValueProblem, ValueSolution, solve_value
 
@@ -157,8 +158,9 @@ class MultiLayerSolver:
             self._solutions = {} if ledger else self._on_base
         problems = [self._problem(edit) for edit in edits]
         with WeightDelta(deltas).on(self.lm):
-            for edit, problem in zip(edits, problems, strict=True):
+            for done, (edit, problem) in enumerate(zip(edits, problems, strict=True)):
                 if edit not in self._solutions:
+                    report("solving for what to write", done, len(edits))
                     self._solutions[edit] = self._solve_value(problem)
         return torch.stack([self._target_state(*self._solutions[edit], length) for edit in edits])
 

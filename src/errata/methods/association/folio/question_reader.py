@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar
 
@@ -141,7 +141,7 @@ class QuestionReader:
         """Return the last tokens of each question's last sentence without its subject: what was
         told before it is not asked.
         """
-        texts = [f" {last_question(without_subject(*each) or each.text)}" for each in questions]
+        texts = [f" {_asked(each)}" for each in questions]
         rows = zip(texts, self.lm.encode_pieces(texts), strict=True)
         return [(ids or self.lm.encode_text(text))[-TOKENS:] for text, ids in rows]
 
@@ -184,6 +184,12 @@ class QuestionReader:
 
         space = fit_space(views[: len(known)], relations, subjects, false_route, WEIGHTS, form)
         return space, fit_intents(views[:, LAST], intents, relations)
+
+
+@lru_cache(maxsize=1 << 13)  # errata's own wordings are asked for with every model
+def _asked(question: Question) -> str:
+    """Return a question's last sentence without its subject."""
+    return last_question(without_subject(*question) or question.text)
 
 
 def wordings() -> list[Wording]:
