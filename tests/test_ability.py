@@ -232,6 +232,7 @@ def test_the_end_of_a_chat_template_is_part_of_the_prompt(method: str) -> None:
         assert said.strip() == model.ask([edit.prompt], max_new_tokens=8)[0]
 
 
+@pytest.mark.long
 def test_without_edits_it_is_the_harness_s_own_model(base: LM) -> None:
     ours = HarnessModel(base, batch_size=4)
     theirs = HFLM(

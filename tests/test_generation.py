@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from edited import EDITS, edited_model
 from families import tiny_model
+from grid import grid
 from routed import PROMPTS
 from test_routing import generated, setting
 from transformers import (
@@ -201,7 +203,15 @@ def test_right_where_a_router_chooses_weights(option):
         ]
 
 
-@pytest.mark.parametrize("option", [option for option in RIGHT if option not in LOOKS_AT_PROMPT])
+def loop_of(option: str) -> set[Hashable]:
+    """Which of the library's loops an option meets, and with which cache: what others are tried
+    with lies behind them.
+    """
+    loops = {"do_sample", "num_beams", "use_cache", "cache_implementation"}
+    return {frozenset(RIGHT[option]) & loops}
+
+
+@grid("option", [(option,) for option in RIGHT if option not in LOOKS_AT_PROMPT], loop_of)
 def test_right_where_facts_are_put_in_front(option):
     model = edited_model(FAMILY, "rag", EDITS[:4])
     lm, options = model.lm, RIGHT[option]

@@ -120,6 +120,7 @@ def test_an_encoder_that_averages_needs_no_further_library(tmp_path, monkeypatch
         sentence_encoder(other)
 
 
+@pytest.mark.long
 def test_sentence_transformers_reads_the_others(tmp_path):
     library = pytest.importorskip(
         "sentence_transformers", reason="the extra 'encoders' is not installed"

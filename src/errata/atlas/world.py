@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 
 from errata.atlas import names
@@ -155,6 +155,7 @@ def _draw(
     return [rng.choice(pool) for _ in range(count)]
 
 
+@cache
 def build_world(seed: int = WORLD_SEED) -> World:
     """The world of a seed: always the same one. The bundled model knows that of `WORLD_SEED`."""
     rng = random.Random(f"atlas {seed}")
