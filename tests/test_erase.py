@@ -10,6 +10,7 @@ import pytest
 import torch
 from edited import KINDS, edit_model
 from families import tiny_model, tiny_tokenizer
+from grid import grid, patch_kind
 from typer.testing import CliRunner
 
 import errata
@@ -169,7 +170,12 @@ def test_a_refusal_of_ones_own_and_what_is_wrong():
         Edit("Who?", " ", operation="erase")
 
 
-@pytest.mark.parametrize(("method", "settings"), KINDS, ids=[name for name, _ in KINDS])
+@grid(
+    "method settings",
+    KINDS,
+    lambda method, settings: {patch_kind(method)},
+    [name for name, _ in KINDS],
+)
 def test_every_method_writes_a_refusal(method, settings, tmp_path):
     edits = [
         Edit("The capital of France is", subject="France", operation="erase"),

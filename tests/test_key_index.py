@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from grid import grid
 
 from errata.retrieval import key_index as module
 from errata.retrieval.key_index import KeyIndex
 
+SIZES = [(1024, 60, 5), (16, 100, 5), (64, 160, 200), (64, 120, 500)]
+"""(keys up to which all are compared, keys, width)."""
 KINDS = ("round", "flat", "clustered", "alike")
 
 
@@ -37,9 +40,10 @@ def expected(
     return [(distance, -name) for distance, name in found[:k] if distance <= within]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("few", "n", "width"), [(1024, 60, 5), (16, 100, 5), (64, 160, 200), (64, 120, 500)]
+@grid(
+    "kind few n width",
+    [(kind, *size) for kind in KINDS for size in SIZES],
+    lambda kind, few, n, width: {kind, (few, n, width)},
 )
 def test_what_is_found_is_what_is_nearest(kind, few, n, width, monkeypatch):
     monkeypatch.setattr(module, "FEW", few)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from edited import EDITS, KINDS, LIKE_ANOTHER, PROMPTS, edited_model
-from grid import grid
+from edited import EDITS, KINDS, PROMPTS, edited_model
+from grid import grid, patch_kind
 
 from errata import EditModel
 from errata.errors import ConfigError
@@ -22,7 +22,7 @@ NEW = 2
 METHODS = grid(
     "method settings",
     KINDS,
-    lambda method, settings: {method} - LIKE_ANOTHER,
+    lambda method, settings: {patch_kind(method)},
     [name for name, _ in KINDS],
 )
 VIRTUAL = ("prefix-tuning", "prompt-tuning")
