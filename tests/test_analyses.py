@@ -149,6 +149,7 @@ def test_router_over_the_stream(measurements):
     )
 
 
+@pytest.mark.long
 def test_layers(measurements, monkeypatch):
     monkeypatch.setattr(layers, "MOST", 2)
     assert measurements("layers", *quick(layer=3), edits=1)["layers"] == [0, 5]

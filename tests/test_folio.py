@@ -401,7 +401,7 @@ def test_an_answer_begins_at_the_prompts_end():
     assert loss == pytest.approx(1e-4, rel=0.01)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.long)])
 def test_what_is_asked_is_read_from_within_the_models_own_pass(family):
     """Alone, padded in a batch and generated; what reads leaves no trace in the pass around it."""
     model, asked = edited_model(family, "folio", EDITS[:2]), [edit.prompt for edit in EDITS]

@@ -192,7 +192,7 @@ def test_steps_are_adam_on_answer_and_background():
     torch.testing.assert_close(got[0], a, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora", "adapter"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("adapter", marks=pytest.mark.long)])
 def test_it_learns_and_kl_holds_the_rest(method):
     lost = {}
     for kl in (0.0, 20.0):

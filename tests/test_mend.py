@@ -173,6 +173,7 @@ def mean_loss(method, examples, seeds=range(2)):
     return total / len(examples) / len(seeds)
 
 
+@pytest.mark.long
 def test_training_lowers_its_loss():
     after = {}
     for lr in (0.0, 5e-3):  # without a rate for the network only the size of the step is learned

@@ -220,7 +220,7 @@ def test_negation_goes_the_other_way(lm, known, tmp_path):
             torch.testing.assert_close(gone[name], wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("trains", ["low-rank", "values"])
+@pytest.mark.parametrize("trains", ["low-rank", pytest.param("values", marks=pytest.mark.long)])
 def test_cut_off_and_run_again_it_is_as_if_it_had_not_been(trains, lm, known, tmp_path):
     config = config_of("npo", {"trains": trains, "epochs": "6", "lr": "0.01", "save_every": "2"})
     whole = Unlearning(lm, "npo", config, FORGET, RETAIN).run(tmp_path / "whole", quiet)

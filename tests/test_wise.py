@@ -340,7 +340,7 @@ def test_a_model_in_bf16(variant, tmp_path):
     assert model.ask(PROMPTS) == model.ask_base(PROMPTS)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.long)])
 def test_a_model_that_chats(family, tmp_path):
     config = made(steps=60, step_size=0.2, contrast=2).method.config
     model = EditModel(tiny_model(family), config, chat_tokenizer())
