@@ -22,6 +22,7 @@ from errata.unlearning import Passage, Unlearning, config_of, read_passages
 from errata.unlearning.objectives import OBJECTIVES, kl, nll
 from errata.unlearning.parameters import trained_of
 from errata.unlearning.scored import Side
+from errata.unlearning.subnetwork import FILE, Subnetwork
 from errata.unlearning.training import STATE
 
 FORGET = [
@@ -76,7 +77,9 @@ def lm(known) -> LM:
 def kinds(name: str) -> set[Hashable]:
     """What tells an objective from others: what it raises or lowers, and on which passages."""
     way = OBJECTIVES[name]
-    return {way.retains, (way.refuses, name == "dpo"), ("negates", way.negates), name == "rmu"}
+    refuses = "dpo" if name == "dpo" else way.refuses
+    told = {"refuses": refuses, "negates": way.negates, "retains": way.retains}
+    return {*told.items(), ("steers", way.loss is None), ("trains", way.own.get("trains"))}
 
 
 def losses(lm: LM, passages: list[Passage]) -> float:
@@ -88,7 +91,10 @@ def losses(lm: LM, passages: list[Passage]) -> float:
 @grid("objective", [(each,) for each in OBJECTIVES], kinds)
 def test_what_is_forgotten_becomes_unlikely_and_what_is_kept_does_not(objective, lm, tmp_path):
     before, kept_before = losses(lm, FORGET), losses(lm, RETAIN)
-    config = config_of(objective, {"epochs": "15", "lr": "0.003", "steering": "30", "batch": "4"})
+    given = {"epochs": "15", "lr": "0.003", "steering": "30", "batch": "4"}
+    if objective == "subnetwork":
+        given |= {"lr": "0.2", "sparsity": "1"}
+    config = config_of(objective, given)
     model = Unlearning(lm, objective, config, FORGET, RETAIN).run(tmp_path, quiet)
     after = LM(model, lm.tokenizer)
     assert losses(after, FORGET) > before + (0.02 if objective in ("rmu", "negation") else 0.3)
@@ -156,6 +162,8 @@ def test_the_losses_are_those_of_the_papers(lm):
         lowered[i, label] -= beta
     teacher = lowered.softmax(-1)
     wanted["undial"] = -float((teacher * gone.now.logits.log_softmax(-1)).sum(-1).mean().detach())
+    likely, size = gone.now.logits.softmax(-1).detach(), gone.now.logits.shape[-1]
+    wanted["subnetwork"] = float((1 / size * (1 / size / likely).log()).sum(-1).mean())
     for name, value in wanted.items():
         found = OBJECTIVES[name].loss(gone, refusal, config)
         assert float(found.detach()) == pytest.approx(value, rel=1e-4), name
@@ -205,6 +213,53 @@ def test_what_is_trained_comes_off_for_a_while_and_scales(trains, lm):
         )
 
 
+def test_a_subnetwork_comes_off_to_the_bit_and_is_a_bit_a_weight(lm, tmp_path, known):
+    batch = lm.prompt_batch([each.prompt for each in FORGET])
+
+    def said(asked: LM = lm) -> torch.Tensor:
+        with torch.no_grad():
+            return asked.run(batch).logits
+
+    base = said()
+    trained = trained_of(lm, config_of("subnetwork", {}), 0)
+    assert len(trained.parameters) == 14  # all linear layers of two of four blocks
+    for place, each in enumerate(trained.parameters.values()):
+        with torch.no_grad():
+            each.copy_(torch.randn(each.shape, generator=torch.Generator().manual_seed(place)))
+    found, learned = trained.subnetwork, said()
+    with trained.set_back():
+        assert torch.equal(said(), base)
+    assert not torch.allclose(learned, base)
+    with pytest.raises(UsageError, match="zero or it is not"):
+        trained.scale(2.0)
+    forgot = trained.finish()
+    torch.testing.assert_close(said(LM(forgot, lm.tokenizer)), learned, rtol=1e-4, atol=1e-5)
+    weights = forgot.state_dict()
+    zero = sum(int((weights[name] == 0).sum()) for name in found.masks)
+    assert found.size == zero and 0.45 < found.size / found.among < 0.55
+    found.save(tmp_path)
+    assert (tmp_path / FILE).stat().st_size < found.among / 8 + 4000
+    again, fresh = Subnetwork.load(tmp_path), tiny_lm()
+    fresh.model.load_state_dict(known)
+    assert again.overlap(found)[0] == 1.0 and again.overlap(found)[1] == pytest.approx(
+        0.5, abs=0.05
+    )
+    with again.removed(fresh):
+        assert torch.equal(said(fresh), said(LM(forgot, lm.tokenizer)))
+    assert all(torch.equal(known[name], each) for name, each in fresh.model.state_dict().items())
+    with pytest.raises(ArtifactError, match="of another model"), again.removed(tiny_lm("gpt2")):
+        pass
+    for damaged in (b"nothing", (tmp_path / FILE).read_bytes()[:-5]):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="no subnetwork can be read"):
+            Subnetwork.load(tmp_path)
+
+
+def test_a_mask_has_nothing_to_take_away(lm):
+    with pytest.raises(ConfigError, match="negation takes away what was learned"):
+        Unlearning(lm, "negation", config_of("negation", {"trains": "masks"}), FORGET)
+
+
 def test_negation_goes_the_other_way(lm, known, tmp_path):
     given = {"trains": "all", "epochs": "3", "lr": "0.001", "scale": "0.5"}
     config = config_of("negation", given)
@@ -220,7 +275,9 @@ def test_negation_goes_the_other_way(lm, known, tmp_path):
             torch.testing.assert_close(gone[name], wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("trains", ["low-rank", pytest.param("values", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "trains", ["low-rank", "masks", pytest.param("values", marks=pytest.mark.long)]
+)
 def test_cut_off_and_run_again_it_is_as_if_it_had_not_been(trains, lm, known, tmp_path):
     config = config_of("npo", {"trains": trains, "epochs": "6", "lr": "0.01", "save_every": "2"})
     whole = Unlearning(lm, "npo", config, FORGET, RETAIN).run(tmp_path / "whole", quiet)

@@ -25,7 +25,8 @@ def unlearn(
         typer.Option(
             "-m",
             "--method",
-            help="ascent, graddiff, npo, simnpo, idk, dpo, rmu, undial, wga or negation.",
+            help="ascent, graddiff, npo, simnpo, idk, dpo, rmu, undial, wga, negation or "
+            "subnetwork.",
         ),
     ] = "npo",
     retain: Annotated[
@@ -53,8 +54,10 @@ def unlearn(
     with screen.steps() as progress:
         forgot = unlearning.run(out, progress)
     record = unlearning.record(time.monotonic() - begun)
-    checkpoint.save(forgot, tokenizer, out, RECORD, record)
+    checkpoint.save(forgot, tokenizer, out, RECORD, record, unlearning.subnetwork)
+    zero = record.get("zero")
     screen.say(
         f"{len(gone)} passages unlearned by {method} in {record['steps']} steps, "
         f"{record['seconds']:.0f} s; the model is in {out}, which says so in {RECORD}"
+        + (f"; {zero['weights']:,} of {zero['of']:,} weights are zero" if zero else "")
     )

@@ -8,6 +8,7 @@ from errata.unlearning.passages import Passage, read_passages
 from errata.unlearning.shard_answers import Answer, answers, merged
 from errata.unlearning.shard_folder import ShardFolder
 from errata.unlearning.sisa import Sisa
+from errata.unlearning.subnetwork import Subnetwork
 from errata.unlearning.training import Unlearning, config_of
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ShardFolder",
     "Sisa",
     "SisaConfig",
+    "Subnetwork",
     "Unlearning",
     "UnlearningConfig",
     "answers",

@@ -18,24 +18,26 @@ class UnlearningConfig(MethodConfig):
 
     Attributes:
         trains: `low-rank`: low-rank matrices beside all linear layers, merged into them at the end;
-            `values`: the value matrices of `blocks` blocks up to `layer`; `all`: every weight.
+            `values`: the value matrices of `blocks` blocks up to `layer`; `all`: every weight;
+            `masks`: which weights of the upper half's linear layers are set to zero.
         rank: of the low-rank matrices; they count twice.
         blocks: see `trains`.
         epochs: times that each passage to be forgotten is seen.
         batch: passages of each kind at a step.
-        lr: AdamW's learning rate; None: 1e-4 for `low-rank`, 1e-5 otherwise.
+        lr: AdamW's learning rate; None: 1e-4 for `low-rank`, .2 for `masks`, 1e-5 otherwise.
         retain: `nll`: the passages to keep are learned; `kl`: what the model makes of them stays.
         forget_weight, retain_weight: see above.
         beta: of the objective.
         delta: SimNPO's margin.
         steering: length of the vector to which RMU steers states, in mean lengths of the states.
         scale: how far task-vector negation goes.
+        sparsity: weight of the share of weights that `masks` set to zero.
         save_every: steps between two saves, from which an interrupted run goes on.
     """
 
     method: ClassVar[str] = "unlearning"
 
-    trains: Literal["low-rank", "values", "all"] = "low-rank"
+    trains: Literal["low-rank", "values", "all", "masks"] = "low-rank"
     rank: PositiveInt = 16
     blocks: PositiveInt = 3
     epochs: PositiveInt = 5
@@ -48,12 +50,14 @@ class UnlearningConfig(MethodConfig):
     delta: NonNegativeFloat = 0.0
     steering: NonNegativeFloat = 2.0
     scale: Fraction = 0.5
+    sparsity: NonNegativeFloat = 20.0
     save_every: NonNegativeInt = 50
 
     @property
     def learning_rate(self) -> float:
         """AdamW's learning rate."""
-        return self.lr if self.lr is not None else 1e-4 if self.trains == "low-rank" else 1e-5
+        usual = {"low-rank": 1e-4, "masks": 0.2}
+        return self.lr if self.lr is not None else usual.get(self.trains, 1e-5)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ passage's tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -100,6 +101,12 @@ def _undial(forget: Side, _: Side | None, config: UnlearningConfig) -> Tensor:
     return F.cross_entropy(forget.now.logits, teacher)
 
 
+def _uniform(forget: Side, _: Side | None, __: UnlearningConfig) -> Tensor:
+    """KL(uniform || p): every token becomes as likely as any other."""
+    log_probs = forget.now.logits.log_softmax(-1)
+    return -log_probs.mean(-1).mean() - math.log(log_probs.shape[-1])
+
+
 def _given(refusal: Side | None) -> Side:
     if refusal is None:
         raise ValueError("this objective needs the questions with a refusal")
@@ -121,6 +128,11 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "wga": Objective(_weighted_ascent, "WGA, arXiv 2502.19301", {"beta": 1.0}),
         "negation": Objective(
             _descent, "task vectors, arXiv 2212.04089", retains=False, negates=True
+        ),
+        "subnetwork": Objective(
+            _uniform,
+            "knowledge-critical subnetworks, arXiv 2310.03084",
+            {"trains": "masks", "retain": "kl", "forget_weight": 1.5, "epochs": 200},
         ),
     }
 )

@@ -21,9 +21,10 @@ from errata.progress import OnProgress
 from errata.storage.cache import fingerprint
 from errata.unlearning.config import UnlearningConfig
 from errata.unlearning.objectives import OBJECTIVES, Objective, kl, nll
-from errata.unlearning.parameters import Trained, trained_of
+from errata.unlearning.parameters import Masks, Trained, trained_of
 from errata.unlearning.passages import Passage, check_apart, digest
 from errata.unlearning.scored import Side
+from errata.unlearning.subnetwork import Subnetwork
 
 TRAINING = "unlearning"
 STATE = "unlearning-state.pt"
@@ -104,8 +105,11 @@ class Unlearning:
         instead: what is to be said instead, one for each of `forget`; empty: a refusal.
         among: the objectives.
 
+    Attributes:
+        subnetwork: which weights are zero now, where that was learned (`trains=masks`).
+
     Raises:
-        ConfigError: the objective is unknown, or the model has no such layer.
+        ConfigError: the objective is unknown, it cannot be had so, or there is no such layer.
         EditError: something is to be forgotten and kept.
         UsageError: the objective needs something to keep, or cannot forget documents.
         PromptTooLongError: a question with its answer does not fit the model's context.
@@ -142,6 +146,12 @@ class Unlearning:
             self.layer = config.layer
         if self.layer >= layers:
             raise ConfigError(f"layer is {self.layer}, and the model has {layers} blocks.")
+        if self.objective.negates and config.trains == "masks":
+            raise ConfigError(
+                f"{objective} takes away what was learned; trains=masks learns nothing that could "
+                "be taken away."
+            )
+        self.subnetwork: Subnetwork | None = None
         self._base = fingerprint(lm.model)
 
     def run(self, folder: Path, progress: OnProgress) -> PreTrainedModel:
@@ -163,8 +173,8 @@ class Unlearning:
         self.lm.model.eval()  # dropout would be no part of what is forgotten
         for step in range(begun, len(steps)):
             progress(TRAINING, step, len(steps))
-            forget, retain = steps[step]
-            loss = self._loss(trained, forget, retain)
+            trained.begin(step)
+            loss = self._loss(trained, *steps[step]) + config.sparsity * trained.penalty()
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, CLIPPED)
@@ -174,6 +184,8 @@ class Unlearning:
         progress(TRAINING, len(steps), len(steps))
         if self.objective.negates:
             trained.scale(-config.scale)
+        if isinstance(trained, Masks):
+            self.subnetwork = trained.subnetwork
         model = trained.finish()
         state.unlink(missing_ok=True)
         return model
@@ -184,9 +196,12 @@ class Unlearning:
         if self.instead:
             passages["instead"] = self.instead
         settings = {**self.config.to_dict(), "layer": self.layer}
-        return record_of(
+        made = record_of(
             self.name, self.objective, settings, self._base, passages, len(self._steps()), seconds
         )
+        if self.subnetwork is not None:
+            made["zero"] = {"weights": self.subnetwork.size, "of": self.subnetwork.among}
+        return made
 
     def _steps(self) -> list[tuple[list[int], list[int]]]:
         """Return, for each step, the passages to forget and those to keep, by their numbers."""
