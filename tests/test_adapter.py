@@ -6,6 +6,7 @@ import pytest
 import torch
 from edited import EDITS, PROMPTS, edit_model, logits_of
 from families import tiny_model
+from grid import grid
 
 from errata.errors import ConfigError
 from errata.lm.hooks import replace_output
@@ -14,8 +15,11 @@ from errata.methods.association.adapter import AdapterConfig
 ACTIVATIONS = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "falcon"])
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@grid(
+    "family activation",
+    [(family, each) for family in ("llama", "gpt2", "opt", "falcon") for each in ACTIVATIONS],
+    lambda family, activation: {family, activation},
+)
 def test_the_papers_formula(family, activation):
     model = edit_model(family, "adapter", EDITS[:2], activation=activation, reduction=8, lr=0.05)
     (path,) = model.method.paths

@@ -178,7 +178,15 @@ test_model_object.py.
 """
 
 
-@pytest.mark.parametrize("option", RIGHT)
+def loop_of(option: str) -> set[Hashable]:
+    """Which of the library's loops an option meets, and with which cache: what others are tried
+    with lies behind them.
+    """
+    loops = {"do_sample", "num_beams", "use_cache", "cache_implementation"}
+    return {frozenset(RIGHT[option]) & loops, option in ALONE}
+
+
+@grid("option", [(option,) for option in RIGHT], loop_of)
 def test_right_where_a_router_chooses_weights(option):
     at = setting(FAMILY, 1)
     lm, options = (
@@ -201,14 +209,6 @@ def test_right_where_a_router_chooses_weights(option):
         assert generated(at.model, lm, prompts, NEW, **options) == [
             row for rows in wanted for row in rows
         ]
-
-
-def loop_of(option: str) -> set[Hashable]:
-    """Which of the library's loops an option meets, and with which cache: what others are tried
-    with lies behind them.
-    """
-    loops = {"do_sample", "num_beams", "use_cache", "cache_implementation"}
-    return {frozenset(RIGHT[option]) & loops}
 
 
 @grid("option", [(option,) for option in RIGHT if option not in LOOKS_AT_PROMPT], loop_of)

@@ -48,6 +48,13 @@ HOOKED = grid(
     [name for name, _ in KINDS],
 )
 """A method for each way in which patches hook a model."""
+AROUND = grid(
+    "method settings",
+    KINDS,
+    lambda method, settings: {method_class(method).phase},
+    [name for name, _ in KINDS],
+)
+"""A method for each place where the knowledge ends up."""
 SOME_METHODS = ("ft", "folio", "wise", "rag", "adapter", "prefix-tuning")
 SOME = grid("method", [(each,) for each in SOME_METHODS], lambda each: {method_class(each).phase})
 """A method for each place where the knowledge ends up."""
@@ -631,7 +638,7 @@ def test_unloaded_inside_a_block_it_stays_unloaded():
 # what the caller has around
 
 
-@HOOKED
+@AROUND
 def test_inference_mode_around_it_changes_nothing(method, settings, tmp_path):
     nothing_changes(torch.inference_mode(), method, settings, tmp_path)
 
@@ -663,7 +670,7 @@ def nothing_changes(around, method, settings, folder) -> None:
     same_state(loaded, plain, 1e-5)
 
 
-@HOOKED
+@AROUND
 def test_autocast_around_it(method, settings):
     """What is written is the same; what is asked goes through the model as the caller wants it."""
     plain = edited_model("llama", method, EDITS[:3], **settings)

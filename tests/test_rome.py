@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from edited import EDITS, edit_model
+from grid import grid
 
 import errata
 from errata.errors import ConfigError, EditError
@@ -66,8 +67,11 @@ def test_among_changes_that_say_the_value_it_disturbs_the_background_least():
         ).sum()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("key", KEYS)
+@grid(
+    "family key",
+    [(family, key) for family in ("llama", "gpt2", "gemma2") for key in KEYS],
+    lambda family, key: {family, key},
+)
 def test_a_written_edit_is_the_formula_on_the_model_as_edited_so_far(family, key):
     model = edit_model(family, "rome", EDITS[:1], key=key, **ROME)
     method, lm = model.method, model.lm
