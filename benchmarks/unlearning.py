@@ -57,6 +57,8 @@ WRONG = 3
 """Wrong answers to each question."""
 OWN = 100
 """Facts of atlas's own world that are asked."""
+TOKENS = 16
+"""Of a free answer of atlas."""
 QUESTIONS = 10
 """Of TOFU in a request."""
 EDITS, NOTHING = "folio", "nothing"
@@ -150,7 +152,7 @@ def of_atlas(count: int, seed: int) -> Material:
         own[:OWN],
         batch=16,
         rate=3e-4,
-        tokens=16,
+        tokens=TOKENS,
     )
 
 
@@ -208,7 +210,7 @@ def taught(name: str, passages: Sequence[Passage], what: Material, out: Path, de
     lm.tokenizer.save_pretrained(folder)
 
 
-def said(lm: LM, passages: Sequence[Passage], tokens: int) -> float | None:
+def said(lm: LM, passages: Sequence[Passage], tokens: int = TOKENS) -> float | None:
     """Return the share of answers that stand in what a model says; None where none is asked."""
     if not passages:
         return None
