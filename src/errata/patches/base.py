@@ -136,6 +136,8 @@ class ForwardPatch(Patch):
 
     def _arguments(self, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
         """Return the arguments of the model's forward, by name."""
+        if not args:  # as generation calls it, every token anew
+            return dict(kwargs)
         arguments = dict(self._bind(*args, **kwargs).arguments)
         arguments.update(arguments.pop("kwargs", {}))
         return arguments

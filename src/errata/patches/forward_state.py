@@ -98,14 +98,16 @@ def new_prompt_mask(
     They are the announced ones, else those before the first label, else all of several tokens and
     none of a single one, which is the answer's next.
     """
-    mask = not_padding(arguments, size, device)
     labels, announced = arguments.get("labels"), announced_prompt_tokens()
+    if size[1] == 1 and announced is None and not isinstance(labels, Tensor):
+        return torch.zeros(size, dtype=torch.bool, device=device)
+    mask = not_padding(arguments, size, device)
     if announced is not None:
         prompt = repeated(announced, size[0]).to(device)
         return mask & resized(prompt, past + size[1], False)[:, past:]
     if isinstance(labels, Tensor):
         return mask & ~_labelled(labels, mask)
-    return mask if size[1] > 1 else torch.zeros_like(mask)
+    return mask
 
 
 def _labelled(labels: Tensor, mask: Tensor) -> Tensor:
@@ -165,7 +167,8 @@ def repeated(tensor: Tensor, rows: int) -> Tensor:
 
 def resized(mask: Tensor, width: int, fill: bool) -> Tensor:
     """Cut a mask (batch, columns), or fill it up, to (batch, width)."""
-    return F.pad(mask, (0, max(0, width - mask.shape[1])), value=fill)[:, :width]
+    missing = width - mask.shape[1]
+    return F.pad(mask, (0, missing), value=fill) if missing > 0 else mask[:, :width]
 
 
 def last_columns(output: Any, width: int, full_width: int) -> Any:

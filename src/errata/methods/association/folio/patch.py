@@ -159,7 +159,7 @@ class FolioMemory(ContextPatch):
         if len(rows):
             leaves = [self.leaves[number] for number in state.route[rows, DECIDED].tolist()]
             state.kept[TO_SAY] = rows, tokens_to_say(state, rows, [leaf.tokens for leaf in leaves])
-        if len(rows := state.route[:, WITHHELD].nonzero()[:, 0]):
+        if self._withheld and len(rows := state.route[:, WITHHELD].nonzero()[:, 0]):
             told = [
                 (row, self.leaves.spelled(self._withheld[number - 1]))
                 for row, number in zip(
