@@ -158,7 +158,9 @@ class FolioMemory(ContextPatch):
         rows = (state.route[:, DECIDED] >= 0).nonzero()[:, 0]
         if len(rows):
             leaves = [self.leaves[number] for number in state.route[rows, DECIDED].tolist()]
-            state.kept[TO_SAY] = rows, tokens_to_say(state, rows, [leaf.tokens for leaf in leaves])
+            to_say = tokens_to_say(state, rows, [leaf.tokens for leaf in leaves])
+            if (to_say != NOTHING).any():
+                state.kept[TO_SAY] = rows, to_say
         if self._withheld and len(rows := state.route[:, WITHHELD].nonzero()[:, 0]):
             told = [
                 (row, self.leaves.spelled(self._withheld[number - 1]))
