@@ -322,12 +322,7 @@ def test_what_is_no_base_model_is_told():
     calls = [
         (model, config, tokenizer, "base: expected a PreTrainedModel, got EditModel"),
         (None, config, tokenizer, "base: expected a PreTrainedModel, got NoneType"),
-        (
-            torch.compile(model.base),
-            config,
-            tokenizer,
-            "base: expected a PreTrainedModel, got OptimizedModule",
-        ),
+        (nn.Sequential(), config, tokenizer, "base: expected a PreTrainedModel, got Sequential"),
         (tiny_model("llama"), tokenizer, config, "config: expected a MethodConfig"),
         (tiny_model("llama"), config, None, "tokenizer: expected"),
     ]
@@ -336,6 +331,13 @@ def test_what_is_no_base_model_is_told():
             EditModel(*given)
         one_line(error)
     assert model.ask(PROMPTS) == model.ask(PROMPTS)
+
+
+@pytest.mark.long
+def test_a_compiled_model_is_no_base_model():
+    compiled = torch.compile(tiny_model("llama"))
+    with pytest.raises(UsageError, match="expected a PreTrainedModel, got OptimizedModule"):
+        EditModel(compiled, FineTuningConfig(), tiny_tokenizer())
 
 
 # copies

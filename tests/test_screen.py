@@ -140,6 +140,7 @@ def test_only_the_screen_prints() -> None:
             )
 
 
+@pytest.mark.long
 def test_streams_of_another_encoding(edited: Path) -> None:
     """A terminal that has no such letters is shown their numbers, and bytes that are no text are
     refused, in a process.

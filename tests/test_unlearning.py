@@ -363,6 +363,27 @@ def test_what_is_wrong_is_told(lm, tmp_path):
             read_passages(file)
 
 
+def test_a_subnetwork_on_the_command_line(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    for name, part in (("f", FORGET), ("r", RETAIN)):
+        lines = [json.dumps({"question": each.prompt, "answer": each.text}) for each in part]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = ["--forget", str(tmp_path / "f.jsonl"), "--retain", str(tmp_path / "r.jsonl")]
+    words = ["unlearn", str(tmp_path / "base"), "-m", "subnetwork", "--set", "epochs=20", *files]
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, [*words, "--set", "sparsity=1", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    zero = json.loads((out / "unlearning.json").read_text())["zero"]
+    assert f"{zero['weights']:,} of {zero['of']:,} weights are zero" in done.output
+    model, _ = errata.load_base(str(out), "float32")
+    found, weights = Subnetwork.load(out), model.state_dict()
+    assert found.size == zero["weights"] > 0
+    assert all(bool((weights[name][mask] == 0).all()) for name, mask in found.masks.items())
+
+
+@pytest.mark.long
 def test_on_the_command_line(tmp_path: Path) -> None:
     """Facts of atlas: forgotten as asked and otherwise, the others kept; what it writes says so."""
     torch.set_num_threads(1)
