@@ -11,6 +11,7 @@ a seed's weights that the first seed found, too; `chance`, if as many of each ma
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -67,7 +68,8 @@ def main() -> None:
     for seed in range(options.seeds):
         config = config_of("subnetwork", {**given, "seed": str(seed), "save_every": "0"})
         run = Unlearning(opened(), "subnetwork", config, passages[gone], passages[kept])
-        model = run.run(Path("unused"), lambda *_: None)
+        with tempfile.TemporaryDirectory() as folder:
+            model = run.run(Path(folder), lambda *_: None)
         lm, found = LM(model, run.lm.tokenizer), run.subnetwork
         assert found is not None
         line: dict[str, Any] = {

@@ -57,7 +57,6 @@ AROUND = grid(
 """A method for each place where the knowledge ends up."""
 SOME_METHODS = ("ft", "folio", "wise", "rag", "adapter", "prefix-tuning")
 SOME = grid("method", [(each,) for each in SOME_METHODS], lambda each: {method_class(each).phase})
-"""A method for each place where the knowledge ends up."""
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:

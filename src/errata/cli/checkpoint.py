@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from errata.errors import StorageError, UsageError
-
-if TYPE_CHECKING:
-    from errata.unlearning import Subnetwork
 
 
 def check_new(out: Path, record: str) -> None:
@@ -39,16 +36,8 @@ def open_base(model: str, doing: str, dtype: str, device_map: str | None) -> tup
     return load_base(model, dtype, device_map)
 
 
-def save(
-    model: Any,
-    tokenizer: Any,
-    out: Path,
-    name: str,
-    record: Mapping[str, Any],
-    subnetwork: Subnetwork | None = None,
-) -> None:
-    """Save a model, its tokenizer, which of its weights are zero, where that was learned, and the
-    record in a file of this name.
+def save(model: Any, tokenizer: Any, out: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Save a model, its tokenizer, and the record in a file of this name.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -56,8 +45,6 @@ def save(
     try:
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        if subnetwork is not None:
-            subnetwork.save(out)
         (out / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error.strerror}).") from error

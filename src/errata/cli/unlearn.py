@@ -54,7 +54,7 @@ def unlearn(
     with screen.steps() as progress:
         forgot = unlearning.run(out, progress)
     record = unlearning.record(time.monotonic() - begun)
-    checkpoint.save(forgot, tokenizer, out, RECORD, record, unlearning.subnetwork)
+    checkpoint.save(forgot, tokenizer, out, RECORD, record)
     zero = record.get("zero")
     screen.say(
         f"{len(gone)} passages unlearned by {method} in {record['steps']} steps, "

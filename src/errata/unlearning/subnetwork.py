@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.errors import ArtifactError
+from errata.errors import ArtifactError, StorageError
 from errata.lm import LM
 
 FILE = "subnetwork.safetensors"
@@ -80,11 +80,18 @@ class Subnetwork:
         return both / max(1, self.size), chance / max(1, self.size)
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder, a bit a weight."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write it to a folder, a bit a weight.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
         packed = {name: _packed(mask) for name, mask in self.masks.items()}
         shapes = {name: " ".join(map(str, mask.shape)) for name, mask in self.masks.items()}
-        save_file(packed, folder / FILE, metadata=shapes)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(packed, folder / FILE, metadata=shapes)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{folder}: cannot be written ({error}).") from error
 
     @classmethod
     def load(cls, folder: Path) -> Subnetwork:

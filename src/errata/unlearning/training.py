@@ -159,10 +159,12 @@ class Unlearning:
 
         Args:
             folder: where the state is kept meanwhile; a run that was interrupted goes on from it.
+                A subnetwork is saved there.
             progress: called with (what, steps made, steps).
 
         Raises:
             ArtifactError: the state there is that of another run.
+            StorageError: the folder cannot be written.
         """
         config, state = self.config, folder / STATE
         trained = trained_of(self.lm, config, self.layer)
@@ -186,6 +188,7 @@ class Unlearning:
             trained.scale(-config.scale)
         if isinstance(trained, Masks):
             self.subnetwork = trained.subnetwork
+            self.subnetwork.save(folder)
         model = trained.finish()
         state.unlink(missing_ok=True)
         return model
