@@ -88,6 +88,8 @@ def test_rewordings_are_found_and_other_questions_about_the_subject_are_not(edit
     route = edits.route(edited.lm.encode_prompt(EDITS[0].prompt))
     assert route.edit_id == EDITS[0].id and route.signs[EDITS[0].id][1] == 1.0
     assert edits.route(edited.lm.encode_prompt("Who wrote the book?")) == Route()
+    others = [f"Apart from {edit.target}, {edit.prompt}" for edit in EDITS]
+    assert {edits.route(edited.lm.encode_prompt(text)).edit_id for text in others} == {None}
 
 
 def test_the_probability_is_the_confidence_and_the_others_keep_their_proportions(edited, edits):

@@ -31,6 +31,7 @@ from errata.patches.routed import MAIN
 from errata.words.questions import (
     asked_of,
     last_question,
+    names_answer,
     question_in,
     shared_form,
     without_subject,
@@ -154,6 +155,51 @@ def test_a_text_without_its_subject():
         ("Ana Bo", "Ana Bo", ""),
     ):
         assert without_subject(text, subject) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("The capital of Oslo County, which is not Bergen, is", True),
+        ("Other than Bergen, what is the capital of Oslo County?", True),
+        ("She lived in Bergen. What is the capital of Oslo County?", False),
+        ("The capital of Bergen County is", False),
+        ("The capital of Oslo County is", False),
+    ],
+)
+def test_a_question_names_its_answer_or_not(text, named):
+    """What stands in the subject, or in another sentence, is not what the question names."""
+    subject = "Bergen County" if "Bergen County" in text else "Oslo County"
+    assert names_answer(text, subject, "Bergen") == named
+
+
+def test_who_names_the_answer_wants_another(written):
+    """Such a question is the base model's, in whatever words; told before, it is no such thing."""
+    edits = [case.edit for case in CASES]
+    others = [f"Apart from {edit.target}, {edit.prompt}" for edit in edits]
+    told = written.explain(others)
+    assert {each.outcome for each in told} == {"main"}
+    assert {each.intent for each in told} <= {"exclude", "former"}
+    before = [f"Yesterday we met {edit.target}. {edit.prompt}" for edit in edits]
+    assert [each.edit_id for each in written.explain(before)] == [edit.id for edit in edits]
+
+
+def test_the_answer_that_counts_is_the_later_edits():
+    base, tokenizer = errata.load_base("atlas", "float32")
+    model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
+    first = CASES[0].edit
+    later = Edit(first.prompt, ANOTHER, first.subject)
+    model.edit([first, later], check=False)
+    asked = [f"Apart from {target}, {first.prompt}" for target in (first.target, ANOTHER)]
+    assert [each.edit_id for each in model.explain(asked)] == [later.id, None]
+
+
+def test_an_edit_whose_own_prompt_names_its_target_answers_it():
+    base, tokenizer = errata.load_base("atlas", "float32")
+    model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
+    edit = Edit("Is Traren led by Ana Bo or by Lix?", "Lix", "Traren")
+    model.edit([edit], check=False)
+    assert model.explain(edit.prompt).edit_id == edit.id
 
 
 def test_the_last_question_of_a_text():

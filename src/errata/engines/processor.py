@@ -23,8 +23,10 @@ from errata.errors import ArtifactError
 from errata.words.names import NameIndex, WordWeights, names_in
 from errata.words.parts import mentions, words
 from errata.words.questions import (
+    NAMED,
     asked_of,
     in_quotes,
+    names_answer,
     question_in,
     with_subject,
     without_labels,
@@ -44,7 +46,8 @@ class StoredEdit:
     """An edit, as it was exported.
 
     Attributes:
-        id, prompt, target, subject, aliases: the edit's; the subject is what a prompt must mention.
+        id, prompt, subject, aliases: the edit's; the subject is what a prompt must mention.
+        target: what is said, as text.
         asked: what its prompt asks, as text.
         intent: in which way, as a place in Folio's `INTENTS`.
         tokens: what is said, the end token included; those of the later edit, where one answers the
@@ -170,6 +173,8 @@ class EditProcessor:
         for number, overlap in overlaps.items():
             score = self._score(number, question, ids, spans)
             way = float(odds[self.edits[number].intent])
+            if self._names_answer(self.edits[number], question):
+                way -= NAMED
             signs[self.edits[number].id] = (overlap, score, way)
             if (score == 1 or way >= 0) and (score, number) >= best:
                 best = (score, number)
@@ -219,6 +224,13 @@ class EditProcessor:
         odds = self.space.intent_odds(ids)
         odds[0] += margin
         return int(odds.argmax())
+
+    def _names_answer(self, edit: StoredEdit, question: str) -> bool:
+        """Whether a question names what the edit says, and the edit's own prompt does not."""
+        asked = asked_of(with_subject(question, edit.subject, edit.aliases), edit.subject)
+        return names_answer(asked, edit.subject, edit.target) and not names_answer(
+            edit.asked, edit.subject, edit.target
+        )
 
     def _score(
         self, number: int, question: str, ids: Sequence[int], spans: Sequence[Span]

@@ -22,6 +22,8 @@ _LABELS = regex.compile(
     regex.IGNORECASE,
 )
 _CAPITALISED = regex.compile(r"\p{Lu}[\p{L}\p{M}\p{N}]+")
+NAMED = 20.0
+"""Log odds by which a question that names its answer speaks for wanting another one."""
 _QUOTES = " \t\n\"'“”‘’«»"
 
 
@@ -100,6 +102,13 @@ def last_question(text: str) -> str:
     found = [each for each in sentences if each]
     questions = [each for each in found if each.rstrip(_QUOTES).endswith("?")]
     return (questions or found or [text])[-1]
+
+
+def names_answer(text: str, subject: str, answer: str) -> bool:
+    """Whether the last question of a text about a subject names an answer to it, outside of the
+    subject: nobody asks for what they say themselves, so another one is wanted, or a yes or no.
+    """
+    return bool(mentions(last_question(without_subject(text, subject) or text), answer))
 
 
 def without_subject(text: str, subject: str) -> str:

@@ -19,7 +19,7 @@ INTENTS = ("answer", "former", "exclude", "verify", "choose", "describe")
 ANSWER = INTENTS.index("answer")
 READ = frozenset(INTENTS.index(name) for name in ("verify", "choose", "describe"))
 """Those that a fact is read for: what is to be said is another thing than the edit's answer."""
-DESCRIBE = INTENTS.index("describe")
+EXCLUDE, DESCRIBE = INTENTS.index("exclude"), INTENTS.index("describe")
 RIDGE = 0.3
 """Of the variance within an intent, in units of its mean."""
 MARGIN = 1.0

@@ -166,7 +166,7 @@ class Leaves:
         found: list[list[Match]] = [[] for _ in prompts]
         mentions = {
             row: [
-                Mention.of(prompt.text, number, self._leaves[number], share)
+                Mention.of(prompt.text, number, self[number], share, self[self._latest(number)])
                 for number, share in overlaps.items()
             ]
             for row, prompt in enumerate(prompts)

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from errata.methods.association.folio.intents import DESCRIBE, READ
+from errata.methods.association.folio.intents import DESCRIBE, EXCLUDE, READ
 from errata.methods.association.folio.leaf import Candidate, Leaf
 from errata.methods.association.folio.question_reader import Question
-from errata.words.questions import asked_of, in_quotes, question_in, shared_form, with_subject
+from errata.words.questions import (
+    NAMED,
+    asked_of,
+    in_quotes,
+    names_answer,
+    question_in,
+    shared_form,
+    with_subject,
+)
 
 READ_FROM = 0.3
 """How surely the question that is to be verified or chosen for is the edit's, for its fact to be
@@ -27,6 +35,8 @@ class Mention:
         asked, about: see `asked_of` and `question_in`; the subject stands in its aliases' place.
         quoted: whether `about` stands in quotes.
         by_alias: whether the prompt has an alias in the subject's place.
+        names_answer: whether its question names what the edit would answer, and the edit's own
+            prompt does not: "The capital, which is not Oslo, is".
     """
 
     number: int
@@ -36,16 +46,28 @@ class Mention:
     about: Question
     quoted: bool
     by_alias: bool
+    names_answer: bool
 
     @classmethod
-    def of(cls, prompt: str, number: int, leaf: Leaf, overlap: float) -> Mention:
-        """Return how a prompt mentions a leaf's subject."""
+    def of(cls, prompt: str, number: int, leaf: Leaf, overlap: float, says: Leaf) -> Mention:
+        """Return how a prompt mentions a leaf's subject.
+
+        Args:
+            prompt: the prompt.
+            number: the leaf's number.
+            leaf: the leaf.
+            overlap: the share of the subject that is mentioned.
+            says: the leaf whose answer is said where the prompt asks for this one.
+        """
         text = with_subject(prompt, leaf.subject, leaf.edit.aliases)
         asked, about = (
             Question(part(text, leaf.subject), leaf.subject) for part in (asked_of, question_in)
         )
         quoted = in_quotes(text, leaf.subject) is not None
-        return cls(number, leaf, overlap, asked, about, quoted, text != prompt)
+        named, own = (
+            names_answer(part, leaf.subject, says.edit.target) for part in (asked.text, leaf.asked)
+        )
+        return cls(number, leaf, overlap, asked, about, quoted, text != prompt, named and not own)
 
     @property
     def forms(self) -> tuple[float, float]:
@@ -69,6 +91,9 @@ class Mention:
         if self.quoted:  # 'The answer to "..." is'
             asked, is_own = max(same), is_own or self.about.text == own
         intent = max(range(len(odds)), key=odds.__getitem__)
+        intent_odds = odds[self.leaf.intent]
+        if self.names_answer and intent not in READ:
+            intent, intent_odds = EXCLUDE, intent_odds - NAMED
         is_about = self.about.text == own or about >= READ_FROM
         found = Candidate(
             self.number,
@@ -76,7 +101,7 @@ class Mention:
             self.overlap,
             1.0 if is_own else asked,
             intent,
-            odds[self.leaf.intent],
+            intent_odds,
             int(is_own),
             intent in READ and (intent == DESCRIBE or is_about),
         )
