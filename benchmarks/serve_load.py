@@ -1,12 +1,14 @@
 """Measures `errata serve` under load, while edits come and go; each answer is checked.
 
     python benchmarks/serve_load.py [--model atlas] [--clients 16] [--seconds 120] [--edits 200]
-        [--undone 50] [--about 0.1] [--port 8123]
+        [--undone 50] [--about 0.1] [--own-answers] [--port 8123]
 
 A server of its own answers clients that ask one question after the other: a tenth (`--about`) are
 the prompts of edits, the others are about something else. First, in turns of ten seconds, all
 clients ask the base model, then the edited one, with all edits in it: what edits cost where nothing
-is written. Then they ask the edited model while edits are written and undone, evenly over the time.
+is written. A batch of answers takes as long as its longest: with `--own-answers` each edit says
+what the base model says without it, so that both models' answers are as long. Then they ask the
+edited model while edits are written and undone, evenly over the time.
 An answer carries the version of the model that gave it, and which edits spoke. It must be the
 target of an edit that this version has, that of the prompt where it is there, or the base model's
 answer. A wrong one, or an error, ends with status 1; an answer that an edit of another prompt gave
@@ -52,6 +54,7 @@ class Asked:
     version: int
     text: str
     spoke: tuple[str, ...] = ()
+    tokens: int = 0
     error: str = ""
 
 
@@ -90,7 +93,8 @@ class Clients:
             return Asked(prompt, model, begun, took, 0, "", error=answer.text)
         version, choice = int(answer.headers["errata-version"]), answer.json()["choices"][0]
         spoke = tuple(choice["errata"]["edits"]) if choice.get("errata") else ()
-        return Asked(prompt, model, begun, took, version, choice["text"], spoke)
+        tokens = answer.json()["usage"]["completion_tokens"]
+        return Asked(prompt, model, begun, took, version, choice["text"], spoke, tokens)
 
     async def change(self, edits: list[dict[str, Any]], undone: int, seconds: float) -> list[float]:
         """Write edits and undo some, evenly over the time; return the seconds of each."""
@@ -126,6 +130,12 @@ async def measured(
     clients = Clients(url, about, others, options.about, options.clients)
     base, edited = f"{name}-base", name
     await clients.ask(base, 3, 0)
+    if options.own_answers:
+        own = [await clients.one(base, edit["prompt"]) for edit in edits]
+        edits[:] = [
+            {**edit, "target": asked.text.strip(" .")}
+            for edit, asked in zip(edits, own, strict=True)
+        ]
     written = await clients.http.post("/v1/edits", json={"edits": edits})
     written.raise_for_status()
     turns: dict[str, list[Asked]] = {base: [], edited: []}
@@ -193,6 +203,7 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--about", type=float, default=0.1)
+    parser.add_argument("--own-answers", action="store_true")
     options = parser.parse_args()
     edits = [case.edit.to_dict() for case in make_cases(options.edits)]
     name = Path(options.model).name
@@ -218,17 +229,18 @@ def main() -> None:
     rates = {}
     print(
         f"{options.clients} clients, {options.about:.0%} of the questions about an edit; "
-        "answers per second, milliseconds at the median and at 99 %"
+        "answers and tokens per second, milliseconds at the median and at 99 %"
     )
     for what, part, seconds in (
         ("the base model", turns[f"{name}-base"], options.seconds // TURN * TURN),
         (f"with {len(edits)} edits", turns[name], options.seconds // TURN * TURN),
         (f"while {len(edits)} are written, {options.undone} undone", arriving, options.seconds),
     ):
-        rates[what] = len(part) / seconds
-        print(f"{what:40} {rates[what]:6.1f} {times(part)}")
+        rates[what] = len(part) / seconds, sum(each.tokens for each in part) / seconds
+        print(f"{what:40} {rates[what][0]:6.1f} {rates[what][1]:6.1f} {times(part)}")
     base, edited, _ = rates.values()
-    print(f"throughput with edits / base {edited / base:.3f}")
+    shares = [one / other for one, other in zip(edited, base, strict=True)]
+    print("with edits / base: answers {:.3f}, tokens {:.3f}".format(*shares))
     cuts = statistics.quantiles(found["changes"], n=100)
     print(f"a change takes {1000 * cuts[49]:.0f} ms at the median, {1000 * cuts[98]:.0f} at 99 %")
     print(f"{len(asked)} answers; wrong: {len(faults)}; by another prompt's edit: {len(misled)}")

@@ -25,7 +25,7 @@ from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.method import Folio
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.question_reader import QuestionReader, wordings
-from errata.methods.association.folio.saying import NOTHING, with_said
+from errata.methods.association.folio.saying import with_said
 from errata.methods.association.folio.warnings import warnings_of
 from errata.patches.routed import MAIN
 from errata.words.questions import (
@@ -65,14 +65,13 @@ def test_all_three_at_once(written):
 
 def test_what_is_said_has_the_probability_asked_for_and_the_rest_keeps_its_proportions():
     logits = torch.randn(2, 3, 50).double()
-    tokens = torch.tensor([[7, NOTHING, 9], [NOTHING, 0, 1]])
+    places = [(0, 0, 7), (0, 2, 9), (1, 1, 0), (1, 2, 1)]
     logits[0, 2, 9] = 40.0  # surer than asked for
     for scale in (1.0, 0.25):
-        said = with_said(logits, tokens, 0.9, scale)
+        said = with_said(logits, places, 0.9, scale)
         before, after = ((each.float() * scale).double().softmax(-1) for each in (logits, said))
         assert torch.equal(said[0, 1], logits[0, 1]) and torch.equal(said[1, 0], logits[1, 0])
-        for row, column in ((0, 0), (1, 1), (1, 2)):
-            token = tokens[row, column]
+        for row, column, token in (places[0], *places[2:]):
             assert after[row, column, token] == pytest.approx(0.9, abs=1e-5)
             others = torch.arange(50) != token
             torch.testing.assert_close(

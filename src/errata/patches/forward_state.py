@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from errata.errors import ConfigError
 from errata.lm.encoding import announced_prompt_ids, announced_prompt_tokens
 from errata.patches.base import Arguments
+from errata.patches.history import History, repeated, resized
 
 MAIN = -1
 """The route of a sequence that the base model answers."""
@@ -28,17 +28,13 @@ class CacheState:
 
     Attributes:
         decided_by: the installation of the patch that decided; an id.
-        ids: (batch, columns), the tokens given so far; None when they came as embeddings.
-        seen: (batch, columns) bool, False at padding; columns that it lacks are no padding.
-        prompt: (batch, columns) bool, True at the prompt; columns that it lacks are no prompt.
+        history: the tokens given so far.
         route: (batch, ...), what was decided.
         extra_columns: columns of the cache beside those given.
     """
 
     decided_by: str
-    ids: Tensor | None
-    seen: Tensor
-    prompt: Tensor
+    history: History
     route: Tensor
     extra_columns: int = 0
 
@@ -53,9 +49,7 @@ class ForwardState:
             was in an earlier call.
         cache: the key-value cache given, if any.
         route: (batch, ...), what was decided; None before the decision.
-        ids: (batch, columns), all tokens of the sequences, those of earlier calls too; None when
-            they came as embeddings.
-        seen, prompt: (batch, columns) bool for all tokens, as in `CacheState`.
+        history: all tokens of the sequences, those of earlier calls too.
         reread: leading columns of this call that the caller gave in earlier calls.
         kept: what a patch passes from one hook to the next.
     """
@@ -64,11 +58,24 @@ class ForwardState:
     mask: Tensor | None
     cache: Any
     route: Tensor | None
-    ids: Tensor | None
-    seen: Tensor
-    prompt: Tensor
+    history: History
     reread: int = 0
     kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> Tensor | None:
+        """All tokens, (batch, columns); None when they came as embeddings."""
+        return self.history.ids
+
+    @property
+    def seen(self) -> Tensor:
+        """False at padding, (batch, columns) bool."""
+        return self.history.seen
+
+    @property
+    def prompt(self) -> Tensor:
+        """True at the prompt, (batch, columns) bool; columns that it lacks are no prompt."""
+        return self.history.prompt
 
 
 # which tokens are the prompt
@@ -92,32 +99,28 @@ def prompt_mask(arguments: Arguments, size: tuple[int, int], device: torch.devic
 
 def new_prompt_mask(
     arguments: Arguments, size: tuple[int, int], past: int, device: torch.device
-) -> Tensor:
-    """Return the prompt's tokens in a call behind a cache of `past` columns, (batch, width) bool.
+) -> Tensor | None:
+    """Return the prompt's tokens in a call behind a cache of `past` columns, (batch, width) bool;
+    None where there are none.
 
     They are the announced ones, else those before the first label, else all of several tokens and
     none of a single one, which is the answer's next.
     """
     labels, announced = arguments.get("labels"), announced_prompt_tokens()
     if size[1] == 1 and announced is None and not isinstance(labels, Tensor):
-        return torch.zeros(size, dtype=torch.bool, device=device)
+        return None
     mask = not_padding(arguments, size, device)
     if announced is not None:
         prompt = repeated(announced, size[0]).to(device)
-        return mask & resized(prompt, past + size[1], False)[:, past:]
-    if isinstance(labels, Tensor):
-        return mask & ~_labelled(labels, mask)
-    return mask
+        mask = mask & resized(prompt, past + size[1], False)[:, past:]
+    elif isinstance(labels, Tensor):
+        mask = mask & ~_labelled(labels, mask)
+    return mask if bool(mask.any()) else None
 
 
 def _labelled(labels: Tensor, mask: Tensor) -> Tensor:
     """Return the tokens from the first label on: what follows the target is no prompt either."""
     return (mask & (labels.to(mask.device) != -100)).cumsum(-1) > 0
-
-
-def last_token(mask: Tensor) -> Tensor:
-    """Return the last True column of each row, (batch,), of a mask (batch, width)."""
-    return (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).argmax(-1)
 
 
 # which tokens are padding
@@ -148,27 +151,6 @@ def first_not_padding(arguments: Arguments, size: tuple[int, int], prompt: Tenso
 
 
 # shapes
-
-
-def repeated(tensor: Tensor, rows: int) -> Tensor:
-    """Repeat per-sequence data (batch, ...) for `rows` rows, as beams and several answers do.
-
-    Raises:
-        ConfigError: `rows` is no multiple of the batch.
-    """
-    if tensor.shape[0] == rows:
-        return tensor
-    if rows % tensor.shape[0]:
-        raise ConfigError(
-            f"{tensor.shape[0]} sequences were routed, then {rows} rows came with their cache."
-        )
-    return tensor.repeat_interleave(rows // tensor.shape[0], dim=0)
-
-
-def resized(mask: Tensor, width: int, fill: bool) -> Tensor:
-    """Cut a mask (batch, columns), or fill it up, to (batch, width)."""
-    missing = width - mask.shape[1]
-    return F.pad(mask, (0, missing), value=fill) if missing > 0 else mask[:, :width]
 
 
 def last_columns(output: Any, width: int, full_width: int) -> Any:
@@ -223,4 +205,5 @@ def announced_cache_state(rows: int, columns: int) -> CacheState:
             "give the whole text without past_key_values."
         )
     prompt = repeated(mask, rows)
-    return CacheState("", repeated(ids, rows), prompt, prompt, torch.full((rows,), MAIN))
+    history = History(repeated(ids, rows), prompt, prompt)
+    return CacheState("", history, torch.full((rows,), MAIN))

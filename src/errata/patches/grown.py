@@ -20,6 +20,8 @@ from errata.patches.routed import ForwardState, last_token
 GROWN, WIDER, DECIDED, WITHHELD, COLUMNS = 0, 1, 2, 3, 4
 """The columns of a route; and how many stand before the attention mask."""
 UNDECIDED = -2
+GREW = "grew"
+"""A note of a history: whether any of its rows has a context."""
 
 
 def route_of(seen: Tensor, grown: Tensor | None = None, wider: int = 0) -> Tensor:
@@ -58,9 +60,12 @@ def shifted_positions(
 
 def continued(lm: LM, arguments: Arguments, state: ForwardState, route: Tensor) -> Arguments | None:
     """Return the arguments to change in a call on a cache with contexts in it; None if none are."""
-    grown, wider, seen = route[:, GROWN], int(route[0, WIDER]), route[:, COLUMNS:]
-    if not bool(grown.any()):
+    grown, notes = route[:, GROWN], state.history.notes
+    if GREW not in notes:
+        notes[GREW] = bool(grown.any())
+    if not notes[GREW]:
         return None
+    wider, seen = int(route[0, WIDER]), route[:, COLUMNS:]
     check_growable(arguments, state)
     columns, width = int(state.cache.get_seq_length()), state.size[1]
     mask, read = arguments.get("attention_mask"), seen.shape[1]

@@ -40,13 +40,11 @@ from errata.patches.forward_state import (
     can_grow,
     first_not_padding,
     last_columns,
-    last_token,
     new_prompt_mask,
     not_padding,
     prompt_mask,
-    repeated,
-    resized,
 )
+from errata.patches.history import History, last_token, repeated, resized
 from errata.patches.question import question_mask
 
 __all__ = ["MAIN", "ForwardState", "RoutedModule", "RoutedPatch", "last_columns", "last_token"]
@@ -106,7 +104,7 @@ class RoutedPatch(ForwardPatch):
             return self._continue(arguments, ids, size, tokens.device, columns)
         prompt = prompt_mask(arguments, size, tokens.device)
         seen = first_not_padding(arguments, size, prompt)
-        self._pass = ForwardState(size, prompt, cache, None, ids, seen, prompt)
+        self._pass = ForwardState(size, prompt, cache, None, History(ids, seen, prompt))
         return None
 
     def _continue(
@@ -123,34 +121,33 @@ class RoutedPatch(ForwardPatch):
         if known is None:
             known = announced_cache_state(rows, columns)
         past = columns - known.extra_columns
+        history, route = known.history.resized(rows, past), repeated(known.route, rows)
         new_mask = new_prompt_mask(arguments, size, past, device)
-        seen_before = resized(repeated(known.seen, rows), past, True).to(device)
-        seen = torch.cat([seen_before, not_padding(arguments, size, device)], dim=1)
-        all_ids = None
-        if known.ids is not None and ids is not None:
-            all_ids = torch.cat([repeated(known.ids, rows)[:, :past].to(device), ids], dim=1)
-        is_new = bool(new_mask.any())
-        if (announced := announced_prompt_tokens()) is not None:
-            prompt = seen & resized(repeated(announced, rows).to(device), past + width, False)
-        elif is_new:  # all earlier tokens, answers too, belong to the new prompt
-            prompt = torch.cat([seen[:, :past], new_mask], dim=1)
-        else:
-            prompt = resized(repeated(known.prompt, rows), past + width, False).to(device)
         is_ours = known.decided_by == self._installation
-        if is_ours and not is_new:
-            route = repeated(known.route, rows)
-            self._pass = ForwardState(size, None, cache, route, all_ids, seen, prompt)
+        if is_ours and new_mask is None:
+            history = history.behind(ids, not_padding(arguments, size, device))
+            self._pass = ForwardState(size, None, cache, route, history)
             return None
-        if all_ids is None:
+        seen = torch.cat([history.seen.to(device), not_padding(arguments, size, device)], dim=1)
+        if history.ids is None or ids is None:
             raise ConfigError(
                 "this cache was filled from embeddings, so it is not known what was asked; give "
                 "token ids, or the whole prompt without past_key_values."
             )
-        if is_ours and bool(new_mask.any(-1).all()) and self.keeps_cache(cache, all_ids, prompt):
-            self._pass = ForwardState(size, new_mask, cache, None, all_ids, seen, prompt)
+        all_ids = torch.cat([history.ids.to(device), ids], dim=1)
+        if (announced := announced_prompt_tokens()) is not None:
+            prompt = seen & resized(repeated(announced, rows).to(device), past + width, False)
+        elif new_mask is not None:  # all earlier tokens, answers too, belong to the new prompt
+            prompt = torch.cat([seen[:, :past], new_mask], dim=1)
+        else:
+            prompt = resized(history.prompt, past + width, False).to(device)
+        history = History(all_ids, seen, prompt)
+        all_new = new_mask is not None and bool(new_mask.any(-1).all())
+        if is_ours and all_new and self.keeps_cache(cache, all_ids, prompt):
+            self._pass = ForwardState(size, new_mask, cache, None, history)
             return None
         size = (rows, past + width)
-        self._pass = ForwardState(size, prompt, cache, None, all_ids, seen, prompt, reread=past)
+        self._pass = ForwardState(size, prompt, cache, None, history, reread=past)
         return (), self._reread(arguments, all_ids, seen, past, width)
 
     def _reread(
@@ -195,11 +192,9 @@ class RoutedPatch(ForwardPatch):
             for cache in caches_in(output, state.cache):
                 cache_state = CacheState(
                     self._installation,
-                    state.ids,
-                    state.seen,
-                    state.prompt,
+                    state.history,
                     state.route,
-                    int(cache.get_seq_length()) - state.seen.shape[1],
+                    int(cache.get_seq_length()) - state.history.size[1],
                 )
                 setattr(cache, CACHE_STATE, cache_state)
         width = state.size[1]

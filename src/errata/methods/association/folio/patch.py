@@ -38,7 +38,7 @@ from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.leaf import EncodedPrompt
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.question_reader import QuestionReader
-from errata.methods.association.folio.saying import NOTHING, tokens_to_say, with_said
+from errata.methods.association.folio.saying import places_to_say, with_said
 from errata.methods.association.folio.withholding import with_withheld, withheld_places
 from errata.methods.fact_method import TEMPLATE, fact_contexts
 from errata.patches.base import Arguments
@@ -48,7 +48,9 @@ from errata.patches.outcome import Outcome, listener
 from errata.patches.routed import MAIN, ForwardState, last_token
 
 TO_SAY, NOT_TO_SAY, KEEP = "to_say", "not_to_say", "logits_to_keep"
-"""What one hook leaves for the next: rows and tokens; places; and which columns get logits."""
+"""What one hook leaves for the next: places, see `Place`; and which columns get logits."""
+SAID = "said"
+"""A note of a history: rows that are answered by an edit, each with its answer's tokens."""
 
 
 class FolioMemory(ContextPatch):
@@ -155,12 +157,12 @@ class FolioMemory(ContextPatch):
             self._withhold(state)
             if (tell := listener()) is not None:
                 tell([self._outcome(state, row) for row in range(state.size[0])])
-        rows = (state.route[:, DECIDED] >= 0).nonzero()[:, 0]
-        if len(rows):
-            leaves = [self.leaves[number] for number in state.route[rows, DECIDED].tolist()]
-            to_say = tokens_to_say(state, rows, [leaf.tokens for leaf in leaves])
-            if (to_say != NOTHING).any():
-                state.kept[TO_SAY] = rows, to_say
+        notes = state.history.notes
+        if SAID not in notes:
+            numbers = enumerate(state.route[:, DECIDED].tolist())
+            notes[SAID] = [(row, self.leaves[each].tokens) for row, each in numbers if each >= 0]
+        if notes[SAID]:
+            state.kept[TO_SAY] = list(places_to_say(state, notes[SAID]))
         if self._withheld and len(rows := state.route[:, WITHHELD].nonzero()[:, 0]):
             told = [
                 (row, self.leaves.spelled(self._withheld[number - 1]))
@@ -234,32 +236,27 @@ class FolioMemory(ContextPatch):
         state = self._pass
         if state is None or self.empty or state.route is None:
             return None
-        if not state.kept.keys() & {TO_SAY, NOT_TO_SAY}:
+        said, withheld = state.kept.get(TO_SAY), state.kept.get(NOT_TO_SAY)
+        if not (said or withheld):
             return None
-        columns = self._columns(state, logits.shape[1])
-        there = {column: place for place, column in enumerate(columns.tolist())}
-        places = [
-            (row, there[column], token)
-            for row, column, token in state.kept.get(NOT_TO_SAY, ())
-            if column in there
-        ]
-        if places:
-            logits = with_withheld(logits, places)
-        if TO_SAY in state.kept:
-            rows, to_say = state.kept[TO_SAY]
-            columns = columns.to(to_say.device)
-            tokens = torch.where(columns >= 0, to_say[:, columns.clamp(min=0)], NOTHING)
-            rows = rows.to(logits.device)
-            said = with_said(logits[rows], tokens, self.confidence, self.base.logit_scale)
-            logits = logits.index_copy(0, rows, said)
+        there = {column: place for place, column in enumerate(self._columns(state, logits))}
+        said, withheld = (
+            [(row, there[column], token) for row, column, token in places if column in there]
+            for places in (said or (), withheld or ())
+        )
+        if withheld:
+            logits = with_withheld(logits, withheld)
+        if said:
+            logits = with_said(logits, said, self.confidence, self.base.logit_scale)
         return logits
 
-    def _columns(self, state: ForwardState, count: int) -> Tensor:
-        """Return which columns of the call the logits are of; those of a context are below 0."""
+    def _columns(self, state: ForwardState, logits: Tensor) -> Sequence[int]:
+        """Return which columns of the call logits are of; those of a context are below 0."""
         if state.route is None:
             raise ValueError("nothing is decided yet")
-        wider, width = int(state.route[0, WIDER]), state.size[1]
-        keep = state.kept[KEEP]
-        if isinstance(keep, Tensor):
-            return torch.where(keep < 0, keep + width, keep - wider).cpu()
-        return torch.arange(width - count, width)
+        width, keep = state.size[1], state.kept[KEEP]
+        if not isinstance(keep, Tensor):
+            return range(width - logits.shape[1], width)
+        wider = int(state.route[0, WIDER])
+        columns: list[int] = torch.where(keep < 0, keep + width, keep - wider).tolist()
+        return columns

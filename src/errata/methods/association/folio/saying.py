@@ -1,27 +1,30 @@
 """Say an answer: give each of its tokens, in its place, the probability that is wanted.
 
 What is added to a logit follows from the others in closed form: z = logsumexp(others) +
-log(c / (1 - c)) has the probability c. The other tokens keep their proportions.
+log(c / (1 - c)) has the probability c. The other tokens keep their proportions. A token that has
+the probability p now leaves logsumexp(all) + log(1 - p) to the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from errata.patches.forward_state import ForwardState, last_token
+from errata.patches.forward_state import ForwardState
 
-NOTHING = -1
-"""Stands for a token where none is to be said."""
+Place = tuple[int, int, int]
+"""(row of the batch, column of the call, token)."""
 MOST = 1 - 1e-7
 """The highest probability that a token is given."""
 
 
-def tokens_to_say(state: ForwardState, rows: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
-    """Return the token to be said behind each token that a forward call is given.
+def places_to_say(
+    state: ForwardState, told: Sequence[tuple[int, Sequence[int]]]
+) -> Iterator[Place]:
+    """Yield the token to be said behind each token that a forward call is given.
 
     Behind a prompt it is the answer's first. Behind n tokens of an answer it is the next one, if
     the last of them is the n-th of the answer: what has begun otherwise goes on by itself. (Beams
@@ -29,45 +32,44 @@ def tokens_to_say(state: ForwardState, rows: Tensor, answers: Sequence[Sequence[
 
     Args:
         state: the call; `state.ids` are known.
-        rows: (n,), rows of its batch.
-        answers: n answers, as tokens.
-
-    Returns:
-        (n, width), `NOTHING` where none is to be said.
+        told: (row, the tokens of its answer).
     """
     if state.ids is None:
         raise ValueError("the tokens of the call are not known")
-    width, device = state.size[1], state.ids.device
-    rows = rows.to(device)
-    columns = torch.arange(state.ids.shape[1], device=device)
-    last = last_token(state.prompt.to(device)[rows])[:, None]
-    said = ((columns > last) & state.seen.to(device)[rows]).cumsum(-1)  # tokens behind the prompt
-    longest = max(map(len, answers))
-    padded = torch.tensor(
-        [[NOTHING, *answer, *[NOTHING] * (longest - len(answer) + 1)] for answer in answers],
-        device=device,
-    )
-    places = said.clamp(max=longest)  # of the token read, in `padded`, behind the one in front
-    read, to_say = padded.gather(1, places), padded.gather(1, places + 1)
-    goes_on = (columns == last) | ((columns > last) & (read == state.ids[rows]) & (said > 0))
-    return torch.where(goes_on & (said <= longest), to_say, NOTHING)[:, -width:]
+    before = state.ids.shape[1] - state.size[1]  # columns of earlier calls
+    ends = state.history.ends
+    first = min(ends[row] for row, _ in told) + 1  # that may be behind a prompt
+    seen, ids = state.seen[:, first:].tolist(), state.ids[:, before:].tolist()
+    for row, answer in told:
+        if ends[row] >= before:
+            yield row, ends[row] - before, answer[0]
+        said = 0
+        for column, is_seen in enumerate(seen[row][ends[row] + 1 - first :], ends[row] + 1):
+            said += is_seen
+            if said >= len(answer):
+                break
+            if column >= before and is_seen and ids[row][column - before] == answer[said - 1]:
+                yield row, column - before, answer[said]
 
 
-def with_said(logits: Tensor, tokens: Tensor, confidence: float, scale: float) -> Tensor:
-    """Return logits (n, columns, vocabulary) that give tokens (n, columns) at least `confidence`.
+def with_said(logits: Tensor, places: Sequence[Place], confidence: float, scale: float) -> Tensor:
+    """Return logits (batch, columns, vocabulary) that give each place's token `confidence`, or more
+    where they have more.
 
     Args:
         logits: those of the model's head.
-        tokens: `NOTHING` where the logits stay as they are.
+        places: with columns of these logits.
         confidence: a probability.
         scale: factor from the head's output to the model's logits.
     """
     confidence = min(confidence, MOST)
-    places = tokens.clamp(min=0)[..., None].to(logits.device)
-    scaled = logits.float() * scale
-    others = scaled.scatter(-1, places, -torch.inf).logsumexp(-1, keepdim=True)
+    count, vocabulary = logits.shape[1:]
+    flat = [((row * count + column), token) for row, column, token in places]
+    texts, tokens = torch.tensor(flat, device=logits.device).T
+    there, token = logits.reshape(-1, vocabulary)[texts], tokens[:, None]
+    before = there.gather(1, token).float()
+    total = (there.float() * scale).logsumexp(1, keepdim=True)
+    others = total + torch.log1p(-(before * scale - total).exp().clamp(max=1))
     wanted = (others + math.log(confidence / (1 - confidence))) / scale
-    before = logits.gather(-1, places)
-    said = torch.maximum(before.float(), wanted).to(logits.dtype)
-    is_said = (tokens != NOTHING)[..., None].to(logits.device)
-    return logits.scatter(-1, places, torch.where(is_said, said, before))
+    said = torch.maximum(before, wanted)[:, 0].to(logits.dtype)
+    return logits.reshape(-1).scatter(0, texts * vocabulary + tokens, said).view_as(logits)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from errata.lm import LM
-from errata.patches.forward_state import ForwardState, last_token
+from errata.methods.association.folio.saying import Place
+from errata.patches.forward_state import ForwardState
 
 Spelling = tuple[int, ...]
 """The tokens of a text that is not to be said."""
-Place = tuple[int, int, int]
-"""(row of the batch, column of the call, token)."""
 
 
 def spellings(lm: LM, texts: Iterable[str]) -> list[Spelling]:
@@ -40,10 +39,11 @@ def withheld_places(
     if state.ids is None:
         raise ValueError("the tokens of the call are not known")
     width, columns = state.size[1], state.ids.shape[1]
+    ends = state.history.ends
     for row, texts in told:
         whole = {ids[0] for ids in texts if len(ids) == 1}
         first = whole | {ids[0] for ids in texts if ids[0] not in spared}
-        last = int(last_token(state.prompt[row : row + 1]))
+        last = ends[row]
         start = max(last, columns - width)
         for column, token in enumerate(state.ids[row, start:].tolist(), start):
             if not bool(state.seen[row, column : column + 1].all()):  # padding
