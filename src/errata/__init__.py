@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from errata.methods.association.knn_lm.method import KnnLmConfig
     from errata.methods.association.lora import LoraConfig
     from errata.methods.association.memoir.method import MemoirConfig
+    from errata.methods.association.neuraldb import NeuralDbConfig
     from errata.methods.association.prefix import PrefixConfig
     from errata.methods.association.prompt_tuning import PromptTuningConfig
     from errata.methods.association.wise.config import WiseConfig
@@ -77,6 +78,7 @@ __all__ = [
     "MemoirConfig",
     "MendConfig",
     "MethodConfig",
+    "NeuralDbConfig",
     "PrefixConfig",
     "Probe",
     "PromptTuningConfig",
@@ -124,6 +126,7 @@ _HOMES = {
     "methods.association.knn_lm.method": ("KnnLmConfig",),
     "methods.association.lora": ("LoraConfig",),
     "methods.association.memoir.method": ("MemoirConfig",),
+    "methods.association.neuraldb": ("NeuralDbConfig",),
     "methods.association.prefix": ("PrefixConfig",),
     "methods.association.prompt_tuning": ("PromptTuningConfig",),
     "methods.association.wise.config": ("WiseConfig",),

@@ -136,6 +136,18 @@ class PromptEncoder:
         stop = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
 
+    def questions(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Return the user's words in token ids: the last question first, see `Conversation`.
+
+        It is less work than `conversation`, which tells in which way they were encoded.
+        """
+        text, parsed = self._parsed(ids)
+        if parsed.questions != (text,):
+            return parsed.questions
+        if (prompt := self._framed(text)) is None:  # no turns: the words alone
+            prompt = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return (prompt.removeprefix(" "),)  # which some tokenizers put before every text
+
     def conversation(self, ids: Sequence[int]) -> Conversation:
         """Decode token ids into a prompt, a conversation, or plain text.
 
@@ -150,18 +162,10 @@ class PromptEncoder:
         return kept[key]
 
     def _conversation(self, ids: Sequence[int]) -> Conversation:
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat))
-        parsed, front, back = Conversation((text,)), "", ""
-        if self.template is not None:
-            parsed = self.template.parse(text)
-            front, back = self.template.front, self.template.back
-        if (
-            len(parsed.questions) == 1
-            and text.startswith(front)
-            and text.endswith(back)
-            and len(text) >= len(front + back)
-        ):
-            prompt = text[len(front) : len(text) - len(back)]
+        text, parsed = self._parsed(ids)
+        prompt = self._framed(text) if len(parsed.questions) == 1 else None
+        if prompt is not None:
+            front, back = (self.template.front, self.template.back) if self.template else ("", "")
             # some tokenizers put a space before every text
             for candidate in (prompt.removeprefix(" "), prompt):
                 if self._encodes_to(candidate, ids):
@@ -169,6 +173,19 @@ class PromptEncoder:
         if self.template is not None and parsed.questions == (text,):  # no turns: the words alone
             return Conversation((str(self.tokenizer.decode(list(ids), skip_special_tokens=True)),))
         return parsed
+
+    def _parsed(self, ids: Sequence[int]) -> tuple[str, Conversation]:
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat))
+        return text, self.template.parse(text) if self.template else Conversation((text,))
+
+    def _framed(self, text: str) -> str | None:
+        """Return what stands in a text between what the template puts around a single prompt; None
+        where it does not stand around it.
+        """
+        front, back = (self.template.front, self.template.back) if self.template else ("", "")
+        if not (text.startswith(front) and text.endswith(back)) or len(text) < len(front + back):
+            return None
+        return text[len(front) : len(text) - len(back)]
 
     def _encodes_to(self, prompt: str, ids: Sequence[int]) -> bool:
         if {*self.tokenizer.all_special_ids} & {*self.encode_piece(prompt)}:

@@ -24,6 +24,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "grace": "errata.methods.association.grace.method:Grace",
         "defer": "errata.methods.association.defer:Defer",
         "memoir": "errata.methods.association.memoir.method:Memoir",
+        "neuraldb": "errata.methods.association.neuraldb:NeuralDb",
         "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",
         "lora": "errata.methods.association.lora:Lora",
         "adapter": "errata.methods.association.adapter:Adapter",

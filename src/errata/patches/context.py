@@ -24,7 +24,6 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.chat import Conversation
 from errata.lm.hooks import PerThread
 from errata.patches.base import Arguments
 from errata.patches.forward_state import CACHE_STATE, CacheState, column_mask
@@ -110,12 +109,9 @@ class ContextPatch(RoutedPatch):
         results = {ids: cached.get((room, ids)) for ids in dict.fromkeys(prompts)}
         new = [ids for ids, result in results.items() if result is None]
         if new and not self.empty:
-            conversations = [lm.conversation(ids) for ids in new]
-            contexts = self._contexts([each.questions for each in conversations])
-            for ids, conversation, pieces in zip(new, conversations, contexts, strict=True):
-                results[ids] = cached[room, ids] = self._insert_pieces(
-                    lm, ids, conversation, pieces
-                )
+            contexts = self._contexts([lm.questions(ids) for ids in new])
+            for ids, pieces in zip(new, contexts, strict=True):
+                results[ids] = cached[room, ids] = self._insert_pieces(lm, ids, pieces)
         return [results[ids] or ids for ids in prompts]
 
     def _contexts(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -143,9 +139,12 @@ class ContextPatch(RoutedPatch):
         return list(contexts.values())
 
     def _insert_pieces(
-        self, lm: LM, ids: tuple[int, ...], conversation: Conversation, pieces: tuple[str, ...]
+        self, lm: LM, ids: tuple[int, ...], pieces: tuple[str, ...]
     ) -> tuple[int, ...]:
         """Return the ids with as many of the last pieces as leave room for the answer."""
+        if not pieces:
+            return ids
+        conversation = lm.conversation(ids)
         limit = lm.context_length
         room = 0
         if limit:
@@ -205,7 +204,7 @@ class ContextPatch(RoutedPatch):
                 "with inputs_embeds it is not known what is asked, so no fact can be found for it; "
                 "give input_ids."
             )
-        old = [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
+        old = state.history.prompts
         new = self.with_contexts(lm, old)
         if new == old:
             return None

@@ -107,7 +107,9 @@ def new_prompt_mask(
     none of a single one, which is the answer's next.
     """
     labels, announced = arguments.get("labels"), announced_prompt_tokens()
-    if size[1] == 1 and announced is None and not isinstance(labels, Tensor):
+    if announced is not None and announced.shape[1] <= past:
+        return None
+    if announced is None and size[1] == 1 and not isinstance(labels, Tensor):
         return None
     mask = not_padding(arguments, size, device)
     if announced is not None:

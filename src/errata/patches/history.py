@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import compress
 from typing import Any
 
 import torch
@@ -54,6 +55,18 @@ class History:
             self.notes["ends"] = tuple(last_token(self.prompt).tolist())
         ends: tuple[int, ...] = self.notes["ends"]
         return ends
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """Each row's tokens that are the prompt; none where they came as embeddings."""
+        if "prompts" not in self.notes:
+            rows = [] if self.ids is None else self.ids.tolist()
+            masks = self.prompt.tolist()
+            self.notes["prompts"] = [
+                tuple(compress(*each)) for each in zip(rows, masks, strict=False)
+            ]
+        prompts: list[tuple[int, ...]] = self.notes["prompts"]
+        return prompts
 
     def behind(self, ids: Tensor | None, seen: Tensor) -> History:
         """Return the history with tokens of the answer behind it.

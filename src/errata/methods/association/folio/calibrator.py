@@ -117,7 +117,7 @@ class Calibrator:
         """Encode prompts; the base model does not read them."""
         encoded = []
         for ids in map(self.lm.encode_prompt, prompts):
-            text, *earlier = self.lm.conversation(ids).questions
+            text, *earlier = self.lm.questions(ids)
             encoded.append(EncodedPrompt(text, tuple(earlier), tuple(ids)))
         return encoded
 

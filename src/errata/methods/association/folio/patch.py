@@ -43,7 +43,7 @@ from errata.methods.association.folio.withholding import with_withheld, withheld
 from errata.methods.fact_method import TEMPLATE, fact_contexts
 from errata.patches.base import Arguments
 from errata.patches.context import MAX_CACHED, ContextPatch
-from errata.patches.grown import DECIDED, GROWN, UNDECIDED, WIDER, WITHHELD
+from errata.patches.grown import COLUMNS, DECIDED, GROWN, UNDECIDED, WIDER, WITHHELD
 from errata.patches.outcome import Outcome, listener
 from errata.patches.routed import MAIN, ForwardState, last_token
 
@@ -156,7 +156,7 @@ class FolioMemory(ContextPatch):
             self._decide(tensor_of(body, output), state)
             self._withhold(state)
             if (tell := listener()) is not None:
-                tell([self._outcome(state, row) for row in range(state.size[0])])
+                tell(self._outcomes(state))
         notes = state.history.notes
         if SAID not in notes:
             numbers = enumerate(state.route[:, DECIDED].tolist())
@@ -177,34 +177,35 @@ class FolioMemory(ContextPatch):
         """Put into the route what each row's answer must not tell; 0 is nothing."""
         if state.route is None or not self.leaves.withholds:
             return
-        prompts = [EncodedPrompt(*self._turns(state, row)) for row in range(state.size[0])]
+        turns = [self._turns(ids) for ids in state.history.prompts]
+        prompts = [EncodedPrompt(text, tuple(earlier)) for text, *earlier in turns]
         for row, numbers in enumerate(self.leaves.withheld(prompts)):
             if numbers:
                 if numbers not in self._withheld:
                     self._withheld.append(numbers)
                 state.route[row, WITHHELD] = self._withheld.index(numbers) + 1
 
-    def _turns(self, state: ForwardState, row: int) -> tuple[str, tuple[str, ...]]:
-        """Return a row's question, and the earlier ones of its conversation."""
-        if state.ids is None:
-            return "", ()
-        ids = state.ids[row][state.prompt[row].to(state.ids.device)].tolist()
-        text, *earlier = self.base.lm.conversation(ids).questions
-        return text, tuple(earlier)
+    def _turns(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return a prompt's question, and behind it the earlier ones of its conversation."""
+        return self.base.lm.questions(ids)
 
-    def _outcome(self, state: ForwardState, row: int) -> Outcome:
-        """Return what a row is answered with, once it is decided."""
+    def _outcomes(self, state: ForwardState) -> list[Outcome]:
+        """Return what the rows are answered with, once it is decided."""
         if state.route is None or state.ids is None:
-            return Outcome("main")
-        if (number := int(state.route[row, DECIDED])) >= 0:
+            return [Outcome("main")] * state.size[0]
+        routes = state.route[:, :COLUMNS].tolist()
+        rows = zip(routes, state.history.prompts, strict=True)
+        return [self._outcome(route, prompt) for route, prompt in rows]
+
+    def _outcome(self, route: Sequence[int], prompt: tuple[int, ...]) -> Outcome:
+        if (number := route[DECIDED]) >= 0:
             return Outcome("say", (self.leaves[number].edit.id,))
-        if int(state.route[row, GROWN]) <= 0:
-            if number := int(state.route[row, WITHHELD]):
+        if route[GROWN] <= 0:
+            if number := route[WITHHELD]:
                 withheld = self._withheld[number - 1]
                 return Outcome("withhold", tuple(self.leaves[each].edit.id for each in withheld))
             return Outcome("main")
-        text, earlier = self._turns(state, row)
-        questions = (text, *earlier)
+        questions = self._turns(prompt)
         if questions not in self._read:
             self._contexts([questions])
         numbers = self._read[questions]
@@ -222,13 +223,12 @@ class FolioMemory(ContextPatch):
         rows = (state.route[:, GROWN] == 0) & (state.route[:, DECIDED] == UNDECIDED)
         last = last_token(state.mask).to(inputs.device) + int(state.route[0, WIDER])
         state.route[:, DECIDED] = MAIN
+        keys = inputs[torch.arange(len(last), device=inputs.device), last]
         prompts = []
-        for row in rows.nonzero()[:, 0].tolist():
-            tokens = state.ids[row]
-            ids = tokens[state.prompt[row].to(tokens.device)].tolist()
-            text, *earlier = self.base.lm.conversation(ids).questions
-            key = inputs[row, last[row]]
-            prompts.append(EncodedPrompt(text, tuple(earlier), tuple(ids), key))
+        for key, ids, is_open in zip(keys, state.history.prompts, rows.tolist(), strict=True):
+            if is_open:
+                text, *earlier = self._turns(ids)
+                prompts.append(EncodedPrompt(text, tuple(earlier), ids, key))
         chosen = torch.tensor(self.leaves.choose(prompts), device=state.route.device)
         state.route[rows, DECIDED] = chosen.to(state.route)
 

@@ -1,8 +1,7 @@
 """Say an answer: give each of its tokens, in its place, the probability that is wanted.
 
-What is added to a logit follows from the others in closed form: z = logsumexp(others) +
-log(c / (1 - c)) has the probability c. The other tokens keep their proportions. A token that has
-the probability p now leaves logsumexp(all) + log(1 - p) to the others.
+What is added to a logit follows in closed form: where a token has the probability p, and c is
+wanted, it is the difference of their log odds. The other tokens keep their proportions.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ Place = tuple[int, int, int]
 """(row of the batch, column of the call, token)."""
 MOST = 1 - 1e-7
 """The highest probability that a token is given."""
+FARTHEST = 1e4
+"""Log odds that a token is raised by, at most: one that is forbidden stays so."""
 
 
 def places_to_say(
@@ -64,12 +65,15 @@ def with_said(logits: Tensor, places: Sequence[Place], confidence: float, scale:
     """
     confidence = min(confidence, MOST)
     count, vocabulary = logits.shape[1:]
-    flat = [((row * count + column), token) for row, column, token in places]
-    texts, tokens = torch.tensor(flat, device=logits.device).T
-    there, token = logits.reshape(-1, vocabulary)[texts], tokens[:, None]
-    before = there.gather(1, token).float()
-    total = (there.float() * scale).logsumexp(1, keepdim=True)
-    others = total + torch.log1p(-(before * scale - total).exp().clamp(max=1))
-    wanted = (others + math.log(confidence / (1 - confidence))) / scale
-    said = torch.maximum(before, wanted)[:, 0].to(logits.dtype)
-    return logits.reshape(-1).scatter(0, texts * vocabulary + tokens, said).view_as(logits)
+    texts = [row * count + column for row, column, _ in places]
+    at = [text * vocabulary + token for text, (_, _, token) in zip(texts, places, strict=True)]
+    flat = logits.reshape(-1)
+    there = flat.view(-1, vocabulary)[torch.tensor(texts, device=logits.device)].float()
+    if scale != 1:
+        there = there * scale
+    tokens = torch.tensor([[token] for _, _, token in places], device=logits.device)
+    share = there.log_softmax(1).gather(1, tokens)[:, 0]
+    odds = share - torch.log1p(-share.exp())  # infinite where it is certain: it stays
+    more = (math.log(confidence / (1 - confidence)) - odds).clamp(0, FARTHEST) / scale
+    said = flat.scatter_add(0, torch.tensor(at, device=logits.device), more.to(logits.dtype))
+    return said.view_as(logits)

@@ -35,7 +35,7 @@ def _unreached(memory: FolioMemory, number: int) -> str | None:
     leaves, lm = memory.leaves, memory.base.lm
     leaf = leaves[number]
     ids = lm.encode_prompt(leaf.edit.prompt)
-    text, *_ = lm.conversation(ids).questions
+    text, *_ = lm.questions(ids)
     prompt = EncodedPrompt(text, ids=tuple(ids), key=leaf.key.to(lm.device))
     candidates = leaves.candidates([prompt])[0]
     own = next((each for each in candidates if each.number == number), None)
