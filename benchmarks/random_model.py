@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,8 +21,10 @@ class _Words:
     bos_token_id = None
     all_special_ids: tuple[int, ...] = ()
 
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [int(word[1:]) for word in text.split()]}
+    def __call__(self, text: str | list[str], **_: object) -> dict[str, list[Any]]:
+        texts = [text] if isinstance(text, str) else text
+        ids = [[int(number) for number in re.findall(r"w(\d+)", each)] for each in texts]
+        return {"input_ids": ids[0] if isinstance(text, str) else ids}
 
     def decode(self, ids: Sequence[int], **_: object) -> str:
         return " ".join(f"w{number}" for number in ids)

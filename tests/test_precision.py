@@ -76,6 +76,20 @@ def test_half_precision_is_computed_in_float32_where_the_cpu_cannot(
     assert all(torch.equal(tensor, plain[name].float()) for name, tensor in full.items())
 
 
+def test_what_a_model_computes_when_it_is_made_is_not_rounded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Gemma's scale of embeddings is no weight: converted behind the loading it stays rounded."""
+    tiny_model("gemma3").to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    has(monkeypatch)
+    (auto, _), (full, _) = (errata.load_base(str(tmp_path), dtype) for dtype in ("auto", "float32"))
+    buffers = dict(full.named_buffers())
+    assert buffers and auto.dtype == torch.float32
+    for name, buffer in auto.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
 def test_the_digest_of_converted_weights_is_kept_too(
     half: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

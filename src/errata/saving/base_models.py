@@ -104,6 +104,9 @@ def load_base(
         if file is None:
             where = {"pretrained_model_name_or_path": source, "trust_remote_code": trusted}
             model, tokenizer = _loaded(where, options)
+            if dtype == "auto" and _is_slow(model):
+                del model
+                model, tokenizer = _loaded(where, options | {"dtype": torch.float32})
         else:
             with gguf_files.opened(file) as (where, for_model):
                 model, tokenizer = _loaded(where, options | for_model)
@@ -113,8 +116,6 @@ def load_base(
         raise
     except _UNLOADABLE as error:
         raise _unloadable(name, error) from error
-    if dtype == "auto":
-        model = _in_computed_dtype(model)
     if file is not None:
         record_source(model, file)
     else:
@@ -164,22 +165,24 @@ def _unloadable(name: str, error: Exception) -> UnknownNameError:
     )
 
 
-def _in_computed_dtype(base: PreTrainedModel) -> PreTrainedModel:
-    """Convert a model in half precision to float32 if it is on a CPU that does not compute in that.
+def _is_slow(base: PreTrainedModel) -> bool:
+    """Return whether a model is in half precision on a CPU that does not compute in that.
 
     Such a CPU converts each number before and after each operation, which takes several times as
-    long. float32 holds every number of both exactly. A quantized model stays as it is.
+    long. float32 holds every number of both exactly, so the model is loaded in it, anew: what a
+    model computes when it is made, such as Gemma's scale of embeddings, was rounded. A quantized
+    model stays as it is.
     """
     dtype, devices = base.dtype, {parameter.device.type for parameter in base.parameters()}
     quantized = getattr(base, "is_quantized", False)
-    if devices == {"cpu"} and not quantized and not computes_in(dtype):
-        shown = str(dtype).removeprefix("torch.")
-        _warn_once(
-            f"{name_of(base)} is saved in {shown}, in which this CPU does not compute: it is "
-            f"loaded in float32 (dtype {shown} would keep it, and be slow)."
-        )
-        base = base.float()
-    return base
+    if devices != {"cpu"} or quantized or computes_in(dtype):
+        return False
+    shown = str(dtype).removeprefix("torch.")
+    _warn_once(
+        f"{name_of(base)} is saved in {shown}, in which this CPU does not compute: it is "
+        f"loaded in float32 (dtype {shown} would keep it, and be slow)."
+    )
+    return True
 
 
 def computes_in(dtype: torch.dtype) -> bool:
