@@ -134,11 +134,7 @@ def main() -> None:
             print(line, flush=True)
             data = "its world" if name == "atlas" else "CounterFact"
             command = f"python benchmarks/erase.py {Path(name).name} -m {method} -n {options.n}"
-            lines = [
-                each
-                for each in lines
-                if (each["on"], each["method"]) != (line["on"], line["method"])
-            ]
+            lines = [each for each in lines if each["command"] != command]
             lines.append({**line, "data": data, "command": command})
             if options.record:
                 results.write("erase-edits", lines)

@@ -41,8 +41,8 @@ KINDS = [
     ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
-LIKE_ANOTHER = {"defer", "memoir", "bitfit"}
-"""Those of them that are made like another: like grace, wise and lora."""
+LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb"}
+"""Those of them that are made like another: like grace, wise, lora and memit."""
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""
 
