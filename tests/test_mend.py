@@ -210,6 +210,7 @@ def test_trained_it_beats_untrained_on_what_it_has_not_seen():
     assert found[1e-6] < 0.5 * found[0.0]
 
 
+@pytest.mark.long
 def test_broken_off_it_goes_on_to_the_byte(tmp_path):
     unbroken = untrained()
     unbroken.prepare(EXAMPLES)

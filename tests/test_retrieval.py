@@ -154,6 +154,7 @@ def atlas():
     return LM(*errata.load_base("atlas", "float32"))
 
 
+@pytest.mark.long
 def test_on_atlas_rewordings_find_their_fact_and_other_questions_find_none(atlas):
     cases = make_cases(30, seed=3)
     found = Dense(atlas, RetrievalConfig(background=256))

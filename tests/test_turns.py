@@ -39,8 +39,10 @@ WEIGHTS = (
     "lora",
     "adapter",
     "bitfit",
+    "neuraldb",
 )
-"""Methods that decide nothing: what a cache holds is what its weights said when it was filled."""
+"""Methods that decide nothing of a prompt: what a cache holds is what they said when it was filled.
+"""
 
 
 @cache
