@@ -295,6 +295,7 @@ def test_the_tokenizer_of_the_model_is_left_as_it_is() -> None:
     )
 
 
+@pytest.mark.long
 def test_the_command(folio: EditModel, tasks: Path, tmp_path: Path) -> None:
     folio.save_pretrained(tmp_path / "edits")
     out, names = tmp_path / "new" / "ability.json", "edited_words,other_choices"

@@ -312,6 +312,7 @@ def run(*words: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.long
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("errata.unlearning.answers", partial(answers, tokens=3))
     base, out = tmp_path / "base", tmp_path / "out"
