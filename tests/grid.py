@@ -22,7 +22,7 @@ def patch_kind(method: str) -> type[Patch]:
     alike are one.
     """
     kind: type[Patch] = get_type_hints(errata.method_class(method).patch.fget)["return"]
-    if kind.__name__ == "FolioMemory":  # reads as contexts do, and says at the head
+    if kind.__name__ in ("FolioMemory", "KeyValuePrefix"):  # read as contexts do, and do more
         return kind
     return next((base for base in kind.__mro__ if {Patch, RoutedPatch} & {*base.__bases__}), Patch)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from errata.methods.association.folio.config import FolioConfig
     from errata.methods.association.grace.method import GraceConfig
     from errata.methods.association.knn_lm.method import KnnLmConfig
+    from errata.methods.association.kv_prefix.method import KvPrefixConfig
     from errata.methods.association.lora import LoraConfig
     from errata.methods.association.memoir.method import MemoirConfig
     from errata.methods.association.neuraldb import NeuralDbConfig
@@ -72,6 +73,7 @@ __all__ = [
     "IkeConfig",
     "KnnLmConfig",
     "KnowledgeNeuronsConfig",
+    "KvPrefixConfig",
     "LocFtConfig",
     "LoraConfig",
     "MemitConfig",
@@ -124,6 +126,7 @@ _HOMES = {
     "methods.association.folio.config": ("FolioConfig",),
     "methods.association.grace.method": ("GraceConfig",),
     "methods.association.knn_lm.method": ("KnnLmConfig",),
+    "methods.association.kv_prefix.method": ("KvPrefixConfig",),
     "methods.association.lora": ("LoraConfig",),
     "methods.association.memoir.method": ("MemoirConfig",),
     "methods.association.neuraldb": ("NeuralDbConfig",),

@@ -25,6 +25,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "defer": "errata.methods.association.defer:Defer",
         "memoir": "errata.methods.association.memoir.method:Memoir",
         "neuraldb": "errata.methods.association.neuraldb:NeuralDb",
+        "kv-prefix": "errata.methods.association.kv_prefix.method:KvPrefix",
         "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",
         "lora": "errata.methods.association.lora:Lora",
         "adapter": "errata.methods.association.adapter:Adapter",

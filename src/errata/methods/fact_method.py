@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -63,7 +63,7 @@ class FactMethod(Method):
         facts: the facts that it searches.
     """
 
-    phase = "recognition"
+    phase: ClassVar[Literal["recognition", "association", "mastery"]] = "recognition"
     reads_text = True
     undo_is = "exact, by taking the edit's text out"
     config: RetrievalConfig

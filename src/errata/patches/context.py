@@ -65,6 +65,15 @@ def leaving_room(tokens: int) -> Iterator[None]:
         _ROOM.reset(token)
 
 
+def room_left(lm: LM, room: int | None) -> int:
+    """Return the tokens of the model's context length that are left for the answer, at least.
+
+    See `ContextPatch`; 0 where the model has no such length.
+    """
+    limit = lm.context_length
+    return max(_ROOM.get(), limit // 4 if room is None else room) if limit else 0
+
+
 class ContextPatch(RoutedPatch):
     """Put text in front of prompts.
 
@@ -145,10 +154,7 @@ class ContextPatch(RoutedPatch):
         if not pieces:
             return ids
         conversation = lm.conversation(ids)
-        limit = lm.context_length
-        room = 0
-        if limit:
-            room = max(_ROOM.get(), limit // 4 if self.room is None else self.room)
+        limit, room = lm.context_length, room_left(lm, self.room)
         lengths = [
             len(lm.tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces
         ]
@@ -204,6 +210,23 @@ class ContextPatch(RoutedPatch):
                 "with inputs_embeds it is not known what is asked, so no fact can be found for it; "
                 "give input_ids."
             )
+        return self._grow(lm, arguments, state, seen, mask)
+
+    def _grow(
+        self, lm: LM, arguments: Arguments, state: ForwardState, seen: Tensor, mask: Tensor
+    ) -> Arguments | None:
+        """Return the arguments to change so that contexts are read, and set the route; None where
+        there are none.
+
+        Args:
+            lm: the model.
+            arguments: those of the call.
+            state: of the call.
+            seen: (batch, width), the attention mask.
+            mask: (batch, width) bool, True at the prompts.
+        """
+        ids, width = arguments["input_ids"], state.size[1]
+        device = ids.device
         old = state.history.prompts
         new = self.with_contexts(lm, old)
         if new == old:

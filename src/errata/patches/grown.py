@@ -82,7 +82,8 @@ def continued(lm: LM, arguments: Arguments, state: ForwardState, route: Tensor) 
     if lm.takes_position_ids:
         positions = arguments.get("position_ids")
         if positions is None:
-            changed["position_ids"] = (whole.cumsum(-1) - 1)[:, -width:]
+            given = state.seen.long().cumsum(-1) - 1
+            changed["position_ids"] = given[:, -width:].to(grown.device) + grown[:, None]
         else:
             changed["position_ids"] = positions + grown[:, None]
     if arguments.get("cache_position") is not None:
