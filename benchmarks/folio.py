@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +227,11 @@ def index(bench: Bench) -> Rows:
     there = 0
     for size in (1_000, 10_000, 100_000):
         added = stream[there:size]
-        for number, leaf in enumerate(
-            method.leaves_without_answers([case.edit for case in added]), start=there
-        ):
-            memory.leaves.add(number, leaf)
+        edits = [case.edit for case in added]
+        states = method.calibrator.read([edit.prompt for edit in edits])
+        leaves = method.leaves_without_answers(edits)
+        for number, (leaf, state) in enumerate(zip(leaves, states, strict=True), start=there):
+            memory.leaves.add(number, replace(leaf, key=state.key))
         there = size
         took, right = [], 0
         for (name, _), prompt in zip(prompts, asked, strict=True):
