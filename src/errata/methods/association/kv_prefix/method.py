@@ -49,7 +49,7 @@ class KvPrefixConfig(RetrievalConfig):
     method: ClassVar[str] = "kv-prefix"
 
     passages: PositiveInt = 1
-    passage: str = "New Fact: {fact}.\n"
+    passage: str = "New Fact: {fact}.\nPrompt: "
 
     def __post_init__(self) -> None:
         super().__post_init__()
