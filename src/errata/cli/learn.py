@@ -38,7 +38,7 @@ def learn(
     device_map: options.DeviceMap = None,
     wait: options.Wait = 60,
 ) -> None:
-    """Train a model on tasks one after another, and measure what it forgets; run again to resume."""
+    """Train a model on task after task, and see what it forgets; run it again to resume."""
     from errata.cli.choices import Choices
     from errata.cli.opening import writing_into
     from errata.config import check_device, check_dtype

@@ -106,8 +106,7 @@ def predicted(
     def hits(part: list[Row]) -> list[list[float]]:
         tell()
         forward = learner.forward(part)
-        right = (forward.values.argmax(-1) == forward.labels).float()
-        return [right[forward.rows == row].tolist() for row in range(len(part))]
+        return [forward.hits[forward.rows == row].tolist() for row in range(len(part))]
 
     found = in_batches(rows, hits, 4, size=lambda row: len(row.ids))
     return [hit for of_row in found for hit in of_row]

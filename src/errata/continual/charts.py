@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from errata.bench.charts import MAPS, new_figure
 
 
-def heat_map(names: Sequence[str], before: Sequence[float], matrix: Sequence[Sequence[float]]) -> bytes:
+def heat_map(
+    names: Sequence[str], before: Sequence[float], matrix: Sequence[Sequence[float]]
+) -> bytes:
     """Return a PNG of the accuracies: a line for what was learned last, a column for each task.
 
     Raises:

@@ -28,6 +28,12 @@ class Forward:
     labels: Tensor | None
     rows: Tensor
 
+    @property
+    def hits(self) -> Tensor:
+        """(n,), 1 where the largest output is the right one, else 0."""
+        labels = self.values.new_full((), -1) if self.labels is None else self.labels
+        return (self.values.argmax(-1) == labels).float()
+
 
 class Learner(Protocol):
     """A model that learns from examples of any kind.
@@ -42,7 +48,10 @@ class Learner(Protocol):
         """Return what the model makes of examples, with gradients."""
 
     def keys(self, items: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Return the inputs (n, d_in) of each matrix (d_out, d_in) that is trained, by name."""
+        """Return the inputs (n, d_in) of each matrix that is trained, by name."""
+
+    def transposed(self, name: str) -> bool:
+        """Return whether a matrix is kept as (d_in, d_out)."""
 
 
 @contextmanager

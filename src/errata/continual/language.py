@@ -16,6 +16,7 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.encoding import Batch, Row, in_batches, prompt_tokens
 from errata.lm.hooks import capture_input
+from errata.lm.weights import is_transposed
 from errata.unlearning.passages import Passage
 
 BATCH = 32
@@ -31,6 +32,7 @@ class LanguageLearner:
 
     Attributes:
         modules: the linear layers whose matrices are trained, by the names of the matrices.
+        weights: these matrices.
         prefix: makes virtual tokens (batch, length, hidden) to stand before each row of a batch;
             None: there are none.
 
@@ -47,6 +49,7 @@ class LanguageLearner:
         self.modules = _modules(lm, config)
         of = dict(lm.model.named_parameters())
         names = list(of) if config.trains == "all" else list(self.modules)
+        self.weights: Mapping[str, Tensor] = {name: of[name] for name in self.modules}
         self.parameters: Mapping[str, Tensor] = {
             name: of[name].requires_grad_(True) for name in names
         }
@@ -93,6 +96,10 @@ class LanguageLearner:
             }
             self.lm.run(batch, keep=1, use_cache=False)
         return {name: each[0].reshape(*mask.shape, -1)[mask] for name, each in seen.items()}
+
+    def transposed(self, name: str) -> bool:
+        """Return whether a matrix is kept as (d_in, d_out)."""
+        return is_transposed(self.modules[name])
 
     @torch.no_grad()
     def states(self, prompts: Sequence[Sequence[int]]) -> Tensor:

@@ -33,6 +33,7 @@ class Plugin:
         tasks: the examples of the tasks so far, the current one's last.
         separate: each task has weights of its own, so that `at` must say which task is asked.
         saves: what it answers with is an ordinary model, with other weights only.
+        beside: the model's own weights stay as they are.
         takes: the kinds of tasks that it can learn.
     """
 
@@ -41,6 +42,7 @@ class Plugin:
     paper: ClassVar[str] = ""
     separate: ClassVar[bool] = False
     saves: ClassVar[bool] = True
+    beside: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ("questions", "labels", "documents")
 
     def __init__(self, config: LearningConfig, learner: Learner) -> None:

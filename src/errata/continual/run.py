@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Continual:
         for number in range(len(self.matrix), len(self.tasks)):
             begun, what = time.monotonic(), f"learning {self._called(number)}"
             progress(what, 0, 0)
-            learn(self.plugin, self._rows[number], lambda done, all_: progress(what, done, all_))
+            learn(self.plugin, self._rows[number], partial(progress, what))
             self.matrix.append(self._measure(f"after {self._called(number)}", number, progress))
             self._save(state, begun)
 
@@ -160,12 +161,10 @@ class Continual:
 
             tell()
             at = number if learned is not None and number <= learned else None
+            endings = {label: self._endings[label] for label in labels}
             found.append(
-                accuracy(
-                    self.plugin, self.learner, task,
-                    {label: self._endings[label] for label in labels}, self._tests[number], at, tell,
-                )
-            )  # fmt: skip
+                accuracy(self.plugin, self.learner, task, endings, self._tests[number], at, tell)
+            )
         return found
 
     # what is kept of an interrupted run
@@ -177,7 +176,8 @@ class Continual:
 
     def _save(self, path: Path, begun: float) -> None:
         self.seconds += time.monotonic() - begun
-        values = {name: each.detach() for name, each in self.learner.parameters.items()}
+        changed = {} if self.plugin.beside else self.learner.parameters
+        values = {name: each.detach() for name, each in changed.items()}
         content = {
             "of": self._identity(), "before": self.before, "matrix": self.matrix,
             "values": values, "plugin": self.plugin.state(), "seconds": self.seconds,
@@ -200,8 +200,8 @@ class Continual:
             same = found["of"] == self._identity()
             if same:
                 with torch.no_grad():
-                    for name, each in self.learner.parameters.items():
-                        each.copy_(found["values"][name])
+                    for name, value in found["values"].items():
+                        self.learner.parameters[name].copy_(value)
                 self.before, self.matrix = found["before"], found["matrix"]
                 self.seconds = found["seconds"]
                 self.plugin.tasks = list(self._rows[: len(self.matrix)])

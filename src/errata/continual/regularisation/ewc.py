@@ -76,7 +76,9 @@ class Ewc(Plugin):
             self.kept.append((fisher, then))
             return
         for before, _ in self.kept:
-            fisher = [new + self.config.decay * old for new, old in zip(fisher, before, strict=True)]
+            fisher = [
+                new + self.config.decay * old for new, old in zip(fisher, before, strict=True)
+            ]
         self.kept = [(fisher, then)]
 
     def state(self) -> dict[str, Any]:
