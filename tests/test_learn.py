@@ -30,7 +30,7 @@ from errata.unlearning import Passage
 
 NAMES = "Anna Bert Cora Dora Emil Fred".split()
 LABELS = [
-    Task(name, "labels", examples, examples)
+    Task(name, "labels", examples, examples[1:3])
     for name, examples in (
         ("ab", tuple(Passage(f"Who wrote {n}?", "book" if n % 2 else "city") for n in range(4))),
         ("cd", tuple(Passage(f"Where is {n}?", "north" if n % 2 else "Rome") for n in range(4))),
@@ -75,16 +75,24 @@ def logits(lm: LM) -> torch.Tensor:
         return lm.run(lm.prompt_batch(TEXTS)).logits
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+OFTEN = ("ewc", "derpp", "gem", "gpm", "packnet", "o-lora", "prompt-pool")
+"""Plug-ins that are killed each time; what the others keep is made like theirs."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in PLUGINS],
+)
 def test_killed_and_run_again_it_is_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
-    whole = begun(name, LABELS)
+    few = {"trains": "values", "blocks": 2, "epochs": 1}
+    whole = begun(name, LABELS, **few)
     whole.run(tmp_path / "whole", quiet)
-    cut = begun(name, LABELS)
+    cut = begun(name, LABELS, **few)
     if name != "nearest-mean":  # which takes no steps
         with pytest.raises(KilledError):
             cut.run(tmp_path / "cut", dies)
         assert len(cut.matrix) == 1
-    again = begun(name, LABELS)
+    again = begun(name, LABELS, **few)
     again.run(tmp_path / "cut", quiet)
     one, other = (
         torch.load(tmp_path / each / STATE, weights_only=True) for each in ("whole", "cut")
@@ -265,7 +273,7 @@ def test_the_command_learns_and_writes_an_ordinary_model(tmp_path: Path) -> None
     three = written(tmp_path / "c.jsonl", {"text": TEXTS[0]})
     out = tmp_path / "out"
     common = [base, "--tasks", one, two, three, "--with", "er", "--set", "lr=0.01"]
-    done = learned(*common, "--set", "epochs=40", "--out", out)
+    done = learned(*common, "--set", "epochs=25", "--out", out)
     assert done.exit_code == 0, done.output
     record = json.loads((out / "learn.json").read_text())
     assert f"in {out}" in done.output and "after c" in done.output and not list(out.glob(".*.new"))
