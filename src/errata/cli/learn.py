@@ -43,6 +43,7 @@ def learn(
     from errata.cli.opening import writing_into
     from errata.config import check_device, check_dtype
     from errata.continual import Continual, config_of, read_tasks, write
+    from errata.continual.run import STATE
     from errata.continual.writing import RECORD
     from errata.lm import LM
     from errata.storage.files import folder_named
@@ -53,7 +54,8 @@ def learn(
     read = read_tasks([*tasks, *(more or ())], tests or ())
     folder = folder_named(out)
     with writing_into(folder, wait):
-        checkpoint.check_new(folder, RECORD)
+        if not (folder / STATE).exists():
+            checkpoint.check_new(folder, RECORD)
         base, tokenizer = checkpoint.open_base(model, "learning", dtype, device_map)
         lm = LM(base, tokenizer, config.chat_template, config.end_token)
         with screen.steps() as progress:

@@ -14,8 +14,8 @@ from errata.edit import same_answer
 from errata.lm.encoding import Row, in_batches
 from errata.unlearning.passages import Passage
 
-MORE = 8
-"""Tokens of a free answer beyond twice the longest right one."""
+MORE = 4
+"""Tokens of a free answer beyond those of the longest right one, for a full stop and the end."""
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def answered(
     for start in range(0, len(passages), BATCH):
         tell()
         part = passages[start : start + BATCH]
-        most = 2 * max(len(learner.lm.encode_piece(each.text)) for each in part) + MORE
+        most = max(len(learner.lm.encode_piece(each.text)) for each in part) + MORE
         answers = learner.generate([each.prompt for each in part], most)
         hits += [float(same_answer(a, each.text)) for a, each in zip(answers, part, strict=True)]
     return hits

@@ -36,7 +36,7 @@ class EwcSettings(LearningConfig):
         examples: the most examples of a task that F is taken over.
     """
 
-    strength: NonNegativeFloat = 1e5
+    strength: NonNegativeFloat = 1e6
     decay: Fraction | None = None
     examples: PositiveInt = 200
 

@@ -33,7 +33,7 @@ class MasSettings(LearningConfig):
         examples: the most examples of a task that Omega is taken over.
     """
 
-    strength: NonNegativeFloat = 1.0
+    strength: NonNegativeFloat = 0.01
     examples: PositiveInt = 200
 
 

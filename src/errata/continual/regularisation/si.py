@@ -33,7 +33,7 @@ class SiSettings(LearningConfig):
         damping: xi; it keeps weights that hardly changed from counting without bound.
     """
 
-    strength: NonNegativeFloat = 0.1
+    strength: NonNegativeFloat = 1.0
     damping: Annotated[float, Range(1e-12)] = 1e-3
 
 
