@@ -174,21 +174,18 @@ def test_gpm_leaves_the_inputs_of_earlier_tasks(family: str) -> None:
     learn(run.plugin, run._rows[0], lambda *_: None)
     before = {name: each.detach().clone() for name, each in run.learner.weights.items()}
     learn(run.plugin, run._rows[1], lambda *_: None)
-    for name, each in run.learner.weights.items():
-        change = (each.detach() - before[name]).double()
-        change = change.T if run.learner.transposed(name) else change
-        preserved = run.plugin.projectors[name].preserved
-        assert preserved.shape[1] > len(preserved) // 2 or change.norm() > 0
     # the directions of the first task alone: a run that stops there
     first = begun("gpm", QUESTIONS, family, energy=0.9)
     learn(first.plugin, first._rows[0], lambda *_: None)
+    moved = 0
     for name, each in run.learner.weights.items():
         change = (each.detach() - before[name]).double()
         change = change.T if run.learner.transposed(name) else change
         kept = first.plugin.projectors[name].preserved
-        torch.testing.assert_close(
-            change @ kept, torch.zeros_like(change @ kept), atol=1e-6, rtol=0
-        )
+        left = change @ kept
+        torch.testing.assert_close(left, torch.zeros_like(left), atol=1e-6, rtol=0)
+        moved += float(change.norm()) > 1e-3
+    assert moved == len(before)
 
 
 def test_prompts_of_the_pool_stand_before_the_row_and_are_found_by_their_keys() -> None:

@@ -4,8 +4,7 @@ Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", arXiv 1902.1
 task's own examples, half of what a step learns from are drawn from the memory.
 
 What departs from the paper: tasks are learned for several epochs, and an example is offered to the
-memory once, when its task is over; so the memory is of earlier tasks alone, and within one task of
-one look at each example (`epochs=1`) that is the same but for the current task's own share.
+memory once, when its task is over; so what is replayed is always of earlier tasks.
 """
 
 from __future__ import annotations
