@@ -109,7 +109,7 @@ def averaged(rows: Sequence[Row]) -> list[Row]:
     shown = []
     for name in dict.fromkeys(row["with"] for row in rows):
         own = [row for row in rows if row["with"] == name]
-        made: Row = {"with": f"`{name}`", "kind": own[0]["kind"] or "-", "seeds": len(own)}
+        made: Row = {"with": f"`{name}`", "kind": own[0]["kind"] or "-", "seeds": str(len(own))}
         for column in own[0]:
             if column in PROVENANCE or column in ("with", "kind", "seed"):
                 continue
