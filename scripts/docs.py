@@ -56,6 +56,8 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         yield "docs/records.md", f"{task}-before", over_time(rows)
     yield "docs/engines.md", "table", read("engines")
     yield from real_tables()
+    for path in sorted(RESULTS.glob("continual-*.csv")):
+        yield "docs/continual.md", path.stem.removeprefix("continual-"), averaged(read(path.stem))
     for page in ("folio", "by-heart", "atlas", "erase"):
         for path in sorted(RESULTS.glob(f"{page}-*.csv")):
             yield (
@@ -99,6 +101,25 @@ def compared(row: Row) -> Row:
     if why:
         blank = dict.fromkeys(shown, "")
         return {**blank, "T": shown["T"], "method": shown["method"], "reliability": why}
+    return shown
+
+
+def averaged(rows: Sequence[Row]) -> list[Row]:
+    """A row for each plug-in: means over its seeds, and in brackets the lowest and the highest."""
+    shown = []
+    for name in dict.fromkeys(row["with"] for row in rows):
+        own = [row for row in rows if row["with"] == name]
+        made: Row = {"with": f"`{name}`", "kind": own[0]["kind"] or "-", "seeds": str(len(own))}
+        for column in own[0]:
+            if column in PROVENANCE or column in ("with", "kind", "seed"):
+                continue
+            cells = [float(row[column]) for row in own if row[column] is not None]
+            made[column] = f"{sum(cells) / len(cells):.2f}" if cells else None
+            if column == "seconds":
+                made[column] = f"{sum(cells) / len(cells):.0f}"
+            elif cells and max(cells) - min(cells) >= 0.005:
+                made[column] += f" ({min(cells):.2f} to {max(cells):.2f})"
+        shown.append(made)
     return shown
 
 

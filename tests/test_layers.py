@@ -22,8 +22,8 @@ SRC = ROOT / "src"
 ORDER = (
     "errors arguments progress storage words edit config conflicts report presets cluster lm "
     "retrieval patches solvers methods saving hub model cases stream answers probes measures "
-    "evaluation consolidation atlas bench analyses transfer images agents unlearning engines serve "
-    "cli __main__"
+    "evaluation consolidation atlas bench analyses transfer images agents unlearning continual "
+    "engines serve cli __main__"
 ).split()
 """Low to high: a room imports from rooms on its left, and from itself."""
 

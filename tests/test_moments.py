@@ -13,12 +13,12 @@ from errata.lm.hooks import capture_input
 from errata.solvers import moments
 from errata.solvers.moments import (
     KeyStatistics,
-    NullSpace,
     SecondMoment,
     read_corpus,
     second_moment,
     second_moments,
 )
+from errata.solvers.projector import Projector
 from errata.storage.cache import cache_folder
 
 TEXTS = [
@@ -128,12 +128,14 @@ def test_the_null_space_is_a_projector_that_does_not_see_what_is_to_stay(thresho
     generator = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))[0]
     scales = torch.tensor([9, 5, 3, 1, 1e-1, 1e-2, 1e-3] + [0.0] * 5, dtype=torch.float64)
-    space = NullSpace(axes @ scales.diag() @ axes.T, threshold)
+    space = Projector(12)
+    space.fit_moment(axes @ scales.diag() @ axes.T, threshold)
     assert space.rank == {None: 8, 0.5: 8, 2.0: 9}[threshold]
-    torch.testing.assert_close(space.projector @ space.projector, space.projector)
-    torch.testing.assert_close(space.projector, space.projector.T)
-    torch.testing.assert_close(space.projector @ axes[:, :3], torch.zeros(12, 3).double())
-    torch.testing.assert_close(space.projector @ axes[:, -5:], axes[:, -5:])
+    projection = space.free @ space.free.T
+    torch.testing.assert_close(space.project(torch.eye(12).double()), projection)
+    torch.testing.assert_close(projection @ projection, projection)
+    torch.testing.assert_close(projection @ axes[:, :3], torch.zeros(12, 3).double())
+    torch.testing.assert_close(projection @ axes[:, -5:], axes[:, -5:])
 
 
 def test_texts_are_the_models_own_or_a_files(tmp_path):

@@ -15,8 +15,9 @@ from errata.lm.hooks import capture_input, capture_output
 from errata.lm.subject import subject_token
 from errata.methods.mastery.alphaedit import append_keys, null_space_update
 from errata.methods.mastery.memit import least_squares
-from errata.solvers.moments import NullSpace, SecondMoment
+from errata.solvers.moments import SecondMoment
 from errata.solvers.multi_layer import stream_gain, window_of
+from errata.solvers.projector import Projector
 from errata.solvers.values import with_prefix
 
 WINDOW = {"layer": 2, "window": 2, "steps": 2, "prefixes": 2}
@@ -182,8 +183,9 @@ def test_within_a_null_space_it_is_the_published_equation():
         drawn(4, 3, seed=2),
         drawn(5, 10, seed=3),
     )
-    space = NullSpace(root @ root.T, 1e-9)
-    projector = space.projector
+    space = Projector(10)
+    space.fit_moment(root @ root.T, 1e-9)
+    projector = space.free @ space.free.T
     assert space.rank == 4
     for past in (None, earlier):
         known = keys @ keys.T + (0 if past is None else past.T @ past)
@@ -203,16 +205,22 @@ def test_earlier_keys_fold_without_loss():
     torch.testing.assert_close(rows.T @ rows, expected.float(), rtol=1e-5, atol=1e-5)
 
 
+def null_space(moment: torch.Tensor) -> Projector:
+    space = Projector(len(moment))
+    space.fit_moment(moment)
+    return space
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family):
     settings = {**WINDOW, "l2": 0.5, "turn": 2}
     model = edit_model(family, "alphaedit", EDITS[:2], **settings)
     method, solver = model.method, model.method.solver
     aims = torch.stack([aim(solver, edit) for edit in EDITS[:2]])
-    spaces = {layer: NullSpace(method.statistics[layer].matrix) for layer in solver.paths}
+    spaces = {layer: null_space(method.statistics[layer].matrix) for layer in solver.paths}
 
     def solve(layer, keys, missing):
-        projector = spaces[layer].projector
+        projector = spaces[layer].free @ spaces[layer].free.T
         return torch.linalg.solve(
             projector @ keys @ keys.T + 0.5 * torch.eye(len(keys)), projector @ keys @ missing.T
         ).T
@@ -237,7 +245,8 @@ def test_alphaedit_writes_each_layer_by_its_equation_and_carries_the_keys(family
         [flow(after, solver.last_layer, edit.prompt, edit.subject)[1] for edit in EDITS[2:4]], 1
     )
     missing = (torch.stack([aim(solver, edit) for edit in EDITS[2:4]]).double().T - now) / 2
-    past, projector = extra_state[f"keys.{layer}"].double(), spaces[layer].projector
+    past, free = extra_state[f"keys.{layer}"].double(), spaces[layer].free
+    projector = free @ free.T
     system = projector @ (keys @ keys.T + past.T @ past) + 0.5 * torch.eye(len(keys))
     close(
         method.patch.deltas[path].double() - deltas[path],

@@ -31,8 +31,6 @@ from errata.storage.cache import cached, fingerprint
 
 log = logging.getLogger(__name__)
 TOKENS_PER_BATCH = 4096
-NULL_SPACE_SHARE = 0.01
-"""The null space holds at most this share of C's trace, unless a threshold is given."""
 TEXT_LENGTH = 32
 """New tokens in a self-generated background text."""
 
@@ -71,43 +69,6 @@ class SecondMoment:
             )
         factor: Tensor = result.L
         return factor
-
-
-class NullSpace:
-    """The directions of key space that the background hardly uses.
-
-    A change along them alone leaves the background's outputs as they were.
-
-    Args:
-        moment: C, (d_in, d_in).
-        threshold: directions with a singular value of C below it belong to the space. It is in
-            squared units of the keys, so it fits one layer only. None: the directions that together
-            hold a hundredth of C's trace.
-
-    Attributes:
-        basis: (d_in, rank), orthonormal, in fp64.
-        variance: the mean squared length of the background's keys in the space.
-    """
-
-    def __init__(self, moment: Tensor, threshold: float | None = None) -> None:
-        values, vectors = torch.linalg.eigh(moment.double())
-        values = values.clamp(min=0)
-        if threshold is None:
-            selected = values.cumsum(0) <= NULL_SPACE_SHARE * values.sum()
-        else:
-            selected = values < threshold
-        self.basis: Tensor = vectors[:, selected]
-        self.variance = max(float(values[selected].sum()), 1e-9)
-
-    @property
-    def rank(self) -> int:
-        """The number of directions."""
-        return self.basis.shape[1]
-
-    @property
-    def projector(self) -> Tensor:
-        """P, (d_in, d_in), the projection onto the space."""
-        return self.basis @ self.basis.T
 
 
 class KeyStatistics:

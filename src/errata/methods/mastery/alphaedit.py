@@ -1,7 +1,7 @@
 """AlphaEdit: MEMIT's update, restricted to key directions that preserved knowledge leaves free.
 
 Fang et al., ICLR 2025, arXiv 2410.02355. Per block, with P the projection onto the null space of C
-(see `NullSpace`), K and R as in MEMIT, and K_p the keys of all earlier edits: (P (K K^T + K_p
+(see `Projector`), K and R as in MEMIT, and K_p the keys of all earlier edits: (P (K K^T + K_p
 K_p^T) + `l2` I) X = P K R^T, W' = W + X^T. After each turn the keys of its edits, measured on the
 model as edited, join K_p.
 
@@ -31,8 +31,8 @@ from errata.errors import ConfigError
 from errata.lm import LM
 from errata.methods.multi_layer_method import MultiLayerMethod
 from errata.solvers.guards import GUARDED
-from errata.solvers.moments import NullSpace
 from errata.solvers.multi_layer import MultiLayerConfig
+from errata.solvers.projector import Projector
 
 log = logging.getLogger(__name__)
 WEIGHT = 0.1
@@ -67,7 +67,7 @@ class AlphaEdit(MultiLayerMethod):
 
     def __init__(self, config: AlphaEditConfig, lm: LM) -> None:
         super().__init__(config, lm)
-        self._null_spaces: dict[int, NullSpace] = {}
+        self._null_spaces: dict[int, Projector] = {}
 
     @property
     def ranks(self) -> dict[int, int]:
@@ -103,15 +103,17 @@ class AlphaEdit(MultiLayerMethod):
         keys = {_keys_name(layer): (min(edits, d_in), d_in) for layer in self.solver.paths}
         return {**super().extra_state_shapes(edits), **keys}
 
-    def null_space(self, layer: int) -> NullSpace:
+    def null_space(self, layer: int) -> Projector:
         """Return the null space of a layer's keys.
 
         Raises:
             ConfigError: it is empty.
         """
         if layer not in self._null_spaces:
-            space = NullSpace(self.statistics[layer].matrix, self.config.threshold)
-            sizes = space.rank, len(space.basis)
+            moment = self.statistics[layer].matrix
+            space = Projector(len(moment))
+            space.fit_moment(moment, self.config.threshold)
+            sizes = space.rank, len(moment)
             log.info("layer %d: the null space has %d of %d directions", layer, *sizes)
             if not space.rank:
                 raise ConfigError(
@@ -128,18 +130,18 @@ def _keys_name(layer: int) -> str:
 
 
 def null_space_update(
-    space: NullSpace, keys: Tensor, residuals: Tensor, earlier: Tensor | None, l2: float
+    space: Projector, keys: Tensor, residuals: Tensor, earlier: Tensor | None, l2: float
 ) -> Tensor:
     """Return X^T of (P (K K^T + K_p K_p^T) + l2 I) X = P K R^T, (d_out, d_in) in fp64.
 
     Args:
-        space: the null space, with projection P.
+        space: its free directions are the null space, with projection P.
         keys: K, (d_in, n).
         residuals: R, (d_out, n).
         earlier: K_p^T, (m, d_in); None before the first turn.
         l2: weight of the squared norm of the change.
     """
-    basis = space.basis
+    basis = space.free
     projected = basis.T @ keys.to(basis)
     known = projected
     if earlier is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from errata.config import MethodConfig, NonNegativeFloat, PositiveInt
 from errata.edit import Edit
 from errata.methods.fine_tuning_method import FineTuningMethod
+from errata.solvers.importance import distance, importance
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,15 @@ class Ewc(FineTuningMethod):
 
         It is zero before the first edit.
         """
-        total = torch.zeros_like(delta)
+        point = delta.clone().requires_grad_()
+
+        def loss(edit: Edit) -> Tensor:
+            answer = self.answer(edit)
+            return F.cross_entropy(answer.logits(point), answer.labels)
+
         latest = self._edits[-self.config.memory :]
-        for edit in latest:
-            point, answer = delta.clone().requires_grad_(), self.answer(edit)
-            nll = F.cross_entropy(answer.logits(point), answer.labels)
-            (gradient,) = torch.autograd.grad(nll, point)
-            total += gradient.square()
-        return total / max(1, len(latest))
+        (found,) = importance((partial(loss, edit) for edit in latest), [point])
+        return found
 
     def learn(self, edits: Sequence[Edit]) -> None:
         """Minimise loss and penalty by Adam."""
@@ -76,7 +79,7 @@ class Ewc(FineTuningMethod):
             logits = answer.logits(delta)
             if bool((logits.argmax(-1) == answer.labels).all()):
                 break
-            penalty = self.config.strength * (fisher * (delta - before).square()).sum()
+            penalty = self.config.strength * distance([fisher], [delta], [before])
             adam.zero_grad()
             (F.cross_entropy(logits, answer.labels) + penalty).backward()  # type: ignore[no-untyped-call]
             adam.step()

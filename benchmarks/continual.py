@@ -1,0 +1,208 @@
+"""Tasks one after another, under each plug-in of `errata learn`, on three streams.
+
+    python benchmarks/continual.py facts [labels texts] [-m NAME ...] [--seeds 0 1 2 3 4]
+        [--data FOLDER] [--out build/continual] [--set NAME=VALUE ...] [--record]
+
+    facts    atlas, five relations, 16 new facts each; a fact is asked as it was learned
+    labels   atlas, which of two relations a question asks, five times: ten labels in the end, all
+             of them to choose from; the tests are other questions in other words
+    texts    SmolLM2-135M-Instruct, documents of three kinds, others of which are the tests (--data
+             is a folder with `text/wikitext-2-valid.txt` and `tofu/retain_perturbed_400.json`)
+
+Beside what `errata learn` reports it asks, on atlas, 30 facts of the model's own world (`own
+world`). A line is written as soon as it is there, and one that is there already is kept, so that a
+run that was cut off goes on. The rate of a stream was chosen on seed 100, by plain fine-tuning; the
+strengths follow from the sizes of what they weigh, and were not searched for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import results
+import torch
+
+import errata
+from errata.atlas import build_world
+from errata.atlas.phrasings import RELATIONS
+from errata.continual import PLUGINS, Continual, Task, config_of
+from errata.continual.answering import accuracy
+from errata.lm import LM
+from errata.storage.json_lines import parse_json_lines
+from errata.unlearning import Passage
+
+FACTS = ("person_birthplace", "person_occupation", "person_employer", "person_language",
+         "company_hq")  # fmt: skip
+PER_RELATION, OWN = 16, 30
+LABELS = (
+    ("city_country", "person_language"), ("city_mayor", "person_birthplace"),
+    ("country_capital", "company_founder"), ("work_author", "person_employer"),
+    ("work_genre", "landmark_country"),
+)  # fmt: skip
+PER_LABEL, TESTS = 12, 4
+DOCUMENTS, LENGTH = 12, 400
+"""Of a kind; characters of each."""
+COMMON: dict[str, dict[str, Any]] = {
+    "facts": {"lr": 2e-3, "epochs": 8, "batch": 8},
+    "labels": {"lr": 5e-4, "epochs": 4, "batch": 8},
+    "texts": {"lr": 1e-4, "epochs": 3, "batch": 4, "trains": "values", "blocks": 6},
+}
+BESIDE = "lr=0.003"
+"""Of what is put beside the model, which begins at nothing."""
+LINES = {
+    "facts": (
+        "naive", "er memory=30", "ewc strength=1e7", f"lora {BESIDE}", "gpm", "packnet keep=0.1",
+        "si strength=3", "derpp memory=30", "a-gem memory=30", f"lora {BESIDE} task=found", "lwf",
+        "mas strength=0.01", f"o-lora {BESIDE}", "sam", "ogd", "mir memory=30", "gem per_task=6",
+        "prompt-pool lr=0.03", f"progressive {BESIDE}", "ewc strength=1e7 decay=0.9",
+    ),
+    "labels": (
+        "naive", "er memory=20", "nearest-mean", "ewc strength=1e7", f"lora {BESIDE} task=found",
+        "gpm", "derpp memory=20", "si strength=3", "lwf", "a-gem memory=20",
+        "packnet keep=0.1 task=found", f"o-lora {BESIDE}", "prompt-pool lr=0.03",
+    ),
+    "texts": ("naive", "ewc strength=1e7", "er memory=12", "lora lr=0.001"),
+}  # fmt: skip
+"""What is run, with the settings that are its own."""
+
+
+def facts(seed: int) -> list[Task]:
+    """Five relations, with new answers."""
+    world, rng = build_world(), random.Random(f"facts {seed}")
+    tasks = []
+    for name in FACTS:
+        known = [fact for fact in world.facts.values() if fact.relation.name == name]
+        made = []
+        for fact in rng.sample(known, PER_RELATION):
+            others = [each for each in world.candidates(fact.relation) if each != fact.answer]
+            made.append(Passage(fact.prompts()[0], rng.choice(others)))
+        tasks.append(Task(name, "questions", tuple(made), tuple(made)))
+    return tasks
+
+
+def own_world(seed: int, apart: Sequence[Task]) -> Task:
+    """Facts of the model's own world that no task changes."""
+    taken = {each.prompt for task in apart for each in task.examples}
+    known = [each for each in build_world().facts.values() if each.prompts()[0] not in taken]
+    drawn = random.Random(f"own {seed}").sample(known, OWN)
+    asked = tuple(Passage(fact.prompts()[0], fact.answer) for fact in drawn)
+    return Task("own world", "questions", asked, asked)
+
+
+def labels(seed: int) -> list[Task]:
+    """Which relation a question asks for, two relations a task."""
+    world, rng = build_world(), random.Random(f"labels {seed}")
+    by_name = {relation.name: relation for relation in RELATIONS}
+    tasks = []
+    for pair in LABELS:
+        parts: tuple[list[Passage], list[Passage]] = [], []
+        for name in pair:
+            known = [fact for fact in world.facts.values() if fact.relation.name == name]
+            drawn = rng.sample(known, PER_LABEL + TESTS)
+            ways = len(by_name[name].templates)
+            for number, fact in enumerate(drawn):
+                test = number >= PER_LABEL
+                way = rng.randrange(ways - 2) if not test else rng.randrange(ways - 2, ways)
+                parts[test].append(Passage(fact.prompts()[way], name.replace("_", " ")))
+        tasks.append(Task(" ".join(pair), "labels", tuple(parts[0]), tuple(parts[1])))
+    return tasks
+
+
+def texts(seed: int, data: Path) -> list[Task]:
+    """Encyclopaedia, questions about authors who do not exist, lists of names that do not."""
+    world = build_world().facts.values()
+    wiki = (data / "text" / "wikitext-2-valid.txt").read_text(encoding="utf-8").split("\n")
+    kinds = {
+        "wikipedia": [line.strip() for line in wiki if len(line) > LENGTH],
+        "authors": [
+            f"{one['question']} {one['answer']}"
+            for _, one in parse_json_lines(data / "tofu" / "retain_perturbed_400.json", dict)
+        ],
+        "lists": [
+            "\n".join(f"{each.subject.name}; {each.answer}" for each in part)
+            for part in zip(*[iter(world)] * 8, strict=False)
+        ],
+    }
+    rng, tasks = random.Random(f"texts {seed}"), []
+    for name, whole in kinds.items():
+        drawn = [Passage("", text[:LENGTH]) for text in rng.sample(whole, 2 * DOCUMENTS)]
+        tasks.append(Task(name, "documents", tuple(drawn[:DOCUMENTS]), tuple(drawn[DOCUMENTS:])))
+    return tasks
+
+
+def line(
+    stream: str, name: str, settings: dict[str, Any], seed: int, tasks: list[Task], out: Path
+) -> dict[str, Any]:
+    """Run one plug-in on one stream."""
+    model = "smollm2" if stream == "texts" else "atlas"
+    lm = LM(*errata.load_base(model, "float32"))
+    config = config_of(name, {**COMMON[stream], **settings, "seed": seed})
+    run = Continual(lm, name, config, tasks)
+    folder = out / f"{stream}-{name}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    run.run(folder, lambda *_: None)
+    record = run.record()
+    kept = None
+    if model == "atlas":
+        own, asked = own_world(seed, tasks), None if run.plugin.separate else len(tasks) - 1
+        kept = accuracy(run.plugin, run.learner, own, {}, [], asked, lambda: None)
+    (folder / "learn.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    (folder / "learn-state.pt").unlink()
+    return {
+        "with": " ".join([name, *(f"{key}={value}" for key, value in settings.items())]),
+        "kind": PLUGINS[name].kind,
+        "seed": seed,
+        "average accuracy": record["average_accuracy"],
+        "forgetting": record["forgetting"],
+        "backward transfer": record["backward_transfer"],
+        "plasticity": record["plasticity"],
+        "first task, at the end": record["accuracy"][-1][0],
+        **({} if kept is None else {"own world": kept}),
+        "seconds": record["seconds"],
+        "settings": json.dumps(config.to_dict()),
+        "model": model,
+        "data": stream,
+        "command": f"python benchmarks/continual.py {stream} --record",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("streams", nargs="+", choices=list(COMMON))
+    parser.add_argument("-m", dest="methods", nargs="+", default=None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("build/continual"))
+    parser.add_argument("--set", dest="settings", nargs="+", default=[])
+    parser.add_argument("--record", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    more = dict(each.split("=", 1) for each in args.settings)
+    for seed in args.seeds:
+        for stream in args.streams:
+            tasks = texts(seed, args.data) if stream == "texts" else globals()[stream](seed)
+            for entry in args.methods or list(LINES[stream]):
+                name = entry.split()[0]
+                own = dict(each.split("=", 1) for each in entry.split()[1:])
+                if name == "nearest-mean" and stream != "labels":
+                    continue
+                rows = results.read(f"continual-{stream}")
+                label = entry if not more else f"{entry} {more}"
+                if args.record and any(
+                    row["with"] == label and row["seed"] == str(seed) for row in rows
+                ):
+                    continue
+                made = line(stream, name, {**own, **more}, seed, tasks, args.out)
+                print(json.dumps({key: made[key] for key in list(made)[:10]}), flush=True)
+                if args.record:
+                    results.write(f"continual-{stream}", [*rows, made])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Plug-ins that give each task weights of its own."""

@@ -1,0 +1,1 @@
+"""Plug-ins that say in which direction a step may go."""

@@ -1,0 +1,1 @@
+"""Plug-ins that penalise changes of what earlier tasks need."""
