@@ -25,6 +25,8 @@ SMALL: dict[str, Any] = {
     "contrast": 4,
     "training_steps": 2,
     "batch": 2,
+    "memory_tokens": 6,
+    "new_tokens": 2,
 }
 """Settings that a method is given where it has them."""
 
@@ -36,7 +38,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
-    ("neuraldb", {}),
+    ("neuraldb", {}), ("memoryllm", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}),
 ]  # fmt: skip

@@ -25,6 +25,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "defer": "errata.methods.association.defer:Defer",
         "memoir": "errata.methods.association.memoir.method:Memoir",
         "neuraldb": "errata.methods.association.neuraldb:NeuralDb",
+        "memoryllm": "errata.methods.association.memoryllm.method:MemoryLlm",
         "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",
         "lora": "errata.methods.association.lora:Lora",
         "adapter": "errata.methods.association.adapter:Adapter",
