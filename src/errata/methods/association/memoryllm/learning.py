@@ -7,6 +7,7 @@ memory) at the end of prompts that none of the edits is about.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from transformers import DynamicCache
 from errata.edit import Example
 from errata.lm import LM
 from errata.lm.encoding import Batch, Row
+from errata.lm.hooks import capture_input
 from errata.methods.association.memoryllm.network import MemoryNetwork
 from errata.methods.association.memoryllm.pool import after_updates, picked
 from errata.solvers.adapters import divergence
@@ -62,11 +64,14 @@ class Learning:
         draw = torch.Generator().manual_seed(rng.getrandbits(32))
         layers, size = pool.shape[:2]
         places = after_updates(layers, size, config.new_tokens, len(told), draw)
-        memory = picked(torch.cat([pool.to(new), new.flatten(1, 2)], dim=1), places)
+        everything = torch.cat([pool.to(new), new.flatten(1, 2)], dim=1)
+        if config.recalled_tokens:
+            places = torch.cat([self._recalled(places, everything.shape[1], size, draw), places], 1)
+        memory = picked(everything, places)
 
         batch = lm.batch([*questions, *others], side="right")
         row, column, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        logits = self._logits(batch, memory)
+        logits, inputs = self._logits(batch, memory)
         loss = F.cross_entropy(logits[row, column].float(), labels)
         if others:
             ends = torch.tensor([row.prompt_length - 1 for row in others], device=logits.device)
@@ -77,7 +82,36 @@ class Learning:
             loss = loss + config.locality_weight * divergence(
                 before.float().log_softmax(-1), after.float().log_softmax(-1)
             )
+        if retriever := self.network.retriever:
+            owners = torch.arange(len(told)).repeat_interleave(config.new_tokens)
+            owners = torch.cat([torch.full((size,), -1), owners])
+            relevant = (owners == torch.tensor(asked)[:, None]).to(new.device)
+            keys = retriever.keys(everything.detach())
+            prompt, n = batch.prompt_mask[: len(asked)], len(asked)
+            parts = [
+                retriever.loss(layer, hidden[:n], prompt, keys[layer], relevant)
+                for layer, hidden in enumerate(inputs)
+            ]
+            loss = loss + torch.stack(parts).mean()
         return loss
+
+    def _recalled(self, places: Tensor, end: int, size: int, draw: torch.Generator) -> Tensor:
+        """Draw what a retriever might bring back: what was dropped, new vectors before old ones.
+
+        Args:
+            places: (layers, N), what is in the memory.
+            end: the number of vectors there are, of which `size` are old.
+            draw: draws among them.
+
+        Returns:
+            (layers, k) places that are not in the memory, in rising order.
+        """
+        layers = len(places)
+        count = min(self.network.config.recalled_tokens, end - places.shape[1])
+        order = torch.rand(layers, end, generator=draw)
+        order[:, size:] += 1.0
+        order = order.scatter(1, places, -1.0)
+        return order.topk(count, dim=-1).indices.sort(-1).values
 
     def _others(
         self, told: Sequence[Example], asked: Sequence[int], rng: random.Random
@@ -90,8 +124,9 @@ class Learning:
         encoded = [self.lm.encode_prompt(prompt) for prompt in prompts]
         return [Row(tuple(ids), len(ids)) for ids in encoded]
 
-    def _logits(self, batch: Batch, memory: Tensor) -> Tensor:
-        """Return the logits (batch, width, vocabulary) of rows padded on the right.
+    def _logits(self, batch: Batch, memory: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits (batch, width, vocabulary) of rows padded on the right, and what each
+        block reads, (batch, width, hidden), detached.
 
         All read the same memory, (layers, N, hidden), so that it is read once.
         """
@@ -102,12 +137,16 @@ class Learning:
             cache.update(*(each.expand(size, *each.shape[1:]) for each in pair), layer)
         mask = F.pad(batch.attention_mask, (patch.count, 0), value=1)
         options = {"position_ids": batch.position_ids} if lm.takes_position_ids else {}
-        with patch.adapters.on(lm):
+        with contextlib.ExitStack() as hooks:
+            hooks.enter_context(patch.adapters.on(lm))
+            inputs = [
+                hooks.enter_context(capture_input(lm.architecture.block(lm.model, layer)))
+                for layer in range(lm.architecture.n_layers if self.network.retriever else 0)
+            ]
             output = lm.model(
                 input_ids=batch.input_ids, attention_mask=mask, past_key_values=cache, **options
             )
-        logits: Tensor = output.logits
-        return logits
+        return output.logits, [each[0].to(lm.device) for each in inputs]
 
     def _rows(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Row]:
         """Encode prompts with targets and endings, which are looked up once."""

@@ -9,11 +9,12 @@ still there with probability (1 - K / N)^t. How to write and read is trained onc
 M+ (arXiv 2502.00592): what is dropped goes to a store on the CPU; for each prompt a trained
 retriever brings the best of it back, at each block, in front of the memory.
 
-What departs from the paper: the model is frozen, and adapters on all linear modules, the attention's
-output too, are all that is trained, on examples of edits and not on a corpus; there is a loss that keeps
-other answers; in training, a step's texts are written side by side and not one behind another. An
-edit's text is its prompt, target and ending, as the model would say it, of any length. Before the
-first edit the model is the base model.
+What departs from the papers: all that is trained are adapters, on every linear module of the
+blocks, and a few vectors, on examples of edits and not on a corpus; a loss keeps other answers; a
+step's texts are written side by side, not one behind another. An edit's text is its prompt, target
+and ending, as the model would say it, of any length, with the tokenizer's first token, which
+released checkpoints have not seen behind a memory. For the rest of M+ see `retriever.py`. Before
+the first edit the model is the base model.
 
 What follows from the design: as many old edits are forgotten as new ones come in; nothing is ever
 full.
@@ -34,6 +35,7 @@ from torch import Tensor
 from errata.edit import Edit, Example
 from errata.errors import PromptTooLongError
 from errata.lm import LM
+from errata.methods.association.memoryllm.checkpoint import Checkpoint
 from errata.methods.association.memoryllm.config import MemoryLlmConfig
 from errata.methods.association.memoryllm.learning import Learning
 from errata.methods.association.memoryllm.network import MemoryNetwork
@@ -61,17 +63,38 @@ class MemoryLlm(Method):
 
     def __init__(self, config: MemoryLlmConfig, lm: LM) -> None:
         super().__init__(config, lm)
+        self._network: MemoryNetwork | None = None
         self._trained_pool: Pool | None = None
         self._filled_at = -1
         self._pool: Pool | None = None
         self._patch: Patch = WeightDelta({})
 
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """The shape of the memory, (layers, N, hidden)."""
+        architecture = self.lm.architecture
+        return architecture.n_layers, self.config.memory_tokens, architecture.hidden_size
+
     # training
 
-    @cached_property
+    @property
     def network(self) -> MemoryNetwork:
-        """What reads and writes the memory; untrained until `prepare` or `load_state`."""
-        return MemoryNetwork(self.lm, self.config)
+        """What reads and writes the memory; untrained until `prepare` or `load_state`.
+
+        Raises:
+            ConfigError: the checkpoint cannot be read, or is of another model or other settings.
+        """
+        if self._network is not None:
+            return self._network
+        network = MemoryNetwork(self.lm, self.config)
+        if self.config.checkpoint is not None:
+            checkpoint = Checkpoint(self.config.checkpoint)
+            checkpoint.check(self.lm, self.config)
+            network.load_state(checkpoint.parameters(network.parameters))
+            if not self.config.training_steps:
+                self._trained_pool = checkpoint.pool(*self._shape)
+        self._network = network
+        return network
 
     @cached_property
     def training(self) -> EditorTraining:
@@ -119,8 +142,9 @@ class MemoryLlm(Method):
     @property
     def _filled(self) -> Pool:
         """The memory before any edit, by the network as trained."""
+        network = self.network  # with a checkpoint it comes with a memory
         if self._trained_pool is None:
-            self._trained_pool = self.network.filled()
+            self._trained_pool = network.filled()
         return self._trained_pool
 
     @property
@@ -182,10 +206,9 @@ class MemoryLlm(Method):
         """Return what was trained, the memory before and after the edits, and the training."""
         moments, progress = self.training.state()
         tensors = {**self.network.state(), **moments}
-        if self.prepared:
-            tensors["filled"] = self._filled.vectors.clone()
-        elif self._trained_pool is not None:
-            tensors["filled"] = self._trained_pool.vectors.clone()
+        filled = self._filled if self.prepared else self._trained_pool
+        if filled is not None:
+            tensors |= {"filled": filled.vectors.clone(), "filled_dropped": filled.dropped.clone()}
         if self._edits:
             tensors |= {"memory": self.pool.vectors, "dropped": self.pool.dropped}
         return tensors, progress
@@ -194,22 +217,27 @@ class MemoryLlm(Method):
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
         """Restore from `state()`."""
-        filled = memory = None
-        layers, hidden = self.lm.architecture.n_layers, self.lm.architecture.hidden_size
-        shape, gone = (layers, self.config.memory_tokens, hidden), 0
-        if self.config.recalled_tokens:
-            gone = self.config.new_tokens * len(edits)
-        if "filled" in tensors or edits:
-            vectors = state.tensor(tensors, "filled", shape).float().clone()
-            filled = Pool(vectors, torch.zeros(layers, 0, hidden))
+        if self._network is None:  # what a checkpoint has is in the state
+            self._network = MemoryNetwork(self.lm, self.config)
+        filled = self._stored(tensors, "filled", "filled_dropped") if "filled" in tensors else None
+        pool = None
         if edits:
-            memory = Pool(
-                state.tensor(tensors, "memory", shape).float().clone(),
-                state.tensor(tensors, "dropped", (layers, gone, hidden)).float().clone(),
-            )
+            pool = self._stored(tensors, "memory", "dropped")
+            before = 0 if filled is None else filled.dropped.shape[1]
+            each = self.config.new_tokens if self.config.recalled_tokens else 0
+            if pool.dropped.shape[1] != before + len(edits) * each:
+                raise ValueError(f"'dropped' does not hold what {len(edits)} edits dropped")
         self.network.load_state(tensors)
         self.training.load_state(tensors, values)
-        if edits and not self.prepared:
+        if edits and (filled is None or not self.prepared):
             raise ValueError("there are edits, and training has not come to its end")
-        self._trained_pool, self._pool, self._edits = filled, memory, list(edits)
+        self._trained_pool, self._pool, self._edits = filled, pool, list(edits)
         self._refresh()
+
+    def _stored(self, tensors: Mapping[str, Tensor], vectors: str, dropped: str) -> Pool:
+        """Read a memory from a state."""
+        layers, _, hidden = self._shape
+        return Pool(
+            state.tensor(tensors, vectors, self._shape).float().clone(),
+            state.tensor(tensors, dropped, (layers, None, hidden)).float().clone(),
+        )

@@ -21,7 +21,7 @@ from errata.lm.background import background_texts
 from errata.lm.encoding import Batch, Row
 from errata.lm.hooks import capture_input
 from errata.methods.association.memoryllm.config import MemoryLlmConfig
-from errata.methods.association.memoryllm.patch import MemoryTokens, last_outputs
+from errata.methods.association.memoryllm.patch import MemoryTokens, last_states
 from errata.methods.association.memoryllm.pool import Pool
 from errata.methods.association.memoryllm.retriever import Retriever
 from errata.patches.adapter import low_rank
@@ -92,7 +92,7 @@ class MemoryNetwork:
         count = self.config.new_tokens
         memory = torch.cat([self.sink, latest.to(self.sink)], dim=1)
         patch = MemoryTokens(memory, self.writer, mark=self.mark, marked=count)
-        return last_outputs(self.lm, patch, batch, count)
+        return last_states(self.lm, patch, batch, count, self.config.written == "inputs")
 
     @torch.no_grad()
     def written(self, row: Row, pool: Pool) -> Tensor:

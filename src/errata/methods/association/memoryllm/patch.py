@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from errata.lm import LM
 from errata.lm.encoding import Batch
-from errata.lm.hooks import capture_output
+from errata.lm.hooks import capture_input, capture_output
 from errata.patches import Adapters, VirtualTokens
 from errata.patches.base import Arguments
 from errata.patches.forward_state import prompt_mask
@@ -125,23 +125,25 @@ class MemoryTokens(VirtualTokens):
         return (), {**kwargs, "hidden_states": changed}
 
 
-def last_outputs(lm: LM, patch: MemoryTokens, batch: Batch, count: int) -> Tensor:
-    """Return the last `count` hidden states that each block makes, those of the memory included.
+def last_states(lm: LM, patch: MemoryTokens, batch: Batch, count: int, inputs: bool) -> Tensor:
+    """Return the last `count` hidden states at each block, those of the memory included.
 
     Args:
         lm: the base model, without patches.
         patch: is on meanwhile.
         batch: padded on the left.
         count: at most the tokens of the memory and of the shortest row together.
+        inputs: what each block reads; else what it makes.
 
     Returns:
         (layers, batch, count, hidden), fp32; gradients flow into the memory and the adapters.
     """
+    capture = capture_input if inputs else capture_output
     with contextlib.ExitStack() as hooks:
         hooks.enter_context(patch.on(lm))
-        outputs = [
-            hooks.enter_context(capture_output(lm.architecture.block(lm.model, i), detach=False))
+        states = [
+            hooks.enter_context(capture(lm.architecture.block(lm.model, i), detach=False))
             for i in range(lm.architecture.n_layers)
         ]
         lm.run(batch, keep=1, use_cache=False)
-    return torch.stack([each[0][:, -count:].float().to(lm.device) for each in outputs])
+    return torch.stack([each[0][:, -count:].float().to(lm.device) for each in states])

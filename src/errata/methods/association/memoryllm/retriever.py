@@ -2,7 +2,8 @@
 
 Wang et al., arXiv 2502.00592, section 3.2: queries are projected from the prompt's hidden states at
 a block's input, keys from the dropped ones; a key's score is the mean of sigmoid(q k) over the
-prompt.
+prompt. What departs: hidden states are normalised without the block's own weights; nothing in the
+store is forgotten; the oldest is what was dropped first.
 """
 
 from __future__ import annotations
@@ -15,26 +16,30 @@ from torch.nn import functional as F
 
 
 class Retriever(nn.Module):
-    """Two linear maps at each block, of queries and of keys.
+    """At each block, a network for queries and one for keys: two linear maps with SiLU between.
 
     Args:
         layers: blocks of the model.
         hidden: width of the hidden states.
-        width: of queries and keys.
+        width: of queries and keys; the networks are twice as wide inside.
         seed: of the initial weights.
     """
 
     def __init__(self, layers: int, hidden: int, width: int, seed: int) -> None:
         super().__init__()
-        generator, shape = torch.Generator().manual_seed(seed), (layers, width, hidden)
-        self.query_maps, self.key_maps = (
-            nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(hidden))
-            for _ in range(2)
-        )
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(d_out: int, d_in: int) -> nn.Parameter:
+            weights = torch.randn(layers, d_out, d_in, generator=generator)
+            return nn.Parameter(weights / math.sqrt(d_in))
+
+        self.query_in, self.query_out = drawn(2 * width, hidden), drawn(width, 2 * width)
+        self.key_in, self.key_out = drawn(2 * width, hidden), drawn(width, 2 * width)
 
     def keys(self, vectors: Tensor) -> Tensor:
         """Return the keys (layers, n, width) of vectors (layers, n, hidden), on their device."""
-        return torch.einsum("lnh,lwh->lnw", normal(vectors), self.key_maps.to(vectors.device))
+        inner, outer = self.key_in.to(vectors.device), self.key_out.to(vectors.device)
+        return F.silu(normal(vectors) @ inner.mT) @ outer.mT
 
     def scores(self, layer: int, hidden: Tensor, prompt: Tensor, keys: Tensor) -> Tensor:
         """Return the score of each key for each row, (batch, n), from 0 to 1.
@@ -45,11 +50,23 @@ class Retriever(nn.Module):
             prompt: (batch, width) bool, which of them count.
             keys: (n, width) of the vectors.
         """
-        queries = F.linear(normal(hidden), self.query_maps[layer].to(hidden.device))
-        width = queries.shape[-1]
-        found = (queries @ keys.to(queries).T / math.sqrt(width)).sigmoid()
+        inner, outer = (x[layer].to(hidden.device) for x in (self.query_in, self.query_out))
+        queries = F.silu(normal(hidden) @ inner.T) @ outer.T
+        found = (queries @ keys.to(queries).T).sigmoid()
         mask = prompt.to(found)[..., None]
         return (found * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def loss(
+        self, layer: int, hidden: Tensor, prompt: Tensor, keys: Tensor, relevant: Tensor
+    ) -> Tensor:
+        """Return the mean -log(score) of relevant vectors and -log(1 - score) of the others.
+
+        Args:
+            layer, hidden, prompt, keys: see `scores`.
+            relevant: (batch, n) bool, some True and some False.
+        """
+        scores = self.scores(layer, hidden, prompt, keys).clamp(1e-6, 1 - 1e-6)
+        return -(scores[relevant].log().mean() + (1 - scores[~relevant]).log().mean())
 
     @torch.no_grad()
     def recalled(
