@@ -90,7 +90,7 @@ def test_a_text_becomes_the_last_outputs_of_each_block():
         for ids in (model.lm.encode_prompt(PROMPTS[0]), [7]):
             _, outputs = by_hand(model, network.writer, memory, ids, mark=network.mark)
             new = network.written(Row(tuple(ids), len(ids)), pool)
-            torch.testing.assert_close(new, outputs[:, -K:], rtol=0, atol=1e-4)
+            torch.testing.assert_close(new, outputs[:, -K:], rtol=1e-4, atol=1e-4)
 
 
 def test_an_edit_changes_no_old_vector_but_drops_some():
@@ -127,7 +127,7 @@ def test_what_an_edit_drops_is_drawn_from_the_seed_and_the_edit():
 @pytest.mark.parametrize("times", [1, 5, 20, 50])
 def test_what_is_left_of_an_edit_after_more_of_them_is_what_theory_says(times):
     """(1 - K / N)^t of the vectors, within four standard deviations of as many coins."""
-    layers, size, new = 400, 240, 8
+    layers, size, new = 100, 240, 8
     draw = torch.Generator().manual_seed(times)
     vectors = torch.arange(float(size)).expand(layers, size)[..., None]
     pool = Pool(vectors, vectors[:, :0])
@@ -238,7 +238,7 @@ def test_what_is_dropped_is_kept_and_recalled_by_the_prompt_alone():
     model = edit_model("llama", "memoryllm", EDITS, **PLUS)
     method, lm = model.method, model.lm
     assert method.pool.dropped.shape == (N_LAYERS, len(EDITS) * K, HIDDEN)
-    assert method.name == "memoryllm" and method.patch.recalled == 4
+    assert method.patch.count == 1 + 4 + N
     chosen = []
     recall = method.patch.recall
 
@@ -347,7 +347,7 @@ def test_a_released_checkpoint_reads_and_writes_as_published(tmp_path, two):
     writing = EditModel(adapted(tensors, "default"), method.config, tiny_tokenizer())
     mark = tensors["new_memory_positional_emb"]
     _, outputs = by_hand(writing, Nothing(), front, row.ids, mark=mark)
-    torch.testing.assert_close(method.pool.vectors[:, -K:], outputs[:, -K:], rtol=0, atol=1e-4)
+    torch.testing.assert_close(method.pool.vectors[:, -K:], outputs[:, -K:], rtol=1e-4, atol=1e-4)
 
     weights = adapted(tensors, "decoder_adapter" if two else "default")
     reading = EditModel(weights, method.config, tiny_tokenizer())
@@ -356,7 +356,7 @@ def test_a_released_checkpoint_reads_and_writes_as_published(tmp_path, two):
     wanted, _ = by_hand(reading, Nothing(), memory, ids)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
     model.save_pretrained(tmp_path / "edited")
     (tmp_path / "released").rename(tmp_path / "elsewhere")  # what was read is in the folder
     again = EditModel.from_pretrained(tiny_model("llama"), tmp_path / "edited", tiny_tokenizer())
