@@ -76,6 +76,7 @@ def retention(model: EditModel, method: str, cases: Sequence[Case]) -> Iterator[
     share = config.new_tokens / config.memory_tokens
     found: dict[int, list[tuple[float, ...]]] = {later: [] for later in LATER}
     for place in range(ASKED):
+        print(f"{method}: edit {place + 1} of {ASKED}", flush=True)
         stream = [*cases[place:], *cases[:place]]
         model.undo([edit.id for edit in model.edits])
         model.edit([stream[0].edit], check=False)
@@ -129,7 +130,7 @@ def main() -> None:
             method: trained(method, given, cases, options.folder or Path(temporary))
             for method in options.methods
         }
-    for name, table in (("memory-edits", edits), ("memory-retention", retention)):
+    for name, table in (("memory-retention", retention), ("memory-edits", edits)):
         lines = []
         for method, model in models.items():
             for line in table(model, method, cases):

@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "batch": 2,
     "memory_tokens": 6,
     "new_tokens": 2,
+    "contexts": 2,
 }
 """Settings that a method is given where it has them."""
 
@@ -43,8 +44,8 @@ KINDS = [
     ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
-LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb"}
-"""Those of them that are made like another: like grace, wise, lora and memit."""
+LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb", "memoryllm"}
+"""Those of them that are made like another: like grace, wise, lora, memit and prefix-tuning."""
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""
 

@@ -31,8 +31,7 @@ class MemoryLlmConfig(EditorTrainingConfig):
         lr: Adam's learning rate.
         batch: such rounds per step.
         locality_weight: of the divergence from the base model on other prompts.
-        checkpoint: a folder of the published layout, from which training begins; with
-            training_steps=0 it is taken as it is.
+        checkpoint: a folder of the published layout, which is taken as it is, without training.
     """
 
     method: ClassVar[str] = "memoryllm"
@@ -46,7 +45,7 @@ class MemoryLlmConfig(EditorTrainingConfig):
     alpha: Annotated[float, Range(1e-6)] = 32.0
     contexts: PositiveInt = 20
     asked: PositiveInt = 8
-    training_steps: NonNegativeInt = 1000
+    training_steps: PositiveInt = 1000
     batch: PositiveInt = 1
     clip: NonNegativeFloat = 1.0
     lr: NonNegativeFloat = 1e-3
@@ -59,9 +58,4 @@ class MemoryLlmConfig(EditorTrainingConfig):
             raise ConfigError(
                 f"new_tokens is {self.new_tokens} and memory_tokens {self.memory_tokens}; an edit "
                 "cannot become more vectors than the memory has."
-            )
-        if not self.training_steps and self.checkpoint is None:
-            raise ConfigError(
-                "training_steps is 0, and a memory that nobody trained says nothing; give steps, "
-                "or the checkpoint of a trained one."
             )

@@ -91,8 +91,7 @@ class MemoryLlm(Method):
             checkpoint = Checkpoint(self.config.checkpoint)
             checkpoint.check(self.lm, self.config)
             network.load_state(checkpoint.parameters(network.parameters))
-            if not self.config.training_steps:
-                self._trained_pool = checkpoint.pool(*self._shape)
+            self._trained_pool = checkpoint.pool(*self._shape)
         self._network = network
         return network
 
@@ -104,8 +103,8 @@ class MemoryLlm(Method):
 
     @property
     def steps_left(self) -> int:
-        """Training steps still to be made."""
-        return self.training.steps_left
+        """Training steps still to be made; a checkpoint wants none."""
+        return self.training.steps_left if self.config.checkpoint is None else 0
 
     def prepare(self, examples: Sequence[Example], progress: Progress = no_progress) -> None:
         """Train the network, from where training stopped, then fill the memory.
@@ -115,6 +114,8 @@ class MemoryLlm(Method):
             ConfigError: the training was begun with other examples.
         """
         check_examples("memoryllm", examples, "rephrases", "others")
+        if not self.steps_left:
+            return
         learning = Learning(self.lm, self.network, examples)
 
         def loss(example: Example, rng: random.Random) -> Tensor:

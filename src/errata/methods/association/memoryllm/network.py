@@ -50,7 +50,7 @@ class MemoryNetwork:
             path for layer in range(depth) for path in architecture.linear_paths(lm.model, layer)
         ]
         self.writer, self.reader = (
-            low_rank(lm, paths, config.rank, config.alpha, "lora", config.seed + i)
+            low_rank(lm, paths, config.rank, config.alpha, "plain", config.seed + i)
             for i in range(2)
         )
         self.sink = nn.Parameter(self._first_states()[:, None])
@@ -74,12 +74,13 @@ class MemoryNetwork:
         lm = self.lm
         first = lm.tokenizer.bos_token_id
         ids = (int(lm.pad_id if first is None else first),)
-        states = []
-        for layer in range(lm.architecture.n_layers):
-            with capture_input(lm.architecture.block(lm.model, layer)) as inputs:
-                lm.run(lm.batch([Row(ids, 1)]), keep=1, use_cache=False)
-            states.append(inputs[0][0, 0].float().to(lm.device))
-        return torch.stack(states)
+        with contextlib.ExitStack() as hooks:
+            inputs = [
+                hooks.enter_context(capture_input(lm.architecture.block(lm.model, layer)))
+                for layer in range(lm.architecture.n_layers)
+            ]
+            lm.run(lm.batch([Row(ids, 1)]), keep=1, use_cache=False)
+        return torch.stack([each[0][0, 0].float().to(lm.device) for each in inputs])
 
     def write(self, batch: Batch, latest: Tensor) -> Tensor:
         """Return the vectors that a text becomes, (layers, batch, K, hidden).
