@@ -25,6 +25,9 @@ SMALL: dict[str, Any] = {
     "contrast": 4,
     "training_steps": 2,
     "batch": 2,
+    "memory_tokens": 6,
+    "new_tokens": 2,
+    "contexts": 2,
 }
 """Settings that a method is given where it has them."""
 
@@ -36,13 +39,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
-    ("neuraldb", {}), ("kv-prefix", {}),
+    ("neuraldb", {}), ("kv-prefix", {}), ("memoryllm", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
-LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb", "kv-prefix"}
-"""Those of them that are made like another: like grace, wise, lora, memit and rag."""
+LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb", "kv-prefix", "memoryllm"}
+"""Those of them that are made like another: like grace, wise, lora, memit, rag and prefix-tuning.
+"""
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""
 

@@ -25,7 +25,7 @@ METHODS = grid(
     lambda method, settings: {patch_kind(method)},
     [name for name, _ in KINDS],
 )
-VIRTUAL = ("prefix-tuning", "prompt-tuning")
+VIRTUAL = ("prefix-tuning", "prompt-tuning", "memoryllm")
 """Methods whose caches hold virtual tokens, and that decide nothing."""
 WEIGHTS = (
     "ft",

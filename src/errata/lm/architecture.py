@@ -113,6 +113,15 @@ class Architecture:
         """
         return f"{self.blocks}.{self._checked(layer)}.{self.w_out}"
 
+    def linear_paths(self, model: nn.Module, layer: int) -> list[str]:
+        """Return the dotted paths of all linear modules in `layer`, of attention and feed-forward.
+
+        Raises:
+            ConfigError: there is no such layer.
+        """
+        block, path = self.block(model, layer), f"{self.blocks}.{layer}"
+        return [f"{path}.{name}" for name, each in block.named_modules() if _features(each)]
+
     def body_module(self, model: nn.Module) -> nn.Module:
         """Return the model without its head; its output (..., hidden) is the head's input."""
         return model.get_submodule(self.blocks.rpartition(".")[0])

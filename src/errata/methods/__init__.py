@@ -26,6 +26,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "memoir": "errata.methods.association.memoir.method:Memoir",
         "neuraldb": "errata.methods.association.neuraldb:NeuralDb",
         "kv-prefix": "errata.methods.association.kv_prefix.method:KvPrefix",
+        "memoryllm": "errata.methods.association.memoryllm.method:MemoryLlm",
         "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",
         "lora": "errata.methods.association.lora:Lora",
         "adapter": "errata.methods.association.adapter:Adapter",

@@ -116,8 +116,8 @@ def low_rank(
     B is 0 at first. The parameters are fp32, whatever the model is, under PEFT's names.
 
     Args:
-        kind: `lora`; `rslora`, which divides alpha by the root of r; or `dora`, which takes the
-            direction of W + B A and learns its length.
+        kind: `rslora`, which divides alpha by the root of r; `dora`, which takes the direction of
+            W + B A and learns its length; any other is as above.
 
     Raises:
         ConfigError: PEFT is not installed.

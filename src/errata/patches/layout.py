@@ -42,11 +42,15 @@ class Layout:
         return columns.gather(1, index.expand(-1, -1, *columns.shape[2:]))
 
     def filled(self, columns: Tensor, inserted: Tensor) -> Tensor:
-        """Copy columns (batch, width + n, ...) with inserted (n, ...) in each row's slots."""
+        """Copy columns (batch, width + n, ...) with inserted ones in each row's slots.
+
+        They are (n, ...), or (batch, n, ...) where rows have their own.
+        """
         result = columns.clone()
         inserted = inserted.to(device=columns.device, dtype=columns.dtype)
-        repeats = (columns.shape[0], *[1] * (inserted.dim() - 1))
-        result[self.slots.to(columns.device)] = inserted.repeat(repeats)
+        if inserted.dim() < columns.dim():
+            inserted = inserted.expand(columns.shape[0], *inserted.shape)
+        result[self.slots.to(columns.device)] = inserted.flatten(0, 1)
         return result
 
     def narrowed(self, columns: Tensor) -> Tensor:

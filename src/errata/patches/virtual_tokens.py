@@ -38,12 +38,14 @@ class _Insertion:
         logit_positions: `logits_to_keep`, where it was a tensor.
         cache: the key-value cache whose `update` is wrapped, if any.
         is_temporary: the caller did not ask for that cache, so it is not returned.
+        prompt: (batch, width + n) bool, the prompt, for a patch that chooses by it.
     """
 
     layout: Layout
     logit_positions: Tensor | None = None
     cache: Any = None
     is_temporary: bool = False
+    prompt: Tensor | None = None
 
 
 class VirtualTokens(ForwardPatch, TrainablePatch):
