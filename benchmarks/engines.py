@@ -157,6 +157,7 @@ def in_vllm(options: argparse.Namespace) -> AskAll:
     model = LLM(
         str(options.model), dtype="float32", max_model_len=1024, max_num_seqs=AT_ONCE,
         enforce_eager=True, enable_prefix_caching=False, async_scheduling=False,
+        gpu_memory_utilization=0.4,  # of the CPU's memory, where there is no GPU
     )  # fmt: skip
 
     def ask(prompts: list[list[int]], most: int, edited: bool) -> list[list[int]]:
