@@ -36,13 +36,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
-    ("neuraldb", {}),
+    ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
-LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb"}
-"""Those of them that are made like another: like grace, wise, lora and memit."""
+LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm"}
+"""Those of them that are made like another: like grace, wise, lora,
+memit and knn-lm."""
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""
 
