@@ -1,7 +1,7 @@
 """`SeparateMethod`: a method that solves for each edit on the base model alone.
 
 Neither the order nor the number of the other edits matters, and an edit is undone by taking out
-what was stored for it.
+what was stored for it. Of several edits of one prompt only the latest counts.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class SeparateMethod(Method):
         for edit in edits:
             self.patch.add(edit.id, *self.solve(edit))
             self._edits.append(edit)
+            self._let_latest_count()
             progress(1)
 
     def clear(self) -> None:
         """Forget all edits."""
         self._edits = []
         self.patch.drop(list(self.patch.columns))
+        self._let_latest_count()
 
     def undo(self, edit_ids: Iterable[str]) -> None:
         """Remove edits.
@@ -49,3 +51,16 @@ class SeparateMethod(Method):
         removed = self.check_ids(edit_ids)
         self.patch.drop(removed)
         self._edits = [edit for edit in self._edits if edit.id not in removed]
+        self._let_latest_count()
+
+    def restore(self, edits: Sequence[Edit], columns: Iterable[tuple[Tensor, ...]]) -> None:
+        """Be what these edits, with the tensors of each, have made of it."""
+        self.clear()
+        for edit, column in zip(edits, columns, strict=True):
+            self.patch.add(edit.id, *column)
+        self._edits = list(edits)
+        self._let_latest_count()
+
+    def _let_latest_count(self) -> None:
+        latest = {edit.prompt: edit.id for edit in self._edits}
+        self.patch.supersede(e.id for e in self._edits if latest[e.prompt] != e.id)

@@ -29,11 +29,13 @@ class KeyValues(Patch):
 
     Attributes:
         columns: edit id -> its tensors (pairs, ...), in fp32 on the CPU; the latest edit last.
+        superseded: ids of edits whose tensors do not count, see `supersede`.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.columns: dict[str, tuple[Tensor, ...]] = {}
+        self.superseded: frozenset[str] = frozenset()
         self._stacked: tuple[Tensor, ...] | None = None
         self._handle: RemovableHandle | None = None
 
@@ -48,11 +50,21 @@ class KeyValues(Patch):
             del self.columns[edit_id]
         self._stacked = None
 
+    def supersede(self, edit_ids: Iterable[str]) -> None:
+        """Let these edits not count, and all others; later ones have taken their place."""
+        self.superseded = frozenset(edit_ids)
+        self._stacked = None
+
     def stacked(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the tensors of all edits, (all pairs, ...) each, on a device; the latest first."""
+        """Return the tensors that count, (all pairs, ...) each, on a device; the latest first."""
         stacked = self._stacked
         if stacked is None or stacked[0].device != device:
-            columns = zip(*reversed(self.columns.values()), strict=True)
+            counting = [
+                column
+                for edit_id, column in reversed(self.columns.items())
+                if edit_id not in self.superseded
+            ]
+            columns = zip(*counting, strict=True)
             stacked = self._stacked = tuple(torch.cat(each).to(device) for each in columns)
         return stacked
 

@@ -121,7 +121,4 @@ class NeuralDb(SeparateMethod):
             keys = state.tensor(tensors, "keys", (len(edits), architecture.d_in))
             added = state.tensor(tensors, "values", (len(edits), architecture.d_out))
             columns = list(zip(keys.clone().split(1), added.clone().split(1), strict=True))
-        self.clear()
-        for edit, (key, value) in zip(edits, columns, strict=True):
-            self._patch.add(edit.id, key, value)
-        self._edits = list(edits)
+        self.restore(edits, columns)

@@ -14,8 +14,8 @@ What departs from the paper, where the store is a corpus, and the model is train
   self-generated text, each token with its own neighbours, falls by Adam, in fp32, over the tokens
   that either h or m makes likeliest.
 - Frozen embeddings are not trained to say themselves: the head gives the embedding of a token to
-  another token in nine cases of ten in SmolLM2. So y is the embedding times C^(-1/2), with C the
-  second moment of all embeddings, and m is put to the length of h.
+  another token in nine cases of ten in SmolLM2. So the y that are added up are embeddings times
+  C^(-1/2), with C the second moment of all, at one length, and m is put to the length of h.
 - k is 1 (there 4): distances do not count in m, so of several neighbours it follows the one that
   the model itself likes best, which is not the edit's.
 - There is a bias b. The head itself is the model's own, whatever it does to its output.
@@ -113,12 +113,11 @@ class GatedAnswers(AnswerStore):
 
     def remembered(self, states: Tensor) -> Tensor:
         """Return m, (n, hidden) in fp32 and as long as the states, for states (n, hidden)."""
-        tokens = self.nearest(states)[1]
-        said = read_weight(self._head)[tokens].float() @ self._whitening
-        said = F.normalize(said, dim=-1)
-        lengths = states.norm(dim=-1, keepdim=True)
-        liked = (said @ states[..., None] * lengths[..., None]).softmax(1)
-        return F.normalize((liked * said).sum(1), dim=-1) * lengths
+        embeddings = read_weight(self._head)[self.nearest(states)[1]].float()
+        liked = torch.einsum("nkd,nd->nk", embeddings, states).softmax(-1)
+        white = F.normalize(embeddings @ self._whitening, dim=-1)
+        said = torch.einsum("nk,nkd->nd", liked, white)
+        return F.normalize(said, dim=-1) * states.norm(dim=-1, keepdim=True)
 
     def mix(self, states: Tensor) -> Tensor:
         """Return (1 - g) m + g h for states h, (n, hidden)."""

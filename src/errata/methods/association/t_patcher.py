@@ -38,7 +38,7 @@ from errata.lm import LM
 from errata.lm.background import background_texts, open_prompt, value_scale
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_input, stop_after
-from errata.lm.suffix_tail import SuffixTail
+from errata.lm.tail import Tail
 from errata.methods.separate_method import SeparateMethod
 from errata.patches.key_values import KeyValues
 from errata.solvers.values import with_prefix
@@ -66,8 +66,8 @@ class TPatcherConfig(MethodConfig):
 
     method: ClassVar[str] = "t-patcher"
 
-    steps: PositiveInt = 100
-    lr: NonNegativeFloat = 0.01
+    steps: PositiveInt = 30
+    lr: NonNegativeFloat = 0.02
     activate: NonNegativeFloat = 1.0
     memorize: NonNegativeFloat = 1.0
     margin: NonNegativeFloat = 3.0
@@ -114,15 +114,21 @@ class TPatcher(SeparateMethod):
     @cached_property
     def memory(self) -> Tensor:
         """States of self-generated text, (tokens, d_in), at which neurons are to be silent."""
-        texts = [text for text in self._texts if text.strip()]
+        texts = [text for text in self._texts if text.strip()] or ["x"]
         rows = [row for text in texts if (row := self._told(text))]
+        columns = enumerate(zip(*(row.ids for row in rows), strict=False))
+        shared = next((place for place, ids in columns if len({*ids}) > 1), 0)
         module = self.lm.architecture.value_module(self.lm.model, self.layer)
         states = []
         for start in range(0, len(rows), BATCH):
             batch = self.lm.batch(rows[start : start + BATCH])
             with torch.no_grad(), capture_input(module) as seen, stop_after(module):
                 self.lm.run(batch, use_cache=False)
-            kept = batch.attention_mask.bool().to(seen[0].device)
+            read = batch.attention_mask.bool()
+            kept = read & (batch.attention_mask.cumsum(-1) > shared)
+            if not states:  # what all begin with, once
+                kept[0] = read[0]
+            kept = kept.to(seen[0].device)
             states.append(seen[0].reshape(*kept.shape, -1)[kept].float())
         return torch.cat(states)
 
@@ -135,7 +141,7 @@ class TPatcher(SeparateMethod):
 
     @cached_property
     def _texts(self) -> list[str]:
-        return background_texts(self.lm, self.config.background, seed=self.config.seed) or ["x"]
+        return background_texts(self.lm, self.config.background, seed=self.config.seed)
 
     def _told(self, text: str) -> Row | None:
         """Encode a text as a prompt and its answer; None if that is too long."""
@@ -185,10 +191,7 @@ class TPatcher(SeparateMethod):
                 raise ValueError(f"'lengths' are {sum(lengths)} together; expected {count}")
             stored = (each.clone().split(lengths) for each in (keys, biases, added))
             columns = list(zip(*stored, strict=True))
-        self.clear()
-        for edit, column in zip(edits, columns, strict=True):
-            self._patch.add(edit.id, *column)
-        self._edits = list(edits)
+        self.restore(edits, columns)
 
 
 class Objective:
@@ -206,10 +209,9 @@ class Objective:
         lm, self._config = method.lm, method.config
         rows = _told_after(lm, edit, method.prefixes)
         batch = lm.batch(rows)
-        first = batch.input_ids.shape[1] - len(rows[0].ids) + rows[0].prompt_length - 1
-        self._tail = tail = SuffixTail(lm, method.layer, batch, first)
-        self._rows, self._columns, labels = tail.batch.label_positions(
-            tail.batch.target_mask | tail.batch.ending_mask
+        self._tail = tail = Tail(lm, method.layer, batch)
+        self._rows, self._columns, labels = batch.label_positions(
+            batch.target_mask | batch.ending_mask
         )
         self._keys, self._outputs = tail.keys.float(), tail.values.float()
         with torch.no_grad():
