@@ -89,7 +89,9 @@ class KeyValues(Patch):
             return None
         keys, outputs = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
         parts = []
-        for part, before in zip(keys.split(TOKENS), outputs.split(TOKENS), strict=True):
+        for part, before in zip(
+            *(torch.split(each, TOKENS) for each in (keys, outputs)), strict=True
+        ):
             added, there = self.added(part.float())
             after = (before.float() + added).to(output.dtype)
             parts.append(torch.where(there[:, None], after, before))

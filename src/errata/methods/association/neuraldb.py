@@ -120,5 +120,7 @@ class NeuralDb(SeparateMethod):
         if edits:
             keys = state.tensor(tensors, "keys", (len(edits), architecture.d_in))
             added = state.tensor(tensors, "values", (len(edits), architecture.d_out))
-            columns = list(zip(keys.clone().split(1), added.clone().split(1), strict=True))
+            columns = list(
+                zip(*(torch.split(each.clone(), 1) for each in (keys, added)), strict=True)
+            )
         self.restore(edits, columns)

@@ -105,11 +105,12 @@ class GatedAnswers(AnswerStore):
         """C^(-1/2) of the output embeddings, (hidden, hidden) in fp32."""
         weight = read_weight(self._head)
         moment = weight.new_zeros(self._width, self._width, dtype=torch.float64)
-        for part in weight.split(1 << 14):
+        for part in torch.split(weight, 1 << 14):
             moment += (part.float().t() @ part.float()).double()
         values, directions = torch.linalg.eigh(moment / len(weight))
         values = values.clamp(min=0) + RIDGE * values.max()
-        return (directions * values.rsqrt() @ directions.t()).float()
+        whitening: Tensor = directions * values.rsqrt() @ directions.t()
+        return whitening.float()
 
     def remembered(self, states: Tensor) -> Tensor:
         """Return m, (n, hidden) in fp32 and as long as the states, for states (n, hidden)."""
@@ -117,7 +118,8 @@ class GatedAnswers(AnswerStore):
         liked = torch.einsum("nkd,nd->nk", embeddings, states).softmax(-1)
         white = F.normalize(embeddings @ self._whitening, dim=-1)
         said = torch.einsum("nk,nkd->nd", liked, white)
-        return F.normalize(said, dim=-1) * states.norm(dim=-1, keepdim=True)
+        lengths: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+        return F.normalize(said, dim=-1) * lengths
 
     def mix(self, states: Tensor) -> Tensor:
         """Return (1 - g) m + g h for states h, (n, hidden)."""
@@ -265,7 +267,9 @@ class Spalm(AnswerStoreMethod):
         """
         head, dtype = self._patch._head, self.lm.model.dtype
         found = []
-        for part, wanted in zip(states.split(BATCH), labels.split(BATCH), strict=True):
+        for part, wanted in zip(
+            torch.split(states, BATCH), torch.split(labels, BATCH), strict=True
+        ):
             both = [head.forward(each.to(dtype)).float() for each in
                     (self._patch.remembered(part), part)]  # fmt: skip
             count = min(LIKELIEST, both[0].shape[-1])

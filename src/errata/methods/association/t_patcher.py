@@ -119,7 +119,7 @@ class TPatcher(SeparateMethod):
         columns = enumerate(zip(*(row.ids for row in rows), strict=False))
         shared = next((place for place, ids in columns if len({*ids}) > 1), 0)
         module = self.lm.architecture.value_module(self.lm.model, self.layer)
-        states = []
+        states: list[Tensor] = []
         for start in range(0, len(rows), BATCH):
             batch = self.lm.batch(rows[start : start + BATCH])
             with torch.no_grad(), capture_input(module) as seen, stop_after(module):
@@ -155,7 +155,7 @@ class TPatcher(SeparateMethod):
         except PromptTooLongError:
             return None
 
-    def solve(self, edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(self, edit: Edit) -> tuple[Tensor, ...]:
         """Train an edit's neurons; return keys (n, d_in), biases (n,) and values (n, d_out)."""
         objective = Objective(self, edit)
         parameters = objective.begin()
@@ -189,7 +189,7 @@ class TPatcher(SeparateMethod):
             lengths = state.numbers(tensors, "lengths", len(edits), 0, count)
             if sum(lengths) != count:
                 raise ValueError(f"'lengths' are {sum(lengths)} together; expected {count}")
-            stored = (each.clone().split(lengths) for each in (keys, biases, added))
+            stored = (torch.split(each.clone(), lengths) for each in (keys, biases, added))
             columns = list(zip(*stored, strict=True))
         self.restore(edits, columns)
 
