@@ -39,13 +39,16 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
-    ("neuraldb", {}), ("kv-prefix", {}), ("memoryllm", {}),
+    ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}), ("kv-prefix", {}), ("memoryllm", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
-LIKE_ANOTHER = {"defer", "memoir", "bitfit", "neuraldb", "kv-prefix", "memoryllm"}
-"""Those of them that are made like another: like grace, wise, lora, memit, rag and prefix-tuning.
+LIKE_ANOTHER = {
+    "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix", "memoryllm",
+}  # fmt: skip
+"""Those of them that are made like another: like grace, wise, lora, memit, knn-lm, rag and
+prefix-tuning.
 """
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""

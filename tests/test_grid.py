@@ -25,9 +25,9 @@ def test_every_method_has_a_kind_of_patch_and_every_way_of_placing_tokens_a_fami
         "FolioMemory",
         "WeightDelta",
         "ContextPatch",
-        "Mixture",
-        "GatedStore",
+        "AnswerStore",
         "KeyValuePrefix",
+        "KeyValues",
         "Patch",
     }
     assert {token_places(family) for family in TWELVE} == {"rotary", "learned", "alibi"}

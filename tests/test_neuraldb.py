@@ -29,7 +29,7 @@ def test_a_value_is_added_near_its_key_and_nothing_changes_elsewhere() -> None:
     keys = torch.stack([key * 7, torch.tensor([4.0, 0.0, 3.0]), -key, key + 0.1])
     outputs = torch.randn(2, 2, 2)
     assert torch.equal(answered(memory, keys.view(2, 2, 3), outputs), outputs)
-    memory.add("one", key, value)
+    memory.add("one", key[None] / 5, value[None])
     found = answered(memory, keys.view(2, 2, 3), outputs).view(-1, 2)
     before = outputs.view(-1, 2)
     torch.testing.assert_close(found[[0, 3]], before[[0, 3]] + value)
@@ -39,9 +39,9 @@ def test_a_value_is_added_near_its_key_and_nothing_changes_elsewhere() -> None:
 def test_the_nearest_counts_and_of_equals_the_latest() -> None:
     memory, outputs = store(), torch.zeros(1, 1, 1)
     for name, key, value in (
-        ("first", [1.0, 0.0], 1.0), ("far", [0.8, 0.6], 2.0), ("later", [2.0, 0.0], 3.0),
+        ("first", [1.0, 0.0], 1.0), ("far", [0.8, 0.6], 2.0), ("later", [1.0, 0.0], 3.0),
     ):  # fmt: skip
-        memory.add(name, torch.tensor(key), torch.tensor([value]))
+        memory.add(name, torch.tensor([key]), torch.tensor([[value]]))
     asked = torch.tensor([[[5.0, 0.0]]])
     assert answered(memory, asked, outputs).item() == 3.0
     memory.drop(["later"])
@@ -53,7 +53,7 @@ def test_the_nearest_counts_and_of_equals_the_latest() -> None:
 def test_more_tokens_than_are_looked_up_at_once() -> None:
     memory = store()
     for place in range(5):
-        memory.add(str(place), torch.eye(5)[place], torch.tensor([float(place)]))
+        memory.add(str(place), torch.eye(5)[place : place + 1], torch.tensor([[float(place)]]))
     places = torch.arange(1000) % 5
     found = answered(memory, torch.eye(5)[places][None], torch.zeros(1, 1000, 1))
     assert torch.equal(found.view(-1), places.float())

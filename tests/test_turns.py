@@ -40,6 +40,7 @@ WEIGHTS = (
     "adapter",
     "bitfit",
     "neuraldb",
+    "t-patcher",
 )
 """Methods that decide nothing of a prompt: what a cache holds is what they said when it was filled.
 """

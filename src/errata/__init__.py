@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from errata.methods.association.neuraldb import NeuralDbConfig
     from errata.methods.association.prefix import PrefixConfig
     from errata.methods.association.prompt_tuning import PromptTuningConfig
+    from errata.methods.association.spalm import SpalmConfig
+    from errata.methods.association.t_patcher import TPatcherConfig
     from errata.methods.association.wise.config import WiseConfig
     from errata.methods.mastery.alphaedit import AlphaEditConfig
     from errata.methods.mastery.ewc import EwcConfig
@@ -91,6 +93,8 @@ __all__ = [
     "RomeConfig",
     "ScrConfig",
     "SeracConfig",
+    "SpalmConfig",
+    "TPatcherConfig",
     "UltraEditConfig",
     "WiseConfig",
     "edit_stream",
@@ -135,6 +139,8 @@ _HOMES = {
     "methods.association.neuraldb": ("NeuralDbConfig",),
     "methods.association.prefix": ("PrefixConfig",),
     "methods.association.prompt_tuning": ("PromptTuningConfig",),
+    "methods.association.spalm": ("SpalmConfig",),
+    "methods.association.t_patcher": ("TPatcherConfig",),
     "methods.association.wise.config": ("WiseConfig",),
     "methods.mastery.alphaedit": ("AlphaEditConfig",),
     "methods.mastery.ewc": ("EwcConfig",),

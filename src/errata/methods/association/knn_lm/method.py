@@ -23,50 +23,39 @@ Nothing is trained, and the edits are independent: an edit is one forward pass, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from errata.config import Fraction, MethodConfig, NonNegativeFloat, PositiveInt, Range
+from errata.config import Fraction, Range
 from errata.edit import Edit
 from errata.lm import LM
-from errata.lm.background import background_texts, open_prompt
-from errata.lm.encoding import Batch, in_batches
+from errata.lm.encoding import Batch
 from errata.lm.hooks import capture_input, stop_after
+from errata.methods.answer_store_method import AnswerStoreConfig, AnswerStoreMethod
 from errata.methods.association.knn_lm.patch import Mixture
-from errata.methods.base import Method, Progress, no_progress
 from errata.storage import state
-
-BATCH = 64
-"""Background prompts that are read together."""
 
 
 @dataclass(frozen=True)
-class KnnLmConfig(MethodConfig):
+class KnnLmConfig(AnswerStoreConfig):
     """Settings of kNN-LM over edits. `layer` is the last block unless set.
 
     Attributes:
         share: lambda, the store's part in the mixture.
-        neighbours: k, how many vote.
-        radius: how far a prompt may be from an edit's for the store to be used; None: half the
-            median distance between a self-generated prompt and its nearest.
         temperature: tau; None: the square of half the radius.
-        background: texts that the radius is measured on.
     """
 
     method: ClassVar[str] = "knn-lm"
 
     share: Fraction = 0.95
-    neighbours: PositiveInt = 16
-    radius: NonNegativeFloat | None = None
     temperature: Annotated[float, Range(1e-12)] | None = None
-    background: Annotated[int, Range(2)] = 64
 
 
-class KnnLm(Method):
+class KnnLm(AnswerStoreMethod):
     """kNN-LM over edits: near an edited prompt, stored answers vote for the next token."""
 
     config_class = KnnLmConfig
@@ -87,67 +76,29 @@ class KnnLm(Method):
         """The store."""
         return self._patch
 
-    def write(self, edits: Sequence[Edit], progress: Progress = no_progress) -> None:
-        """Add edits, by a forward pass each."""
-        if math.isnan(self._patch.radius):
-            self._measure_background()
-        for edit in edits:
-            batch = self.lm.batch([self.encode(edit)])
-            rows, columns, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-            self._patch.add(edit.id, self._contexts(batch)[rows, columns], labels.tolist())
-            self._edits.append(edit)
-            progress(1)
-
-    def clear(self) -> None:
-        """Forget all edits."""
-        self._edits = []
-        self._patch.clear()
-
-    def undo(self, edit_ids: Iterable[str]) -> None:
-        """Remove edits."""
-        removed = self.check_ids(edit_ids)
-        for edit_id in removed:
-            self._patch.drop(edit_id)
-        self._edits = [edit for edit in self._edits if edit.id not in removed]
+    @torch.no_grad()
+    def contexts(self, batch: Batch) -> Tensor:
+        """Return the value matrix's inputs, (batch, width, d_in)."""
+        with capture_input(self._module) as seen, stop_after(self._module):
+            self.lm.run(batch, use_cache=False)
+        return seen[0].reshape(*batch.input_ids.shape, -1).float()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return contexts (n, d_in) and tokens (n,) of all edits; radius and temperature."""
-        patch = self._patch
-        measured = not math.isnan(patch.radius)
-        values = {"radius": patch.radius, "tau": patch.temperature} if measured else {}
-        return patch.state(), values
+        tensors, values = super().state()
+        return tensors, values | ({"tau": self._patch.temperature} if values else {})
 
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
         """Restore from `state`."""
-        self._patch.load_state([edit.id for edit in edits], tensors)
+        super().load_state(edits, tensors, values)
         measured = bool(edits or values)
-        self._patch.radius = state.number(values, "radius", 0) if measured else math.nan
         self._patch.temperature = state.number(values, "tau", 0) if measured else math.nan
-        self._edits = list(edits)
 
-    @torch.no_grad()
-    def _contexts(self, batch: Batch) -> Tensor:
-        """Return contexts (batch, width, d_in)."""
-        with capture_input(self._module) as seen, stop_after(self._module):
-            self.lm.run(batch, use_cache=False)
-        return seen[0].reshape(*batch.input_ids.shape, -1).float()
-
-    def _measure_background(self) -> None:
-        """Set the radius and the temperature to this model's scale."""
-        radius, temperature = self.config.radius, self.config.temperature
-        if radius is None:
-            texts = background_texts(self.lm, self.config.background, seed=self.config.seed)
-            prompts = sorted({open_prompt(text) for text in texts if text.strip()}) or ["x"]
-
-            def contexts(part: list[str]) -> list[Tensor]:
-                return list(self._contexts(self.lm.prompt_batch(part))[:, -1])
-
-            last = torch.stack(in_batches(prompts, contexts, BATCH, size=len))
-            distances = torch.cdist(last, last, compute_mode="donot_use_mm_for_euclid_dist")
-            nearest = distances.fill_diagonal_(math.inf).min(-1).values
-            alone = len(last) == 1
-            radius = (last.norm() if alone else nearest[nearest.isfinite()].median()).item() / 2
-        self._patch.radius = radius
-        self._patch.temperature = (radius / 2) ** 2 + 1e-12 if temperature is None else temperature
+    def measure(self) -> None:
+        """Set the radius and the temperature to this model's scale, unless they are."""
+        super().measure()
+        if math.isnan(self._patch.temperature):
+            given, radius = self.config.temperature, self._patch.radius
+            self._patch.temperature = (radius / 2) ** 2 + 1e-12 if given is None else given
