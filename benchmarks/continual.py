@@ -11,8 +11,8 @@
 
 Beside what `errata learn` reports it asks, on atlas, 30 facts of the model's own world (`own
 world`). A line is written as soon as it is there, and one that is there already is kept, so that a
-run that was cut off goes on. The rate of a stream was chosen on seed 100, by plain fine-tuning; the
-strengths follow from the sizes of what they weigh, and were not searched for.
+run that was cut off goes on. The rate of a stream was set by hand on other seeds, by plain
+fine-tuning; the strengths follow from the sizes of what they weigh, and were not searched for.
 """
 
 from __future__ import annotations
