@@ -167,6 +167,7 @@ def test_an_interrupted_write_leaves_store_and_gate_as_they_were(monkeypatch) ->
         assert model.edits == EDITS[:2]
 
 
+@pytest.mark.long
 def test_on_atlas_edits_are_said_and_other_questions_keep_their_answers() -> None:
     cases = make_cases(5, seed=3)
     base, tokenizer = errata.load_base("atlas", "float32")
