@@ -5,8 +5,9 @@
         --train train.jsonl --out ZSRE
     errata bench benchmarks/recipes/zsre.yaml --model FACTLM --data FOLDER
     errata bench benchmarks/recipes/real-smollm2-zsre.yaml --model SMOLLM2 --data FOLDER
-    python benchmarks/record.py compare-atlas=ATLAS compare-zsre=ZSRE records-zsre=runs/zsre
-        real-smollm2-zsre=runs/real-smollm2-zsre
+    errata compare atlas --edits 100 --methods kv-prefix,rag,... --out MEMORY
+    python benchmarks/record.py compare-atlas=ATLAS compare-memory=MEMORY compare-zsre=ZSRE
+        records-zsre=runs/zsre real-smollm2-zsre=runs/real-smollm2-zsre
 
 Each argument is the name of a CSV file and the folder that its measurements lie in. For real-NAME
 there are two files, the other one, real-NAME-probes, with the sceptic's probes by kind; methods
@@ -30,6 +31,9 @@ from errata.measures import MEASURES, PROBES
 from errata.methods import variants
 from errata.probes import KINDS
 
+MEMORIES = "compare-memory"
+"""A comparison of some methods, which are named in its command."""
+
 
 def record(name: str, rows: list[Result]) -> None:
     """Write docs/results/NAME.csv, the longest stream first."""
@@ -39,8 +43,11 @@ def record(name: str, rows: list[Result]) -> None:
         (row for row in rows if row.figures or (compared and row.skipped)),
         key=lambda row: (-row.edits, known.index(row.name)),
     )
-    columns = _compared if compared else _of_records
-    results.write(name, [columns(row, rows[0].edits) for row in rows])
+    lines = [(_compared if compared else _of_records)(row, rows[0].edits) for row in rows]
+    if name == MEMORIES:
+        methods = ",".join(row.name for row in rows)
+        lines = [{**line, "command": line["command"].replace("all", methods)} for line in lines]
+    results.write(name, lines)
 
 
 def _compared(row: Result, longest: int) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
     yield "README.md", "real", in_readme(read(README_RESULTS))
     for data in ("atlas", "zsre", "counterfact"):
         yield "docs/compare.md", data, [compared(row) for row in read(f"compare-{data}")]
+    yield "docs/memory.md", "atlas", [compared(row) for row in read("compare-memory")]
     for task in ("zsre", "counterfact", "hallucination", "temporal"):
         rows = read(f"records-{task}")
         shown = [column for column in rows[0] if column not in ("edits", "method")]
