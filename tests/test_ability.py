@@ -345,6 +345,7 @@ def test_a_base_model_is_measured_once(tasks: Path) -> None:
     assert figure["edited"] is None and figure["moved"] is None and "bootstrapping" in found.stderr
 
 
+@pytest.mark.long
 def test_the_numbers_of_the_base_are_those_of_a_model_without_edits(
     base: LM, folio: EditModel, tasks: Path
 ) -> None:

@@ -203,6 +203,7 @@ def test_tracing_and_lens(measurements):
     assert lens_["base, old"][-1] > 0.9 and lens_["edited, new"][-1] > lens_["base, new"][-1] + 0.5
 
 
+@pytest.mark.long
 def test_neurons(measurements):
     quickly = [f"--set={each}" for each in ("steps=2", "layer=1", "threshold=0.3", "prefixes=0")]
     found = measurements("neurons", *quickly, edits=2)

@@ -99,16 +99,20 @@ def test_a_later_edit_of_one_prompt_counts_and_its_undo_brings_the_earlier_back(
 
 
 def test_facts_that_do_not_fit_are_left_out_the_best_last() -> None:
-    model = edit_model("gpt2", "kv-prefix", EDITS, passages=3, min_score=-2.0)
+    model = edit_model("gpt2", "kv-prefix", EDITS, passages=2, min_score=-2.0, passage=SENTENCE)
     limit = model.lm.context_length
     ids = tuple(model.lm.encode_prompt("The capital of France is"))
     lengths = [len(each) for each in model.method.patch.chosen(model.lm, [ids])]
-    assert lengths == [3]
+    assert lengths == [2]
     room = limit - len(ids) - model.method.patch.chosen(model.lm, [ids])[0][-1].length
-    tight = edit_model("gpt2", "kv-prefix", EDITS, passages=3, min_score=-2.0, room=room)
+    tight = edit_model(
+        "gpt2", "kv-prefix", EDITS, passages=2, min_score=-2.0, passage=SENTENCE, room=room
+    )
     (kept,) = tight.method.patch.chosen(tight.lm, [ids])
     assert len(kept) == 1 and kept[0].length == limit - len(ids) - room
-    full = edit_model("gpt2", "kv-prefix", EDITS, passages=3, min_score=-2.0, room=room + 1)
+    full = edit_model(
+        "gpt2", "kv-prefix", EDITS, passages=2, min_score=-2.0, passage=SENTENCE, room=room + 1
+    )
     assert full.method.patch.chosen(full.lm, [ids]) == [[]]
     assert full.ask(["The capital of France is"]) == full.ask_base(["The capital of France is"])
 

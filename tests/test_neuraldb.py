@@ -75,6 +75,7 @@ def test_neither_the_order_nor_the_number_of_the_others_matters(family: str) -> 
     same_state(other, alone)
 
 
+@pytest.mark.long
 def test_it_is_said_and_other_questions_keep_their_answers() -> None:
     """On atlas, with its preset, whose cases are others."""
     cases = make_cases(6, seed=3)

@@ -128,6 +128,7 @@ def test_it_waits_for_requests_and_ends_with_the_server(tmp_path):
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.long
 def test_what_cannot_be_settled_says_so(tmp_path):
     weak = method_config("ft", steps=1, lr=1e-6)
     service, client = served(tmp_path, weak)

@@ -116,6 +116,7 @@ def test_a_record_taken_out_is_as_if_it_had_never_been(folder: Path, tmp_path: P
     assert cost.seconds_of_all == pytest.approx(cost.seconds * 2.4)
 
 
+@pytest.mark.long
 def test_several_records_and_all_of_a_shard(folder: Path, tmp_path: Path) -> None:
     records = ShardFolder.open(folder).records
     gone = [each.passage for each in records if each.shard == 0]

@@ -75,6 +75,7 @@ def _with(output: object, states: torch.Tensor) -> object:
     return output
 
 
+@pytest.mark.long
 def test_the_gate_is_lower_at_answers_than_at_text_and_its_loss_has_fallen() -> None:
     model = edit_model("llama", "spalm", EDITS, **NEAR, steps=100, background=32)
     method, patch = model.method, model.method.patch
@@ -125,6 +126,7 @@ def test_beyond_the_radius_it_is_the_base_model_bit_for_bit() -> None:
     assert model.ask(far) == model.ask_base(far)
 
 
+@pytest.mark.long
 def test_of_two_answers_to_one_question_the_later_is_said_and_an_undo_gives_the_other_back(
     tmp_path,
 ) -> None:
@@ -143,6 +145,7 @@ def test_of_two_answers_to_one_question_the_later_is_said_and_an_undo_gives_the_
         assert each.method.patch.gate is None and each.ask(asked) == each.ask_base(asked)
 
 
+@pytest.mark.long
 def test_in_how_many_calls_the_ledger_was_written_does_not_matter() -> None:
     at_once, one_by_one = edit_model("gpt2", "spalm", EDITS[:3]), edit_model("gpt2", "spalm")
     for edit in EDITS[:3]:

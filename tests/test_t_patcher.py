@@ -96,6 +96,7 @@ def test_neither_the_order_nor_the_number_of_the_others_matters(family: str) -> 
     same_state(other, edit_model(family, "t-patcher", EDITS[:1]))
 
 
+@pytest.mark.long
 def test_it_is_said_and_other_questions_keep_their_answers() -> None:
     """On atlas, with its defaults; and what the model says already needs no neuron."""
     cases = make_cases(4, seed=3)
