@@ -39,17 +39,15 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
-    ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}), ("kv-prefix", {}), ("memoryllm", {}),
+    ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}), ("kv-prefix", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
 LIKE_ANOTHER = {
-    "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix", "memoryllm",
+    "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix",
 }  # fmt: skip
-"""Those of them that are made like another: like grace, wise, lora, memit, knn-lm, rag and
-prefix-tuning.
-"""
+"""Those of them that are made like another: like grace, wise, lora, memit, knn-lm and rag."""
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""
 

@@ -70,6 +70,7 @@ def read(stream, name, edits):
     return json.loads(stream.result_file(name, edits).read_text().splitlines()[0])
 
 
+@pytest.mark.long
 def test_a_row_is_what_evaluate_says_of_the_final_model(stream, atlas):
     measure_run(Run(UNEDITED, None), stream, ignored)
     measure_run(FAST, stream, ignored)

@@ -55,6 +55,7 @@ def expected(kept) -> Expected:
     return found
 
 
+@pytest.mark.long
 def test_what_is_settled_answers_as_before_and_the_rest_stays_beside_it(tmp_path, kept, expected):
     model = fast_model()
     edits = model.edits

@@ -149,7 +149,9 @@ TestRivals = Rivals.TestCase
 TestRivals.settings = settings(FEW, stateful_step_count=6)
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(150, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "count", [20, *(pytest.param(count, marks=pytest.mark.long) for count in (40, 150))]
+)
 def test_undo_of_a_tenth_of_a_long_stream_equals_never_written(count):
     """The same of 1,000 edits is in `benchmarks/folio.py`."""
     edits = [case.edit for case in make_cases(count, seed=4)]

@@ -15,7 +15,14 @@ from errata.methods.association.kv_prefix.patch import KeyValuePrefix, Prefix, r
 SENTENCE = "New Fact: {fact}.\n"
 
 
-@pytest.mark.parametrize("family", TWELVE)
+FEW = ("llama", "gpt2", "bloom", "mpt", "gemma2")
+"""One for each way in which tokens are placed, with sliding windows, too."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [*FEW, *(pytest.param(name, marks=pytest.mark.long) for name in TWELVE if name not in FEW)],
+)
 def test_one_fact_is_read_exactly_as_the_same_text_is(family: str) -> None:
     """In batches of prompts with facts and without, of several lengths, too."""
     words = {"passage": SENTENCE, "question": "", "passages": 1}

@@ -104,7 +104,7 @@ def ids_at(url: str) -> set[str]:
 @pytest.mark.parametrize(
     ("store", "times"),
     [
-        ("sqlite", 1),
+        pytest.param("sqlite", 1, marks=pytest.mark.long),
         pytest.param("sqlite", 50, marks=pytest.mark.faults),
         pytest.param("postgresql", 50, marks=pytest.mark.faults),
     ],

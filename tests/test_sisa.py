@@ -151,6 +151,7 @@ def test_killed_and_run_again_it_is_as_if_it_had_not_been(
     assert files(tmp_path / "cut") == files(trained)
 
 
+@pytest.mark.long
 def test_a_kill_never_leaves_the_record_in_use(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
