@@ -357,6 +357,7 @@ def test_the_numbers_of_the_base_are_those_of_a_model_without_edits(
     assert folio.method.patch.installed
 
 
+@pytest.mark.long
 def test_a_name_that_is_no_task_is_said_in_one_line(
     folio: EditModel, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
