@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,8 @@ from errata.serve.settling import Settling
 
 PROBLEM = "application/problem+json"
 """The media type of problem details."""
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+"""Two texts: a list of two, since many tools that read a schema know no tuple."""
 MOST_EDITS = 1000
 """Edits in one call."""
 MOST_PROMPTS = 100
@@ -123,8 +125,8 @@ class ChangeOut(BaseModel):
     version: int = Field(description="The model's version after it.")
     written: list[str] = Field([], description="Ids of edits that were written.")
     skipped: list[str] = Field([], description="Ids of edits that were there, or gave way.")
-    conflicts: list[tuple[str, str]] = Field([], description="(new id, older id) that disagree.")
-    warnings: list[tuple[str, str]] = Field([], description="(id, what to know).")
+    conflicts: list[Pair] = Field([], description="(new id, older id) that disagree.")
+    warnings: list[Pair] = Field([], description="(id, what to know).")
     results: list[CheckOut] = Field([], description="What is answered to the edits' prompts now.")
 
     @classmethod
@@ -137,8 +139,8 @@ class ChangeOut(BaseModel):
             version=changed.version,
             written=[edit.id for edit in report.written],
             skipped=report.skipped,
-            conflicts=report.conflicts,
-            warnings=report.warnings,
+            conflicts=[list(pair) for pair in report.conflicts],
+            warnings=[list(pair) for pair in report.warnings],
             results=[CheckOut.of(result) for result in results or []],
         )
 
@@ -178,8 +180,8 @@ class PreviewOut(BaseModel):
 
     version: int = Field(description="The version that the edits were tried on.")
     rows: list[PreviewRow]
-    conflicts: list[tuple[str, str]]
-    warnings: list[tuple[str, str]]
+    conflicts: list[Pair]
+    warnings: list[Pair]
     refused: str | None = Field(description="Why the policy would not keep them, if it would not.")
 
     @classmethod
@@ -189,8 +191,8 @@ class PreviewOut(BaseModel):
         return cls(
             version=version,
             rows=rows,
-            conflicts=found.conflicts,
-            warnings=found.warnings,
+            conflicts=[list(pair) for pair in found.conflicts],
+            warnings=[list(pair) for pair in found.warnings],
             refused=found.refused,
         )
 
@@ -207,7 +209,7 @@ class SettlingOut(BaseModel):
     total: int = 0
     settled: list[str] = Field([], description="Ids of edits in the weights.")
     both: list[str] = Field([], description="Those of them that are beside the weights, too.")
-    refused: list[tuple[str, str]] = Field([], description="(id, what would get worse).")
+    refused: list[Pair] = Field([], description="(id, what would get worse).")
     problem: str | None = Field(None, description="Why it failed.")
 
     @classmethod
@@ -224,7 +226,7 @@ class SettlingOut(BaseModel):
             total=now.total,
             settled=[edit.id for edit in found.settled],
             both=[edit.id for edit in found.both],
-            refused=[(edit.id, why) for edit, why in found.refused],
+            refused=[[edit.id, why] for edit, why in found.refused],
             problem=now.problem,
         )
 
