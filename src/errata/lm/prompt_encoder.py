@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,7 +47,8 @@ class PromptEncoder:
         self.model, self.tokenizer = model, tokenizer
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
         self.template = ChatTemplate(tokenizer) if self.chat else None
-        self._decoded: dict[tuple[int, ...], Conversation] = {}
+        self._decoded = lru_cache(KEPT)(self._conversation)
+        self._asked = lru_cache(KEPT)(self._questions)
 
     @property
     def name(self) -> str:
@@ -139,8 +141,12 @@ class PromptEncoder:
     def questions(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Return the user's words in token ids: the last question first, see `Conversation`.
 
-        It is less work than `conversation`, which tells in which way they were encoded.
+        It is less work than `conversation`, which tells in which way they were encoded. Those that
+        were asked last are kept.
         """
+        return self._asked(tuple(ids))
+
+    def _questions(self, ids: tuple[int, ...]) -> tuple[str, ...]:
         text, parsed = self._parsed(ids)
         if parsed.questions != (text,):
             return parsed.questions
@@ -154,12 +160,7 @@ class PromptEncoder:
         A prompt is one that `encode_prompt` encodes to these ids; a conversation is in the chat
         template. Those that were decoded last are kept.
         """
-        key, kept = tuple(ids), self._decoded
-        if key not in kept:
-            if len(kept) >= KEPT:  # replaced, not emptied: other threads may read it
-                kept = self._decoded = {}
-            kept[key] = self._conversation(key)
-        return kept[key]
+        return self._decoded(tuple(ids))
 
     def _conversation(self, ids: Sequence[int]) -> Conversation:
         text, parsed = self._parsed(ids)
