@@ -295,11 +295,14 @@ def test_how_a_model_ends_its_answers(said, ending):
 
 
 def test_a_conversation_is_decoded_once_however_often_it_is_asked_for(monkeypatch):
-    lm = LM(tiny_model("llama"), tiny_tokenizer())
     monkeypatch.setattr("errata.lm.prompt_encoder.KEPT", 2)
+    lm = LM(tiny_model("llama"), tiny_tokenizer())
     ids = [lm.encode_prompt(prompt) for prompt in ("The king of Spain is", "Who?", "Where?")]
     first = [lm.conversation(each) for each in ids]
     assert [each.questions[0] for each in first] == ["The king of Spain is", "Who?", "Where?"]
     assert lm.conversation(ids[2]) is first[2], "kept"
     assert lm.conversation(ids[0]) is not first[0], "the oldest made room"
     assert [lm.conversation(each) for each in ids] == first
+    asked = [lm.questions(each) for each in ids]
+    assert asked == [each.questions for each in first]
+    assert lm.questions(ids[2]) is asked[2]
