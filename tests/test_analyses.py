@@ -232,6 +232,7 @@ def wrong(before, after, wanted="Ana Brisk", edit="a", measure="reliability", ri
     return Answer(measure, edit, "Who?", wanted, before, after, right, 0.0)
 
 
+@pytest.mark.long
 def test_kinds_of_failure(tmp_path):
     assert failures.kind_of(wrong("Bo", "Ana Brisk", right=True)) is None
     said = {

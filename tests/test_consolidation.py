@@ -84,6 +84,7 @@ def test_what_is_settled_answers_as_before_and_the_rest_stays_beside_it(tmp_path
     assert [edit.prompt for edit in found.both] == [OLD.prompt], "the older one would speak"
 
 
+@pytest.mark.long
 def test_what_makes_anything_worse_is_refused_alone(expected):
     """One that cannot be written, among others that can, and one prompt that must not move."""
     model = fast_model()

@@ -312,7 +312,9 @@ def test_caches_gone_on_with():
         generated(lm, PROMPTS, cache_implementation="static")
 
 
-@pytest.mark.parametrize("ahead", ["prompt_lookup", "assistant"])
+@pytest.mark.parametrize(
+    "ahead", ["prompt_lookup", pytest.param("assistant", marks=pytest.mark.long)]
+)
 def test_tokens_guessed_ahead(ahead):
     lm = patched("llama")
     options = (

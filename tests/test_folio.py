@@ -418,6 +418,7 @@ def test_what_is_known_of_the_background_is_kept_on_disk(tmp_path, monkeypatch):
     assert len(looked) == 3 and fitted == [FolioConfig().false_route, 0.5]
 
 
+@pytest.mark.long
 def test_logits_that_are_scaled_behind_the_head_count_as_the_model_says_them():
     """Cohere multiplies, Granite divides what the head says."""
     for family in ("cohere", "granite"):

@@ -165,7 +165,8 @@ def test_weights_are_rounded_for_a_while(lm):
         assert torch.equal(lm.run(prompts).logits, before)
 
 
-@pytest.mark.parametrize("trains", ["low-rank", pytest.param("values", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("trains", ["low-rank", "values"])
 def test_what_was_forgotten_is_relearned_and_the_model_is_what_it_was(lm, trains, monkeypatch):
     """A tiny model learns answers; those that are asked are among those taught, for once."""
     same = [Passage(each.prompt, "Rome") for each in ASKED for _ in range(2)]

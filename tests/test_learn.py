@@ -299,6 +299,7 @@ def test_the_command_learns_and_writes_an_ordinary_model(tmp_path: Path) -> None
         )
 
 
+@pytest.mark.long
 def test_tasks_kept_apart_have_a_model_each_and_another_runs_state_is_refused(
     tmp_path: Path,
 ) -> None:

@@ -18,6 +18,7 @@ from errata.errors import ConfigError, EditError
 from errata.methods.editor_training import EditorTraining, EditorTrainingConfig
 
 SETTINGS = {"layer": None, "training_steps": 6, "batch": 2, "rank": 16}
+LONG = pytest.mark.long
 
 
 def untrained(family="llama", **settings):
@@ -55,7 +56,7 @@ def plain_flows(model, edit, deltas):
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "gpt2", pytest.param("gpt_neox", marks=pytest.mark.long)]
+    "family", ["llama", *(pytest.param(each, marks=LONG) for each in ("gpt2", "gpt_neox"))]
 )
 def test_an_edit_is_the_formula(family):
     """-alpha sum d~ u~^T, with d~ and u~ from the network in float64, on the model that the first
@@ -253,6 +254,7 @@ def test_a_trained_editor_is_saved_and_used_again(tmp_path):
         assert torch.equal(delta, again.method.patch.deltas[path]) and delta.any()
 
 
+@pytest.mark.long
 def test_other_examples_are_another_training():
     model = untrained()
 

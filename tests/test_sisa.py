@@ -200,6 +200,7 @@ def test_before_the_records_are_written_nothing_has_happened(
     assert Sisa(tiny_lm(), ShardFolder.open(folder)).train(quiet).steps == 0
 
 
+@pytest.mark.long
 def test_the_surest_shard_answers_and_merging_is_least_squares(folder: Path) -> None:
     sisa = Sisa(tiny_lm(), ShardFolder.open(folder))
     prompts = [each.prompt for each in PASSAGES[:3]]

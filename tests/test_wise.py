@@ -317,7 +317,8 @@ def test_what_would_not_fit_the_context_is_skipped(lm, monkeypatch):
 # other models and tokenizers
 
 
-@pytest.mark.parametrize("variant", ["merge", pytest.param("retrieve", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("variant", ["merge", "retrieve"])
 def test_a_model_in_bf16(variant, tmp_path):
     config = made(
         steps=60, step_size=0.2, contrast=2, variant=variant, edits_per_shard=1

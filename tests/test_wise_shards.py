@@ -218,7 +218,8 @@ def test_many_lanes_write_what_one_lane_writes(family):
     )
 
 
-@pytest.mark.parametrize("memo", [2, pytest.param(0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("memo", [2, 0])
 def test_edits_of_different_shards_go_to_their_own_memories(memo):
     edits = [*EDITS[:3], Edit(EDITS[3].prompt, EDITS[3].target)]
     settings = {
