@@ -133,6 +133,8 @@ class Explanation:
         read: the edits whose facts the base model reads before it answers.
         intent: in which way the prompt asks, where the method tells such ways apart.
         withheld: the edits whose erased facts are withheld from the answer.
+        by: the method that answers, where one stands behind another; empty: the base model, or
+            there is only one method.
     """
 
     prompt: str
@@ -142,6 +144,7 @@ class Explanation:
     read: tuple[str, ...] = ()
     intent: str = ""
     withheld: tuple[str, ...] = ()
+    by: str = ""
 
     @property
     def outcome(self) -> str:

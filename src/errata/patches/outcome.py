@@ -31,8 +31,8 @@ _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def outcomes_told_to(listener: Listener) -> Iterator[None]:
-    """Tell a listener what the prompts of this thread's calls are answered with."""
+def outcomes_told_to(listener: Listener | None) -> Iterator[None]:
+    """Tell a listener, or nobody, what the prompts of this thread's calls are answered with."""
     token = _LISTENER.set(listener)
     try:
         yield
