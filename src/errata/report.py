@@ -149,8 +149,10 @@ class Explanation:
     @property
     def outcome(self) -> str:
         """`say`: an edit answers; `read`: the base model, with facts; `withhold`: the base model,
-        without what was erased; `main`: the base model.
+        without what was erased; `memory`: a memory that names no edit; `main`: the base model.
         """
         if self.edit_id is not None:
             return "say"
-        return "read" if self.read else "withhold" if self.withheld else "main"
+        if self.read or self.withheld:
+            return "read" if self.read else "withhold"
+        return "memory" if self.by else "main"

@@ -1,7 +1,7 @@
 """`Patch`: tensors that install on an `LM` and come off bit for bit. It is not an algorithm.
 
-Two patches may share the rows of a batch, see `Patch.asked`. `TrainablePatch` adds parameters that are trained and saved; `ForwardPatch` hooks on the model's
-forward.
+Two patches may share the rows of a batch, see `Patch.asked`. `TrainablePatch` adds parameters that
+are trained and saved; `ForwardPatch` hooks on the model's forward.
 """
 
 from __future__ import annotations

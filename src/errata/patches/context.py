@@ -239,8 +239,9 @@ class ContextPatch(RoutedPatch):
         ids, width = arguments["input_ids"], state.size[1]
         device = ids.device
         old = state.history.prompts
-        new = state.in_rows(old, partial(self.with_contexts, lm), ())
-        new = [ids or given for ids, given in zip(new, old, strict=True)]
+        nothing: tuple[int, ...] = ()
+        found = state.in_rows(old, partial(self.with_contexts, lm), nothing)
+        new = [ids or given for ids, given in zip(found, old, strict=True)]
         if new == old:
             return None
         check_growable(arguments, state)

@@ -25,8 +25,10 @@ class Outcome:
     edit_ids: tuple[str, ...] = ()
 
 
-Listener = Callable[[Sequence[Outcome]], None]
-"""Called once for each batch of prompts, with one outcome per row, before its first token."""
+Listener = Callable[[Sequence[Outcome | None]], None]
+"""Called once for each batch of prompts, with one outcome per row, before its first token; None
+for a row that another patch answers.
+"""
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 

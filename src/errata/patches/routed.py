@@ -130,8 +130,8 @@ class RoutedPatch(ForwardPatch):
         if self.empty or not (rows if isinstance(rows, bool) else bool(rows.any())):
             return None
         changed = self._follow(self._arguments(args, kwargs))
-        if self._pass is not None:
-            self._pass.rows = rows
+        if (state := self._passes.get()) is not None:
+            state.rows = rows
         return changed
 
     def _follow(self, arguments: Arguments) -> tuple[tuple[()], Arguments] | None:

@@ -184,7 +184,8 @@ class FolioMemory(ContextPatch):
             return
         turns = [self._turns(ids) for ids in state.history.prompts]
         prompts = [EncodedPrompt(text, tuple(earlier)) for text, *earlier in turns]
-        for row, numbers in enumerate(state.in_rows(prompts, self.leaves.withheld, ())):
+        nothing: tuple[int, ...] = ()
+        for row, numbers in enumerate(state.in_rows(prompts, self.leaves.withheld, nothing)):
             if numbers:
                 if numbers not in self._withheld:
                     self._withheld.append(numbers)
@@ -194,13 +195,13 @@ class FolioMemory(ContextPatch):
         """Return a prompt's question, and behind it the earlier ones of its conversation."""
         return self.base.lm.questions(ids)
 
-    def _outcomes(self, state: ForwardState) -> list[Outcome]:
+    def _outcomes(self, state: ForwardState) -> list[Outcome | None]:
         """Return what the rows are answered with, once it is decided."""
         if state.route is None or state.ids is None:
             return [Outcome("main")] * state.size[0]
         routes = state.route[:, :COLUMNS].tolist()
-        rows = zip(routes, state.history.prompts, strict=True)
-        return [self._outcome(route, prompt) for route, prompt in rows]
+        rows = list(zip(routes, state.history.prompts, strict=True))
+        return state.in_rows(rows, lambda some: [self._outcome(*row) for row in some], None)
 
     def _outcome(self, route: Sequence[int], prompt: tuple[int, ...]) -> Outcome:
         if (number := route[DECIDED]) >= 0:

@@ -181,7 +181,8 @@ class KeyValuePrefix(ContextPatch):
     ) -> Arguments | None:
         """Put keys and values into the cache."""
         prompts = state.history.prompts
-        rows = state.in_rows(prompts, partial(self.chosen, lm), [])
+        nothing: list[Prefix] = []
+        rows = state.in_rows(prompts, partial(self.chosen, lm), nothing)
         if not any(rows):
             return None
         check_growable(arguments, state)
