@@ -251,7 +251,7 @@ class ContextPatch(RoutedPatch):
         ends = wider + last_token(mask) + 1  # where each prompt stops, in the new columns
         ids, seen = F.pad(ids, (wider, 0), value=lm.pad_id), F.pad(seen, (wider, 0))
         for row, prompt in enumerate(new):
-            if prompt:
+            if growth[row]:
                 stop = int(ends[row])
                 start = stop - len(prompt)
                 ids[row, :start], seen[row, :start] = lm.pad_id, 0
