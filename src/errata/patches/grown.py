@@ -55,7 +55,9 @@ def shifted_positions(
     start = positions.gather(1, mask.long().argmax(-1, keepdim=True))
     behind = torch.arange(width, device=mask.device) > last_token(mask)[:, None]
     counted = counted + start
-    shifted = torch.where(behind | (grown == 0)[:, None], positions + grown[:, None], counted[:, -width:])
+    shifted = torch.where(
+        behind | (grown == 0)[:, None], positions + grown[:, None], counted[:, -width:]
+    )
     return torch.cat([counted[:, :-width], shifted], dim=1)
 
 
