@@ -209,6 +209,10 @@ def test_settings():
 
 @pytest.mark.long
 def test_a_method_that_is_trained_is_trained_in_a_pipeline_too():
-    model = edit_model("llama", "pipeline", EDITS[:2], first=named("serac"), then=named("mend"))
+    settings = {"first": named("serac"), "then": named("mend")}
+    config = errata.method_config("pipeline", layer=2, **settings)
+    with pytest.raises(ConfigError, match=r"EditModel\.prepare"):
+        EditModel(tiny_model("llama"), config, tiny_tokenizer()).edit(EDITS[:1])
+    model = edit_model("llama", "pipeline", EDITS[:2], **settings)
     assert model.method.prepared and model.method.steps_left == 0
     assert len(model.method.first.edits) == len(model.method.then.edits) == 2

@@ -81,8 +81,18 @@ class TwoMemories(Method):
                 method.prepare(examples, progress)
 
     def check(self, edits: Sequence[Edit]) -> None:
-        """Check that both methods can write edits."""
+        """Check that both methods can write edits.
+
+        Raises:
+            ConfigError: one of them must be trained first.
+            EditError: one of them cannot do what an edit asks, or lacks something of it.
+        """
         for method in (self.first, self.then):
+            if not method.prepared:
+                raise ConfigError(
+                    f"{method.name} is not trained for this model yet; in a pipeline that is done "
+                    "in Python, by EditModel.prepare."
+                )
             method.check(edits)
 
     def conflicts(self, edits: Sequence[Edit]) -> list[Conflict]:
