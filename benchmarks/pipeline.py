@@ -8,7 +8,7 @@ is made of the two states, which is what it would have written.
     reliability ... locality    of free answers, see `errata eval`
     first / then                of the rewordings, the share that either of the two answers
     first / then, elsewhere     of the prompts for locality
-    seconds per edit            a pipeline's are those of both methods
+    seconds per edit            of the processor; a pipeline's are those of both methods
     overhead at batch 1 / 8     of 16 new tokens, over the base model
 
 With --record the table goes to docs/results/memory-pipeline.csv.
@@ -92,9 +92,9 @@ def main() -> None:
         for name in (first, then):
             if name not in written:
                 model = empty_model(name)
-                begun = time.perf_counter()
+                begun = time.process_time()
                 model.edit([case.edit for case in cases], check=False)
-                seconds = (time.perf_counter() - begun) / len(cases)
+                seconds = (time.process_time() - begun) / len(cases)
                 written[name] = model, seconds
                 tell(name, measured(model, cases, seconds))
         parts = [written[name] for name in (first, then)]
