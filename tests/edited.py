@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "memory_tokens": 6,
     "new_tokens": 2,
     "contexts": 2,
+    "first": "rag",
+    "then": "lora steps=3",
 }
 """Settings that a method is given where it has them."""
 
@@ -41,13 +43,16 @@ KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
     ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}), ("kv-prefix", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
-    ("serac", {}),
+    ("serac", {}), ("pipeline", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
 LIKE_ANOTHER = {
     "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix",
+    "pipeline",
 }  # fmt: skip
-"""Those of them that are made like another: like grace, wise, lora, memit, knn-lm and rag."""
+"""Those of them that are made like another: like grace, wise, lora, memit, knn-lm and rag, or of
+two others.
+"""
 FAMILIES = ("llama", "gpt2")
 """The whole contract is kept on these; `test_model_families.py` has the others."""
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from errata.methods.association.memoir.method import MemoirConfig
     from errata.methods.association.memoryllm.config import MemoryLlmConfig
     from errata.methods.association.neuraldb import NeuralDbConfig
+    from errata.methods.association.pipeline.config import PipelineConfig
     from errata.methods.association.prefix import PrefixConfig
     from errata.methods.association.prompt_tuning import PromptTuningConfig
     from errata.methods.association.spalm import SpalmConfig
@@ -85,6 +86,7 @@ __all__ = [
     "MendConfig",
     "MethodConfig",
     "NeuralDbConfig",
+    "PipelineConfig",
     "PrefixConfig",
     "Probe",
     "PromptTuningConfig",
@@ -137,6 +139,7 @@ _HOMES = {
     "methods.association.memoir.method": ("MemoirConfig",),
     "methods.association.memoryllm.config": ("MemoryLlmConfig",),
     "methods.association.neuraldb": ("NeuralDbConfig",),
+    "methods.association.pipeline.config": ("PipelineConfig",),
     "methods.association.prefix": ("PrefixConfig",),
     "methods.association.prompt_tuning": ("PromptTuningConfig",),
     "methods.association.spalm": ("SpalmConfig",),

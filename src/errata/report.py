@@ -133,6 +133,8 @@ class Explanation:
         read: the edits whose facts the base model reads before it answers.
         intent: in which way the prompt asks, where the method tells such ways apart.
         withheld: the edits whose erased facts are withheld from the answer.
+        by: the method that answers, where one stands behind another; empty: the base model, or
+            there is only one method.
     """
 
     prompt: str
@@ -142,12 +144,15 @@ class Explanation:
     read: tuple[str, ...] = ()
     intent: str = ""
     withheld: tuple[str, ...] = ()
+    by: str = ""
 
     @property
     def outcome(self) -> str:
         """`say`: an edit answers; `read`: the base model, with facts; `withhold`: the base model,
-        without what was erased; `main`: the base model.
+        without what was erased; `memory`: a memory that names no edit; `main`: the base model.
         """
         if self.edit_id is not None:
             return "say"
-        return "read" if self.read else "withhold" if self.withheld else "main"
+        if self.read or self.withheld:
+            return "read" if self.read else "withhold"
+        return "memory" if self.by else "main"

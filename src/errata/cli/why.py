@@ -22,6 +22,8 @@ def lines_of(told: Explanation, edits: Mapping[str, Edit]) -> Iterator[str]:
         told: the explanation.
         edits: the model's edits by id.
     """
+    if told.by:
+        yield f"{told.by} answers"
     if told.edit_id is not None:
         yield one_line(f"say: {told.edit_id} answers: {edits[told.edit_id].target}")
     elif told.read:
@@ -31,6 +33,8 @@ def lines_of(told: Explanation, edits: Mapping[str, Edit]) -> Iterator[str]:
     elif told.withheld:
         erased = "; ".join(f"{each}: {edits[each].prompt}" for each in told.withheld)
         yield one_line(f"withhold: the base model answers, without what was erased by {erased}")
+    elif told.by:
+        yield "memory: it names no edit"
     else:
         yield "main: the base model answers"
     for reason in told.reasons[:SHOWN]:
@@ -38,6 +42,8 @@ def lines_of(told: Explanation, edits: Mapping[str, Edit]) -> Iterator[str]:
         edit = edits[reason.edit_id]
         candidate = one_line(f"{reason.edit_id}  {edit.prompt} -> {edit.target}")
         yield f"{reason.score:.3f}  {candidate}  ({parts}; {reason.place})"
+    if not told.reasons and told.by:
+        return
     if not told.reasons:
         yield "no edit is about what it mentions"
         return

@@ -49,11 +49,14 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "rag": "errata.methods.recognition.rag:Rag",
         "scr": "errata.methods.recognition.scr:Scr",
         "serac": "errata.methods.recognition.serac.method:Serac",
+        "pipeline": "errata.methods.association.pipeline.method:TwoMemories",
     }
 )
 
 DEFAULT = "folio"
 """The method used when none is named."""
+IN_PIPELINE = ("rag", "wise")
+"""The methods of a pipeline that names none: the first, and the one behind it."""
 
 
 def method_names() -> list[str]:

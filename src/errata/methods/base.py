@@ -58,6 +58,8 @@ class Method(ABC):
     needs_training: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     """Whether the patch reads the words of a prompt, so that it needs its tokens."""
+    shares_rows: ClassVar[bool] = True
+    """Whether the patch can leave rows of a batch to another, see `Patch.asked`."""
 
     def __init__(self, config: MethodConfig, lm: LM) -> None:
         self.lm = lm

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.weights import is_transposed, weight_device
 from errata.patches.base import TrainablePatch
+from errata.patches.shared_rows import kept_outputs
 
 NAME = "default"
 """PEFT's name of an adapter that was given none."""
@@ -32,10 +34,13 @@ class Adapters(TrainablePatch):
         parameters: the trainable ones, by the names they are saved under.
     """
 
+    shares_rows = True
+
     def __init__(self, modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor]) -> None:
         self.modules = dict(modules)
         self._parameters = dict(parameters)
         self._originals: dict[str, nn.Module] = {}
+        self._handles: list[RemovableHandle] = []
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -46,8 +51,13 @@ class Adapters(TrainablePatch):
         for path, module in self.modules.items():
             self._originals[path] = lm.model.get_submodule(path)
             replace_module(lm.model, path, module)
+        if self.asked is not None:
+            self._handles = kept_outputs(self.modules, self._originals, self.rows)
 
     def _detach(self, lm: LM) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
         for path, module in self._originals.items():
             replace_module(lm.model, path, module)
         self._originals = {}

@@ -198,7 +198,7 @@ class AnswerStore(RoutedPatch):
         if now.route is None and now.mask is not None:
             rows = torch.arange(now.size[0], device=contexts.device)
             last = contexts[rows, last_token(now.mask.to(contexts.device))]
-            now.route = self.decide(last.float())
+            now.route = now.left_out(self.decide(last.float()))
         return now.route is not None and not bool((now.route == MAIN).all())
 
     @staticmethod

@@ -1,7 +1,7 @@
 """`Patch`: tensors that install on an `LM` and come off bit for bit. It is not an algorithm.
 
-`TrainablePatch` adds parameters that are trained and saved; `ForwardPatch` hooks on the model's
-forward.
+Two patches may share the rows of a batch, see `Patch.asked`. `TrainablePatch` adds parameters that
+are trained and saved; `ForwardPatch` hooks on the model's forward.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,28 @@ from errata.storage import state
 
 Arguments = dict[str, Any]
 """The arguments of the model's forward, by name."""
+Rows = Tensor | bool
+"""Rows of a batch: (batch,) bool; True for all of them, False for none."""
+
+_IDLE: ContextVar[bool] = ContextVar("idle", default=False)
+
+
+@contextmanager
+def patches_idle() -> Iterator[None]:
+    """Let every patch change nothing in this thread's calls, within a `with` block.
+
+    A patch may so ask the base model in the middle of a call of the edited one.
+    """
+    token = _IDLE.set(True)
+    try:
+        yield
+    finally:
+        _IDLE.reset(token)
+
+
+def idle() -> bool:
+    """Return whether patches change nothing in this thread now."""
+    return _IDLE.get()
 
 
 class Patch(ABC):
@@ -31,6 +54,13 @@ class Patch(ABC):
     changes_cache: ClassVar[bool] = False
     """Whether the key-value cache's contents depend on what it does with a prompt."""
 
+    shares_rows: ClassVar[bool] = False
+    """Whether it can leave rows of a batch to another patch, see `asked`."""
+
+    asked: Callable[[], Rows] | None = None
+    """Set by who shares rows between patches: those of the running call that this one may change;
+    None: all of every call.
+    """
     _lm: LM | None = None
 
     @property
@@ -63,6 +93,12 @@ class Patch(ABC):
         finally:
             if not was_installed:
                 self.remove()
+
+    def rows(self) -> Rows:
+        """Return the rows of the running call that the patch may change."""
+        if idle():
+            return False
+        return True if self.asked is None else self.asked()
 
     def keeps_cache(self, cache: Any, ids: Tensor, prompt: Tensor) -> bool:
         """Whether a filled cache holds what it would hold had this prompt been given at once.
@@ -107,6 +143,9 @@ class TrainablePatch(Patch):
 class ForwardPatch(Patch):
     """A patch that hooks on the model's forward, before and after it.
 
+    It is around the patches that were installed before: it sees the arguments before they do, and
+    the output after they did. Hooks before the model's forward are therefore prepended.
+
     A subclass changes the arguments in `_before_forward` and the output in `_after_forward`, which
     is called with None as the output when the forward has raised.
     """
@@ -120,8 +159,10 @@ class ForwardPatch(Patch):
         signature = inspect.signature(lm.model.forward)
         self._bind, self._argument_names = signature.bind_partial, tuple(signature.parameters)
         self._handles = [
-            lm.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             *self._register_hooks(lm),
+            lm.model.register_forward_pre_hook(
+                self._before_forward, prepend=True, with_kwargs=True
+            ),
             lm.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,8 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.hooks import PerThread
-from errata.patches.base import Arguments
-from errata.patches.forward_state import CACHE_STATE, CacheState, column_mask
+from errata.patches.base import Arguments, idle, patches_idle
+from errata.patches.forward_state import CacheState, column_mask
 from errata.patches.grown import (
     COLUMNS,
     GROWN,
@@ -88,21 +88,35 @@ class ContextPatch(RoutedPatch):
             `leaving_room`; None: a quarter of it.
     """
 
+    grows = True
+
     def __init__(self, context_for: ContextFor | None = None, room: int | None = None) -> None:
         super().__init__()
         self.context_for = context_for
         self.room = room
-        self._bypass = PerThread(False)
         self._cached: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
 
     @property
     def empty(self) -> bool:
         """Whether no prompt gets a context."""
-        return self.context_for is None or self._bypass.get()
+        return self.context_for is None or idle()
+
+    @property
+    def wider(self) -> int:
+        """The columns of the contexts."""
+        state = self._pass
+        if not self.grows or state is None or state.route is None:
+            return 0
+        return int(state.route[:, WIDER].max())
+
+    def finds(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[bool]:
+        """Return which prompts have a context."""
+        found = self.with_contexts(lm, prompts)
+        return [ids != given for ids, given in zip(found, prompts, strict=True)]
 
     def keeps_cache(self, cache: Any, ids: Tensor, prompt: Tensor) -> bool:
         """Whether there is no context in the cache, and none is to come."""
-        known: CacheState | None = getattr(cache, CACHE_STATE, None)
+        known: CacheState | None = getattr(cache, self.mark, None)
         if known is None or known.decided_by != self._installation or self._lm is None:
             return False
         if bool((known.route[:, GROWN] > 0).any()):
@@ -131,20 +145,16 @@ class ContextPatch(RoutedPatch):
         """
         if self.context_for is None:
             return [()] * len(questions)
-        outer = self._pass
-        with self._bypass.temporarily(True):
-            try:
-                contexts = dict(enumerate(self.context_for([turns[0] for turns in questions])))
-                unanswered = [
-                    i
-                    for i, turns in enumerate(questions)
-                    if len(turns) > 1 and not (contexts[i] or names_in(turns[0]))
-                ]
-                if unanswered:
-                    texts = ["\n".join(reversed(questions[i])) for i in unanswered]
-                    contexts |= zip(unanswered, self.context_for(texts), strict=True)
-            finally:
-                self._pass = outer
+        with patches_idle():
+            contexts = dict(enumerate(self.context_for([turns[0] for turns in questions])))
+            unanswered = [
+                i
+                for i, turns in enumerate(questions)
+                if len(turns) > 1 and not (contexts[i] or names_in(turns[0]))
+            ]
+            if unanswered:
+                texts = ["\n".join(reversed(questions[i])) for i in unanswered]
+                contexts |= zip(unanswered, self.context_for(texts), strict=True)
         return list(contexts.values())
 
     def _insert_pieces(
@@ -176,6 +186,7 @@ class ContextPatch(RoutedPatch):
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         before = lm.model.register_forward_pre_hook(
             lambda _, args, kwargs: self._change(lm, self._arguments(args, kwargs)),
+            prepend=True,
             with_kwargs=True,
         )
         return [before, lm.model.register_forward_hook(self._cut_output)]
@@ -228,7 +239,9 @@ class ContextPatch(RoutedPatch):
         ids, width = arguments["input_ids"], state.size[1]
         device = ids.device
         old = state.history.prompts
-        new = self.with_contexts(lm, old)
+        nothing: tuple[int, ...] = ()
+        found = state.in_rows(old, partial(self.with_contexts, lm), nothing)
+        new = [ids or given for ids, given in zip(found, old, strict=True)]
         if new == old:
             return None
         check_growable(arguments, state)
@@ -238,7 +251,7 @@ class ContextPatch(RoutedPatch):
         ends = wider + last_token(mask) + 1  # where each prompt stops, in the new columns
         ids, seen = F.pad(ids, (wider, 0), value=lm.pad_id), F.pad(seen, (wider, 0))
         for row, prompt in enumerate(new):
-            if prompt:
+            if growth[row]:
                 stop = int(ends[row])
                 start = stop - len(prompt)
                 ids[row, :start], seen[row, :start] = lm.pad_id, 0

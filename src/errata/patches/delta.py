@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from errata.lm import LM
 from errata.lm.weights import add_to_weight, read_weight
 from errata.patches.base import Patch
+from errata.patches.shared_rows import kept_outputs, with_weight
 from errata.storage import state
 
 
@@ -23,9 +25,12 @@ class WeightDelta(Patch):
         deltas: by the module's full dotted name, see `Architecture.value_path`.
     """
 
+    shares_rows = True
+
     def __init__(self, deltas: Mapping[str, Tensor]) -> None:
         self.deltas = dict(deltas)
         self._originals: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
 
     @classmethod
     def zeros(cls, lm: LM, paths: Iterable[str]) -> WeightDelta:
@@ -59,8 +64,17 @@ class WeightDelta(Patch):
             module = lm.model.get_submodule(path)
             self._originals[path] = read_weight(module).clone()
             add_to_weight(module, delta)
+        if self.asked is not None:
+            modules = {path: lm.model.get_submodule(path) for path in self.deltas}
+            originals = {
+                path: with_weight(modules[path], weight) for path, weight in self._originals.items()
+            }
+            self._handles = kept_outputs(modules, originals, self.rows)
 
     def _detach(self, lm: LM) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
         for path, weight in self._originals.items():
             read_weight(lm.model.get_submodule(path)).copy_(weight)
         self._originals = {}

@@ -5,16 +5,20 @@ Above all: which tokens are the prompt, and which are padding. `routed` decides 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from errata.errors import ConfigError
 from errata.lm.encoding import announced_prompt_ids, announced_prompt_tokens
-from errata.patches.base import Arguments
+from errata.patches.base import Arguments, Rows
 from errata.patches.history import History, repeated, resized
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 MAIN = -1
 """The route of a sequence that the base model answers."""
@@ -51,6 +55,7 @@ class ForwardState:
         route: (batch, ...), what was decided; None before the decision.
         history: all tokens of the sequences, those of earlier calls too.
         reread: leading columns of this call that the caller gave in earlier calls.
+        rows: those that the patch may change.
         kept: what a patch passes from one hook to the next.
     """
 
@@ -60,6 +65,7 @@ class ForwardState:
     route: Tensor | None
     history: History
     reread: int = 0
+    rows: Rows = True
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,6 +82,23 @@ class ForwardState:
     def prompt(self) -> Tensor:
         """True at the prompt, (batch, columns) bool; columns that it lacks are no prompt."""
         return self.history.prompt
+
+    def left_out(self, route: Tensor, nothing: int | bool = MAIN) -> Tensor:
+        """Return a route (batch, ...) with `nothing` decided for rows that are another patch's."""
+        if isinstance(self.rows, bool):
+            return route
+        kept = self.rows.to(route.device).view(-1, *[1] * (route.dim() - 1))
+        return torch.where(kept, route, nothing)
+
+    def in_rows(
+        self, given: Sequence[Given], find: Callable[[list[Given]], Sequence[Found]], other: Found
+    ) -> list[Found]:
+        """Return what is found for each row, and `other` for rows that are another patch's."""
+        if isinstance(self.rows, bool):
+            return list(find(list(given)))
+        mine = self.rows.tolist()
+        found = iter(find([each for each, asked in zip(given, mine, strict=True) if asked]))
+        return [next(found) if asked else other for asked in mine]
 
 
 # which tokens are the prompt

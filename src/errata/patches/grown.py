@@ -38,7 +38,8 @@ def shifted_positions(
 ) -> Tensor:
     """Return the position ids (batch, columns) of prompts with contexts.
 
-    A prompt begins at the position where it did, and what follows it is shifted.
+    A prompt begins at the position where it did, and what follows it is shifted. Rows without a
+    context are as they were.
 
     Args:
         positions: (batch, width) or (1, width), those given; None: they count tokens from 0.
@@ -54,7 +55,9 @@ def shifted_positions(
     start = positions.gather(1, mask.long().argmax(-1, keepdim=True))
     behind = torch.arange(width, device=mask.device) > last_token(mask)[:, None]
     counted = counted + start
-    shifted = torch.where(behind, positions + grown[:, None], counted[:, -width:])
+    shifted = torch.where(
+        behind | (grown == 0)[:, None], positions + grown[:, None], counted[:, -width:]
+    )
     return torch.cat([counted[:, :-width], shifted], dim=1)
 
 
@@ -67,7 +70,8 @@ def continued(lm: LM, arguments: Arguments, state: ForwardState, route: Tensor) 
         return None
     wider, seen = int(route[0, WIDER]), route[:, COLUMNS:]
     check_growable(arguments, state)
-    columns, width = int(state.cache.get_seq_length()), state.size[1]
+    width = state.size[1]
+    columns = state.history.size[1] - width + wider  # the cache may hold more, of a patch inside
     mask, read = arguments.get("attention_mask"), seen.shape[1]
     if mask is not None and mask.shape[1] != columns - wider + width:
         raise ConfigError(

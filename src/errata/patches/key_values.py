@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.lm import LM
 from errata.patches.base import Patch
+from errata.patches.shared_rows import where_rows
 
 TOKENS = 256
 """Tokens that are looked up at once, at most: what all keys make of these is in memory."""
@@ -31,6 +32,8 @@ class KeyValues(Patch):
         columns: edit id -> its tensors (pairs, ...), in fp32 on the CPU; the latest edit last.
         superseded: ids of edits whose tensors do not count, see `supersede`.
     """
+
+    shares_rows = True
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -85,7 +88,8 @@ class KeyValues(Patch):
         self._handle = None
 
     def _answer(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not self.columns:
+        rows = self.rows()
+        if not self.columns or rows is False:
             return None
         keys, outputs = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
         parts = []
@@ -95,4 +99,5 @@ class KeyValues(Patch):
             added, there = self.added(part.float())
             after = (before.float() + added).to(output.dtype)
             parts.append(torch.where(there[:, None], after, before))
-        return torch.cat(parts).view_as(output)
+        changed = torch.cat(parts).view_as(output)
+        return changed if rows is True else where_rows(rows, changed, output)

@@ -25,14 +25,16 @@ class Outcome:
     edit_ids: tuple[str, ...] = ()
 
 
-Listener = Callable[[Sequence[Outcome]], None]
-"""Called once for each batch of prompts, with one outcome per row, before its first token."""
+Listener = Callable[[Sequence[Outcome | None]], None]
+"""Called once for each batch of prompts, with one outcome per row, before its first token; None
+for a row that another patch answers.
+"""
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def outcomes_told_to(listener: Listener) -> Iterator[None]:
-    """Tell a listener what the prompts of this thread's calls are answered with."""
+def outcomes_told_to(listener: Listener | None) -> Iterator[None]:
+    """Tell a listener, or nobody, what the prompts of this thread's calls are answered with."""
     token = _LISTENER.set(listener)
     try:
         yield

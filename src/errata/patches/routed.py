@@ -17,7 +17,8 @@ are read again from the first.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import torch
@@ -27,9 +28,9 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.lm.encoding import announced_prompt_tokens
+from errata.lm.encoding import Row, announced_prompt_tokens, prompt_tokens
 from errata.lm.hooks import PerThread
-from errata.patches.base import Arguments, ForwardPatch
+from errata.patches.base import Arguments, ForwardPatch, idle
 from errata.patches.forward_state import (
     CACHE_STATE,
     MAIN,
@@ -56,28 +57,62 @@ class RoutedPatch(ForwardPatch):
     A subclass registers its own hooks in `_register_hooks`. When `self._pass` has a mask and no
     route yet, they decide and set `self._pass.route`, a tensor with one row per sequence; then they
     act on it. `self._pass` is that of the thread's own call, and None when there is nothing to do.
+
+    Attributes:
+        mark: the attribute of a key-value cache that holds what was decided.
     """
 
     reads_prompts = True
     changes_cache = True
+    shares_rows = True
+    grows: ClassVar[bool] = False
+    """Whether it gives the model more columns than the caller gave."""
+    nothing: ClassVar[int | bool] = MAIN
+    """What fills the route of a row that the base model answers."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.mark = CACHE_STATE
         self._passes: PerThread[ForwardState | None] = PerThread(None)
         self._installation = ""
 
     @property
     def _pass(self) -> ForwardState | None:
-        return self._passes.get()
+        return None if idle() else self._passes.get()
 
     @_pass.setter
     def _pass(self, state: ForwardState | None) -> None:
-        self._passes.set(state)
+        if not idle():
+            self._passes.set(state)
 
     @property
     @abstractmethod
     def empty(self) -> bool:
         """Whether nothing is stored, so that the base model answers everything."""
+
+    @property
+    def wider(self) -> int:
+        """The columns that the running call has beside those given, if the patch `grows`."""
+        return 0
+
+    def finds(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[bool]:
+        """Return for which prompts there is something stored, so that it changes the answer.
+
+        Args:
+            lm: the model that the patch is on.
+            prompts: token ids without padding.
+        """
+        if self.empty or not prompts:
+            return [False] * len(prompts)
+        batch = lm.batch([Row(ids, len(ids)) for ids in prompts])
+        with torch.no_grad(), prompt_tokens(batch.prompt_mask, batch.input_ids):
+            cache = lm.run(batch, keep=1, use_cache=True).past_key_values
+        known: CacheState = getattr(cache, self.mark)
+        return self.answered(known.route).tolist()
+
+    def answered(self, route: Tensor) -> Tensor:
+        """Return the rows of a route that something stored answers, (batch,) bool."""
+        return route != MAIN
 
     @abstractmethod
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
@@ -91,9 +126,16 @@ class RoutedPatch(ForwardPatch):
         self, _: nn.Module, args: tuple[Any, ...], kwargs: Arguments
     ) -> tuple[tuple[()], Arguments] | None:
         self._pass = None
-        if self.empty:
+        rows = self.rows()
+        if self.empty or not (rows if isinstance(rows, bool) else bool(rows.any())):
             return None
-        arguments = self._arguments(args, kwargs)
+        changed = self._follow(self._arguments(args, kwargs))
+        if (state := self._passes.get()) is not None:
+            state.rows = rows
+        return changed
+
+    def _follow(self, arguments: Arguments) -> tuple[tuple[()], Arguments] | None:
+        """Make the state of a call; return other arguments where the cache is read again."""
         ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
         tokens = arguments.get("inputs_embeds") if ids is None else ids
         if tokens is None:
@@ -117,7 +159,7 @@ class RoutedPatch(ForwardPatch):
     ) -> tuple[tuple[()], Arguments] | None:
         """Follow a call whose cache is filled: more of the answer, or a new prompt."""
         (rows, width), cache = size, arguments["past_key_values"]
-        known: CacheState | None = getattr(cache, CACHE_STATE, None)
+        known: CacheState | None = getattr(cache, self.mark, None)
         if known is None:
             known = announced_cache_state(rows, columns)
         past = columns - known.extra_columns
@@ -196,7 +238,7 @@ class RoutedPatch(ForwardPatch):
                     state.route,
                     int(cache.get_seq_length()) - state.history.size[1],
                 )
-                setattr(cache, CACHE_STATE, cache_state)
+                setattr(cache, self.mark, cache_state)
         width = state.size[1]
         return last_columns(output, width - state.reread, width) if state.reread else None
 
@@ -245,5 +287,6 @@ class RoutedModule(RoutedPatch):
             if state.ids is not None:
                 mask = question_mask(lm, state.ids, mask)
             mask = mask.to(keys.device)
-            state.route = self._decide(keys.reshape(shape), output.reshape(shape), mask)
+            route = self._decide(keys.reshape(shape), output.reshape(shape), mask)
+            state.route = state.left_out(route, self.nothing)
         return None if state.route is None else self._answer(keys, output, state)

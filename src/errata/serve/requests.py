@@ -83,7 +83,7 @@ class Answers(StoppingCriteria):  # type: ignore[misc]
         self._texts = [GrowingText(decode, request.sampling.stops) for request in requests]
         self.processor = RowChoosers(self._choosers, self._ended)
 
-    def decided(self, outcomes: Sequence[Outcome]) -> None:
+    def decided(self, outcomes: Sequence[Outcome | None]) -> None:
         """Hear which edits answer the rows."""
         self.outcomes = list(outcomes)
 

@@ -94,6 +94,10 @@ class GatedPatch(RoutedModule):
         """Whether there is no model yet."""
         return self.gated_model is None
 
+    def answered(self, route: Tensor) -> Tensor:
+        """Return the rows whose gate is open, (batch,) bool."""
+        return route[:, 0] >= self.threshold
+
     @torch.no_grad()
     def _decide(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Return gate and value for each prompt, (batch, 1 + d_out)."""

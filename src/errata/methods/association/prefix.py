@@ -37,6 +37,7 @@ class PrefixTuning(AdapterMethod):
     """Trained keys and values in front of every text at every layer, one prefix for all edits."""
 
     config_class = PrefixConfig
+    shares_rows = False
     paper = "arXiv 2101.00190"
     config: PrefixConfig
 

@@ -35,6 +35,7 @@ class PromptTuning(AdapterMethod):
     """Trained embeddings in front of every text, one set for all edits."""
 
     config_class = PromptTuningConfig
+    shares_rows = False
     paper = "arXiv 2104.08691"
     config: PromptTuningConfig
 

@@ -1,7 +1,7 @@
 """`BaseHead`: the inputs of the base model's output head, and the predictions it makes from them.
 
-`Calibrator` and `Leaves` use it. It may be called inside a forward pass of the edited model:
-`bypass` tells the patch to leave the calls of this thread alone.
+`Calibrator` and `Leaves` use it. It may be called inside a forward pass of the edited model: the
+patches of this thread are idle meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from errata.errors import ArchitectureError
 from errata.lm import LM
 from errata.lm.body_reader import BodyReader
 from errata.lm.encoding import Batch
-from errata.lm.hooks import PerThread, capture_output
+from errata.lm.hooks import capture_output
+from errata.patches.base import patches_idle
 
 
 class BaseHead(BodyReader):
@@ -35,12 +36,6 @@ class BaseHead(BodyReader):
     def __init__(self, lm: LM) -> None:
         super().__init__(lm)
         self.logit_scale = 1.0
-        self._bypass = PerThread(False)
-
-    @property
-    def bypass(self) -> bool:
-        """Whether this thread is calling the base model, so that patches must change nothing."""
-        return self._bypass.get()
 
     @property
     def vocabulary(self) -> int:
@@ -100,5 +95,5 @@ class BaseHead(BodyReader):
         return output.float() * self.logit_scale
 
     def _hidden_states(self, ids: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
-        with self._bypass.temporarily(True):
+        with patches_idle():
             return super()._hidden_states(ids, mask, cache)

@@ -41,11 +41,11 @@ from errata.methods.association.folio.question_reader import QuestionReader
 from errata.methods.association.folio.saying import places_to_say, with_said
 from errata.methods.association.folio.withholding import with_withheld, withheld_places
 from errata.methods.fact_method import TEMPLATE, fact_contexts
-from errata.patches.base import Arguments
+from errata.patches.base import Arguments, idle, patches_idle
 from errata.patches.context import MAX_CACHED, ContextPatch
 from errata.patches.grown import COLUMNS, DECIDED, GROWN, UNDECIDED, WIDER, WITHHELD
-from errata.patches.outcome import Outcome, listener
-from errata.patches.routed import MAIN, ForwardState, last_token
+from errata.patches.outcome import Outcome, listener, outcomes_told_to
+from errata.patches.routed import MAIN, ForwardState, RoutedPatch, last_token
 
 TO_SAY, NOT_TO_SAY, KEEP = "to_say", "not_to_say", "logits_to_keep"
 """What one hook leaves for the next: places, see `Place`; and which columns get logits."""
@@ -82,7 +82,7 @@ class FolioMemory(ContextPatch):
     @property
     def empty(self) -> bool:
         """Whether there is no leaf, or this thread is calling the base model."""
-        return not self._leaves or self.base.bypass or self._bypass.get()
+        return not self._leaves or idle()
 
     @property
     def calibrated(self) -> bool:
@@ -114,12 +114,8 @@ class FolioMemory(ContextPatch):
     def _contexts(self, questions: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
         """Return the facts that go before conversations, each given by its questions."""
         prompts = [EncodedPrompt(turns[0], turns[1:]) for turns in questions]
-        outer = self._pass
-        with self._bypass.temporarily(True):
-            try:
-                found = self.leaves.to_read(prompts)
-            finally:
-                self._pass = outer
+        with patches_idle():
+            found = self.leaves.to_read(prompts)
         if len(self._read) > MAX_CACHED:
             self._read = {}
         self._read.update(zip(questions, found, strict=True))
@@ -127,6 +123,15 @@ class FolioMemory(ContextPatch):
             fact_contexts(TEMPLATE, [self.leaves[number].edit for number in numbers])
             for numbers in found
         ]
+
+    def finds(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[bool]:
+        """Return to which prompts an edit is said or read, or of which something is withheld."""
+        with outcomes_told_to(None):
+            return RoutedPatch.finds(self, lm, prompts)
+
+    def answered(self, route: Tensor) -> Tensor:
+        """Return the rows whose answer an edit changes, (batch,) bool."""
+        return (route[:, GROWN] > 0) | (route[:, DECIDED] >= 0) | (route[:, WITHHELD] > 0)
 
     def _attach(self, lm: LM) -> None:
         self._read, self._withheld = {}, []
@@ -179,7 +184,8 @@ class FolioMemory(ContextPatch):
             return
         turns = [self._turns(ids) for ids in state.history.prompts]
         prompts = [EncodedPrompt(text, tuple(earlier)) for text, *earlier in turns]
-        for row, numbers in enumerate(self.leaves.withheld(prompts)):
+        nothing: tuple[int, ...] = ()
+        for row, numbers in enumerate(state.in_rows(prompts, self.leaves.withheld, nothing)):
             if numbers:
                 if numbers not in self._withheld:
                     self._withheld.append(numbers)
@@ -189,13 +195,13 @@ class FolioMemory(ContextPatch):
         """Return a prompt's question, and behind it the earlier ones of its conversation."""
         return self.base.lm.questions(ids)
 
-    def _outcomes(self, state: ForwardState) -> list[Outcome]:
+    def _outcomes(self, state: ForwardState) -> list[Outcome | None]:
         """Return what the rows are answered with, once it is decided."""
         if state.route is None or state.ids is None:
             return [Outcome("main")] * state.size[0]
         routes = state.route[:, :COLUMNS].tolist()
-        rows = zip(routes, state.history.prompts, strict=True)
-        return [self._outcome(route, prompt) for route, prompt in rows]
+        rows = list(zip(routes, state.history.prompts, strict=True))
+        return state.in_rows(rows, lambda some: [self._outcome(*row) for row in some], None)
 
     def _outcome(self, route: Sequence[int], prompt: tuple[int, ...]) -> Outcome:
         if (number := route[DECIDED]) >= 0:
@@ -221,6 +227,7 @@ class FolioMemory(ContextPatch):
         if state.route is None or state.mask is None or state.ids is None:
             return
         rows = (state.route[:, GROWN] == 0) & (state.route[:, DECIDED] == UNDECIDED)
+        rows = state.left_out(rows, nothing=False)
         last = last_token(state.mask).to(inputs.device) + int(state.route[0, WIDER])
         state.route[:, DECIDED] = MAIN
         keys = inputs[torch.arange(len(last), device=inputs.device), last]

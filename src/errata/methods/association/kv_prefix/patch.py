@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from transformers import DynamicCache
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.hooks import PerThread
-from errata.patches.base import Arguments
+from errata.patches.base import Arguments, idle
 from errata.patches.context import MAX_CACHED, ContextPatch, room_left
 from errata.patches.grown import check_growable, check_length, route_of
 from errata.patches.routed import ForwardState
@@ -134,6 +135,8 @@ class KeyValuePrefix(ContextPatch):
         prefixes: by edit id.
     """
 
+    grows = False
+
     def __init__(self, room: int | None = None) -> None:
         super().__init__(room=room)
         self.prefixes: Mapping[str, Prefix] = {}
@@ -178,7 +181,8 @@ class KeyValuePrefix(ContextPatch):
     ) -> Arguments | None:
         """Put keys and values into the cache."""
         prompts = state.history.prompts
-        rows = self.chosen(lm, prompts)
+        nothing: list[Prefix] = []
+        rows = state.in_rows(prompts, partial(self.chosen, lm), nothing)
         if not any(rows):
             return None
         check_growable(arguments, state)
@@ -233,6 +237,8 @@ class KeyValuePrefix(ContextPatch):
     def _after_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any
     ) -> Any:
+        if idle():
+            return None
         filling = self._filling.get()
         self._filling.set(None)
         if filling is None:

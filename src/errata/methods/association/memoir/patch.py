@@ -41,6 +41,8 @@ class ResidualMemory(RoutedModule):
     Reference: MEMOIR, arXiv 2506.07899.
     """
 
+    nothing = False
+
     def __init__(
         self, lm: LM, layer: int, columns: int, overlap: float, order: Tensor, pool: Pool = "mean"
     ) -> None:
@@ -91,6 +93,10 @@ class ResidualMemory(RoutedModule):
         return 1 - distances / (2 * self.columns), places  # all masks have `columns` bits
 
     # installed
+
+    def answered(self, route: Tensor) -> Tensor:
+        """Return the rows that an edit's columns answer, (batch,) bool."""
+        return route.any(-1)
 
     def _decide(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Return the columns that answer, (batch, d_in) bool: the matched edit's, or none."""

@@ -56,6 +56,7 @@ class MemoryLlm(Method):
     config_class = MemoryLlmConfig
     phase = "association"
     undo_is = "exact, by reading all other edits anew: one short forward pass each"
+    shares_rows = False
     paper = "arXiv 2402.04624"
     variants = MappingProxyType({"mplus": {"recalled_tokens": 60}})
     needs_training = True

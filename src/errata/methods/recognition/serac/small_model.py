@@ -94,6 +94,8 @@ class SmallModelPatch(ContextPatch):
         context_for: what it reads before which prompts, see `ContextPatch`.
     """
 
+    grows = False
+
     def __init__(self, small: PreTrainedModel, context_for: ContextFor | None = None) -> None:
         super().__init__(context_for)
         self.small = small
@@ -104,6 +106,7 @@ class SmallModelPatch(ContextPatch):
         return [
             lm.model.register_forward_pre_hook(
                 lambda _, args, kwargs: self._prepare(lm, self._arguments(args, kwargs)),
+                prepend=True,
                 with_kwargs=True,
             ),
             lm.model.register_forward_hook(

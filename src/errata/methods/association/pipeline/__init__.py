@@ -1,0 +1,1 @@
+"""Two memories behind one router: the second answers what the first has nothing for."""
