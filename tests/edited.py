@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "memory_tokens": 6,
     "new_tokens": 2,
     "contexts": 2,
+    "asked": 2,
 }
 """Settings that a method is given where it has them."""
 
@@ -40,12 +41,13 @@ IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
     ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}), ("kv-prefix", {}),
+    ("retro", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
 LIKE_ANOTHER = {
-    "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix",
+    "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix", "retro",
 }  # fmt: skip
 """Those of them that are made like another: like grace, wise, lora, memit, knn-lm and rag."""
 FAMILIES = ("llama", "gpt2")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from errata.methods.association.neuraldb import NeuralDbConfig
     from errata.methods.association.prefix import PrefixConfig
     from errata.methods.association.prompt_tuning import PromptTuningConfig
+    from errata.methods.association.retro.method import RetroConfig
     from errata.methods.association.spalm import SpalmConfig
     from errata.methods.association.t_patcher import TPatcherConfig
     from errata.methods.association.wise.config import WiseConfig
@@ -90,6 +91,7 @@ __all__ = [
     "PromptTuningConfig",
     "RagConfig",
     "ReplayConfig",
+    "RetroConfig",
     "RomeConfig",
     "ScrConfig",
     "SeracConfig",
@@ -139,6 +141,7 @@ _HOMES = {
     "methods.association.neuraldb": ("NeuralDbConfig",),
     "methods.association.prefix": ("PrefixConfig",),
     "methods.association.prompt_tuning": ("PromptTuningConfig",),
+    "methods.association.retro.method": ("RetroConfig",),
     "methods.association.spalm": ("SpalmConfig",),
     "methods.association.t_patcher": ("TPatcherConfig",),
     "methods.association.wise.config": ("WiseConfig",),
