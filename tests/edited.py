@@ -29,6 +29,8 @@ SMALL: dict[str, Any] = {
     "new_tokens": 2,
     "contexts": 2,
     "asked": 2,
+    "every": 1,
+    "gate_lr": 1.0,
 }
 """Settings that a method is given where it has them."""
 
