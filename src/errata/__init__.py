@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from errata.methods.association.kv_prefix.method import KvPrefixConfig
     from errata.methods.association.lora import LoraConfig
     from errata.methods.association.memoir.method import MemoirConfig
+    from errata.methods.association.memorizing.method import MemorizingConfig
     from errata.methods.association.memoryllm.config import MemoryLlmConfig
     from errata.methods.association.neuraldb import NeuralDbConfig
     from errata.methods.association.prefix import PrefixConfig
@@ -82,6 +83,7 @@ __all__ = [
     "LoraConfig",
     "MemitConfig",
     "MemoirConfig",
+    "MemorizingConfig",
     "MemoryLlmConfig",
     "MendConfig",
     "MethodConfig",
@@ -137,6 +139,7 @@ _HOMES = {
     "methods.association.kv_prefix.method": ("KvPrefixConfig",),
     "methods.association.lora": ("LoraConfig",),
     "methods.association.memoir.method": ("MemoirConfig",),
+    "methods.association.memorizing.method": ("MemorizingConfig",),
     "methods.association.memoryllm.config": ("MemoryLlmConfig",),
     "methods.association.neuraldb": ("NeuralDbConfig",),
     "methods.association.prefix": ("PrefixConfig",),
