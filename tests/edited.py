@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "new_tokens": 2,
     "contexts": 2,
     "asked": 2,
+    "block": 0,
     "every": 1,
     "gate_lr": 1.0,
 }
