@@ -30,6 +30,10 @@ SMALL: dict[str, Any] = {
     "contexts": 2,
     "first": "rag",
     "then": "lora steps=3",
+    "asked": 2,
+    "block": 0,
+    "every": 1,
+    "gate_lr": 1.0,
 }
 """Settings that a method is given where it has them."""
 
@@ -42,13 +46,14 @@ IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
     ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}), ("kv-prefix", {}),
+    ("retro", {}), ("memorizing", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}), ("pipeline", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
 LIKE_ANOTHER = {
-    "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix",
-    "pipeline",
+    "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix", "retro",
+    "memorizing", "pipeline",
 }  # fmt: skip
 """Those of them that are made like another: like grace, wise, lora, memit, knn-lm and rag, or of
 two others.

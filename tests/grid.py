@@ -22,7 +22,8 @@ def patch_kind(method: str) -> type[Patch]:
     alike are one.
     """
     kind: type[Patch] = get_type_hints(errata.method_class(method).patch.fget)["return"]
-    if kind.__name__ in ("FolioMemory", "KeyValuePrefix"):  # read as contexts do, and do more
+    like_contexts = ("FolioMemory", "KeyValuePrefix", "PassageReader")
+    if kind.__name__ in like_contexts:  # found as contexts are, and do more, or other things
         return kind
     return next((base for base in kind.__mro__ if {Patch, RoutedPatch} & {*base.__bases__}), Patch)
 

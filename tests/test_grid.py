@@ -28,6 +28,7 @@ def test_every_method_has_a_kind_of_patch_and_every_way_of_placing_tokens_a_fami
         "AnswerStore",
         "KeyValuePrefix",
         "KeyValues",
+        "PassageReader",
         "Pipeline",
         "Patch",
     }

@@ -18,9 +18,9 @@ from errata.errors import UsageError
 from errata.lm import LM
 from errata.model.lock import SharedLock
 
-AT_ONCE = ("ft", "folio", "wise", "rag", "grace", "knn-lm", "prefix-tuning", "pipeline")
+AT_ONCE = ("ft", "folio", "wise", "rag", "grace", "knn-lm", "prefix-tuning", "pipeline", "retro")
 """Methods of each kind of patch: weights, leaves, side memories, contexts, codebooks, stores,
-virtual tokens.
+virtual tokens, passages.
 """
 
 ASKED = pytest.mark.parametrize(

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from errata.methods.association.kv_prefix.method import KvPrefixConfig
     from errata.methods.association.lora import LoraConfig
     from errata.methods.association.memoir.method import MemoirConfig
+    from errata.methods.association.memorizing.method import MemorizingConfig
     from errata.methods.association.memoryllm.config import MemoryLlmConfig
     from errata.methods.association.neuraldb import NeuralDbConfig
     from errata.methods.association.pipeline.config import PipelineConfig
     from errata.methods.association.prefix import PrefixConfig
     from errata.methods.association.prompt_tuning import PromptTuningConfig
+    from errata.methods.association.retro.method import RetroConfig
     from errata.methods.association.spalm import SpalmConfig
     from errata.methods.association.t_patcher import TPatcherConfig
     from errata.methods.association.wise.config import WiseConfig
@@ -82,6 +84,7 @@ __all__ = [
     "LoraConfig",
     "MemitConfig",
     "MemoirConfig",
+    "MemorizingConfig",
     "MemoryLlmConfig",
     "MendConfig",
     "MethodConfig",
@@ -92,6 +95,7 @@ __all__ = [
     "PromptTuningConfig",
     "RagConfig",
     "ReplayConfig",
+    "RetroConfig",
     "RomeConfig",
     "ScrConfig",
     "SeracConfig",
@@ -137,11 +141,13 @@ _HOMES = {
     "methods.association.kv_prefix.method": ("KvPrefixConfig",),
     "methods.association.lora": ("LoraConfig",),
     "methods.association.memoir.method": ("MemoirConfig",),
+    "methods.association.memorizing.method": ("MemorizingConfig",),
     "methods.association.memoryllm.config": ("MemoryLlmConfig",),
     "methods.association.neuraldb": ("NeuralDbConfig",),
     "methods.association.pipeline.config": ("PipelineConfig",),
     "methods.association.prefix": ("PrefixConfig",),
     "methods.association.prompt_tuning": ("PromptTuningConfig",),
+    "methods.association.retro.method": ("RetroConfig",),
     "methods.association.spalm": ("SpalmConfig",),
     "methods.association.t_patcher": ("TPatcherConfig",),
     "methods.association.wise.config": ("WiseConfig",),

@@ -122,6 +122,10 @@ class Architecture:
         block, path = self.block(model, layer), f"{self.blocks}.{layer}"
         return [f"{path}.{name}" for name, each in block.named_modules() if _features(each)]
 
+    def attention_paths(self, model: nn.Module, layer: int) -> list[str]:
+        """Return those of `linear_paths` that are of attention."""
+        return [path for path in self.linear_paths(model, layer) if _ATTENTION.search(path)]
+
     def body_module(self, model: nn.Module) -> nn.Module:
         """Return the model without its head; its output (..., hidden) is the head's input."""
         return model.get_submodule(self.blocks.rpartition(".")[0])

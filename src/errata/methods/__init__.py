@@ -26,6 +26,8 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "memoir": "errata.methods.association.memoir.method:Memoir",
         "neuraldb": "errata.methods.association.neuraldb:NeuralDb",
         "kv-prefix": "errata.methods.association.kv_prefix.method:KvPrefix",
+        "memorizing": "errata.methods.association.memorizing.method:Memorizing",
+        "retro": "errata.methods.association.retro.method:Retro",
         "memoryllm": "errata.methods.association.memoryllm.method:MemoryLlm",
         "t-patcher": "errata.methods.association.t_patcher:TPatcher",
         "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",
