@@ -55,6 +55,7 @@ def test_the_loss_is_the_published_one(family):
             assert (mine.grad.double() - theirs.grad).norm() < 1e-3 * theirs.grad.norm()
 
 
+@pytest.mark.long
 def test_training_lowers_that_loss():
     model = edit_model("llama", "defer", steps=40, lr=1e-2)
     model.method.patch.remove()

@@ -166,6 +166,7 @@ def test_a_memory_read_once_for_all_rows_is_the_memory_in_front_of_each():
     assert len(inputs) == N_LAYERS and inputs[0].shape == (*mask.shape, HIDDEN)
 
 
+@pytest.mark.long
 def test_training_moves_all_that_is_trained_and_goes_on_where_it_was_stopped():
     models = [untrained(**PLUS, contexts=4) for _ in range(2)]
     before = models[0].method.network.state()
@@ -232,6 +233,7 @@ def test_trained_on_atlas_it_says_what_it_was_told():
 # M+
 
 
+@pytest.mark.long
 def test_what_is_dropped_is_kept_and_recalled_by_the_prompt_alone():
     model = edit_model("llama", "memoryllm", EDITS, **PLUS)
     method, lm = model.method, model.lm
