@@ -24,6 +24,8 @@ WIDE = {
     "knn-lm": {"radius": 1000.0},
 }
 """Settings with which a method answers whatever is asked, behind another."""
+LONGER = {"defer": {"lr": 0.01, "steps": 30}}
+"""Where three large steps of training leave some of the first method's own edits to the second."""
 NEW = 4
 DEFAULT = ("rag", "lora")
 BEHIND = {
@@ -69,7 +71,10 @@ def alone(family: str, method: str, **more: Any) -> EditModel:
 
 
 def piped(first: str, then: str, family: str = "llama") -> EditModel:
-    texts = {"first": named(first), "then": named(then, **WIDE.get(then, {}))}
+    texts = {
+        "first": named(first, **LONGER.get(first, {})),
+        "then": named(then, **WIDE.get(then, {})),
+    }
     return edited_model(family, "pipeline", EDITS[:3], **texts)
 
 
@@ -93,7 +98,10 @@ def test_each_prompt_is_answered_as_by_one_method_alone(first, then, family):
     assert set(by[:3]) == {names[0]} and set(by) <= {*names, ""}
     if (first, then) == DEFAULT:
         assert set(by) == {*names}
-    models = (alone(family, first), alone(family, then, **WIDE.get(then, {})))
+    models = (
+        alone(family, first, **LONGER.get(first, {})),
+        alone(family, then, **WIDE.get(then, {})),
+    )
     answers = [generated(each, PROMPTS) for each in models]
     pairs = [(prompt, "two brothers in London") for prompt in PROMPTS]
     losses = [[score.loss for score in each.lm.score(pairs)] for each in models]

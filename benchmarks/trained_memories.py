@@ -1,13 +1,16 @@
-"""Measures what MemoryLLM and M+ say of what they were told, and for how long, on atlas.
+"""Measures what memories that are trained first say of what they were told, and for how long, on
+atlas.
 
-    python benchmarks/memoryllm.py [--seed 5] [--set NAME=VALUE ...] [--folder DIR] [--record]
+    python benchmarks/trained_memories.py [--methods NAME ...] [--seed 5] [--set NAME=VALUE ...]
+        [--folder DIR] [--record]
 
 Each method is trained as `errata prepare` does, on a thousand of atlas's cases, none of them among
 those it is asked for. Two tables: `memory-edits`, after 1, 5, 20, 50 and 100 edits, all of which
-are asked for; and `memory-retention`, how much of an edit is left after 0, 1, 5, 20 and 50 more:
-of its vectors, as theory says and as counted, and of the fact, as scored (the share of the target's
-tokens, in the edit's own words and in others) and as said freely. Without --folder the trained
-model is not kept; with it, it is trained once. One thread.
+are asked for; and, of MemoryLLM and M+, which forget, `memory-retention`: how much of an edit is
+left after 0, 1, 5, 20 and 50 more, of its vectors, as theory says and as counted, and of the fact,
+as scored (the share of the target's tokens, in the edit's own words and in others) and as said
+freely. Without --folder the trained model is not kept; with it, it is trained once. One thread.
+Lines of other methods that are recorded stay.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ from errata.atlas import make_cases, training_cases
 from errata.edit import same_answer
 from errata.evaluation import evaluate
 from errata.methods import method_config
-from errata.presets import preset_for
+from errata.presets import presets
 
-METHODS = ("memoryllm", "mplus")
+FORGETTING = ("memoryllm", "mplus")
+METHODS = ("retro", "memorizing", *FORGETTING)
 COUNTS = (1, 5, 20, 50, 100)
 LATER = (0, 1, 5, 20, 50)
 ASKED, EXAMPLES = 20, 1000
@@ -44,8 +48,9 @@ TUNED_ON = 1
 def trained(method: str, given: dict[str, str], cases: Sequence[Case], folder: Path) -> EditModel:
     """Return the method on atlas without edits, trained or as kept in a folder."""
     base, tokenizer = errata.load_base("atlas", "float32")
-    settings = {**preset_for("memoryllm", base.config).settings, **given}
-    config = method_config(method, **settings)
+    name = "memoryllm" if method in FORGETTING else method
+    settings = next((row.settings for row in presets(name) if row.fits(base.config)), {})
+    config = method_config(method, **{**settings, **given})
     place = folder / method
     if place.exists():
         return EditModel.from_pretrained(base, place, tokenizer)
@@ -123,21 +128,24 @@ def main() -> None:
     torch.set_num_threads(1)
     given = dict(each.split("=", 1) for each in options.set)
     cases = make_cases(max(COUNTS), seed=options.seed)
-    command = f"python benchmarks/memoryllm.py --seed {options.seed}"
+    command = f"python benchmarks/trained_memories.py --seed {options.seed}"
     command += "".join(f" --set {each}" for each in options.set)
     with tempfile.TemporaryDirectory() as temporary:
         models = {
             method: trained(method, given, cases, options.folder or Path(temporary))
             for method in options.methods
         }
-    for name, table in (("memory-retention", retention), ("memory-edits", edits)):
+    tables = (("memory-retention", retention, FORGETTING), ("memory-edits", edits, METHODS))
+    for name, table, about in tables:
         lines = []
         for method, model in models.items():
-            for line in table(model, method, cases):
+            for line in table(model, method, cases) if method in about else ():
                 print(line, flush=True)
-                lines.append({**line, "model": "atlas", "command": command})
-        if options.record:
-            results.write(name, lines)
+                own = f"{command} --methods {method} --record"
+                lines.append({**line, "model": "atlas", "command": own})
+        if options.record and lines:
+            kept = [row for row in results.read(name) if row["method"] not in models]
+            results.write(name, [*kept, *lines])
 
 
 if __name__ == "__main__":
