@@ -227,7 +227,7 @@ def test_a_form_that_the_edits_own_prompt_shows_is_known_elsewhere() -> None:
 
 
 def test_what_has_no_word_mentions_nothing_and_is_not_mentioned() -> None:
-    assert mentions("???", "?") == [] and index("?!").find("?!") == {}
+    assert mentions("???", "?") == () and index("?!").find("?!") == {}
     with pytest.raises(EditError, match="no letter, number or sign"):
         Edit("Who are !!!?", "a band", "!!!")
 

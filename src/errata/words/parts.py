@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import regex
@@ -105,7 +106,8 @@ def stretches(name: Sequence[Part], text: Sequence[Part]) -> Iterator[Sequence[P
             yield text[first : first + len(name)]
 
 
-def mentions(text: str, name: str) -> list[tuple[int, int]]:
+@lru_cache(maxsize=1 << 14)  # many edits have one subject, and are held against one prompt
+def mentions(text: str, name: str) -> tuple[tuple[int, int], ...]:
     """Return (start, end) of every mention of a name in a text: all its words in sequence.
 
     Exact mentions come last, so that the last one is the best. An inflected ending is not part of
@@ -128,4 +130,4 @@ def mentions(text: str, name: str) -> list[tuple[int, int]]:
             whole = last.text.startswith(wanted[-1].text)
             spans = [(start, last.start + len(wanted[-1].text) if whole else last.end)]
         found += [(exact, places[start][0], places[end - 1][1]) for start, end in spans]
-    return [(start, end) for _, start, end in sorted(found)]
+    return tuple((start, end) for _, start, end in sorted(found))

@@ -132,14 +132,14 @@ class Calibrator:
         )
         return [replace(prompt, key=key) for prompt, key in zip(encoded, keys, strict=True)]
 
-    def same_question(self, one: str, other: str) -> bool:
-        """Whether the base model gives both prompts the same answer, which is not empty."""
-        if one == other:
-            return True
-        new = [prompt for prompt in (one, other) if prompt not in self._answers]
+    def same_questions(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether the base model gives both prompts of each pair one answer, which is not empty."""
         if len(self._answers) > CACHED:
-            self._answers.clear()
-            new = [one, other]
+            self._answers = {}
+        asked = {prompt for one, other in pairs if one != other for prompt in (one, other)}
+        new = sorted(asked - self._answers.keys())
         answers = self.lm.generate(new, max_new_tokens=ANSWER_LENGTH) if new else []
-        self._answers.update(zip(new, answers, strict=True))
-        return self._answers[one] == self._answers[other] != ""
+        self._answers |= zip(new, answers, strict=True)
+        return [
+            one == other or self._answers[one] == self._answers[other] != "" for one, other in pairs
+        ]

@@ -53,6 +53,8 @@ from errata.words.telling import telling_parts
 
 TOLD = 32
 """Tokens of the base model's answer, at most, in which the fact that is erased is looked for."""
+CHUNK = 32
+"""Edits whose questions are read together, at most."""
 
 
 class Folio(Method):
@@ -88,14 +90,17 @@ class Folio(Method):
         """Add a leaf for each edit; it is independent of all but those that it supersedes."""
         self.calibrate()
         withheld = self._told([edit for edit in edits if edit.operation == "erase"])
-        for edit in edits:
-            leaf = replace(self.leaf(edit), withheld=withheld.get(edit.id, ()))
-            rivals = self._rivals(self._patch.leaves, [edit])[0]
-            self._patch.leaves.add(self._next, leaf, [rival.number for rival in rivals])
-            self._numbers[edit.id] = self._next
-            self._next += 1
-            self._edits.append(edit)
-            progress(1)
+        for first in range(0, len(edits), CHUNK):
+            part = edits[first : first + CHUNK]
+            self._patch.leaves.candidates(self.calibrator.encode([edit.prompt for edit in part]))
+            for edit in part:
+                leaf = replace(self.leaf(edit), withheld=withheld.get(edit.id, ()))
+                rivals = self._rivals(self._patch.leaves, [edit])[0]
+                self._patch.leaves.add(self._next, leaf, [rival.number for rival in rivals])
+                self._numbers[edit.id] = self._next
+                self._next += 1
+                self._edits.append(edit)
+                progress(1)
 
     def undo(self, edit_ids: Iterable[str]) -> None:
         """Remove the edits' leaves."""
@@ -119,20 +124,23 @@ class Folio(Method):
         if not edits:
             return []
         self.calibrate()
+        stored = self._patch.leaves
         new = Leaves(
             self._patch.reader,
             self.config.min_subject_overlap,
             self._patch.calibration,
             self.config.edits_per_file,
         )
-        leaves = self.leaves_without_answers(edits)
-        stored = self._rivals(self._patch.leaves, edits)
-        conflicts = []
-        for number, (edit, leaf) in enumerate(zip(edits, leaves, strict=True)):
-            rivals = [*stored[number], *self._rivals(new, [edit])[0]]
-            conflicts += [(edit.id, rival.edit_id) for rival in rivals]
+        for number, leaf in enumerate(self.leaves_without_answers(edits)):
             new.add(number, leaf)
-        return conflicts
+        found = []
+        for first in range(0, len(edits), CHUNK):
+            part = edits[first : first + CHUNK]
+            rivals = zip(part, self._rivals(stored, part), self._rivals(new, part), strict=True)
+            for number, (edit, older, others) in enumerate(rivals, first):
+                earlier = [each for each in others if each.number < number]
+                found += [(edit.id, rival.edit_id) for rival in (*older, *earlier)]
+        return found
 
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
         """Say what each prompt is answered with, and which edits' subjects it mentions."""
@@ -184,16 +192,25 @@ class Folio(Method):
         """
         threshold = leaves.calibration.threshold
         prompts = self.calibrator.encode([edit.prompt for edit in edits])
-        return [
+        possible = [
             [
                 each
                 for each in candidates
                 if replace(each, prediction=1).score >= threshold
                 and not same_answer(leaves[each.number].edit.target, edit.target)
-                and self.calibrator.same_question(edit.prompt, leaves[each.number].edit.prompt)
             ]
             for edit, candidates in zip(edits, leaves.candidates(prompts), strict=True)
         ]
+        same = iter(
+            self.calibrator.same_questions(
+                [
+                    (edit.prompt, leaves[each.number].edit.prompt)
+                    for edit, candidates in zip(edits, possible, strict=True)
+                    for each in candidates
+                ]
+            )
+        )
+        return [[each for each in candidates if next(same)] for candidates in possible]
 
     # writing
 

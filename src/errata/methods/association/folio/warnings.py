@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from errata.edit import same_answer
+from errata.lm.encoding import in_batches
 from errata.methods.association.folio.leaf import Candidate, EncodedPrompt, Leaf
 from errata.methods.association.folio.patch import FolioMemory
+from errata.methods.association.folio.question_reader import BATCH
 from errata.patches.routed import MAIN
 from errata.words.parts import words
 
@@ -22,22 +24,35 @@ def warnings_of(memory: FolioMemory, numbers: Iterable[int]) -> list[tuple[str, 
 
     The base model must carry no patch.
     """
+    prompts = {number: _own_prompt(memory, number) for number in numbers}
+    candidates = in_batches(
+        list(prompts), lambda part: memory.leaves.candidates([prompts[n] for n in part]), BATCH, int
+    )
     return [
         (memory.leaves[number].edit.id, warning)
-        for number in numbers
-        for warning in (_unreached(memory, number), _common(memory, memory.leaves[number]))
+        for number, found in zip(prompts, candidates, strict=True)
+        for warning in (
+            _unreached(memory, number, prompts[number].text, found),
+            _common(memory, memory.leaves[number]),
+        )
         if warning
     ]
 
 
-def _unreached(memory: FolioMemory, number: int) -> str | None:
-    """Say why a leaf's own prompt, encoded as for the router, does not lead to its answer."""
-    leaves, lm = memory.leaves, memory.base.lm
-    leaf = leaves[number]
+def _own_prompt(memory: FolioMemory, number: int) -> EncodedPrompt:
+    """Return a leaf's own prompt, encoded as for the router."""
+    leaf, lm = memory.leaves[number], memory.base.lm
     ids = lm.encode_prompt(leaf.edit.prompt)
     text, *_ = lm.questions(ids)
-    prompt = EncodedPrompt(text, ids=tuple(ids), key=leaf.key.to(lm.device))
-    candidates = leaves.candidates([prompt])[0]
+    return EncodedPrompt(text, ids=tuple(ids), key=leaf.key.to(lm.device))
+
+
+def _unreached(
+    memory: FolioMemory, number: int, text: str, candidates: list[Candidate]
+) -> str | None:
+    """Say why a leaf's own prompt, which reads `text`, does not lead to its answer."""
+    leaves = memory.leaves
+    leaf = leaves[number]
     own = next((each for each in candidates if each.number == number), None)
     if own is None:
         if not words(leaf.subject):
