@@ -35,7 +35,7 @@ from errata.methods import method_config
 from errata.presets import presets
 
 FORGETTING = ("memoryllm", "mplus")
-METHODS = ("retro", "memorizing", *FORGETTING)
+METHODS = ("retro", "memorizing", "memoria", *FORGETTING)
 COUNTS = (1, 5, 20, 50, 100)
 LATER = (0, 1, 5, 20, 50)
 ASKED, EXAMPLES = 20, 1000

@@ -46,14 +46,14 @@ IDS = [" ".join([name, *map(str, more.values())]) for name, more in VARIANTS]
 KINDS = [
     ("wise", {}), ("folio", {}), ("grace", {}), ("defer", {}), ("memoir", {}), ("knn-lm", {}),
     ("neuraldb", {}), ("t-patcher", {}), ("spalm", {}), ("kv-prefix", {}),
-    ("retro", {}), ("memorizing", {}),
+    ("retro", {}), ("memorizing", {}), ("memoria", {}),
     ("lora", {}), ("bitfit", {}), ("prefix-tuning", {}), ("ft", {}), ("memit", {}), ("rag", {}),
     ("serac", {}), ("pipeline", {}),
 ]  # fmt: skip
 """A method for each kind of patch, and of what it keeps from edit to edit."""
 LIKE_ANOTHER = {
     "defer", "memoir", "bitfit", "neuraldb", "t-patcher", "spalm", "kv-prefix", "retro",
-    "memorizing", "pipeline",
+    "memorizing", "memoria", "pipeline",
 }  # fmt: skip
 """Those of them that are made like another: like grace, wise, lora, memit, knn-lm and rag, or of
 two others.

@@ -103,8 +103,8 @@ def fails(*words: object) -> str:
 def test_what_cannot_be_trained_is_told_in_a_line(base: Path, cases: Path, tmp_path: Path) -> None:
     out = ["--out", tmp_path / "a"]
     assert (
-        "folio needs no training; say with -m one that does (memorizing, retro, memoryllm, mplus, "
-        "mend, ike, ice, serac)" in fails("prepare", base, "--cases", cases, *out)
+        "folio needs no training; say with -m one that does (memorizing, retro, memoria, "
+        "memoryllm, mplus, mend, ike, ice, serac)" in fails("prepare", base, "--cases", cases, *out)
     )
     assert "ft needs no training" in fails(
         "prepare", "no-such-model", "-m", "ft", "--cases", cases, *out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from edited import EDITS
+from edited import EDITS, edit_model
 from families import tiny_model, tiny_tokenizer
 
 import errata
@@ -57,3 +57,16 @@ def test_what_comes_before_the_first_edit_is_reported(monkeypatch, tmp_path):
     before = len(seen)
     report("nobody listens", 0, 1)
     assert len(seen) == before
+
+
+def test_one_value_of_one_edit_does_not_hide_the_count_of_edits():
+    seen = []
+    model = edit_model("llama", "memit", EDITS[:1])
+    with reported_to(lambda *step: seen.append(step)):
+        model.edit(EDITS[1:2], check=False)
+    assert not [step for step in seen if step[0] == "solving for what to write"]
+    model = edit_model("llama", "memit", EDITS[:1], turn=None)
+    with reported_to(lambda *step: seen.append(step)):
+        model.edit(EDITS[1:4], check=False)
+    solved = [step for step in seen if step[0] == "solving for what to write"]
+    assert solved == [("solving for what to write", done, 4) for done in (1, 2, 3)]

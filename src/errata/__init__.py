@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from errata.methods.association.kv_prefix.method import KvPrefixConfig
     from errata.methods.association.lora import LoraConfig
     from errata.methods.association.memoir.method import MemoirConfig
+    from errata.methods.association.memoria.method import MemoriaConfig
     from errata.methods.association.memorizing.method import MemorizingConfig
     from errata.methods.association.memoryllm.config import MemoryLlmConfig
     from errata.methods.association.neuraldb import NeuralDbConfig
@@ -84,6 +85,7 @@ __all__ = [
     "LoraConfig",
     "MemitConfig",
     "MemoirConfig",
+    "MemoriaConfig",
     "MemorizingConfig",
     "MemoryLlmConfig",
     "MendConfig",
@@ -141,6 +143,7 @@ _HOMES = {
     "methods.association.kv_prefix.method": ("KvPrefixConfig",),
     "methods.association.lora": ("LoraConfig",),
     "methods.association.memoir.method": ("MemoirConfig",),
+    "methods.association.memoria.method": ("MemoriaConfig",),
     "methods.association.memorizing.method": ("MemorizingConfig",),
     "methods.association.memoryllm.config": ("MemoryLlmConfig",),
     "methods.association.neuraldb": ("NeuralDbConfig",),

@@ -28,6 +28,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "kv-prefix": "errata.methods.association.kv_prefix.method:KvPrefix",
         "memorizing": "errata.methods.association.memorizing.method:Memorizing",
         "retro": "errata.methods.association.retro.method:Retro",
+        "memoria": "errata.methods.association.memoria.method:Memoria",
         "memoryllm": "errata.methods.association.memoryllm.method:MemoryLlm",
         "t-patcher": "errata.methods.association.t_patcher:TPatcher",
         "knn-lm": "errata.methods.association.knn_lm.method:KnnLm",

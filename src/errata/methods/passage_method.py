@@ -151,7 +151,7 @@ class PassageMethod(FactMethod):
         finally:
             self.network.requires_grad_(False)
             self.network.zero_grad()
-            self.patch.passages = self._texts
+            self._keep(self._texts)
 
     # editing
 

@@ -160,7 +160,8 @@ class MultiLayerSolver:
         with WeightDelta(deltas).on(self.lm):
             for done, (edit, problem) in enumerate(zip(edits, problems, strict=True)):
                 if edit not in self._solutions:
-                    report("solving for what to write", done, len(edits))
+                    if len(edits) > 1:  # else the count of edits says as much
+                        report("solving for what to write", done, len(edits))
                     self._solutions[edit] = self._solve_value(problem)
         return torch.stack([self._target_state(*self._solutions[edit], length) for edit in edits])
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.edit import Edit, same_answer
+from errata.edit import Edit
 from errata.lm import LM
 from errata.methods.association.folio.calibrator import Calibrator
 from errata.methods.association.folio.config import FolioConfig
@@ -39,10 +39,11 @@ from errata.methods.association.folio.files import (
     state_of,
 )
 from errata.methods.association.folio.intents import EDIT_MARGIN, INTENTS
-from errata.methods.association.folio.leaf import Candidate, Leaf
+from errata.methods.association.folio.leaf import Leaf
 from errata.methods.association.folio.leaves import Leaves
 from errata.methods.association.folio.patch import FolioMemory
 from errata.methods.association.folio.question_reader import LAST, Question
+from errata.methods.association.folio.rivals import CHUNK, conflicts_of, rivals_of
 from errata.methods.association.folio.subject import subject_of
 from errata.methods.association.folio.warnings import warnings_of
 from errata.methods.base import Method, Progress, no_progress
@@ -53,8 +54,6 @@ from errata.words.telling import telling_parts
 
 TOLD = 32
 """Tokens of the base model's answer, at most, in which the fact that is erased is looked for."""
-CHUNK = 32
-"""Edits whose questions are read together, at most."""
 
 
 class Folio(Method):
@@ -95,7 +94,7 @@ class Folio(Method):
             self._patch.leaves.candidates(self.calibrator.encode([edit.prompt for edit in part]))
             for edit in part:
                 leaf = replace(self.leaf(edit), withheld=withheld.get(edit.id, ()))
-                rivals = self._rivals(self._patch.leaves, [edit])[0]
+                rivals = rivals_of(self._patch.leaves, self.calibrator, [edit])[0]
                 self._patch.leaves.add(self._next, leaf, [rival.number for rival in rivals])
                 self._numbers[edit.id] = self._next
                 self._next += 1
@@ -124,7 +123,6 @@ class Folio(Method):
         if not edits:
             return []
         self.calibrate()
-        stored = self._patch.leaves
         new = Leaves(
             self._patch.reader,
             self.config.min_subject_overlap,
@@ -133,14 +131,7 @@ class Folio(Method):
         )
         for number, leaf in enumerate(self.leaves_without_answers(edits)):
             new.add(number, leaf)
-        found = []
-        for first in range(0, len(edits), CHUNK):
-            part = edits[first : first + CHUNK]
-            rivals = zip(part, self._rivals(stored, part), self._rivals(new, part), strict=True)
-            for number, (edit, older, others) in enumerate(rivals, first):
-                earlier = [each for each in others if each.number < number]
-                found += [(edit.id, rival.edit_id) for rival in (*older, *earlier)]
-        return found
+        return conflicts_of(edits, self._patch.leaves, new, self.calibrator)
 
     def explain(self, prompts: Sequence[str]) -> list[Explanation]:
         """Say what each prompt is answered with, and which edits' subjects it mentions."""
@@ -182,35 +173,6 @@ class Folio(Method):
     def warnings(self, edits: Sequence[Edit]) -> list[tuple[str, str]]:
         """Return (edit id, warning) of edits that cannot be reached or have a common subject."""
         return warnings_of(self._patch, [self._numbers[edit.id] for edit in edits])
-
-    def _rivals(self, leaves: Leaves, edits: Sequence[Edit]) -> list[list[Candidate]]:
-        """Return, for each edit, the leaves that answer its question otherwise.
-
-        The base model gives one answer to their own prompts and to the edit's, and the router, that
-        being so, would choose them for it. (By the answers alone, passages of one text, which the
-        base model would continue alike, were taken for one question.)
-        """
-        threshold = leaves.calibration.threshold
-        prompts = self.calibrator.encode([edit.prompt for edit in edits])
-        possible = [
-            [
-                each
-                for each in candidates
-                if replace(each, prediction=1).score >= threshold
-                and not same_answer(leaves[each.number].edit.target, edit.target)
-            ]
-            for edit, candidates in zip(edits, leaves.candidates(prompts), strict=True)
-        ]
-        same = iter(
-            self.calibrator.same_questions(
-                [
-                    (edit.prompt, leaves[each.number].edit.prompt)
-                    for edit, candidates in zip(edits, possible, strict=True)
-                    for each in candidates
-                ]
-            )
-        )
-        return [[each for each in candidates if next(same)] for candidates in possible]
 
     # writing
 

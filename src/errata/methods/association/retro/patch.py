@@ -71,6 +71,14 @@ class CrossAttention(nn.Module):
         mixed = (scores.softmax(-1) @ read[1]).transpose(1, 2).flatten(2)
         return self.gate.tanh() * F.linear(mixed, self.output)
 
+    def shares(self, hidden: Tensor, states: Tensor) -> Tensor:
+        """Return how much hidden states (rows, columns, hidden) attend to states (rows, tokens,
+        hidden) wherever they stand: the mean share of each, (rows, tokens).
+        """
+        keys, _ = self.keys_and_values(states)
+        scores = self._split(_normal(hidden), self.query) @ keys.mT / math.sqrt(self.width)
+        return scores.softmax(-1).mean((1, 2))
+
     def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return both, (rows, heads, tokens, head width), of states (rows, tokens, hidden)."""
         states = _normal(states)
