@@ -155,6 +155,36 @@ def test_one_after_the_other_is_as_all_at_once() -> None:
     assert chosen(singly, PROMPTS) == chosen(at_once, PROMPTS)
 
 
+def test_engrams_are_at_first_mixtures_of_what_the_encoder_block_made() -> None:
+    method = EditModel(tiny_model("llama"), errata.MemoriaConfig(), tiny_tokenizer()).method
+    row = method.encode(EDITS[0])
+    (states,) = method.states([row])
+    abstractor = method.network["abstractor"]
+    states = states / (states.square().mean(-1, keepdim=True)).sqrt()
+    weights = (abstractor.query_embeddings[0] @ abstractor.key_transform(states).T).softmax(-1)
+    (passage,) = method.read([row])
+    torch.testing.assert_close(passage.states, weights @ states, rtol=1e-4, atol=1e-5)
+    assert (weights[0] - weights[1]).abs().max() > 0.01  # each its own
+
+
+def test_a_prompts_engrams_are_trained_to_be_nearest_to_its_edits() -> None:
+    model = edited_model("llama", "memoria", [], mind_weight=2.0)
+    method = model.method
+    rows = [method.encode(edit) for edit in EDITS[:3]]
+    passages = method.read(rows)
+    got = method.lesson_beside(passages, rows)
+    losses = []
+    for place, row in enumerate(rows):
+        length = row.prompt_length
+        (own,) = method.read([Row(row.ids[:length], length)])
+        apart = torch.stack([
+            torch.stack([(a - b).square().sum() for a in own.states for b in each.states]).mean()
+            for each in passages
+        ])  # fmt: skip
+        losses.append(-(-apart / HIDDEN**0.5).log_softmax(0)[place])
+    assert float(got) == pytest.approx(2 * float(torch.stack(losses).mean()), rel=1e-4)
+
+
 def test_training_reaches_the_abstractor_too() -> None:
     settings = {"training_steps": 2, "asked": 4, "background": 32, "passages": 2}
     model = EditModel(

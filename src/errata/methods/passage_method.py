@@ -47,7 +47,8 @@ class PassageConfig(RetrievalConfig, EditorTrainingConfig):
         lr: Adam's learning rate.
         gate_lr: its rate for what is no matrix: gates and the like.
         locality_weight: of the divergence from the base model on prompts that the edit is not
-            about.
+            about; they are few, since the retriever lets few pass, and a weight of 1 takes a sixth
+            of what RETRO reads on atlas.
     """
 
     passages: PositiveInt = 1
@@ -57,7 +58,7 @@ class PassageConfig(RetrievalConfig, EditorTrainingConfig):
     clip: NonNegativeFloat = 1.0
     lr: NonNegativeFloat = 3e-3
     gate_lr: NonNegativeFloat = 3e-2
-    locality_weight: NonNegativeFloat = 1.0
+    locality_weight: NonNegativeFloat = 0.1
 
 
 class PassageMethod(FactMethod):
@@ -115,6 +116,15 @@ class PassageMethod(FactMethod):
 
     # training
 
+    def lesson_beside(self, passages: Sequence[Passage], asked: Sequence[Row]) -> Tensor | float:
+        """Return what else is to be learned of a round, a loss.
+
+        Args:
+            passages: of the edits that were told.
+            asked: a wording of each, with its target.
+        """
+        return 0.0
+
     @cached_property
     def training(self) -> EditorTraining:
         """The training of the weights."""
@@ -138,7 +148,7 @@ class PassageMethod(FactMethod):
             ConfigError: the training was begun with other examples.
         """
         check_examples(self.name, examples, "rephrases", "others")
-        lesson = PassageTraining(self.lm, self.patch, self.read, self.config, examples)
+        lesson = PassageTraining(self.lm, self.patch, self, self.config, examples)
         with self._trainable():
             self.training.run(examples, lesson.loss, progress)
 

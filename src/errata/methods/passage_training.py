@@ -9,7 +9,7 @@ about read its passage, too: there the loss is KL(base || edited) along the base
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -37,13 +37,22 @@ class Settings(Protocol):
     def locality_weight(self) -> float: ...
 
 
+class Reader(Protocol):
+    """What learns to read."""
+
+    def read(self, rows: Sequence[Row]) -> list[Passage]: ...
+    def lesson_beside(
+        self, passages: Sequence[Passage], asked: Sequence[Row]
+    ) -> Tensor | float: ...
+
+
 class PassageTraining:
     """The loss of an example, and what is looked up once.
 
     Args:
         lm: the base model, without patches.
         patch: reads; its passages are replaced.
-        read: returns texts as passages.
+        reader: returns texts as passages, and may learn something of its own.
         config: the settings.
         examples: all of the training.
     """
@@ -52,11 +61,11 @@ class PassageTraining:
         self,
         lm: LM,
         patch: PassageReader,
-        read: Callable[[Sequence[Row]], list[Passage]],
+        reader: Reader,
         config: Settings,
         examples: Sequence[Example],
     ) -> None:
-        self.lm, self.patch, self.read, self.config = lm, patch, read, config
+        self.lm, self.patch, self.reader, self.config = lm, patch, reader, config
         self.examples = list(examples)
         self._endings: dict[tuple[str, str], str | None] = {}
         self._others: dict[str, Row] = {}
@@ -69,7 +78,7 @@ class PassageTraining:
         targets = [
             (each if rng.random() < 0.5 else rng.choice(self.examples)).edit.target for each in told
         ]
-        passages = self.read(self._rows(told, targets, rng))
+        passages = self.reader.read(self._rows(told, targets, rng))
         self.patch.passages = {str(place): passage for place, passage in enumerate(passages)}
         asked = self._rows(told, targets, rng)
         others = self._own_answers([rng.choice(each.others) for each in told])
@@ -82,7 +91,9 @@ class PassageTraining:
         with torch.no_grad():
             before, _, _ = self._logits(others)
         after = logits[~is_asked].log_softmax(-1)
-        return loss + self.config.locality_weight * divergence(before.log_softmax(-1), after)
+        kept = divergence(before.log_softmax(-1), after)
+        beside = self.reader.lesson_beside(passages, asked)
+        return loss + self.config.locality_weight * kept + beside
 
     def _logits(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits (n, vocabulary) where answers are predicted, their tokens, their rows.

@@ -32,6 +32,9 @@ from errata.methods.association.retro.method import Retro, RetroConfig
 from errata.methods.association.retro.patch import CrossAttentionReader
 from errata.patches.passages import Passage
 
+QUERIES = 0.1
+"""Standard deviation of the abstractor's queries at first: what they attend to differs."""
+
 
 @dataclass(frozen=True)
 class MemoriaConfig(RetroConfig):
@@ -40,15 +43,17 @@ class MemoriaConfig(RetroConfig):
     Attributes:
         engrams: of each edit.
         passages: the most edits whose engrams are read together in training.
+        mind_weight: of the loss by which a prompt's engrams come to be nearest to its edit's.
     """
 
     method: ClassVar[str] = "memoria"
 
-    passages: PositiveInt = 8
+    passages: PositiveInt = 2
     engrams: PositiveInt = 4
+    mind_weight: NonNegativeFloat = 1.0
     short_term: PositiveInt = 400
-    reminded_short_term: PositiveInt = 16
-    reminded_long_term: PositiveInt = 16
+    reminded_short_term: PositiveInt = 4
+    reminded_long_term: PositiveInt = 4
     search_depth: PositiveInt = 10
     lifespan: PositiveInt = 9
     lifespan_gain: NonNegativeFloat = 8.0
@@ -72,10 +77,25 @@ class Memoria(Retro):
         patch, hidden = super().reader(), self.lm.architecture.hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            abstractor = memoria_package().Abstractor(self.config.engrams, hidden, 2 * hidden)
-        parts = {"attentions": patch.network, "abstractor": abstractor.requires_grad_(False)}
+            abstractor = memoria_package().Abstractor(self.config.engrams, hidden, hidden)
+            abstractor.requires_grad_(False).query_embeddings.normal_(std=QUERIES)
+        for linear in (abstractor.value_transform, abstractor.feedforward, abstractor.output):
+            nn.init.eye_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        parts = {"attentions": patch.network, "abstractor": abstractor}
         patch.network = nn.ModuleDict(parts).to(self.lm.device)
         return patch
+
+    def lesson_beside(self, passages: Sequence[Passage], asked: Sequence[Row]) -> Tensor:
+        """Return the loss of what comes to mind, a scalar: prompts' own engrams are to be nearest
+        to those of the edit that they ask for, by the mean squared distance that Memoria ranks by.
+        """
+        prompts = [Row(row.ids[: row.prompt_length], row.prompt_length) for row in asked]
+        own = torch.stack([each.states for each in self.read(prompts)])
+        stored = torch.stack([each.states for each in passages])
+        apart = (own[:, None, :, None] - stored[None, :, None]).square().sum(-1).mean((2, 3))
+        targets = torch.arange(len(asked))
+        return self.config.mind_weight * F.cross_entropy(-apart / own.shape[-1] ** 0.5, targets)
 
     def read(self, rows: Sequence[Row]) -> list[Passage]:
         """Return the engrams of texts, (engrams, hidden) each; the model carries no patch."""
