@@ -10,8 +10,8 @@
         records-zsre=runs/zsre real-smollm2-zsre=runs/real-smollm2-zsre
 
 Each argument is the name of a CSV file and the folder that its measurements lie in. For real-NAME
-there are two files, the other one, real-NAME-probes, with the sceptic's probes by kind; methods
-that the folder lacks keep their lines.
+there are two files, the other one, real-NAME-probes, with the sceptic's probes by kind; there, and
+in compare-memory, methods that the folder lacks keep their lines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from errata.methods import variants
 from errata.probes import KINDS
 
 MEMORIES = "compare-memory"
-"""A comparison of some methods, which are named in its command."""
+"""A comparison of some methods, each of which has a command of its own."""
 
 
 def record(name: str, rows: list[Result]) -> None:
@@ -45,9 +45,18 @@ def record(name: str, rows: list[Result]) -> None:
     )
     lines = [(_compared if compared else _of_records)(row, rows[0].edits) for row in rows]
     if name == MEMORIES:
-        methods = ",".join(row.name for row in rows)
-        lines = [{**line, "command": line["command"].replace("all", methods)} for line in lines]
+        _replace(
+            name, [{**line, "command": _alone(row)} for line, row in zip(lines, rows, strict=True)]
+        )
+        return
     results.write(name, lines)
+
+
+def _alone(row: Result) -> str:
+    """Return the command that measures one memory beside the base model."""
+    parts = row.settings.items() if row.name == "pipeline" else ()
+    given = "".join(f" --set pipeline.{name}={value}" for name, value in parts)
+    return f"errata compare {row.model} --edits {row.edits} --methods {row.name}{given}"
 
 
 def _compared(row: Result, longest: int) -> dict[str, Any]:

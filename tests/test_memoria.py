@@ -105,17 +105,22 @@ def chosen(model: EditModel, prompts: list[str]) -> list[tuple[str, ...]]:
         return model.method.patch.chosen(model.lm, ids)
 
 
-def test_a_prompt_reads_the_engrams_that_its_own_bring_to_mind() -> None:
-    model = edited_model("llama", "memoria", EDITS, engrams=3)
+def test_a_prompt_reads_all_engrams_of_a_found_edit_of_which_one_comes_to_mind() -> None:
+    model = edited_model("llama", "memoria", EDITS, engrams=3, reminded_short_term=4)
     method = model.method
     assert len(method.memory) == 3 * len(EDITS)
-    (read,) = chosen(model, PROMPTS[:1])
     with model.disable_edits():
         ids = tuple(model.lm.encode_prompt(PROMPTS[0]))
         (own,) = method.read([Row(ids, len(ids))])
+        every = method.context(PROMPTS[0], EDITS)
+        assert method.context(PROMPTS[0], EDITS[:0]) == ()
     assert own.states.shape == (3, HIDDEN)
-    assert read == tuple(map(str, method.memory.reminded(own.states))) != ()
-    for name in read:
+    minds = {number // 3 for number in method.memory.reminded(own.states)}
+    assert 0 < len(minds) < len(EDITS)
+    assert every == tuple(str(3 * edit + slot) for edit in sorted(minds) for slot in range(3))
+    (read,) = chosen(model, PROMPTS[:1])
+    assert {int(name) // 3 for name in read} <= minds
+    for name in every:
         edit, slot = divmod(int(name), 3)
         passage = method.patch.passages[name]
         stored = method._texts[EDITS[edit].id].states[slot]
@@ -132,7 +137,7 @@ def test_what_is_forgotten_is_answered_by_the_base_model_bit_for_bit() -> None:
         with model.disable_edits():
             assert torch.equal(edited, model.lm.run(batch).logits)
     later = edited_model("llama", "memoria", EDITS, lifespan=2, lifespan_gain=0.0)
-    assert {number // 4 for number in later.method.memory.lifespans} == {len(EDITS) - 1}
+    assert {number // 8 for number in later.method.memory.lifespans} == {len(EDITS) - 1}
 
 
 def test_undo_is_as_if_it_had_never_been_written() -> None:

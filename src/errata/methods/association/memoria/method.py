@@ -10,7 +10,8 @@ What departs from the paper: a text is an edit, and is written once; the base mo
 abstractor and cross-attention (RETRO's, see there) are trained on examples of edits, the abstractor
 through the engrams that are read; how long engrams live goes by what the new engrams attend to;
 asking is not writing; where the router finds no edit the base model answers, bit for bit, and
-elsewhere the prompt's own engrams say what comes to mind. An undo writes all other edits again.
+elsewhere the prompt's own engrams say what comes to mind, and of an edit that the router finds, and
+of which one engram comes to mind, all living ones are read. An undo writes all other edits again.
 """
 
 from __future__ import annotations
@@ -42,18 +43,16 @@ class MemoriaConfig(RetroConfig):
 
     Attributes:
         engrams: of each edit.
-        passages: the most edits whose engrams are read together in training.
         mind_weight: of the loss by which a prompt's engrams come to be nearest to its edit's.
     """
 
     method: ClassVar[str] = "memoria"
 
-    passages: PositiveInt = 2
-    engrams: PositiveInt = 4
+    engrams: PositiveInt = 8
     mind_weight: NonNegativeFloat = 1.0
     short_term: PositiveInt = 400
-    reminded_short_term: PositiveInt = 4
-    reminded_long_term: PositiveInt = 4
+    reminded_short_term: PositiveInt = 8
+    reminded_long_term: PositiveInt = 8
     search_depth: PositiveInt = 10
     lifespan: PositiveInt = 9
     lifespan_gain: NonNegativeFloat = 8.0
@@ -109,10 +108,13 @@ class Memoria(Retro):
 
     @torch.no_grad()
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
-        """Return the numbers of the engrams that the prompt's own bring to mind."""
-        ids = self.lm.encode_prompt(prompt)
+        """Return the numbers of all living engrams of those facts of which one comes to mind."""
+        ids, count = self.lm.encode_prompt(prompt), self.config.engrams
         (own,) = self.read([Row(tuple(ids), len(ids))])
-        return tuple(map(str, self.memory.reminded(own.states)))
+        minds = {number // count for number in self.memory.reminded(own.states)}
+        found = {fact.id for fact in facts}
+        edits = {edit for edit in minds if self._written[edit] in found}
+        return tuple(str(each) for each in self.memory.lifespans if each // count in edits)
 
     def _keep(self, texts: dict[str, Passage]) -> None:
         """Write the facts that are not in memory yet; all again if one that is there is gone."""
