@@ -4,9 +4,8 @@
     python benchmarks/engrams.py FOLDER [--seed 5] [--record] [--picture docs/images/engrams.svg]
 
 A hundred edits are written one after the other. Of each edit, after so many more: the share of its
-engrams that live; that are in long-term memory by then; and whether its own prompt brings one of
-them to mind, and how many of all that come to mind are its own. The picture has the lifespan that
-is left to each edit's engrams, after each writing. One thread.
+engrams that live, and whether its own prompt brings one of them to mind. The picture has the
+lifespan that is left to each edit's engrams, after each writing. One thread.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from errata.atlas import make_cases
 
 EDITS = 100
 LATER = (0, 1, 5, 20, 50)
-FIGURES = ("live", "in long-term memory", "come to mind", "own share of what does")
+FIGURES = ("live", "come to mind")
 
 
 def life(model: EditModel, edits: Sequence[errata.Edit]) -> tuple[list[dict[str, Any]], Any]:
@@ -37,7 +36,7 @@ def life(model: EditModel, edits: Sequence[errata.Edit]) -> tuple[list[dict[str,
     left = torch.zeros(len(edits), len(edits))
     for written, edit in enumerate(edits):
         model.edit([edit], check=False)
-        lifespans, long_term = method.memory.lifespans, method.memory.in_long_term
+        lifespans = method.memory.lifespans
         for place in range(written + 1):
             own = range(place * count, (place + 1) * count)
             left[place, written] = fmean(lifespans.get(number, 0.0) for number in own)
@@ -45,16 +44,8 @@ def life(model: EditModel, edits: Sequence[errata.Edit]) -> tuple[list[dict[str,
                 ids = tuple(model.lm.encode_prompt(edits[place].prompt))
                 with model.disable_edits():
                     (read,) = method.patch.chosen(model.lm, [ids])
-                minds = [int(name) for name in read]
-                mine = sum(number in own for number in minds)
-                found[later].append(
-                    (
-                        fmean(number in lifespans for number in own),
-                        fmean(number in long_term for number in own),
-                        float(mine > 0),
-                        mine / len(minds) if minds else 0.0,
-                    )
-                )
+                alive = fmean(number in lifespans for number in own)
+                found[later].append((alive, float(any(int(name) in own for name in read))))
     rows: list[dict[str, Any]] = [
         {"later edits": str(later)} | {n: fmean(r[i] for r in each) for i, n in enumerate(FIGURES)}
         for later, each in found.items()
