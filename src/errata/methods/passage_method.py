@@ -47,8 +47,8 @@ class PassageConfig(RetrievalConfig, EditorTrainingConfig):
         lr: Adam's learning rate.
         gate_lr: its rate for what is no matrix: gates and the like.
         locality_weight: of the divergence from the base model on prompts that the edit is not
-            about; they are few, since the retriever lets few pass, and a weight of 1 takes a sixth
-            of what RETRO reads on atlas.
+            about; they are few, since the retriever lets few pass, and a weight of 1 takes a third
+            of what RETRO reads on atlas (docs/memory.md).
     """
 
     passages: PositiveInt = 1

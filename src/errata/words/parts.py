@@ -106,7 +106,7 @@ def stretches(name: Sequence[Part], text: Sequence[Part]) -> Iterator[Sequence[P
             yield text[first : first + len(name)]
 
 
-@lru_cache(maxsize=1 << 14)  # many edits have one subject, and are held against one prompt
+@lru_cache(maxsize=1 << 11)  # many edits have one subject, and are held against one prompt
 def mentions(text: str, name: str) -> tuple[tuple[int, int], ...]:
     """Return (start, end) of every mention of a name in a text: all its words in sequence.
 

@@ -91,6 +91,7 @@ class Folio(Method):
         withheld = self._told([edit for edit in edits if edit.operation == "erase"])
         for first in range(0, len(edits), CHUNK):
             part = edits[first : first + CHUNK]
+            # what they ask is read together, and kept by the reader for what follows
             self._patch.leaves.candidates(self.calibrator.encode([edit.prompt for edit in part]))
             for edit in part:
                 leaf = replace(self.leaf(edit), withheld=withheld.get(edit.id, ()))
