@@ -10,7 +10,7 @@ are asked for; and, of MemoryLLM and M+, which forget, `memory-retention`: how m
 left after 0, 1, 5, 20 and 50 more, of its vectors, as theory says and as counted, and of the fact,
 as scored (the share of the target's tokens, in the edit's own words and in others) and as said
 freely. Without --folder the trained model is not kept; with it, it is trained once. One thread.
-Lines of other methods that are recorded stay.
+Lines of other methods, and of other settings, that are recorded stay.
 """
 
 from __future__ import annotations
@@ -142,9 +142,11 @@ def main() -> None:
             for line in table(model, method, cases) if method in about else ():
                 print(line, flush=True)
                 own = f"{command} --methods {method} --record"
-                lines.append({**line, "model": "atlas", "command": own})
+                label = " ".join([method, *options.set])
+                lines.append({**line, "method": label, "model": "atlas", "command": own})
         if options.record and lines:
-            kept = [row for row in results.read(name) if row["method"] not in models]
+            made = {line["method"] for line in lines}
+            kept = [row for row in results.read(name) if row["method"] not in made]
             results.write(name, [*kept, *lines])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ OTHER = "x"
 """A prompt that no edit is found for."""
 
 
-def even(working: torch.Tensor, engrams: torch.Tensor) -> torch.Tensor:
-    return torch.full((len(engrams),), 1 / len(engrams))
+def even(new: Sequence[int], others: Sequence[int]) -> torch.Tensor:
+    return torch.full((len(others),), 1 / len(others))
 
 
 def memory(shares=even, **sizes: float) -> EngramMemory:
@@ -48,13 +49,17 @@ def test_what_never_comes_to_mind_is_forgotten_after_its_lifespan() -> None:
 
 
 def test_attention_prolongs_lives_by_its_share() -> None:
-    def shares(working: torch.Tensor, engrams: torch.Tensor) -> torch.Tensor:
+    asked = []
+
+    def shares(new: Sequence[int], others: Sequence[int]) -> torch.Tensor:
+        asked.append((list(new), list(others)))
         return torch.tensor([0.75, 0.25])
 
     kept = memory(shares, reminded_short_term=2, lifespan_gain=4.0, lifespan=5)
     kept.write(at(0.0, 1.0))
-    assert kept.lifespans == {0: 4.0, 1: 4.0}
+    assert kept.lifespans == {0: 4.0, 1: 4.0} and not asked
     kept.write(at(0.0, 1.0))
+    assert asked == [([2, 3], [0, 1])]
     # gained: 4 x the share over the average share of 1/2; lost: 1
     assert kept.lifespans == {0: 4 + 4 * 1.5 - 1, 1: 4 + 4 * 0.5 - 1, 2: 4.0, 3: 4.0}
 
@@ -111,11 +116,11 @@ def test_a_prompt_reads_all_engrams_of_a_found_edit_of_which_one_comes_to_mind()
     assert len(method.memory) == 3 * len(EDITS)
     with model.disable_edits():
         ids = tuple(model.lm.encode_prompt(PROMPTS[0]))
-        (own,) = method.read([Row(ids, len(ids))])
+        (states,) = method.states([Row(ids, len(ids))])
         every = method.context(PROMPTS[0], EDITS)
         assert method.context(PROMPTS[0], EDITS[:0]) == ()
-    assert own.states.shape == (3, HIDDEN)
-    minds = {number // 3 for number in method.memory.reminded(own.states)}
+    last = states[-1:] / states[-1:].square().mean().sqrt()
+    minds = {number // 3 for number in method.memory.reminded(last)}
     assert 0 < len(minds) < len(EDITS)
     assert every == tuple(str(3 * edit + slot) for edit in sorted(minds) for slot in range(3))
     (read,) = chosen(model, PROMPTS[:1])
@@ -123,8 +128,8 @@ def test_a_prompt_reads_all_engrams_of_a_found_edit_of_which_one_comes_to_mind()
     for name in every:
         edit, slot = divmod(int(name), 3)
         passage = method.patch.passages[name]
-        stored = method._texts[EDITS[edit].id].states[slot]
-        assert torch.equal(passage.states, stored[None]) and passage.answer == -slot
+        stored = method._texts[EDITS[edit].id].states[slot, :HIDDEN]
+        assert torch.equal(passage.states, stored[None]) and passage.answer == method.before - slot
     assert chosen(model, [OTHER]) == [()]
 
 
@@ -160,34 +165,34 @@ def test_one_after_the_other_is_as_all_at_once() -> None:
     assert chosen(singly, PROMPTS) == chosen(at_once, PROMPTS)
 
 
-def test_engrams_are_at_first_mixtures_of_what_the_encoder_block_made() -> None:
-    method = EditModel(tiny_model("llama"), errata.MemoriaConfig(), tiny_tokenizer()).method
+def test_engrams_are_at_first_what_the_encoder_block_made_at_their_places() -> None:
+    config = errata.MemoriaConfig(engrams=8)
+    method = EditModel(tiny_model("llama"), config, tiny_tokenizer()).method
+    assert method.before == 2
     row = method.encode(EDITS[0])
     (states,) = method.states([row])
-    abstractor = method.network["abstractor"]
-    states = states / (states.square().mean(-1, keepdim=True)).sqrt()
-    weights = (abstractor.query_embeddings[0] @ abstractor.key_transform(states).T).softmax(-1)
+    states = states / states.square().mean(-1, keepdim=True).sqrt()
     (passage,) = method.read([row])
-    torch.testing.assert_close(passage.states, weights @ states, rtol=1e-4, atol=1e-5)
-    assert (weights[0] - weights[1]).abs().max() > 0.01  # each its own
+    assert passage.states.shape == (8, HIDDEN) and passage.answer == 2
+    places = range(row.prompt_length - 2, len(row.ids))
+    assert len(places) >= 4
+    for slot, place in enumerate(places[:8]):
+        alike = torch.cosine_similarity(passage.states[slot : slot + 1], states)
+        assert alike.argmax() == place and alike[place] > 0.9
 
 
-def test_a_prompts_engrams_are_trained_to_be_nearest_to_its_edits() -> None:
-    model = edited_model("llama", "memoria", [], mind_weight=2.0)
+def test_engrams_are_found_by_what_the_encoder_block_made_at_their_places() -> None:
+    model = edited_model("llama", "memoria", EDITS[:1], engrams=8)
     method = model.method
-    rows = [method.encode(edit) for edit in EDITS[:3]]
-    passages = method.read(rows)
-    got = method.lesson_beside(passages, rows)
-    losses = []
-    for place, row in enumerate(rows):
-        length = row.prompt_length
-        (own,) = method.read([Row(row.ids[:length], length)])
-        apart = torch.stack([
-            torch.stack([(a - b).square().sum() for a in own.states for b in each.states]).mean()
-            for each in passages
-        ])  # fmt: skip
-        losses.append(-(-apart / HIDDEN**0.5).log_softmax(0)[place])
-    assert float(got) == pytest.approx(2 * float(torch.stack(losses).mean()), rel=1e-4)
+    with model.disable_edits():
+        row = method.encode(EDITS[0])
+        (states,) = method.states([row])
+    states = states / states.square().mean(-1, keepdim=True).sqrt()
+    found_by = method._texts[EDITS[0].id].states[:, HIDDEN:]
+    for slot in range(8):
+        place = min(row.prompt_length - 2 + slot, len(row.ids) - 1)
+        torch.testing.assert_close(found_by[slot], states[place], rtol=1e-4, atol=1e-5)
+    assert method.memory.reminded(states[row.prompt_length - 1][None]) == list(range(8))
 
 
 def test_training_reaches_the_abstractor_too() -> None:

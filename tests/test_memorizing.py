@@ -27,11 +27,11 @@ def test_the_values_that_are_kept_are_those_of_the_cache(family: str) -> None:
     """Values are not rotated, so the cache has them as they were made."""
     model = edited_model(family, "memorizing", EDITS[:1])
     method, lm = model.method, model.lm
-    heads = method.heads
+    heads = method.heads[0]
     with model.disable_edits(), torch.no_grad():
         row = method.encode(EDITS[0])
         cache = lm.model(input_ids=torch.tensor([row.ids]), use_cache=True).past_key_values
-        layer = cache.layers[method.block]
+        layer = cache.layers[method.blocks[0]]
     states = method.patch.passages[EDITS[0].id].states
     both = states.unflatten(-1, (2, heads.key_heads, heads.width)).permute(1, 2, 0, 3)
     torch.testing.assert_close(both[1], layer.values[0], rtol=1e-4, atol=1e-5)
@@ -90,9 +90,29 @@ def test_only_rows_with_a_fact_change_and_only_from_the_prompts_end_on(family: s
         assert torch.equal(edited[row, last], base[row, last]) == (not name)
 
 
+def test_several_blocks_read_each_its_own_keys_and_values() -> None:
+    """A gate that is shut leaves its block out: what is left is as the other alone."""
+    both = edited_model("llama", "memorizing", EDITS[:3], block=2, blocks=2)
+    assert list(both.method.blocks) == [1, 2]
+    batch = both.lm.prompt_batch(PROMPTS[:1])
+    for number, block in enumerate(both.method.blocks):
+        one = edited_model("llama", "memorizing", EDITS[:3], block=block)
+        own = dict(one.method.network[0].named_parameters())
+        with torch.no_grad():
+            for name, parameter in both.method.network[number].named_parameters():
+                parameter.copy_(own[name])
+            gate = both.method.network[1 - number].gate
+            before = gate.clone()
+            gate.fill_(-200.0)
+            alone, pair = one.lm.run(batch).logits, both.lm.run(batch).logits
+            gate.copy_(before)
+            torch.testing.assert_close(pair, alone, rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(both.lm.run(batch).logits, alone, atol=1e-4)
+
+
 def test_a_gate_that_is_shut_is_the_base_model() -> None:
     model = edited_model("llama", "memorizing", EDITS)
-    model.method.network.gate.data.fill_(-200.0)
+    model.method.network[0].gate.data.fill_(-200.0)
     batch = model.lm.prompt_batch(ASKED)
     with torch.no_grad():
         edited = model.lm.run(batch).logits
@@ -124,6 +144,8 @@ def test_training_moves_gates_and_changes_and_goes_on_where_it_was_stopped() -> 
 def test_bad_settings_and_files_are_refused_in_a_line() -> None:
     with pytest.raises(ConfigError, match="no layer 9"):
         edit_model("llama", "memorizing", block=9)
+    with pytest.raises(ConfigError, match="3 blocks are to read, the last of them block 1"):
+        edit_model("llama", "memorizing", block=1, blocks=3)
     model = edited_model("llama", "memorizing", EDITS[:2])
     tensors, values = model.method.state()
     cut = {**tensors, "states": tensors["states"][:, :-1]}

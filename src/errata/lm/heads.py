@@ -40,6 +40,11 @@ class Heads:
     key_heads: int
     width: int
 
+    @property
+    def kept(self) -> int:
+        """Numbers in the keys and values of one token."""
+        return 2 * self.key_heads * self.width
+
     def split(self, made: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (..., heads, width), keys and values (..., key_heads, width).
 

@@ -114,16 +114,12 @@ class PassageMethod(FactMethod):
             for states, row in zip(self.states(rows), rows, strict=True)
         ]
 
+    def stored(self, row: Row) -> Passage:
+        """Return what is kept of a text: it as a passage, unless more is needed."""
+        (passage,) = self.read([row])
+        return passage
+
     # training
-
-    def lesson_beside(self, passages: Sequence[Passage], asked: Sequence[Row]) -> Tensor | float:
-        """Return what else is to be learned of a round, a loss.
-
-        Args:
-            passages: of the edits that were told.
-            asked: a wording of each, with its target.
-        """
-        return 0.0
 
     @cached_property
     def training(self) -> EditorTraining:
@@ -169,8 +165,7 @@ class PassageMethod(FactMethod):
         """Read edits, and add them to the store."""
         self.retriever.calibrate()
         for edit in edits:
-            (passage,) = self.read([self.encode(edit)])
-            self._texts = {**self._texts, edit.id: passage}
+            self._texts = {**self._texts, edit.id: self.stored(self.encode(edit))}
             self._store([*self._edits, edit])
             progress(1)
 

@@ -41,9 +41,6 @@ class Reader(Protocol):
     """What learns to read."""
 
     def read(self, rows: Sequence[Row]) -> list[Passage]: ...
-    def lesson_beside(
-        self, passages: Sequence[Passage], asked: Sequence[Row]
-    ) -> Tensor | float: ...
 
 
 class PassageTraining:
@@ -52,7 +49,7 @@ class PassageTraining:
     Args:
         lm: the base model, without patches.
         patch: reads; its passages are replaced.
-        reader: returns texts as passages, and may learn something of its own.
+        reader: returns texts as passages.
         config: the settings.
         examples: all of the training.
     """
@@ -92,8 +89,7 @@ class PassageTraining:
             before, _, _ = self._logits(others)
         after = logits[~is_asked].log_softmax(-1)
         kept = divergence(before.log_softmax(-1), after)
-        beside = self.reader.lesson_beside(passages, asked)
-        return loss + self.config.locality_weight * kept + beside
+        return loss + self.config.locality_weight * kept
 
     def _logits(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits (n, vocabulary) where answers are predicted, their tokens, their rows.

@@ -8,7 +8,7 @@ that writing the same again makes the same memory.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from errata.errors import ConfigError
 
-Shares = Callable[[Tensor, Tensor], Tensor]
-"""(engrams that attend (m, hidden), engrams (n, hidden)) -> the share of each of these, (n,)."""
+Shares = Callable[[Sequence[int], Sequence[int]], Tensor]
+"""(the numbers of engrams that attend, the numbers of n others) -> the share of each of these."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def memoria_package() -> Any:
 
 
 class EngramMemory:
-    """Engrams, in the order in which they were written.
+    """Engrams, in the order in which they were written; each is a vector that it is found by.
 
     Args:
         sizes: of the memories.
@@ -65,7 +65,7 @@ class EngramMemory:
     """
 
     def __init__(self, sizes: MemorySizes, shares: Shares) -> None:
-        self.sizes, self._shares = sizes, shares
+        self.sizes, self._shares, self._written = sizes, shares, 0
         self._memory = _memory_of_one(memoria_package().Memoria)(
             num_reminded_stm=sizes.reminded_short_term,
             stm_capacity=sizes.short_term,
@@ -76,23 +76,25 @@ class EngramMemory:
         )
 
     def write(self, working: Tensor) -> None:
-        """Take engrams (m, hidden) in, whose numbers go on from the last ones.
+        """Take engrams (m, width) in, whose numbers go on from the last ones.
 
         Those that come to mind fire together with them, and live on for as long as they are
         attended to; all others come one writing closer to their end.
         """
-        memory = self._memory
+        memory, first = self._memory, self._written
+        self._written += len(working)
         memory.add_working_memory(working[None])
-        reminded, indices = memory.remind()
+        _, indices = memory.remind()
         there = indices[0] >= 0
         gains = torch.zeros(indices.shape)
         if there.any():
-            shares = self._shares(working, reminded[0, there])
+            numbers = memory.engrams.engram_ids[0, indices[0, there]].tolist()
+            shares = self._shares(range(first, self._written), numbers)
             gains[0, there] = self.sizes.lifespan_gain * len(shares) * shares.cpu()
         memory.adjust_lifespan_and_memories(indices, gains)
 
     def reminded(self, working: Tensor) -> list[int]:
-        """Return the numbers of the engrams that engrams (m, hidden) bring to mind, ascending.
+        """Return the numbers of the engrams that vectors (m, width) bring to mind, ascending.
 
         Nothing is written: whoever is asked and in what order, the memory stays the same.
         """

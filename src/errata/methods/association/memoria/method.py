@@ -8,10 +8,14 @@ attended to lives longer, what is not is forgotten; short-term memory passes its
 
 What departs from the paper: a text is an edit, and is written once; the base model is frozen, and
 abstractor and cross-attention (RETRO's, see there) are trained on examples of edits, the abstractor
-through the engrams that are read; how long engrams live goes by what the new engrams attend to;
-asking is not writing; where the router finds no edit the base model answers, bit for bit, and
-elsewhere the prompt's own engrams say what comes to mind, and of an edit that the router finds, and
-of which one engram comes to mind, all living ones are read. An undo writes all other edits again.
+through the engrams that are read; it is told how far each token is from the edit's answer, and at
+first each query looks at one such place, from shortly before the answer on; an engram is found by
+what the frozen encoder made at its place, not by what the abstractor made of it (trained to be
+found by that, engrams are no longer read); how long engrams live goes by what the new engrams
+attend to; asking is not writing; where the router finds no edit the base model answers, bit for
+bit, and elsewhere the state of the prompt's last token says what comes to mind, and of an edit that
+the router finds, and of which one engram comes to mind, all living ones are read. An undo writes
+all other edits again.
 """
 
 from __future__ import annotations
@@ -30,11 +34,15 @@ from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.methods.association.memoria.memory import EngramMemory, MemorySizes, memoria_package
 from errata.methods.association.retro.method import Retro, RetroConfig
-from errata.methods.association.retro.patch import CrossAttentionReader
+from errata.methods.association.retro.patch import REACH, CrossAttentionReader
 from errata.patches.passages import Passage
 
 QUERIES = 0.1
-"""Standard deviation of the abstractor's queries at first: what they attend to differs."""
+"""Standard deviation of what the abstractor's queries look for at first, beside a place."""
+PLACE = 6.0
+"""Log of how much more a query looks at its own place than at any other, at first."""
+BEFORE = 4
+"""One engram in so many is at first of a place before the answer."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,11 @@ class MemoriaConfig(RetroConfig):
 
     Attributes:
         engrams: of each edit.
-        mind_weight: of the loss by which a prompt's engrams come to be nearest to its edit's.
     """
 
     method: ClassVar[str] = "memoria"
 
     engrams: PositiveInt = 8
-    mind_weight: NonNegativeFloat = 1.0
     short_term: PositiveInt = 400
     reminded_short_term: PositiveInt = 8
     reminded_long_term: PositiveInt = 8
@@ -74,44 +80,58 @@ class Memoria(Retro):
     def reader(self) -> CrossAttentionReader:
         """Return a cross-attention for each block, and the abstractor."""
         patch, hidden = super().reader(), self.lm.architecture.hidden_size
+        count, width = self.config.engrams, hidden + 2 * REACH + 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            abstractor = memoria_package().Abstractor(self.config.engrams, hidden, hidden)
-            abstractor.requires_grad_(False).query_embeddings.normal_(std=QUERIES)
-        for linear in (abstractor.value_transform, abstractor.feedforward, abstractor.output):
+            abstractor = memoria_package().Abstractor(count, width, width).requires_grad_(False)
+            queries = abstractor.query_embeddings.normal_(std=QUERIES)
+        for linear in abstractor.children():
             nn.init.eye_(linear.weight)
             nn.init.zeros_(linear.bias)
+        queries[0, :, hidden:] = PLACE * _places(torch.arange(count) - self.before)
         parts = {"attentions": patch.network, "abstractor": abstractor}
         patch.network = nn.ModuleDict(parts).to(self.lm.device)
         return patch
 
-    def lesson_beside(self, passages: Sequence[Passage], asked: Sequence[Row]) -> Tensor:
-        """Return the loss of what comes to mind, a scalar: prompts' own engrams are to be nearest
-        to those of the edit that they ask for, by the mean squared distance that Memoria ranks by.
-        """
-        prompts = [Row(row.ids[: row.prompt_length], row.prompt_length) for row in asked]
-        own = torch.stack([each.states for each in self.read(prompts)])
-        stored = torch.stack([each.states for each in passages])
-        apart = (own[:, None, :, None] - stored[None, :, None]).square().sum(-1).mean((2, 3))
-        targets = torch.arange(len(asked))
-        return self.config.mind_weight * F.cross_entropy(-apart / own.shape[-1] ** 0.5, targets)
+    @property
+    def before(self) -> int:
+        """The number of the engram that is at first of the answer's first token."""
+        return max(1, self.config.engrams // BEFORE)
+
+    @property
+    def width(self) -> int:
+        """Of an engram, and of what it is found by."""
+        return 2 * super().width
 
     def read(self, rows: Sequence[Row]) -> list[Passage]:
         """Return the engrams of texts, (engrams, hidden) each; the model carries no patch."""
         abstractor: Any = self.network.get_submodule("abstractor")
         with torch.no_grad():
-            states = [each.float() for each in self.states(rows)]
-        return [
-            Passage(abstractor(F.rms_norm(each, each.shape[-1:])[None])[0].cpu(), 0)
-            for each in states
-        ]
+            states = [_normal(each) for each in self.states(rows)]
+        made = []
+        for row, each in zip(rows, states, strict=True):
+            places = _places(torch.arange(len(each)) - row.prompt_length).to(each)
+            told = torch.cat([each, places], dim=-1)
+            made.append(Passage(abstractor(told[None])[0, :, : each.shape[-1]].cpu(), self.before))
+        return made
+
+    @torch.no_grad()
+    def stored(self, row: Row) -> Passage:
+        """Return a text's engrams, (engrams, 2 hidden): each, and what it is found by; the model
+        carries no patch.
+        """
+        (engrams,), (states,) = self.read([row]), self.states([row])
+        places = torch.arange(self.config.engrams) - self.before + row.prompt_length
+        found_by = _normal(states)[places.clamp(0, len(states) - 1).to(states.device)].cpu()
+        return Passage(torch.cat([engrams.states, found_by], dim=-1), engrams.answer)
 
     @torch.no_grad()
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
         """Return the numbers of all living engrams of those facts of which one comes to mind."""
         ids, count = self.lm.encode_prompt(prompt), self.config.engrams
-        (own,) = self.read([Row(tuple(ids), len(ids))])
-        minds = {number // count for number in self.memory.reminded(own.states)}
+        (states,) = self.states([Row(tuple(ids), len(ids))])
+        reminded = self.memory.reminded(_normal(states)[-1:].cpu())
+        minds = {number // count for number in reminded}
         found = {fact.id for fact in facts}
         edits = {edit for edit in minds if self._written[edit] in found}
         return tuple(str(each) for each in self.memory.lifespans if each // count in edits)
@@ -123,13 +143,19 @@ class Memoria(Retro):
         if facts[: len(self._written)] != self._written:
             self.memory, self._written = self._empty(), []
         for fact in facts[len(self._written) :]:
-            self.memory.write(texts[fact].states)
-        self._written = facts
-        places = {each: divmod(each, self.config.engrams) for each in self.memory.lifespans}
+            self._written = [*self._written, fact]
+            self.memory.write(texts[fact].states[:, self.width // 2 :])
         self.patch.passages = {
-            str(number): Passage(texts[facts[edit]].states[slot : slot + 1], -slot)
-            for number, (edit, slot) in places.items()
+            str(number): Passage(
+                self._engram(number)[None], self.before - number % self.config.engrams
+            )
+            for number in self.memory.lifespans
         }
+
+    def _engram(self, number: int) -> Tensor:
+        """Return an engram, (hidden,)."""
+        edit, slot = divmod(number, self.config.engrams)
+        return self._texts[self._written[edit]].states[slot, : self.width // 2]
 
     def _empty(self) -> EngramMemory:
         config = self.config
@@ -144,9 +170,21 @@ class Memoria(Retro):
         return EngramMemory(sizes, self._shares)
 
     @torch.no_grad()
-    def _shares(self, working: Tensor, engrams: Tensor) -> Tensor:
+    def _shares(self, new: Sequence[int], others: Sequence[int]) -> Tensor:
         """Return how much the first cross-attention has engrams attend to others, (n,)."""
         attention: Any = self.network.get_submodule("attentions.0")
-        device = self.lm.device
-        shares: Tensor = attention.shares(working[None].to(device), engrams[None].to(device))
+        asking, there = (
+            torch.stack([self._engram(number) for number in numbers])[None].to(self.lm.device)
+            for numbers in (new, others)
+        )
+        shares: Tensor = attention.shares(asking, there)
         return shares[0].cpu()
+
+
+def _places(offsets: Tensor) -> Tensor:
+    """Return distances from an answer's first token, (n,), as one-hot vectors (n, 2 REACH + 1)."""
+    return F.one_hot(offsets.clamp(-REACH, REACH) + REACH, 2 * REACH + 1).float()
+
+
+def _normal(states: Tensor) -> Tensor:
+    return F.rms_norm(states.float(), states.shape[-1:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,25 +90,33 @@ class MemoryAttention(nn.Module):
 
 
 class MemoryAttentionReader(PassageReader):
-    """Mix attention over passages into what a block's heads say.
+    """Mix attention over passages into what some blocks' heads say.
+
+    A passage's states are its keys and values in each of the blocks, one block after the other.
 
     Args:
-        attention: the attention; it is on the model's device.
+        attentions: one for each block; they are on the model's device.
     """
 
-    def __init__(self, attention: MemoryAttention) -> None:
-        super().__init__(attention)
-        self.attention = attention
+    def __init__(self, attentions: Sequence[MemoryAttention]) -> None:
+        super().__init__(nn.ModuleList(attentions))
+        self.attentions = list(attentions)
+        self._widths = [each.heads.kept for each in attentions]
 
     def _reading_hooks(self, lm: LM) -> list[RemovableHandle]:
-        heads, model = self.attention.heads, lm.model
-        queries, output = model.get_submodule(heads.inputs[0]), model.get_submodule(heads.output)
-        return [
-            queries.register_forward_hook(self._keep_queries),
-            output.register_forward_pre_hook(self._mix),
-        ]
+        hooks = []
+        for number, attention in enumerate(self.attentions):
+            inputs, output = attention.heads.inputs, attention.heads.output
+            makes, reads = lm.model.get_submodule(inputs[0]), lm.model.get_submodule(output)
+            hooks += [
+                makes.register_forward_hook(partial(self._keep_queries, number)),
+                reads.register_forward_pre_hook(partial(self._mix, number)),
+            ]
+        return hooks
 
-    def _keep_queries(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _keep_queries(
+        self, number: int, _: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> None:
         """Keep the queries of the columns that read."""
         if (reading := self.reading) is None or (state := self._pass) is None:
             return
@@ -115,19 +125,21 @@ class MemoryAttentionReader(PassageReader):
             each.reshape(*state.size, -1)[rows, start:].to(reading.passages.states)
             for each in (args[0], output)
         )
-        heads = self.attention.heads
+        attention = self.attentions[number]
+        heads = attention.heads
         one = len(heads.inputs) == 1
         shape = heads.heads, heads.width
         queries: Tensor = heads.split([made])[0] if one else torch.unflatten(made, -1, shape)
-        state.kept[_QUERIES] = self.attention.queries(hidden, queries)
+        state.kept[_QUERIES] = attention.queries(hidden, queries)
 
-    def _mix(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _mix(self, number: int, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if (reading := self.reading) is None or (state := self._pass) is None:
             return None
         said: Tensor = args[0]
         local = said.reshape(*state.size, -1)
         passages = reading.passages
-        asking = local[reading.rows.to(local.device), reading.start :].to(passages.states)
+        states = torch.split(passages.states, self._widths, dim=-1)[number]
+        asking = local[reading.rows.to(local.device), reading.start :].to(states)
         queries = state.kept.pop(_QUERIES)
-        more = self.attention(queries, passages.states, passages.mask, asking)
+        more = self.attentions[number](queries, states, passages.mask, asking)
         return (reading.added(local, more).reshape(said.shape), *args[1:])
