@@ -128,7 +128,7 @@ def test_a_prompt_reads_all_engrams_of_a_found_edit_of_which_one_comes_to_mind()
     for name in every:
         edit, slot = divmod(int(name), 3)
         passage = method.patch.passages[name]
-        stored = method._texts[EDITS[edit].id].states[slot, :HIDDEN]
+        stored = method._texts[EDITS[edit].id].states[slot]
         assert torch.equal(passage.states, stored[None]) and passage.answer == method.before - slot
     assert chosen(model, [OTHER]) == [()]
 
@@ -181,18 +181,18 @@ def test_engrams_are_at_first_what_the_encoder_block_made_at_their_places() -> N
         assert alike.argmax() == place and alike[place] > 0.9
 
 
-def test_engrams_are_found_by_what_the_encoder_block_made_at_their_places() -> None:
-    model = edited_model("llama", "memoria", EDITS[:1], engrams=8)
+def test_engrams_are_found_by_what_the_encoder_block_made_of_the_prompts_last_token() -> None:
+    model = edited_model("llama", "memoria", EDITS, engrams=8, lifespan=99)
     method = model.method
-    with model.disable_edits():
-        row = method.encode(EDITS[0])
-        (states,) = method.states([row])
-    states = states / states.square().mean(-1, keepdim=True).sqrt()
-    found_by = method._texts[EDITS[0].id].states[:, HIDDEN:]
-    for slot in range(8):
-        place = min(row.prompt_length - 2 + slot, len(row.ids) - 1)
-        torch.testing.assert_close(found_by[slot], states[place], rtol=1e-4, atol=1e-5)
-    assert method.memory.reminded(states[row.prompt_length - 1][None]) == list(range(8))
+    for number, edit in enumerate(EDITS):
+        row = method.encode(edit)
+        with model.disable_edits():
+            (states,) = method.states([row])
+        last = states[row.prompt_length - 1]
+        found_by = method._texts[edit.id].states[8]
+        torch.testing.assert_close(found_by, last / last.square().mean().sqrt())
+        own = range(8 * number, 8 * number + 8)
+        assert method.memory.reminded(found_by[None]) == list(own)
 
 
 def test_training_reaches_the_abstractor_too() -> None:

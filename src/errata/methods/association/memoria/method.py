@@ -9,13 +9,13 @@ attended to lives longer, what is not is forgotten; short-term memory passes its
 What departs from the paper: a text is an edit, and is written once; the base model is frozen, and
 abstractor and cross-attention (RETRO's, see there) are trained on examples of edits, the abstractor
 through the engrams that are read; it is told how far each token is from the edit's answer, and at
-first each query looks at one such place, from shortly before the answer on; an engram is found by
-what the frozen encoder made at its place, not by what the abstractor made of it (trained to be
-found by that, engrams are no longer read); how long engrams live goes by what the new engrams
-attend to; asking is not writing; where the router finds no edit the base model answers, bit for
-bit, and elsewhere the state of the prompt's last token says what comes to mind, and of an edit that
-the router finds, and of which one engram comes to mind, all living ones are read. An undo writes
-all other edits again.
+first each query looks at one such place, from shortly before the answer on; all engrams of an edit
+are found by one vector, the frozen encoder's state at its prompt's last token, and not by what the
+abstractor made of them (trained to be found by that, they are no longer read); how long engrams
+live goes by what the new engrams attend to; asking is not writing; where the router finds no edit
+the base model answers, bit for bit, and elsewhere the prompt's last state says what comes to mind,
+and of an edit that the router finds, and of which one engram comes to mind, all living ones are
+read. An undo writes all other edits again.
 """
 
 from __future__ import annotations
@@ -98,11 +98,6 @@ class Memoria(Retro):
         """The number of the engram that is at first of the answer's first token."""
         return max(1, self.config.engrams // BEFORE)
 
-    @property
-    def width(self) -> int:
-        """Of an engram, and of what it is found by."""
-        return 2 * super().width
-
     def read(self, rows: Sequence[Row]) -> list[Passage]:
         """Return the engrams of texts, (engrams, hidden) each; the model carries no patch."""
         abstractor: Any = self.network.get_submodule("abstractor")
@@ -117,21 +112,18 @@ class Memoria(Retro):
 
     @torch.no_grad()
     def stored(self, row: Row) -> Passage:
-        """Return a text's engrams, (engrams, 2 hidden): each, and what it is found by; the model
-        carries no patch.
+        """Return a text's engrams, and below them what they are found by, (engrams + 1, hidden);
+        the model carries no patch.
         """
-        (engrams,), (states,) = self.read([row]), self.states([row])
-        places = torch.arange(self.config.engrams) - self.before + row.prompt_length
-        found_by = _normal(states)[places.clamp(0, len(states) - 1).to(states.device)].cpu()
-        return Passage(torch.cat([engrams.states, found_by], dim=-1), engrams.answer)
+        (engrams,) = self.read([row])
+        found_by = self._found_by(row.ids[: row.prompt_length])
+        return Passage(torch.cat([engrams.states, found_by]), engrams.answer)
 
     @torch.no_grad()
     def context(self, prompt: str, facts: Sequence[Edit]) -> tuple[str, ...]:
         """Return the numbers of all living engrams of those facts of which one comes to mind."""
-        ids, count = self.lm.encode_prompt(prompt), self.config.engrams
-        (states,) = self.states([Row(tuple(ids), len(ids))])
-        reminded = self.memory.reminded(_normal(states)[-1:].cpu())
-        minds = {number // count for number in reminded}
+        own, count = self._found_by(self.lm.encode_prompt(prompt)), self.config.engrams
+        minds = {number // count for number in self.memory.reminded(own)}
         found = {fact.id for fact in facts}
         edits = {edit for edit in minds if self._written[edit] in found}
         return tuple(str(each) for each in self.memory.lifespans if each // count in edits)
@@ -144,7 +136,7 @@ class Memoria(Retro):
             self.memory, self._written = self._empty(), []
         for fact in facts[len(self._written) :]:
             self._written = [*self._written, fact]
-            self.memory.write(texts[fact].states[:, self.width // 2 :])
+            self.memory.write(texts[fact].states[-1:].expand(self.config.engrams, -1))
         self.patch.passages = {
             str(number): Passage(
                 self._engram(number)[None], self.before - number % self.config.engrams
@@ -155,7 +147,12 @@ class Memoria(Retro):
     def _engram(self, number: int) -> Tensor:
         """Return an engram, (hidden,)."""
         edit, slot = divmod(number, self.config.engrams)
-        return self._texts[self._written[edit]].states[slot, : self.width // 2]
+        return self._texts[self._written[edit]].states[slot]
+
+    def _found_by(self, ids: Sequence[int]) -> Tensor:
+        """Return the state of a prompt's last token, (1, hidden)."""
+        (states,) = self.states([Row(tuple(ids), len(ids))])
+        return _normal(states)[-1:].cpu()
 
     def _empty(self) -> EngramMemory:
         config = self.config
