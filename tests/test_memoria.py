@@ -215,6 +215,11 @@ def test_bad_settings_and_a_missing_package_are_refused_in_a_line(monkeypatch) -
         errata.MemoriaConfig(engrams=0)
     with pytest.raises(ConfigError, match=f"no layer {N_LAYERS}"):
         edit_model("llama", "memoria", EDITS[:1], first_block=N_LAYERS)
+    model = edited_model("llama", "memoria", EDITS[:2])
+    tensors, values = model.method.state()
+    tensors |= {"lengths": torch.tensor([10, 8])}
+    with pytest.raises(ValueError, match="lengths"):
+        model.method.load_state(EDITS[:2], tensors, values)
     monkeypatch.setitem(sys.modules, "memoria", None)
     with pytest.raises(ConfigError, match="pip install 'errata\\[memoria\\]'"):
         EditModel(tiny_model("llama"), errata.MemoriaConfig(), tiny_tokenizer())

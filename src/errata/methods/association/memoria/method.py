@@ -20,7 +20,7 @@ read. An undo writes all other edits again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ from errata.methods.association.memoria.memory import EngramMemory, MemorySizes,
 from errata.methods.association.retro.method import Retro, RetroConfig
 from errata.methods.association.retro.patch import REACH, CrossAttentionReader
 from errata.patches.passages import Passage
+from errata.storage import state
 
 QUERIES = 0.1
 """Standard deviation of what the abstractor's queries look for at first, beside a place."""
@@ -127,6 +128,15 @@ class Memoria(Retro):
         found = {fact.id for fact in facts}
         edits = {edit for edit in minds if self._written[edit] in found}
         return tuple(str(each) for each in self.memory.lifespans if each // count in edits)
+
+    def load_state(
+        self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
+        """Restore from `state`."""
+        if edits:
+            rows = self.config.engrams + 1
+            state.numbers(tensors, "lengths", len(edits), rows, rows)
+        super().load_state(edits, tensors, values)
 
     def _keep(self, texts: dict[str, Passage]) -> None:
         """Write the facts that are not in memory yet; all again if one that is there is gone."""

@@ -7,10 +7,10 @@ itself: V = g V_memory + (1 - g) V_local. Here the past text are the edits, and 
 holds those that are found for it; it is read from the prompt's last token on.
 
 What departs from the paper: several blocks in a row may read, each its own keys and values of the
-same text; the model stays frozen; beside the gates low-rank changes of the
-queries that go to the memory, and of what is read, are trained, on examples of edits and not on a
-corpus; keys and queries are not normalised, and are what the projections make, before a rotation
-and before norms of some families; where no edit is found the base model answers, bit for bit.
+same text; the model stays frozen; beside the gates low-rank changes of the queries that go to the
+memory, and of what is read, are trained, on examples of edits and not on a corpus; keys and queries
+are not normalised, and are what the projections make, before a rotation and before norms of some
+families; where no edit is found the base model answers, bit for bit.
 """
 
 from __future__ import annotations
