@@ -7,7 +7,8 @@ atlas.
 Each method is trained as `errata prepare` does, on a thousand of atlas's cases, none of them among
 those it is asked for. Two tables: `memory-edits`, after 1, 5, 20, 50 and 100 edits, all of which
 are asked for; and, of MemoryLLM and M+, which forget, `memory-retention`: how much of an edit is
-left after 0, 1, 5, 20 and 50 more, of its vectors, as theory says and as counted, and of the fact,
+left after 0, 1, 5, 20 and 50 more, of its vectors, as theory says (of N vectors, those that an edit
+is written into replace as many drawn at random) and as counted, and of the fact,
 as scored (the share of the target's tokens, in the edit's own words and in others) and as said
 freely. Without --folder the trained model is not kept; with it, it is trained once. One thread.
 Lines of other methods, and of other settings, that are recorded stay.
@@ -40,7 +41,7 @@ COUNTS = (1, 5, 20, 50, 100)
 LATER = (0, 1, 5, 20, 50)
 ASKED, EXAMPLES = 20, 1000
 """Edits whose retention is measured; cases that training learns from."""
-FIGURES = ("vectors", "fact", "reworded", "said")
+FIGURES = ("vectors, in theory", "vectors", "fact", "reworded", "said")
 TUNED_ON = 1
 """The seed of the cases on which settings were chosen; nor does training learn from these."""
 
@@ -77,27 +78,41 @@ def edits(model: EditModel, method: str, cases: Sequence[Case]) -> Iterator[dict
 
 def retention(model: EditModel, method: str, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """Ask for edits after others came; each is the first of a stream of its own."""
-    config = model.method.config
-    share = config.new_tokens / config.memory_tokens
     found: dict[int, list[tuple[float, ...]]] = {later: [] for later in LATER}
     for place in range(ASKED):
         print(f"{method}: edit {place + 1} of {ASKED}", flush=True)
         stream = [*cases[place:], *cases[:place]]
         model.undo([edit.id for edit in model.edits])
-        model.edit([stream[0].edit], check=False)
-        own = model.method.pool.vectors[:, -config.new_tokens :].clone()
-        for later in LATER:
-            more = [case.edit for case in stream[len(model.edits) : 1 + later]]
-            if more:
-                model.edit(more, check=False)
-            found[later].append((left(model.method.pool.vectors, own), *asked(model, stream[0])))
+        own, theory = new_vectors(model, stream[0]), 1.0
+        for later in range(max(LATER) + 1):
+            if later:
+                theory *= 1 - new_vectors(model, stream[later]).shape[1] / size_of(model)
+            if later in found:
+                counted = left(model.method.pool.vectors, own)
+                found[later].append((theory, counted, *asked(model, stream[0])))
     for later, rows in found.items():
         yield {
             "method": method,
             "later edits": str(later),
-            "vectors, in theory": (1 - share) ** later,
             **{name: fmean(row[i] for row in rows) for i, name in enumerate(FIGURES)},
         }
+
+
+def size_of(model: EditModel) -> int:
+    """Return the number of vectors of a memory, at each layer."""
+    size: int = model.method.config.memory_tokens
+    return size
+
+
+def new_vectors(model: EditModel, case: Case) -> torch.Tensor:
+    """Write an edit; return the vectors (layers, K, hidden) that it became: as many as its text has
+    tokens, `new_tokens` at most.
+    """
+    before = model.method.pool.vectors
+    model.edit([case.edit], check=False)
+    after = model.method.pool.vectors
+    count = round((1 - left(before, after)) * size_of(model))
+    return after[:, size_of(model) - count :].clone()
 
 
 def left(vectors: torch.Tensor, own: torch.Tensor) -> float:
