@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "new_tokens": 2,
     "contexts": 2,
     "first": "rag",
-    "then": "lora steps=3",
+    "then": "lora steps=3 background=32 prefixes=1 prefix_length=4 batch=2",
     "asked": 2,
     "block": 0,
     "every": 1,

@@ -64,7 +64,7 @@ def test_with_steps_the_loss_falls_and_the_margin_grows(family):
     lambda score, pool: {score, pool},
 )
 def test_margins_are_trained(score, pool):
-    settings = {"score": score, "pool": pool, "steps": 25}
+    settings = {"score": score, "pool": pool, "steps": 12}
     near, far = near_and_far(made(EDITS[:2], **settings))
     assert near.min() > far.max()
     without, outside = near_and_far(made(EDITS[:2], **settings, alpha=1e9, beta=0.0, gamma=-1e9))
