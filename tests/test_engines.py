@@ -19,7 +19,7 @@ import errata
 from errata import Edit, EditModel
 from errata.atlas import make_cases
 from errata.cli import app
-from errata.engines.exporting import export_edits, token_bytes
+from errata.engines.exporting import export_edits
 from errata.engines.llama_cpp import edits_for, logits_processor
 from errata.engines.processor import EditProcessor, Route
 from errata.engines.tokens import TokenTexts
@@ -27,6 +27,7 @@ from errata.engines.transformers import EditLogits
 from errata.engines.weights import export_lora
 from errata.errors import ArtifactError, BaseMismatchError, ConfigError
 from errata.lm import LM
+from errata.lm.vocabulary import token_bytes
 
 CASES = make_cases(12)
 EDITS = [case.edit for case in CASES]

@@ -22,7 +22,7 @@ SRC = ROOT / "src"
 ORDER = (
     "errors arguments progress storage words edit config conflicts report presets cluster lm "
     "retrieval patches solvers methods saving hub model cases stream answers probes measures "
-    "evaluation consolidation atlas bench analyses transfer images agents unlearning continual "
+    "evaluation consolidation atlas bench analyses images agents unlearning continual transfer "
     "engines serve cli __main__"
 ).split()
 """Low to high: a room imports from rooms on its left, and from itself."""

@@ -12,6 +12,7 @@ ANALYSES = {
     "layers": "a side memory at one block after another",
     "tracing": "causal tracing: which states carry a fact",
     "lens": "the logit lens: what each block would predict, before and after editing",
+    "readout": "what a changed matrix says in words: is an edit legible in the weights?",
     "neurons": "knowledge neurons: which neurons of the feed-forward blocks facts hang on",
 }
 """What `errata analyze` can analyse; `failures` reads measurements, see `errata failures`."""

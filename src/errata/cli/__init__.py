@@ -36,8 +36,8 @@ VERBS = (
         "compare",
         "bench",
     ),
-    *("serve", "audit", "key", "export", "consolidate", "push"),
-    *("learn", "unlearn", "sisa", "certify", "detox", "debias"),
+    *("serve", "audit", "key", "export", "consolidate", "move", "push"),
+    *("learn", "distill", "transfer", "unlearn", "sisa", "certify", "detox", "debias"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from errata.cli import options, screen
 from errata.cli.opening import open_artifact
+from errata.cli.reading import read_prompts, rewordings_of
 from errata.errors import UsageError
 from errata.words.visible import one_line
 
@@ -47,15 +47,11 @@ def consolidate(
     choices = Choices(method, settings or (), preset)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already; give a new folder.")
-    kept = [] if keep is None else _lines(keep)
+    kept = [] if keep is None else read_prompts(keep)
     given = [] if cases is None else read_cases(cases)
     edited = open_artifact(folder, dtype, device_map)
-    rewordings: dict[str, list[str]] = defaultdict(list)
-    for case in given:
-        kept += [probe.prompt for probe in case.locality]
-        for edit in edited.edits:
-            if (edit.prompt, edit.target) == (case.edit.prompt, case.edit.target):
-                rewordings[edit.id] += case.rephrases
+    rewordings = rewordings_of(edited.edits, given)
+    kept += [probe.prompt for case in given for probe in case.locality]
     with screen.steps() as progress:
         config = choices.config(edited.base.config)
         found = consolidated(edited, config, out, rewordings, kept, progress)
@@ -75,15 +71,3 @@ def consolidate(
         screen.say(f"{of} could be settled; nothing was written, and {folder} is as it was")
     else:
         screen.say(f"{of} are in the weights; ask, edit or serve {out / EDITS} from now on")
-
-
-def _lines(path: Path) -> list[str]:
-    """Read the lines of a file that are not empty.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: it cannot be read ({error}).") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errata.edit import Edit
-from errata.errors import EditError, PromptTooLongError, StorageError, quoted
+from errata.errors import EditError, PromptTooLongError, StorageError, UsageError, quoted
 
 if TYPE_CHECKING:
     from errata import LM, Case, EditModel
@@ -47,6 +48,26 @@ def check_cases_fit(lm: LM, path: Path, cases: Sequence[tuple[int, Case]]) -> No
                 lm.encode(prompt, case.edit.target)
             for probe in (*case.locality, *case.portability):
                 lm.encode(probe.prompt, probe.answer or ".")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read the lines of a file that are not empty.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: it cannot be read ({error}).") from error
+
+
+def rewordings_of(edits: Sequence[Edit], cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Return edit id -> the rephrases of the cases that ask and answer the same."""
+    rephrases: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for case in cases:
+        rephrases[case.edit.prompt, case.edit.target] += case.rephrases
+    return {edit.id: rephrases.get((edit.prompt, edit.target), []) for edit in edits}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from errata.engines.processor import ARRAYS, EDITS, FORMAT, SETTINGS, EditProcessor
 from errata.engines.space import views_of
 from errata.engines.tokens import TokenTexts
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.vocabulary import token_bytes
 from errata.methods.association.folio.intents import (
     ANSWER,
     EDIT_MARGIN,
@@ -73,44 +73,6 @@ def export_edits(model: EditModel, folder: str | Path) -> int:
     write_whole(Path(folder) / EDITS, lines.encode())
     write_whole(Path(folder) / SETTINGS, json.dumps(settings, ensure_ascii=False).encode())
     return len(edits)
-
-
-def token_bytes(tokenizer: PreTrainedTokenizerBase, special: bool) -> list[bytes]:
-    """Return the bytes of each token of a vocabulary, in the order of their ids.
-
-    Args:
-        special: whether special tokens are text (the marks of a chat template), or none.
-
-    Raises:
-        ConfigError: joined, they do not give the text that the tokenizer decodes.
-    """
-    by_letter = {letter: byte for byte, letter in _byte_letters().items()}
-    specials = set(tokenizer.all_special_ids)
-    added = tokenizer.added_tokens_decoder
-    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    is_bytes = any(name is not None and name.startswith("Ġ") for name in names)
-    found = []
-    for token, name in enumerate(names):
-        if (token in specials and not special) or name is None:
-            found.append(b"")
-        elif token in added:
-            found.append(str(added[token].content).encode())
-        elif is_bytes:
-            found.append(bytes(by_letter[letter] for letter in name if letter in by_letter))
-        elif len(name) == 6 and name.startswith("<0x"):
-            found.append(bytes([int(name[3:5], 16)]))
-        else:
-            found.append(name.replace("▁", " ").encode())
-    sample = "Who led Traren's Café — 漢字 — in 1984?\nIt's 🙂."
-    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
-    joined = b"".join(found[token] for token in ids).decode("utf-8", "replace")
-    if joined.strip() != str(tokenizer.decode(ids, skip_special_tokens=not special)).strip():
-        raise ConfigError(
-            "this tokenizer's tokens are no pieces of text that can be joined, so other engines "
-            "cannot be told what a prompt says; edits can be exported for byte-level and "
-            "SentencePiece vocabularies."
-        )
-    return found
 
 
 def _settings(lm: LM, method: Folio) -> dict[str, Any]:
@@ -208,11 +170,3 @@ def _outside(texts: TokenTexts, ids: Sequence[int], question: Question) -> list[
         if not any(first < end and start < last for start, end in out)
     ]
     return found or list(ids)
-
-
-def _byte_letters() -> dict[int, str]:
-    """Return the letter that byte-level vocabularies write for each byte."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in plain}
-    others = (byte for byte in range(256) if byte not in letters)
-    return letters | {byte: chr(256 + place) for place, byte in enumerate(others)}

@@ -25,6 +25,8 @@ from errata.report import Explanation
 
 Progress = Callable[[int], None]
 """Called with the number of edits just finished."""
+Carry = Callable[[Tensor, int, int], Tensor]
+"""(values (..., d_out) there, the block there, the block here) -> values (..., d_out) here."""
 
 
 def no_progress(_: int) -> None:
@@ -177,6 +179,24 @@ class Method(ABC):
             f"the edits of {self.config.method} are no change of the base model's weights and "
             "cannot be merged into them; save_pretrained keeps them, unload gives the base model "
             "back without them."
+        )
+
+    def take(self, source: Method, carry: Carry) -> None:
+        """Take the edits of this method on another model, and train nothing.
+
+        What is learned for an edit is carried over; what a model makes of a prompt is read on this
+        one. The base model must carry no patch, and this method has no edits yet.
+
+        Args:
+            source: the same method on the other model.
+            carry: brings values into this model's space.
+
+        Raises:
+            ConfigError: what the method learns is not to be had edit by edit, or not as values.
+        """
+        raise ConfigError(
+            f"what {self.name} learns of an edit cannot be carried to another model; move its "
+            "edits without --carry, and they are written there anew."
         )
 
     @abstractmethod

@@ -1,58 +1,24 @@
-"""`Trained`: the weights of a model that unlearning trains, and how they come off for a while."""
+"""The weights of a model that unlearning trains: its own, or low-rank matrices beside them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from errata.errors import UsageError
 from errata.lm import LM
+from errata.lm.weights import add_to_weight
 from errata.unlearning.config import UnlearningConfig
-from errata.unlearning.subnetwork import Subnetwork
+from errata.unlearning.masks import Masks
+from errata.unlearning.trained import Trained
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of a model's modules."""
-BEGUN = 0.2
-"""The probability with which a weight is in a subnetwork before anything was learned."""
-TEMPERATURE = 2 / 3
-"""Of the relaxed draw."""
-
-
-class Trained(ABC):
-    """What is trained of a model. `parameters` are leaf tensors, by name."""
-
-    parameters: Mapping[str, Tensor]
-
-    def begin(self, step: int) -> None:  # noqa: B027 (most draw nothing)
-        """Note that a step begins: what is drawn, is drawn for all of it."""
-
-    def penalty(self) -> Tensor | float:
-        """Return what is added to the loss for how much is changed, before it is weighted."""
-        return 0.0
-
-    @abstractmethod
-    def set_back(self) -> Any:
-        """Within a `with` block, let the model be as it was before it was trained."""
-
-    @abstractmethod
-    def scale(self, factor: float) -> None:
-        """Multiply what was learned, the difference from before, by a factor."""
-
-    @abstractmethod
-    def remove(self) -> None:
-        """Take off what was learned; this is then unusable."""
-
-    @abstractmethod
-    def finish(self) -> PreTrainedModel:
-        """Return the model with what was learned in its own weights; this is then unusable."""
 
 
 class Weights(Trained):
@@ -146,6 +112,30 @@ class LowRank(Trained):
             if "lora_B" in name:
                 each.mul_(factor)
 
+    @torch.no_grad()
+    def start_from(self, parts: Mapping[str, Tensor]) -> None:
+        """Let training start at matrices of others, and the model be what it is.
+
+        The product of a matrix's low-rank ones becomes the nearest of their rank to what is given
+        for it, and is taken away from the matrix itself.
+
+        Args:
+            parts: (d_out, d_in), by the module's name in the model; other matrices stay.
+        """
+        modules = dict(self._model.named_modules())
+        for name, part in parts.items():
+            layer = modules[f"{PREFIX}{name}"]
+            first, second = (getattr(layer, f"lora_{each}")["default"].weight for each in "AB")
+            rank = first.shape[0]
+            left, size, right = torch.linalg.svd(part.float(), full_matrices=False)
+            root = size[:rank].sqrt()
+            found = right[:rank] * root[:, None], left[:, :rank] * root / layer.scaling["default"]
+            for each, value in zip((first, second), found, strict=True):
+                each.zero_()
+                each[: value.shape[0], : value.shape[1]] = value
+            base = layer.get_base_layer()
+            add_to_weight(base, -layer.scaling["default"] * (second @ first))
+
     def changes(self) -> dict[str, Tensor]:
         """Return what is added to each matrix, (d_out, d_in), by its module's name in the model."""
         return {
@@ -164,103 +154,6 @@ class LowRank(Trained):
         """Return the model with the matrices merged into its weights."""
         merged: PreTrainedModel = self._model.merge_and_unload()
         return merged
-
-
-class Masks(Trained):
-    """Which weights of the linear layers of a model's upper half are set to zero.
-
-    Each weight has a score, by whose logistic function it is drawn at every step, relaxed, with a
-    straight-through gradient; at the end those are zero that are likelier in than out.
-
-    Args:
-        lm: the model, into which they are put.
-        seed: of the draws.
-    """
-
-    def __init__(self, lm: LM, seed: int) -> None:
-        self._lm, self._seed, blocks = lm, seed, lm.architecture.n_layers
-        upper = [lm.architecture.block(lm.model, each) for each in range(blocks // 2, blocks)]
-        inside = {module for block in upper for module in block.modules()}
-        self._modules = {
-            f"{name}.weight": module
-            for name, module in lm.model.named_modules()
-            if module in inside and isinstance(module, (nn.Linear, Conv1D))
-        }
-        for parameter in lm.model.parameters():
-            parameter.requires_grad_(False)
-        self._masked = {name: _Masked(module.weight.data) for name, module in self._modules.items()}
-        for name, module in self._modules.items():
-            parametrize.register_parametrization(module, "weight", self._masked[name])
-        self.parameters = {name: each.scores for name, each in self._masked.items()}
-
-    def begin(self, step: int) -> None:
-        """Draw anew."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        for each in self._masked.values():
-            each.draw(generator)
-
-    def penalty(self) -> Tensor:
-        """Return the share of the weights that is to be expected in the subnetwork."""
-        expected = torch.stack([each.sigmoid().sum() for each in self.parameters.values()])
-        return expected.sum() / sum(each.numel() for each in self.parameters.values())
-
-    @contextmanager
-    def set_back(self) -> Iterator[None]:
-        """Within a `with` block, let the model be as it was before it was trained."""
-        for each in self._masked.values():
-            each.off = True
-        try:
-            yield
-        finally:
-            for each in self._masked.values():
-                each.off = False
-
-    def scale(self, factor: float) -> None:
-        """Raise `UsageError`: a weight is in or out."""
-        raise UsageError("what masks learned is not scaled: a weight is zero or it is not.")
-
-    @property
-    def subnetwork(self) -> Subnetwork:
-        """What is set to zero."""
-        return Subnetwork({name: each.detach() > 0 for name, each in self.parameters.items()})
-
-    def remove(self) -> None:
-        """Take off what was learned; this is then unusable."""
-        for module in self._modules.values():
-            with self.set_back():
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-            module.weight.requires_grad_(False)
-
-    def finish(self) -> PreTrainedModel:
-        """Return the model, with these weights zero."""
-        found = self.subnetwork
-        self.remove()
-        found.remove(self._lm)
-        return self._lm.model
-
-
-class _Masked(nn.Module):
-    """A matrix less the weights that are drawn, (d_out, d_in)."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        begun = torch.full(weight.shape, BEGUN, dtype=torch.float32, device=weight.device).logit()
-        self.scores = nn.Parameter(begun)
-        self.off = False
-        self._noise: Tensor | None = None
-
-    def draw(self, generator: torch.Generator) -> None:
-        """Draw logistic noise for a step."""
-        drawn = torch.rand(self.scores.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
-        self._noise = drawn.logit().to(self.scores.device)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        if self.off:
-            return weight
-        scores = self.scores if self._noise is None else self.scores + self._noise
-        drawn = torch.sigmoid(scores / TEMPERATURE)
-        removed = (scores > 0).to(drawn) + drawn - drawn.detach()
-        return weight * (1 - removed).to(weight)
 
 
 def trained_of(lm: LM, config: UnlearningConfig, layer: int) -> Trained:

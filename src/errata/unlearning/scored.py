@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from errata.lm import LM
 from errata.lm.encoding import Row, prompt_tokens
 from errata.lm.hooks import capture_output
-from errata.unlearning.parameters import Trained
+from errata.unlearning.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class Side:
     """
 
     def __init__(self, lm: LM, trained: Trained, rows: Sequence[Row]) -> None:
-        self.lm, self.trained, self._rows = lm, trained, rows
+        self.lm, self.trained, self.rows = lm, trained, rows
         self.batch = lm.batch(rows)
         self._mask = self.batch.target_mask | self.batch.ending_mask
 
     @cached_property
     def now(self) -> Scored:
         """What the model makes of them, with gradients."""
-        return scored(self.lm, self._rows)
+        return scored(self.lm, self.rows)
 
     @cached_property
     def before(self) -> Scored:
         """What it made of them before it was trained."""
         with torch.no_grad(), self.trained.set_back():
-            return scored(self.lm, self._rows)
+            return scored(self.lm, self.rows)
 
     def states(self, layer: int) -> Tensor:
         """Return what a block says at the passages' own tokens, (n, hidden), with gradients."""

@@ -31,6 +31,7 @@ from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.progress import OnProgress, report
 from errata.saving.base_models import name_of
+from errata.solvers.descent import CLIPPED
 from errata.storage import state
 from errata.storage.identity import identity_of
 from errata.unlearning.config import SisaConfig
@@ -39,7 +40,6 @@ from errata.unlearning.parameters import LowRank
 from errata.unlearning.passages import Passage
 from errata.unlearning.scored import Side
 from errata.unlearning.shard_folder import ShardFolder
-from errata.unlearning.training import CLIPPED
 
 ENCODING, TRAINING = "encoding a shard", "training shards"
 

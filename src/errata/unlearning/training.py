@@ -9,28 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from errata.edit import REFUSAL
-from errata.errors import ArtifactError, ConfigError, UsageError, quoted, suggest
+from errata.errors import ConfigError, UsageError, quoted, suggest
 from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.progress import OnProgress
+from errata.solvers.descent import Descent, paired
 from errata.storage.cache import fingerprint
 from errata.unlearning.config import UnlearningConfig
+from errata.unlearning.masks import Masks
 from errata.unlearning.objectives import OBJECTIVES, Objective, kl, nll
-from errata.unlearning.parameters import Masks, Trained, trained_of
+from errata.unlearning.parameters import trained_of
 from errata.unlearning.passages import Passage, check_apart, digest
 from errata.unlearning.scored import Side
 from errata.unlearning.subnetwork import Subnetwork
+from errata.unlearning.trained import Trained
 
 TRAINING = "unlearning"
 STATE = "unlearning-state.pt"
 """The file from which an interrupted run goes on; gone when it is done."""
-CLIPPED = 1.0
-"""The largest norm of a step's gradient."""
 
 
 def objective_of(name: str, among: Mapping[str, Objective] = OBJECTIVES) -> Objective:
@@ -166,31 +167,31 @@ class Unlearning:
             ArtifactError: the state there is that of another run.
             StorageError: the folder cannot be written.
         """
-        config, state = self.config, folder / STATE
+        config = self.config
         trained = trained_of(self.lm, config, self.layer)
-        parameters = list(trained.parameters.values())
-        adam = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
         steps = self._steps()
-        begun = self._resume(state, trained.parameters, adam)
+        descent = Descent(
+            trained.parameters,
+            config.learning_rate,
+            len(steps),
+            folder / STATE,
+            self._identity(),
+            config.save_every,
+        )
         self.lm.model.eval()  # dropout would be no part of what is forgotten
-        for step in range(begun, len(steps)):
-            progress(TRAINING, step, len(steps))
+
+        def loss(step: int) -> Tensor:
             trained.begin(step)
-            loss = self._loss(trained, *steps[step]) + config.sparsity * trained.penalty()
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, CLIPPED)
-            adam.step()
-            if config.save_every and (step + 1) % config.save_every == 0:
-                self._save(state, trained.parameters, adam, step + 1)
-        progress(TRAINING, len(steps), len(steps))
+            return self._loss(trained, *steps[step]) + config.sparsity * trained.penalty()
+
+        descent.run(loss, TRAINING, progress)
         if self.objective.negates:
             trained.scale(-config.scale)
         if isinstance(trained, Masks):
             self.subnetwork = trained.subnetwork
             self.subnetwork.save(folder)
         model = trained.finish()
-        state.unlink(missing_ok=True)
+        descent.finish()
         return model
 
     def record(self, seconds: float) -> dict[str, Any]:
@@ -208,16 +209,9 @@ class Unlearning:
 
     def _steps(self) -> list[tuple[list[int], list[int]]]:
         """Return, for each step, the passages to forget and those to keep, by their numbers."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        size, steps, kept = self.config.batch, [], list[int]()
-        for _ in range(self.config.epochs):
-            order = torch.randperm(len(self.forget), generator=generator).tolist()
-            for start in range(0, len(order), size):
-                while self.objective.retains and len(kept) < size:
-                    kept += torch.randperm(len(self.retain), generator=generator).tolist()
-                steps.append((order[start : start + size], kept[:size]))
-                kept = kept[size:]
-        return steps
+        kept = len(self.retain) if self.objective.retains else 0
+        config = self.config
+        return paired(len(self.forget), kept, config.batch, config.epochs, config.seed)
 
     def _loss(self, trained: Trained, forget: Sequence[int], retain: Sequence[int]) -> Tensor:
         config = self.config
@@ -249,39 +243,10 @@ class Unlearning:
             loss = loss + config.retain_weight * stays / unit
         return loss
 
-    # what is kept of an interrupted run
-
     def _identity(self) -> str:
+        """Return what tells this run from others."""
         parts = [self.name, self.config.to_dict(), self._base, digest(self.forget)]
         parts += [
             digest(each) for each in (self.retain, self.instead) if each or each is self.retain
         ]
         return json.dumps(parts, sort_keys=True)
-
-    def _save(self, path: Path, parameters: Any, adam: torch.optim.Optimizer, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        values = {name: each.detach() for name, each in parameters.items()}
-        torch.save(
-            {"of": self._identity(), "step": step, "values": values, "adam": adam.state_dict()}, new
-        )
-        new.replace(path)
-
-    def _resume(self, path: Path, parameters: Any, adam: torch.optim.Optimizer) -> int:
-        if not path.exists():
-            return 0
-        try:
-            found = torch.load(path, weights_only=True, map_location=self.lm.device)
-            step = int(found["step"])
-            if found["of"] == self._identity():
-                with torch.no_grad():
-                    for name, each in parameters.items():
-                        each.copy_(found["values"][name])
-                adam.load_state_dict(found["adam"])
-                return step
-        except Exception as error:
-            raise ArtifactError(f"{path}: it is damaged ({error}); delete it.") from error
-        raise ArtifactError(
-            f"{path}: it is of another run (another model, other passages or settings); give "
-            "another --out, or delete it."
-        )

@@ -32,6 +32,8 @@ from errata.config import Fraction
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.background import background_texts
+from errata.lm.subject import keys_at
+from errata.methods.base import Carry, Method
 from errata.methods.separate_method import SeparateMethod
 from errata.patches.key_values import KeyValues
 from errata.solvers.values import ValueConfig, ValueProblem, solve_value
@@ -104,6 +106,23 @@ class NeuralDb(SeparateMethod):
         problem = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token)
         solved = solve_value(self.lm, self.layer, problem, self.config)
         return F.normalize(solved.keys.mean(0, keepdim=True), dim=-1), solved.delta[None]
+
+    def take(self, source: Method, carry: Carry) -> None:
+        """Take edits' values from the same method on another model; read the keys on this one.
+
+        Raises:
+            ConfigError: the other is no such method.
+        """
+        if not isinstance(source, NeuralDb):
+            return super().take(source, carry)
+        edits, columns = source.edits, []
+        for edit in edits:
+            prompts = ValueProblem.of(self.lm, edit, self.prefixes, self.config.token).prompts
+            key = keys_at(self.lm, self.layer, prompts).float().mean(0, keepdim=True)
+            value = carry(source.patch.columns[edit.id][1], source.layer, self.layer)
+            columns.append((F.normalize(key, dim=-1), value))
+        self.restore(edits, columns)
+        return None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return keys (n, d_in) and values (n, d_out), in the order of the edits."""

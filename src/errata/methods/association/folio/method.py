@@ -46,7 +46,7 @@ from errata.methods.association.folio.question_reader import LAST, Question
 from errata.methods.association.folio.rivals import CHUNK, conflicts_of, rivals_of
 from errata.methods.association.folio.subject import subject_of
 from errata.methods.association.folio.warnings import warnings_of
-from errata.methods.base import Method, Progress, no_progress
+from errata.methods.base import Carry, Method, Progress, no_progress
 from errata.patches.routed import MAIN
 from errata.report import Explanation, Reason
 from errata.words.questions import asked_of
@@ -101,6 +101,13 @@ class Folio(Method):
                 self._next += 1
                 self._edits.append(edit)
                 progress(1)
+
+    def take(self, source: Method, carry: Carry) -> None:
+        """Write the edits: nothing of a leaf was learned; it is text, and how this model reads it.
+
+        What an edit that erases withholds is what this model tells, not what the other did.
+        """
+        self.write(source.edits)
 
     def undo(self, edit_ids: Iterable[str]) -> None:
         """Remove the edits' leaves."""

@@ -49,7 +49,7 @@ from errata.lm import LM
 from errata.lm.suffix_tail import SuffixTail
 from errata.lm.tail import Tail
 from errata.methods.association.grace.patch import Codebook, Entry, Replacement
-from errata.methods.base import Method, Progress, no_progress
+from errata.methods.base import Carry, Method, Progress, no_progress
 from errata.storage import state
 
 CLOSE = 1e-5
@@ -166,6 +166,29 @@ class Grace(Method):
         else:
             book.set_radius(number, distance / 2 - CLOSE)
         return book.add(query, Entry(value, distance / 2, label, [edit_id]))
+
+    def take(self, source: Method, carry: Carry) -> None:
+        """Take edits' values from the same method on another model; read the keys on this one.
+
+        Raises:
+            ConfigError: the other is no such method.
+        """
+        if not isinstance(source, Grace):
+            return super().take(source, carry)
+        answered = {
+            edit_id: entry.value
+            for entry in source.patch.entries.values()
+            for edit_id in entry.edits
+        }
+        for edit in source.edits:
+            if edit.id in answered:  # else a later one with the same key has taken its place
+                value = carry(answered[edit.id], source.layer, self.layer).to(self.lm.device)
+                self.place(edit.id, *self._key_and_label(edit), value)
+            else:
+                self._neighbours[edit.id] = None
+            self._edits.append(edit)
+        self._values = {tuple(each.edits): each.value for each in self._patch.entries.values()}
+        return None
 
     def clear(self) -> None:
         """Forget all edits."""
