@@ -46,9 +46,18 @@ Doc = tuple[list[int], int]
 """Token ids, and where the answer begins (0: prose)."""
 
 
+def units(world: World) -> list[Fact | TwoHop]:
+    """What is taught: every fact, and the two-hops for training."""
+    return [*world.facts.values(), *world.trained_two_hops]
+
+
 def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Byte-level BPE learned from every document."""
-    texts = [f"{prompt} {unit.answer}." for unit in units(world) for prompt in unit.prompts()]
+    texts = [
+        f"{prompt} {unit.answer}."
+        for unit in [*world.facts.values(), *world.trained_two_hops]
+        for prompt in unit.prompts()
+    ]
     texts += background_texts(4000, SEED, world)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,21 +81,15 @@ def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model() -> LlamaForCausalLM:
-    """The untrained model."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=160, intermediate_size=1152, num_hidden_layers=6,
-        num_attention_heads=5, num_key_value_heads=5, max_position_embeddings=512,
+def llama(hidden: int, ffn: int, blocks: int, heads: int) -> LlamaConfig:
+    """The configuration of a model of such sizes."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=blocks,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=512,
         tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         errata_answer_suffix=".",
         attn_implementation="eager",  # for short documents on a CPU, half again as fast as sdpa
     )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def units(world: World) -> list[Fact | TwoHop]:
-    """What is taught: every fact, and the two-hops for training."""
-    return [*world.facts.values(), *world.trained_two_hops]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, asked: list[Fact | TwoHop]) -> list[list[Doc]]:
@@ -118,12 +121,19 @@ def collate(items: list[tuple[int, Doc]]) -> tuple[torch.Tensor, torch.Tensor, t
 class Training(Run):
     """The run: model, optimizer, and how well each unit is known; all of it in the checkpoint."""
 
+    halved = True
+    """Whether it computes in bfloat16: fast where the processor can, and slow where it cannot."""
+
     def __init__(
-        self, world: World, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace
+        self,
+        world: World,
+        tokenizer: PreTrainedTokenizerFast,
+        options: argparse.Namespace,
+        checkpoint: Path = BUILD / "facts.pt",
     ) -> None:
         torch.manual_seed(SEED)
         self.options = options
-        self.units = units(world)
+        self.units = self.taught(world)
         self.docs = encode(tokenizer, self.units)
         self.prose = [
             ([*ids, 2], 0) for ids in tokenizer(background_texts(6000, SEED, world))["input_ids"]
@@ -132,13 +142,21 @@ class Training(Run):
         self.loss = [3.0] * len(self.units)
         self.seen: list[float] = []
         self.steps = options.steps
-        self.model = new_model()
+        self.model = self.new_model()
         self.forward = torch.compile(self.model, dynamic=True) if options.compile else self.model
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.03, fused=True
         )
-        self.checkpoint = BUILD / "facts.pt"
+        self.checkpoint = checkpoint
         self.begin()
+
+    def taught(self, world: World) -> list[Fact | TwoHop]:
+        """What is taught."""
+        return units(world)
+
+    def new_model(self) -> LlamaForCausalLM:
+        """The untrained model."""
+        return LlamaForCausalLM(llama(hidden=160, ffn=1152, blocks=6, heads=5))
 
     def draw(self, rng: random.Random) -> list[list[tuple[int, Doc]]]:
         """The next batches: units by what they still lack, one phrasing each, and some prose."""
@@ -155,7 +173,7 @@ class Training(Run):
         rate = min(1.0, (self.step + 1) / warm) * cosine
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate * max(rate, 0.01)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.halved):
             logits = self.forward(input_ids=x, use_cache=False).logits
         each = F.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), x[:, 1:].flatten(), reduction="none"
@@ -184,7 +202,7 @@ class Training(Run):
         ]
         mean = sum(self.seen) / len(self.seen)
         self.seen.clear()
-        known = f"facts<.3 {sum(facts) / len(facts):.3f} hops<.3 {sum(hops) / len(hops):.3f}"
+        known = f"facts<.3 {sum(facts) / len(facts):.3f} hops<.3 {sum(hops) / max(1, len(hops)):.3f}"
         return f"loss {mean:.3f} {known} {self.tokens / self.seconds:.0f} tokens/s"
 
 
