@@ -202,7 +202,8 @@ class Training(Run):
         ]
         mean = sum(self.seen) / len(self.seen)
         self.seen.clear()
-        known = f"facts<.3 {sum(facts) / len(facts):.3f} hops<.3 {sum(hops) / max(1, len(hops)):.3f}"
+        shares = (sum(each) / max(1, len(each)) for each in (facts, hops))
+        known = "facts<.3 {:.3f} hops<.3 {:.3f}".format(*shares)
         return f"loss {mean:.3f} {known} {self.tokens / self.seconds:.0f} tokens/s"
 
 

@@ -85,12 +85,7 @@ class Bridge:
             one: (n, hidden of the one).
             other: (m, hidden of the other).
         """
-        one, other = one.cpu().double(), other.cpu().double()
-        sizes = [
-            ((rows @ gram) * rows).sum(-1).clamp(min=SLACK).sqrt()
-            for rows, gram in ((one, self.own), (other, self.other))
-        ]
-        return (one @ self.cross @ other.T) / torch.outer(*sizes)
+        return _of_length_one(one, self.own) @ self.cross @ _of_length_one(other, self.other).T
 
 
 def match_layers(one: LM, other: LM, bridge: Bridge) -> tuple[dict[int, int], Tensor]:
@@ -112,21 +107,28 @@ def match_layers(one: LM, other: LM, bridge: Bridge) -> tuple[dict[int, int], Te
         raise UsageError(
             "layers are matched by SciPy: pip install 'errata[unlearning]'."
         ) from error
-    first, second = (
-        [_spread(lm, layer) for layer in range(lm.architecture.n_layers)] for lm in (one, other)
+    mine, theirs = (
+        [_of_length_one(_spread(lm, layer), gram) for layer in range(lm.architecture.n_layers)]
+        for lm, gram in ((one, bridge.own), (other, bridge.other))
     )
-    alike = torch.tensor(
-        [[_best(bridge.correlations(mine, theirs)) for theirs in second] for mine in first]
-    )
+    across = [(rows @ bridge.cross).float() for rows in mine]
+    others = [rows.float().T for rows in theirs]
+    alike = torch.tensor([[_best(rows @ each) for each in others] for rows in across])
     alike = alike - alike.mean(0) - alike.mean(1, keepdim=True) + alike.mean()
-    mine, theirs = linear_sum_assignment(-alike.numpy())
-    return dict(zip(mine.tolist(), theirs.tolist(), strict=True)), alike
+    pairs = linear_sum_assignment(-alike.numpy())
+    return dict(zip(*(each.tolist() for each in pairs), strict=True)), alike
 
 
 def _spread(lm: LM, layer: int) -> Tensor:
     """Some of a block's value rows, (at most ROWS, hidden)."""
     rows = read_weight(lm.architecture.value_module(lm.model, layer)).T
     return rows[torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).long()]
+
+
+def _of_length_one(rows: Tensor, gram: Tensor) -> Tensor:
+    """Rows (n, hidden) in fp64, of which each says as much of the words, in all, as any other."""
+    rows = rows.cpu().double()
+    return rows / ((rows @ gram) * rows).sum(-1, keepdim=True).clamp(min=SLACK).sqrt()
 
 
 def _best(correlations: Tensor) -> float:
