@@ -5,6 +5,7 @@
     python benchmarks/transfer.py match ONE OTHER
     python benchmarks/transfer.py stitch LOWER UPPER
     python benchmarks/transfer.py start TEACHER STUDENT [--seeds 5]
+    python benchmarks/transfer.py readout MODEL [-m METHOD ...] [-n 20]
                                   [--data FOLDER] [--record]
 
 A model is `atlas`, its narrow relative (a folder that scripts/atlas/narrow.py wrote), or a folder
@@ -22,6 +23,9 @@ stitch  LOWER's first blocks, then UPPER's last ones: how often an answer's toke
 start   STUDENT learns facts that TEACHER knows and it does not, by a LoRA that starts at the most
         sensitive part of TEACHER's matrices, at a random one, or as usual. `learned` were trained
         in two wordings, `reworded` are others of theirs; `never` are facts in no example.
+readout whether an edit is legible in the matrix that a method changed (`errata analyze readout`):
+        the place of its answer's first token among all words, in the median, and how often it is
+        one of the first five; in its own change, in another edit's, and in a random direction.
 
 With --record the tables go to docs/results/transfer-*.csv.
 """
@@ -45,6 +49,8 @@ from torch import Tensor
 
 import errata
 from errata import Case, EditModel
+from errata.analyses import readout as readouts
+from errata.analyses.context import AnalysisContext
 from errata.atlas import Fact, build_world, make_cases
 from errata.bench.task import find_task, load
 from errata.edit import same_answer
@@ -363,7 +369,38 @@ def averaged(lines: Sequence[dict[str, Any]], way: str) -> dict[str, Any]:
     return found
 
 
-KINDS = {"teach": teach, "move": move, "match": match, "stitch": stitch, "start": start}
+# readout
+
+
+def readout(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Read edits off the matrices that they changed."""
+    lines = []
+    for method in options.method or ["rome"]:
+        cases = cases_of(options.models[0], options.n, options.data)
+        given = dict(each.split("=", 1) for each in options.set)
+        context = AnalysisContext(options.models[0], cases, Path(), method, given)
+        found = readouts.find(context)
+        line = {"on": shown(options.models[0]), "method": method}
+        line |= {"with": " ".join(options.set) or "-", "edits": len(found["edits"])}
+        line["words"] = found["vocabulary"]
+        for kind, name in (("rank", "own"), ("rank in another's", "another's"),
+                           ("rank at random", "random")):  # fmt: skip
+            line[f"{name}: place"] = f"{found['median'][kind]:,.0f}"
+            line[f"{name}: first five"] = f"{found['first 5'][kind]:.2f}"
+        for row in found["edits"][:5]:
+            print(row, flush=True)
+        lines.append(line)
+    return lines
+
+
+KINDS = {
+    "readout": readout,
+    "teach": teach,
+    "move": move,
+    "match": match,
+    "stitch": stitch,
+    "start": start,
+}
 
 
 def main() -> None:
@@ -371,7 +408,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("models", nargs=2, metavar="MODEL")
+    parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("-m", "--method", action="append")
     parser.add_argument("-n", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=5)
@@ -379,6 +416,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
+    if len(options.models) != (1 if options.kind == "readout" else 2):
+        parser.error(f"{options.kind} takes one model." if options.kind == "readout" else
+                     f"{options.kind} takes two models.")  # fmt: skip
     torch.set_num_threads(1)
     with torch.no_grad() if options.kind in ("match", "stitch") else torch.enable_grad():
         lines = KINDS[options.kind](options)
