@@ -37,7 +37,7 @@ VERBS = (
         "bench",
     ),
     *("serve", "audit", "key", "export", "consolidate", "push"),
-    *("learn", "unlearn", "sisa", "certify", "detox", "debias"),
+    *("learn", "unlearn", "sisa", "certify", "detox", "debias", "play"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""
