@@ -1,4 +1,4 @@
-"""`Agent`: a language model that plays a game, by one of the routes, and what it learned on the way.
+"""`Agent`: a language model that plays a game, by one of the routes, and learns on the way.
 
 The routes are the phases of knowledge editing, carried over to control: what is known stands in
 front of the question (`PROMPTED`), or was written by a method of errata, as edits "in this cell,
@@ -184,5 +184,3 @@ class Agent:
         """Save the record alone, where there is a folder."""
         if self.folder is not None:
             self.record.save(self.folder)
-
-

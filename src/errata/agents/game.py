@@ -8,6 +8,7 @@ in two ways: as *readings* ("tilt T4 swing S1"), short and never the same for tw
 from __future__ import annotations
 
 import itertools
+import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -132,6 +133,8 @@ class Game(ABC):
             UsageError: what it needs is not installed.
         """
         gymnasium = imported(self.needs)
+        if drawn:  # in memory, whatever screen there is
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         options = {**self.options, "max_episode_steps": self.most_steps}
         try:
             return gymnasium.make(self.name, render_mode="rgb_array" if drawn else None, **options)

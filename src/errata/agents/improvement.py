@@ -11,43 +11,54 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from errata.agents.game import Cell, Game
-from errata.agents.policies import Exploring, Rules
+from errata.agents.policies import Exploring, Policy, Rules
 from errata.agents.record import AgentRecord
 from errata.agents.rollout import Episode, Rollout, play_episodes
 from errata.agents.scorer import ActionScorer, Speaker
-from errata.agents.values import Proposal, reward_weighted, worst_cells
+from errata.agents.values import Proposal, imitated, reward_weighted, worst_cells
 from errata.model import EditModel
 from errata.progress import OnProgress
 
-EXPLORE = ((0.3, 1), (0.1, 4), (0.05, 16))
-"""Shares of steps that begin something at random, and how long it lasts; a third of the episodes
-each.
-"""
-EXPLORE_FROM, REHEARSE_FROM, ACCEPT_FROM = 10_000, 100_000, 200_000
+EXPLORE = ((0.3, 1), (0.1, 4), (0.05, 16), (1.0, 1), (1.0, 16))
+"""Shares of steps that begin something at random, and how long it lasts; as many steps each."""
+SIDE_BY_SIDE = 16
+"""Episodes that are played side by side to learn from."""
+EXPLORE_FROM, REHEARSE_FROM, ACCEPT_FROM = 1_000_000, 100_000, 200_000
 """The first seeds of the episodes to learn from, to rehearse on, and to judge by."""
 TRIED = 12
 """Rules that are rehearsed in a round, at most."""
+BEST = (0.01, 0.03)
+"""Shares of the episodes that are imitated as the best."""
 LOOP = "own episodes"
 """The source of rules that the loop found."""
 
 
 @dataclass(frozen=True)
 class LoopSizes:
-    """How many episodes each part of a round plays."""
+    """How much each part of a round plays.
 
-    explore: int = 60
+    Attributes:
+        explore: steps to learn from, at least.
+        rehearse: episodes to rehearse rules on.
+        accept: episodes to judge edits by.
+    """
+
+    explore: int = 20_000
     rehearse: int = 16
     accept: int = 16
 
 
-def explored(game: Game, speaker: Speaker, count: int, number: int, seed: int) -> list[Episode]:
-    """Play episodes that are partly at random; `number` is the round's."""
+def explored(game: Game, speaker: Policy, steps: int, number: int, seed: int) -> list[Episode]:
+    """Play episodes that are partly at random, so many steps; `number` is the round's."""
     found: list[Episode] = []
-    share = max(1, count // len(EXPLORE))
     for kind, (chance, hold) in enumerate(EXPLORE):
-        first = EXPLORE_FROM + (number * len(EXPLORE) + kind) * share
+        first = EXPLORE_FROM + (number * len(EXPLORE) + kind) * steps  # no more episodes than steps
         policy = Exploring(speaker, game, chance, seed + first, hold)
-        found += play_episodes(game, policy, range(first, first + share)).episodes
+        made = 0
+        while made < steps // len(EXPLORE):
+            rollout = play_episodes(game, policy, range(first, first + SIDE_BY_SIDE))
+            found += rollout.episodes
+            made, first = made + rollout.steps, first + SIDE_BY_SIDE
     return found
 
 
@@ -82,9 +93,17 @@ def improve(
         number = record.rounds
         progress("improving", number, rounds)
         episodes = explored(game, speaker, sizes.explore, number, record.seed)
-        proposals = worst_cells(episodes, lambda cells: speaker.act(cells, cells))[:TRIED]
+        cells = sorted({cell for each in episodes for cell in each.cells})
+        said = dict(zip(cells, speaker.act(cells, cells), strict=True))
+        proposals = worst_cells(episodes, said)[:TRIED]
+        together = [
+            {each.cell: each.action for each in proposals[:count]} for count in (TRIED, TRIED // 4)
+        ]
+        learned = [reward_weighted(episodes), *(imitated(episodes, share) for share in BEST)]
+        together += [differing(rules, said) for rules in learned]
         first = REHEARSE_FROM + number * sizes.rehearse
-        rules = rehearsed(game, speaker, proposals, range(first, first + sizes.rehearse))
+        seeds = range(first, first + sizes.rehearse)
+        rules = rehearsed(game, speaker, together, proposals, seeds)
         if rules:
             best = _tried(model, game, speaker, rules, judges, best, record)
         record.rounds += 1
@@ -114,11 +133,8 @@ def reweigh(
         wanted = reward_weighted(episodes)
         cells = list(wanted)
         said = dict(zip(cells, speaker.act(cells, cells), strict=True))
-        edits = [
-            game.edit(cell, action, LOOP, number)
-            for cell, action in wanted.items()
-            if said[cell] != action
-        ]
+        rules = differing(wanted, said)
+        edits = [game.edit(cell, action, LOOP, number) for cell, action in rules.items()]
         model.edit(edits, check=False)
         mean = sum(each.total for each in episodes) / len(episodes)
         record.trials.append({"round": number, "edits": len(edits), "mean": mean})
@@ -127,22 +143,38 @@ def reweigh(
     progress("reweighing", rounds, rounds)
 
 
-def rehearsed(
-    game: Game, speaker: Speaker, proposals: Sequence[Proposal], seeds: Sequence[int]
-) -> dict[Cell, int]:
-    """Return the rules that raise the mean return one after the other, beside the model's policy.
+def differing(rules: dict[Cell, int], said: dict[Cell, int]) -> dict[Cell, int]:
+    """Return the rules that are not what is said already."""
+    return {cell: action for cell, action in rules.items() if said[cell] != action}
 
-    Rules that change nothing are left out.
+
+def rehearsed(
+    game: Game,
+    speaker: Policy,
+    together: Sequence[dict[Cell, int]],
+    proposals: Sequence[Proposal],
+    seeds: Sequence[int],
+) -> dict[Cell, int]:
+    """Return rules that raise the mean return beside the model's policy; none, if none do.
+
+    Args:
+        game: the game.
+        speaker: the model's policy.
+        together: rules that are tried all at once, since one step in another direction is of no
+            use where the next one goes back; the best of them stay.
+        proposals: rules that are then added one by one, and stay where the mean rises.
+        seeds: of the episodes.
     """
     rules: dict[Cell, int] = {}
-    if not proposals:
-        return rules
     best = play_episodes(game, speaker, seeds).mean
-    for each in proposals:
-        tried = {**rules, each.cell: each.action}
-        mean = play_episodes(game, Rules(tried, speaker), seeds).mean
-        if mean > best:
-            rules, best = tried, mean
+    single = [{each.cell: each.action} for each in proposals]
+    for tried in [*together, *single]:
+        if len(tried) == 1:
+            tried = {**rules, **tried}
+        if tried and tried != rules:
+            mean = play_episodes(game, Rules(tried, speaker), seeds).mean
+            if mean > best:
+                rules, best = tried, mean
     return rules
 
 
@@ -163,8 +195,12 @@ def _tried(
     if not kept:
         model.undo([edit.id for edit in report.written])
     record.trials.append(
-        {"round": record.rounds, "edits": len(report.written), "mean": played.mean, "best": best,
-         "kept": kept}  # fmt: skip
+        {
+            "round": record.rounds,
+            "edits": len(report.written),
+            "mean": played.mean,
+            "best": best,
+            "kept": kept,
+        }
     )
     return played.mean if kept else best
-

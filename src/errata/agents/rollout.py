@@ -1,4 +1,4 @@
-"""`play_episodes`: one episode for each seed, side by side, so that a policy is asked in batches."""
+"""`play_episodes`: one episode a seed, side by side, so that a policy is asked in batches."""
 
 from __future__ import annotations
 

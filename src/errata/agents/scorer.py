@@ -64,9 +64,7 @@ class ActionScorer:
 
     def _forget_if_edited(self) -> None:
         edits = (
-            tuple(edit.id for edit in self.model.edits)
-            if isinstance(self.model, EditModel)
-            else ()
+            tuple(edit.id for edit in self.model.edits) if isinstance(self.model, EditModel) else ()
         )
         if edits != self._edits:
             self._known, self._edits = {}, edits

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from errata.agents.game import Cell
 from errata.agents.rollout import Episode
 
-DISCOUNT = 0.98
+DISCOUNT = 0.99
 LEAST = 3
 """Times that an action was tried in a cell before its worth counts."""
 
@@ -40,9 +40,7 @@ class Proposal:
     gain: float
 
 
-def worst_cells(
-    episodes: Sequence[Episode], now: Callable[[Sequence[Cell]], Sequence[int]]
-) -> list[Proposal]:
+def worst_cells(episodes: Sequence[Episode], now: Mapping[Cell, int]) -> list[Proposal]:
     """Return rules for the cells in which another action earned more, the most promising first.
 
     Args:
@@ -55,9 +53,9 @@ def worst_cells(
             episode.cells, episode.actions, discounted(episode), strict=True
         ):
             earned[cell][action].append(worth)
-    cells = sorted(earned)
     found = []
-    for cell, action_now in zip(cells, now(cells), strict=True):
+    for cell in sorted(earned):
+        action_now = now[cell]
         tried = {action: fmean(w) for action, w in earned[cell].items() if len(w) >= LEAST}
         if action_now not in tried:
             continue
@@ -72,9 +70,9 @@ def reward_weighted(episodes: Sequence[Episode], temperature: float = 1.0) -> di
     """Return in each cell the action with the largest weight, by reward-weighted regression.
 
     A step weighs exp(A / temperature), where A is how much more was earned from it on than on
-    average in its cell, in standard deviations of all (Peters and Schaal 2007; advantages as in
-    arXiv 1910.00177). Regression on a table has the weighted shares as its solution; a rule says
-    the largest.
+    average in its cell, in the cell's standard deviations (Peters and Schaal 2007; advantages as
+    in arXiv 1910.00177). Regression on a table has the weighted shares as its solution; a rule
+    says the largest.
     """
     steps = [
         (cell, action, worth)
@@ -83,12 +81,27 @@ def reward_weighted(episodes: Sequence[Episode], temperature: float = 1.0) -> di
             episode.cells, episode.actions, discounted(episode), strict=True
         )
     ]
-    spread = pstdev([worth for _, _, worth in steps]) or 1.0
     worths: dict[Cell, list[float]] = defaultdict(list)
     for cell, _, worth in steps:
         worths[cell].append(worth)
     means = {cell: fmean(found) for cell, found in worths.items()}
+    spreads = {cell: pstdev(found) or 1.0 for cell, found in worths.items()}
     weights: dict[Cell, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for cell, action, worth in steps:
-        weights[cell][action] += math.exp((worth - means[cell]) / (spread * temperature))
+        advantage = (worth - means[cell]) / spreads[cell]
+        weights[cell][action] += math.exp(advantage / temperature)
     return {cell: max(sorted(of), key=of.__getitem__) for cell, of in sorted(weights.items())}
+
+
+def imitated(episodes: Sequence[Episode], share: float) -> dict[Cell, int]:
+    """Return what was done most often in each cell in the best episodes, as many as the share says.
+
+    It is the cross-entropy method's step (Rubinstein 1999): where rewards are rare, a few episodes
+    that met one say more than means.
+    """
+    best = sorted(episodes, key=lambda each: (-each.total, each.seed))
+    done: dict[Cell, Counter[int]] = defaultdict(Counter)
+    for episode in best[: max(1, int(share * len(best)))]:
+        for cell, action in zip(episode.cells, episode.actions, strict=True):
+            done[cell][action] += 1
+    return {cell: max(sorted(of), key=of.__getitem__) for cell, of in sorted(done.items())}

@@ -84,9 +84,7 @@ def _encoded(drawn: Sequence[Any]) -> tuple[bytes, int]:
         frames = [drawn[at].quantize(palette=palette, dither=0) for at in dict.fromkeys(places)]
         times = [MILLISECONDS] * (len(frames) - 1) + [LAST]
         file = io.BytesIO()
-        frames[0].save(
-            file, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
-        )
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
         if file.tell() <= MOST_BYTES or count <= LEAST_FRAMES:
             return file.getvalue(), len(frames)
         count = max(LEAST_FRAMES, count * 3 // 4)

@@ -1,4 +1,4 @@
-"""`errata play CartPole-v1 --model MODEL --route folio --episodes 20 [--video x.gif] [--out DIR]`."""
+"""`errata play CartPole-v1 --model MODEL --route folio [--video x.gif] [--out DIR]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from errata.errors import UsageError
 from errata.storage.locking import WAIT
 
 if TYPE_CHECKING:
-    from errata.agents import Agent, AgentRecord, Game
+    from errata.agents import Agent, Game
 
 
 def play(
@@ -71,7 +71,9 @@ def play(
     check_device(device_map)
     found = game_named(game)
     found.make().close()  # fails before a model is loaded, where it can
-    with _agent(found, model, route, teacher, out, settings or [], dtype, device_map, wait) as agent:
+    with _agent(
+        found, model, route, teacher, out, settings or [], dtype, device_map, wait
+    ) as agent:
         with screen.steps() as progress:
             agent.learn(rounds, learn_by, progress=progress)
             policy = agent.policy()
@@ -165,5 +167,3 @@ def _folder(model: str | None, out: str | None) -> Path | None:
     if model is not None and (is_artifact(model) or (Path(model) / RECORD).exists()):
         return Path(model)
     return None
-
-
