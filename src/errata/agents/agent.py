@@ -14,7 +14,7 @@ from typing import Any
 
 from errata.agents.figures import Played, bootstrapped
 from errata.agents.game import Game
-from errata.agents.improvement import LoopSizes, explored, improve, reweigh
+from errata.agents.improvement import Ground, LoopSizes, improve, reweigh
 from errata.agents.policies import Policy, RandomPolicy, ScriptedPolicy
 from errata.agents.prompts import Demonstrated, Experience, Instructed
 from errata.agents.record import AgentRecord
@@ -117,11 +117,9 @@ class Agent:
     def _reflect(self, rounds: int, sizes: LoopSizes, progress: OnProgress) -> None:
         experience = Experience.from_list(self.record.experience)
         while self.record.rounds < rounds:
-            number = self.record.rounds
-            progress("reflecting", number, rounds)
-            experience.add(
-                explored(self.game, self.policy(), sizes.explore, number, self.record.seed)
-            )
+            progress("reflecting", self.record.rounds, rounds)
+            ground = Ground(self.game, self.record)
+            experience.add(ground.explore(self.policy(), sizes.explore))
             self.record.experience = experience.to_list()
             self.record.rounds += 1
             self.save()

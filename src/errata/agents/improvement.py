@@ -48,18 +48,32 @@ class LoopSizes:
     accept: int = 16
 
 
-def explored(game: Game, speaker: Policy, steps: int, number: int, seed: int) -> list[Episode]:
-    """Play episodes that are partly at random, so many steps; `number` is the round's."""
-    found: list[Episode] = []
-    for kind, (chance, hold) in enumerate(EXPLORE):
-        first = EXPLORE_FROM + (number * len(EXPLORE) + kind) * steps  # no more episodes than steps
-        policy = Exploring(speaker, game, chance, seed + first, hold)
-        made = 0
-        while made < steps // len(EXPLORE):
-            rollout = play_episodes(game, policy, range(first, first + SIDE_BY_SIDE))
-            found += rollout.episodes
-            made, first = made + rollout.steps, first + SIDE_BY_SIDE
-    return found
+@dataclass(frozen=True)
+class Ground:
+    """Where an agent plays to learn: its game, and the record that counts the steps."""
+
+    game: Game
+    record: AgentRecord
+
+    def play(self, policy: Policy, seeds: Sequence[int]) -> Rollout:
+        """Play one episode for each seed."""
+        rollout = play_episodes(self.game, policy, seeds)
+        self.record.steps += rollout.steps
+        return rollout
+
+    def explore(self, policy: Policy, steps: int) -> list[Episode]:
+        """Play episodes that are partly at random, so many steps; other ones in each round."""
+        found: list[Episode] = []
+        number = self.record.rounds * len(EXPLORE)
+        for kind, (chance, hold) in enumerate(EXPLORE):
+            first = EXPLORE_FROM + (number + kind) * steps  # no more episodes than steps
+            exploring = Exploring(policy, self.game, chance, self.record.seed + first, hold)
+            made = 0
+            while made < steps // len(EXPLORE):
+                rollout = self.play(exploring, range(first, first + SIDE_BY_SIDE))
+                found += rollout.episodes
+                made, first = made + rollout.steps, first + SIDE_BY_SIDE
+        return found
 
 
 def improve(
@@ -86,13 +100,13 @@ def improve(
         UsageError: the tokenizer cannot tell the actions apart.
     """
     sizes = sizes or LoopSizes()
-    speaker = Speaker(game, ActionScorer(model, game.actions))
+    ground, speaker = Ground(game, record), Speaker(game, ActionScorer(model, game.actions))
     judges = range(ACCEPT_FROM, ACCEPT_FROM + sizes.accept)
-    best = play_episodes(game, speaker, judges).mean if record.rounds < rounds else 0.0
+    best = ground.play(speaker, judges).mean if record.rounds < rounds else 0.0
     while record.rounds < rounds:
         number = record.rounds
         progress("improving", number, rounds)
-        episodes = explored(game, speaker, sizes.explore, number, record.seed)
+        episodes = ground.explore(speaker, sizes.explore)
         cells = sorted({cell for each in episodes for cell in each.cells})
         said = dict(zip(cells, speaker.act(cells, cells), strict=True))
         proposals = worst_cells(episodes, said)[:TRIED]
@@ -103,9 +117,9 @@ def improve(
         together += [differing(rules, said) for rules in learned]
         first = REHEARSE_FROM + number * sizes.rehearse
         seeds = range(first, first + sizes.rehearse)
-        rules = rehearsed(game, speaker, together, proposals, seeds)
+        rules = rehearsed(ground, speaker, together, proposals, seeds)
         if rules:
-            best = _tried(model, game, speaker, rules, judges, best, record)
+            best = _tried(model, ground, speaker, rules, judges, best)
         record.rounds += 1
         save()
     progress("improving", rounds, rounds)
@@ -125,11 +139,11 @@ def reweigh(
     Nothing is taken back: the next round may. Arguments are those of `improve`.
     """
     sizes = sizes or LoopSizes()
-    speaker = Speaker(game, ActionScorer(model, game.actions))
+    ground, speaker = Ground(game, record), Speaker(game, ActionScorer(model, game.actions))
     while record.rounds < rounds:
         number = record.rounds
         progress("reweighing", number, rounds)
-        episodes = explored(game, speaker, sizes.explore, number, record.seed)
+        episodes = ground.explore(speaker, sizes.explore)
         wanted = reward_weighted(episodes)
         cells = list(wanted)
         said = dict(zip(cells, speaker.act(cells, cells), strict=True))
@@ -149,7 +163,7 @@ def differing(rules: dict[Cell, int], said: dict[Cell, int]) -> dict[Cell, int]:
 
 
 def rehearsed(
-    game: Game,
+    ground: Ground,
     speaker: Policy,
     together: Sequence[dict[Cell, int]],
     proposals: Sequence[Proposal],
@@ -158,7 +172,7 @@ def rehearsed(
     """Return rules that raise the mean return beside the model's policy; none, if none do.
 
     Args:
-        game: the game.
+        ground: where it plays.
         speaker: the model's policy.
         together: rules that are tried all at once, since one step in another direction is of no
             use where the next one goes back; the best of them stay.
@@ -166,13 +180,13 @@ def rehearsed(
         seeds: of the episodes.
     """
     rules: dict[Cell, int] = {}
-    best = play_episodes(game, speaker, seeds).mean
+    best = ground.play(speaker, seeds).mean
     single = [{each.cell: each.action} for each in proposals]
     for tried in [*together, *single]:
         if len(tried) == 1:
             tried = {**rules, **tried}
         if tried and tried != rules:
-            mean = play_episodes(game, Rules(tried, speaker), seeds).mean
+            mean = ground.play(Rules(tried, speaker), seeds).mean
             if mean > best:
                 rules, best = tried, mean
     return rules
@@ -180,17 +194,17 @@ def rehearsed(
 
 def _tried(
     model: EditModel,
-    game: Game,
+    ground: Ground,
     speaker: Speaker,
     rules: dict[Cell, int],
     judges: Sequence[int],
     best: float,
-    record: AgentRecord,
 ) -> float:
     """Write rules as edits, keep them if the mean return rises, and return the best so far."""
+    game, record = ground.game, ground.record
     edits = [game.edit(cell, action, LOOP, record.rounds) for cell, action in rules.items()]
     report = model.edit(edits, check=False)
-    played: Rollout = play_episodes(game, speaker, judges)
+    played = ground.play(speaker, judges)
     kept = played.mean > best
     if not kept:
         model.undo([edit.id for edit in report.written])

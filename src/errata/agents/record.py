@@ -27,6 +27,7 @@ class AgentRecord:
         teacher: where its rules came from.
         seed: of everything random.
         rounds: rounds of its own experience so far.
+        steps: of the game that it made in them.
         trials: what was tried in them: {"round", "edits", "mean", "best", "kept"}.
         experience: what its episodes were worth, see `Experience.to_list`.
         played: how it played: {"episodes", "mean", "low", "high", "edits", ...}.
@@ -38,6 +39,7 @@ class AgentRecord:
     teacher: str = ""
     seed: int = 0
     rounds: int = 0
+    steps: int = 0
     trials: list[dict[str, Any]] = field(default_factory=list)
     experience: list[Any] = field(default_factory=list)
     played: list[dict[str, Any]] = field(default_factory=list)
@@ -69,8 +71,9 @@ class AgentRecord:
             return None
         except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}: cannot be read as an agent's record ({error}).") from None
-        kinds = {"game": str, "route": str, "model": str, "teacher": str, "seed": int,
-                 "rounds": int, "trials": list, "experience": list, "played": list}  # fmt: skip
+        texts, numbers = ("game", "route", "model", "teacher"), ("seed", "rounds", "steps")
+        kinds: dict[str, type] = dict.fromkeys(texts, str) | dict.fromkeys(numbers, int)
+        kinds |= dict.fromkeys(("trials", "experience", "played"), list)
         if (
             not isinstance(data, dict)
             or not {"game", "route"} <= data.keys() <= kinds.keys()
