@@ -79,7 +79,6 @@ class WalkGame(Game):
 
     name, title, actions, moves, most_steps = "Walk", "Walk", ("left", "right"), (-1, 1), 12
     questions = ("From square {state}, where next?", "Where does one go from square {state}?")
-    otherwise = "From {state}, where next?"
     goal = "Walk to the right."
     turned: ClassVar[range] = range(0)
 

@@ -2,7 +2,7 @@
 
 A translator bins the numbers of a state, so that there are finitely many *cells*, and writes a cell
 in two ways: as *readings* ("tilt T4 swing S1"), short and never the same for two cells, and in
-*other words* ("the pole leans a little to the right and falls fast to the left").
+*other words* ("the pole leaning to the right and falling fast to the left").
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class Game(ABC):
         actions: the words by which actions are said.
         moves: the environment's number of each action.
         questions: ways to ask for an action, each with {state}; edits are written in the first.
-        otherwise: asks for it where the state is told in other words.
         goal: what is to be done, in a sentence or two; a prompt of instructions begins with it.
         most_steps: after so many steps an episode is cut.
         needs: the package that it needs beside gymnasium.
@@ -71,7 +70,6 @@ class Game(ABC):
     actions: ClassVar[tuple[str, ...]]
     moves: ClassVar[tuple[int, ...]]
     questions: ClassVar[tuple[str, ...]]
-    otherwise: ClassVar[str]
     goal: ClassVar[str]
     most_steps: ClassVar[int]
     needs: ClassVar[str] = f"errata[{EXTRA}]"
@@ -106,7 +104,7 @@ class Game(ABC):
 
     def reworded(self, cell: Cell) -> str:
         """Ask for the action in a cell that is told in other words."""
-        return self.otherwise.format(state=self.other_words(cell))
+        return self.questions[0].format(state=self.other_words(cell))
 
     def edit(self, cell: Cell, action: int, source: str, number: int | None = None) -> Edit:
         """Return the rule "in this cell, this action" as an edit.
@@ -122,6 +120,7 @@ class Game(ABC):
             prompt=self.prompt(cell),
             target=self.actions[action],
             subject=self.state(cell),
+            aliases=(self.other_words(cell),),
             source=source,
         )
         return edit if number is None else replace(edit, id=f"{edit.id}-{number}")

@@ -174,21 +174,23 @@ def rehearsed(
     Args:
         ground: where it plays.
         speaker: the model's policy.
-        together: rules that are tried all at once, since one step in another direction is of no
-            use where the next one goes back; the best of them stay.
-        proposals: rules that are then added one by one, and stay where the mean rises.
+        together: rules that are tried all at once, since one step in another direction may be of
+            no use where the next one goes back; the best of them count if they reach more than
+            the proposals.
+        proposals: rules that are added one by one, and stay where the mean rises.
         seeds: of the episodes.
     """
     rules: dict[Cell, int] = {}
     best = ground.play(speaker, seeds).mean
-    single = [{each.cell: each.action} for each in proposals]
-    for tried in [*together, *single]:
-        if len(tried) == 1:
-            tried = {**rules, **tried}
-        if tried and tried != rules:
-            mean = ground.play(Rules(tried, speaker), seeds).mean
-            if mean > best:
-                rules, best = tried, mean
+    for each in proposals:
+        tried = {**rules, each.cell: each.action}
+        mean = ground.play(Rules(tried, speaker), seeds).mean
+        if mean > best:
+            rules, best = tried, mean
+    for tried in together:
+        mean = ground.play(Rules(tried, speaker), seeds).mean
+        if mean > best:
+            rules, best = tried, mean
     return rules
 
 

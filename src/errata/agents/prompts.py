@@ -32,7 +32,7 @@ class Instructed:
         """Ask for the action in a state that is told in words."""
         return (
             f"{self.game.goal}\nThe possible actions are: {', '.join(self.game.actions)}.\n"
-            f"{self.game.otherwise.format(state=state)} Answer with one word."
+            f"{self.game.questions[0].format(state=state)} Answer with one word."
         )
 
     @property

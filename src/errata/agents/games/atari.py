@@ -23,7 +23,6 @@ class Pong(ScaledGame):
         "Which way should the paddle go with {state}?",
         "What is the direction of the paddle with {state}?",
     )
-    otherwise = "When {state}, which way does the paddle go?"
     goal = "Two paddles play a ball. Move the paddle up where the ball is above it, else down."
     scales = (
         Scale(
@@ -31,16 +30,16 @@ class Pong(ScaledGame):
             "B",
             (-40.0, -12.0, -4.0, 4.0, 12.0, 40.0),
             (
-                "the ball is far above the paddle",
-                "the ball is above the paddle",
-                "the ball is a bit above the paddle",
-                "the ball is level with the paddle",
-                "the ball is a bit below the paddle",
-                "the ball is below the paddle",
-                "the ball is far below the paddle",
+                "the ball far above the paddle",
+                "the ball above the paddle",
+                "the ball a bit above the paddle",
+                "the ball level with the paddle",
+                "the ball a bit below the paddle",
+                "the ball below the paddle",
+                "the ball far below the paddle",
             ),
         ),
-        Scale("side", "S", (128.0,), ("it is on the left side", "it is on the right side")),
+        Scale("side", "S", (128.0,), ("on the left side", "on the right side")),
     )
 
     def measure(self, observation: Any) -> Sequence[float]:
@@ -60,7 +59,7 @@ class Breakout(ScaledGame):
     name, title, needs = "ALE/Breakout-v5", "Breakout", "errata[agents]"
     options = MEMORY
     actions, moves, most_steps = ("wait", "serve", "right", "left"), (0, 1, 2, 3), 1000
-    questions, otherwise = Pong.questions, Pong.otherwise
+    questions = Pong.questions
     goal = (
         "A ball breaks bricks as long as the paddle catches it. Serve where there is no ball, else "
         "move the paddle to the side on which the ball is."
@@ -71,16 +70,16 @@ class Breakout(ScaledGame):
             "B",
             (-40.0, -12.0, -3.0, 3.0, 12.0, 40.0),
             (
-                "the ball is far left of the paddle",
-                "the ball is left of the paddle",
-                "the ball is a bit left of the paddle",
-                "the ball is above the paddle",
-                "the ball is a bit right of the paddle",
-                "the ball is right of the paddle",
-                "the ball is far right of the paddle",
+                "the ball far left of the paddle",
+                "the ball left of the paddle",
+                "the ball a bit left of the paddle",
+                "the ball above the paddle",
+                "the ball a bit right of the paddle",
+                "the ball right of the paddle",
+                "the ball far right of the paddle",
             ),
         ),
-        Scale("game", "G", (0.5,), ("there is no ball in the game", "the ball is in the game")),
+        Scale("game", "G", (0.5,), ("no ball in the game", "the ball in the game")),
     )
 
     def measure(self, observation: Any) -> Sequence[float]:

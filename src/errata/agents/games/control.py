@@ -18,7 +18,6 @@ class CartPole(ScaledGame):
         "Which way should the cart be pushed with {state}?",
         "What is the direction to push the cart in with {state}?",
     )
-    otherwise = "When {state}, which way is the cart pushed?"
     goal = (
         "A pole stands on a cart and must not fall. Push the cart to the side to which the pole "
         "leans or falls."
@@ -29,12 +28,12 @@ class CartPole(ScaledGame):
             "T",
             (-0.1, -0.03, 0.0, 0.03, 0.1),
             (
-                "the pole leans far to the left",
-                "the pole leans to the left",
-                "the pole leans a bit to the left",
-                "the pole leans a bit to the right",
-                "the pole leans to the right",
-                "the pole leans far to the right",
+                "the pole leaning far to the left",
+                "the pole leaning to the left",
+                "the pole leaning a bit to the left",
+                "the pole leaning a bit to the right",
+                "the pole leaning to the right",
+                "the pole leaning far to the right",
             ),
         ),
         Scale(
@@ -42,19 +41,19 @@ class CartPole(ScaledGame):
             "S",
             (-0.6, -0.2, 0.0, 0.2, 0.6),
             (
-                "falls fast to the left",
-                "falls to the left",
-                "falls slowly to the left",
-                "falls slowly to the right",
-                "falls to the right",
-                "falls fast to the right",
+                "falling fast to the left",
+                "falling to the left",
+                "falling slowly to the left",
+                "falling slowly to the right",
+                "falling to the right",
+                "falling fast to the right",
             ),
         ),
         Scale(
             "place",
             "P",
             (-0.8, 0.8),
-            ("the cart is far left", "the cart is near the middle", "the cart is far right"),
+            ("the cart far left", "the cart near the middle", "the cart far right"),
         ),
     )
 
@@ -79,7 +78,6 @@ class MountainCar(ScaledGame):
         "Which way should the engine be driven with {state}?",
         "What is the direction to drive the engine in with {state}?",
     )
-    otherwise = "When {state}, which way is the engine driven?"
     goal = (
         "A car stands in a valley and is too weak to drive up the hill. Drive the engine in the "
         "direction in which the car moves, so that it swings higher and higher."
@@ -90,11 +88,11 @@ class MountainCar(ScaledGame):
             "G",
             (-0.9, -0.6, -0.4, 0.0),
             (
-                "the car is high on the left",
-                "the car is on the left slope",
-                "the car is at the bottom",
-                "the car is on the right slope",
-                "the car is high on the right",
+                "the car high on the left",
+                "the car on the left slope",
+                "the car at the bottom",
+                "the car on the right slope",
+                "the car high on the right",
             ),
         ),
         Scale(
@@ -102,10 +100,10 @@ class MountainCar(ScaledGame):
             "V",
             (-0.02, 0.0, 0.02),
             (
-                "moves fast to the left",
-                "moves to the left",
-                "moves to the right",
-                "moves fast to the right",
+                "moving fast to the left",
+                "moving to the left",
+                "moving to the right",
+                "moving fast to the right",
             ),
         ),
     )
@@ -129,7 +127,6 @@ class Acrobot(ScaledGame):
         "Which way should the joint be turned with {state}?",
         "What is the direction to turn the joint in with {state}?",
     )
-    otherwise = "When {state}, which way is the joint turned?"
     goal = (
         "Two links hang from a bar, and their joint can be turned. Turn it in the direction in "
         "which the lower link swings, until its end is above the bar."
@@ -140,10 +137,10 @@ class Acrobot(ScaledGame):
             "U",
             (-1.5, 0.0, 1.5),
             (
-                "the upper link swings fast to the left",
-                "the upper link swings to the left",
-                "the upper link swings to the right",
-                "the upper link swings fast to the right",
+                "the upper link swinging fast to the left",
+                "the upper link swinging to the left",
+                "the upper link swinging to the right",
+                "the upper link swinging fast to the right",
             ),
         ),
         Scale(
@@ -151,10 +148,10 @@ class Acrobot(ScaledGame):
             "L",
             (-2.0, 0.0, 2.0),
             (
-                "the lower link swings fast to the left",
-                "the lower link swings to the left",
-                "the lower link swings to the right",
-                "the lower link swings fast to the right",
+                "the lower link swinging fast to the left",
+                "the lower link swinging to the left",
+                "the lower link swinging to the right",
+                "the lower link swinging fast to the right",
             ),
         ),
     )
@@ -182,7 +179,6 @@ class LunarLander(ScaledGame):
         "Which engine should be fired with {state}?",
         "What is the engine to fire with {state}?",
     )
-    otherwise = "When {state}, which engine is fired?"
     goal = (
         "A lander must come down softly between two flags. Fire the main engine where it sinks "
         "too fast, and the left or right one where it leans too far to the other side."
@@ -193,13 +189,13 @@ class LunarLander(ScaledGame):
             "L",
             (-0.25, -0.1, -0.05, 0.05, 0.1, 0.25),
             (
-                "the lander must turn far to the right",
-                "the lander must turn to the right",
-                "the lander must turn a bit to the right",
-                "the lander is upright",
-                "the lander must turn a bit to the left",
-                "the lander must turn to the left",
-                "the lander must turn far to the left",
+                "the lander having to turn far to the right",
+                "the lander having to turn to the right",
+                "the lander having to turn a bit to the right",
+                "the lander upright",
+                "the lander having to turn a bit to the left",
+                "the lander having to turn to the left",
+                "the lander having to turn far to the left",
             ),
         ),
         Scale(
@@ -207,13 +203,13 @@ class LunarLander(ScaledGame):
             "K",
             (0.05, 0.1, 0.25),
             (
-                "it sinks slowly enough",
-                "it sinks a bit too fast",
-                "it sinks too fast",
-                "it sinks far too fast",
+                "sinking slowly enough",
+                "sinking a bit too fast",
+                "sinking too fast",
+                "sinking far too fast",
             ),
         ),
-        Scale("leg", "G", (0.5,), ("no leg touches the ground", "a leg touches the ground")),
+        Scale("leg", "G", (0.5,), ("no leg touching the ground", "a leg touching the ground")),
     )
 
     def measure(self, observation: Any) -> Sequence[float]:

@@ -75,7 +75,6 @@ class FrozenLake(OnSquares):
         "Which way should the next step go from {state}?",
         "What is the direction of the next step from {state}?",
     )
-    otherwise = "From {state}, which way is the next step?"
     goal = "Walk over the ice from square A1 to square D4, and not into a hole: B2, D2, D3 and A4."
 
 
@@ -84,7 +83,7 @@ class CliffWalking(OnSquares):
 
     name, title, rows, columns = "CliffWalking-v1", "CliffWalking", 4, 12
     actions, moves, most_steps = ("up", "right", "down", "left"), (0, 1, 2, 3), 200
-    questions, otherwise = FrozenLake.questions, FrozenLake.otherwise
+    questions = FrozenLake.questions
     goal = "Walk from square A4 to square L4, and never onto the squares B4 to K4: a cliff."
 
     def cells(self) -> list[Cell]:
@@ -107,7 +106,6 @@ class Taxi(Planned):
         "What should the driver do next with {state}?",
         "What is the driver's next act with {state}?",
     )
-    otherwise = "With {state}, what does the driver do next?"
     goal = (
         "A taxi fetches a passenger at one stand and brings them to another. The stands are on "
         "the squares A1, E1, A5 and D5. Drive north, south, east or west; fetch; drop."
@@ -157,7 +155,6 @@ class Blackjack(Game):
         "What should the player do next with {state}?",
         "What is the player's next act with {state}?",
     )
-    otherwise = "With {state}, what does the player do next?"
     goal = (
         "Draw cards to come near to 21, and not above it; stand when the hand is better than what "
         "the dealer is likely to get."
