@@ -13,7 +13,8 @@ or --steps. `routes`: a model that is taught the script's rules by a method, or 
 
 Figures are of the episodes of 20 seeds, 0 to 19, which nothing was learned or chosen on, with
 bootstrapped intervals of 95 %. `said`: the share of rules whose action the model finds the
-likeliest, in the edits' own words; `reworded`: mean over the two other questions; `other words`:
+likeliest, in the edits' own words (`one word`: what the commonest action alone would have);
+`reworded`: mean over the two other questions; `other words`:
 the state told in other words. `text`: perplexity of unrelated text before and after. `other game`:
 the share of another game's cells in which the action stayed what it was.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,7 @@ def measured(agent: Agent, model_name: str, seconds: float) -> dict[str, Any]:
             row["unedited"] = said(play_episodes(game, agent.policy(), SEEDS).returns)
         row |= {
             "edits": len(model.edits),
+            "one word": max(Counter(rules.values()).values(), default=0) / max(1, len(rules)),
             "said": rules_said(game, scorer, rules),
             "reworded": sum(rules_said(game, scorer, rules, at) for at in (1, 2)) / 2,
             "other words": rules_said(game, scorer, rules, None),

@@ -60,7 +60,8 @@ class Rules:
 class Exploring:
     """Does what another policy does, but now and then something at random.
 
-    What is drawn is repeated for `hold` steps: one push in another direction is soon undone.
+    What is drawn is repeated for `hold` steps: one push in another direction is soon undone. States
+    are told apart by their places: when an episode ends, what it held passes to the next one.
 
     Args:
         policy: the other policy.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,9 @@ from errata.errors import UsageError
 from errata.storage.locking import WAIT
 
 if TYPE_CHECKING:
-    from errata.agents import Agent, Game
+    from errata import EditModel
+    from errata.agents import Agent, AgentRecord, Game
+    from errata.cli.choices import Choices
 
 
 def play(
@@ -106,54 +108,26 @@ def _agent(
     device_map: str | None,
     wait: float,
 ) -> Iterator[Agent]:
-    """Open the agent that is asked for, and lock its folder."""
-    import errata
-    from errata.agents import Agent, AgentRecord, check_route, is_method
-    from errata.agents.agent import MODELLESS, NOBODY, SCRIPT, TEACHERS
+    """Open the agent that is asked for; no other process writes into its folder meanwhile."""
+    from errata.agents import Agent, is_method
+    from errata.agents.agent import MODELLESS
     from errata.cli.choices import Choices
-    from errata.config import check_choice
-    from errata.saving import is_artifact
 
     goal = _folder(model, out)
-    begun = None if goal is None else AgentRecord.load(goal)
-    begun = begun or (None if model is None else AgentRecord.load(Path(model)))
-    if route is None:
-        from errata.methods import DEFAULT
-
-        route = begun.route if begun else DEFAULT
-    check_route(route)
-    if teacher is None:
-        teacher = begun.teacher if begun else SCRIPT if is_method(route) else NOBODY
-    check_choice("teacher", teacher, TEACHERS)
-    if begun is not None and goal is not None:
-        begun.check(goal, game=game.name, route=route, teacher=teacher)
-        model = model or begun.model or str(goal)
-    if model is None and route not in MODELLESS:
-        raise UsageError(f"the route {route!r} needs a language model: give --model.")
-    record = begun or AgentRecord(game.name, route, model or "", teacher)
-    if route in MODELLESS:
-        yield Agent(game, record, None, None)
-        return
-    name = str(model)
-    if not is_method(route):
-        opened = opening.open_model(name, dtype, device_map)
-        if goal is None:
-            yield Agent(game, record, opened, None)
-            return
-        with opening.writing_into(goal, wait):
-            yield Agent(game, record, opened, goal)
-        return
-    choices = Choices(route, settings)
-    if goal is None:
-        base, tokenizer = opening.load_base(name, dtype, device_map)
-        edited = errata.get_edit_model(base, choices.config(base.config), tokenizer)
-        yield Agent(game, record, edited, None)
-        return
-    with opening.open_to_edit(
-        name, None if is_artifact(name) and out is None else str(goal),
-        choices, dtype, device_map, wait,
-    ) as (edited, folder):  # fmt: skip
-        yield Agent(game, record, edited, folder)
+    record = _record(game, model, goal, route, teacher)
+    if record.route in MODELLESS:
+        yield Agent(game, record)
+    elif not record.model:
+        raise UsageError(f"the route {record.route!r} needs a language model: give --model.")
+    elif is_method(record.route):
+        choices = Choices(record.route, settings)
+        opened = _edited(model or record.model, goal, choices, dtype, device_map, wait)
+        with opened as (edited, folder):
+            yield Agent(game, record, edited, folder)
+    else:
+        asked = opening.open_model(record.model, dtype, device_map)
+        with nullcontext() if goal is None else opening.writing_into(goal, wait):
+            yield Agent(game, record, asked, goal)
 
 
 def _folder(model: str | None, out: str | None) -> Path | None:
@@ -167,3 +141,47 @@ def _folder(model: str | None, out: str | None) -> Path | None:
     if model is not None and (is_artifact(model) or (Path(model) / RECORD).exists()):
         return Path(model)
     return None
+
+
+def _record(
+    game: Game, model: str | None, goal: Path | None, route: str | None, teacher: str | None
+) -> AgentRecord:
+    """The record of the agent that was begun in its folder, or in that of --model; or a new one."""
+    from errata.agents import AgentRecord, check_route, is_method
+    from errata.agents.agent import NOBODY, SCRIPT, TEACHERS
+    from errata.config import check_choice
+    from errata.methods import DEFAULT
+
+    places = [place for place in (goal, model and Path(model)) if place]
+    begun = {place: found for place in places if (found := AgentRecord.load(place)) is not None}
+    if begun:
+        place, record = next(iter(begun.items()))
+        wanted = {"game": game.name, "route": route, "teacher": teacher}
+        record.check(place, **{name: value for name, value in wanted.items() if value is not None})
+        return record
+    route = route or DEFAULT
+    check_route(route)
+    teacher = teacher or (SCRIPT if is_method(route) else NOBODY)
+    check_choice("teacher", teacher, TEACHERS)
+    return AgentRecord(game.name, route, model or "", teacher)
+
+
+@contextmanager
+def _edited(
+    model: str,
+    goal: Path | None,
+    choices: Choices,
+    dtype: str,
+    device_map: str | None,
+    wait: float,
+) -> Iterator[tuple[EditModel, Path | None]]:
+    """Open the model that a method edits: in memory, or in its folder."""
+    import errata
+
+    if goal is None:
+        base, tokenizer = opening.load_base(model, dtype, device_map)
+        yield errata.get_edit_model(base, choices.config(base.config), tokenizer), None
+        return
+    opened = opening.open_to_edit(model, str(goal), choices, dtype, device_map, wait)
+    with opened as (edited, folder):
+        yield edited, folder
