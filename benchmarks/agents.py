@@ -54,9 +54,11 @@ from errata.bench.drift import drift
 from errata.model import EditModel
 
 SEEDS = range(500, 520)
-PARAGRAPHS, SHORTEST = 20, 200
+PARAGRAPHS, SHORTEST = 10, 200
 """Of text for perplexity, and the fewest characters of one that is taken from docs/."""
 PPO_STEPS = 100_000
+CELLS = 40
+"""Of another game that are asked, at most."""
 OTHERS = ("FrozenLake-v1", "CartPole-v1")
 """The other game that is asked about; the second where the first is what was learned."""
 
@@ -74,7 +76,7 @@ def texts(model: str) -> list[str]:
     for page in sorted((results.FOLDER.parent).glob("*.md")):
         for paragraph in page.read_text(encoding="utf-8").split("\n\n"):
             if len(paragraph) >= SHORTEST and paragraph[0].isalpha():
-                found.append(paragraph[: 4 * SHORTEST])
+                found.append(paragraph[: 2 * SHORTEST])
     return found[:: max(1, len(found) // PARAGRAPHS)][:PARAGRAPHS]
 
 
@@ -176,7 +178,7 @@ def rules_of(agent: Agent) -> dict[Any, int]:
 
 def other_actions(model: EditModel, game: Game) -> tuple[list[int], list[int]]:
     """What is said in another game's cells without the edits, and with them."""
-    cells = game.cells()
+    cells = game.cells()[:: 1 + len(game.cells()) // CELLS]
     with model.disable_edits():
         before = Speaker(game, ActionScorer(model, game.actions)).act(cells, cells)
     return before, Speaker(game, ActionScorer(model, game.actions)).act(cells, cells)

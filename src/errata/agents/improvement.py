@@ -102,7 +102,9 @@ def improve(
     sizes = sizes or LoopSizes()
     ground, speaker = Ground(game, record), Speaker(game, ActionScorer(model, game.actions))
     judges = range(ACCEPT_FROM, ACCEPT_FROM + sizes.accept)
-    best = ground.play(speaker, judges).mean if record.rounds < rounds else 0.0
+    if record.rounds >= rounds:
+        return
+    best = ground.play(speaker, judges).mean
     while record.rounds < rounds:
         number = record.rounds
         progress("improving", number, rounds)
@@ -154,7 +156,6 @@ def reweigh(
         record.trials.append({"round": number, "edits": len(edits), "mean": mean})
         record.rounds += 1
         save()
-    progress("reweighing", rounds, rounds)
 
 
 def differing(rules: dict[Cell, int], said: dict[Cell, int]) -> dict[Cell, int]:

@@ -84,7 +84,7 @@ def play_episodes(
     policy: Policy,
     seeds: Sequence[int],
     most_steps: int | None = None,
-    see: Callable[[Any, Cell, int], None] | None = None,
+    see: Callable[[Any, Cell, int | None], None] | None = None,
 ) -> Rollout:
     """Play one episode for each seed, side by side.
 
@@ -93,7 +93,8 @@ def play_episodes(
         policy: chooses the actions.
         seeds: of the environments.
         most_steps: after so many steps an episode is cut; None: the game's own.
-        see: called after each step with (environment, cell, action); the environment draws itself.
+        see: called before each step with (environment, cell, action), and at the end with no
+            action; the environment draws itself.
 
     Raises:
         UsageError: what the game needs is not installed.
@@ -112,16 +113,18 @@ def play_episodes(
             actions = policy.act(cells, [states[place] for place in running])
             still = []
             for place, cell, action in zip(running, cells, actions, strict=True):
+                if see is not None:
+                    see(games[place], cell, action)
                 states[place], reward, over, cut, _ = games[place].step(game.moves[action])
                 episode = episodes[place]
                 episode.cells.append(cell)
                 episode.actions.append(action)
                 episode.rewards.append(float(reward))
-                if see is not None:
-                    see(games[place], cell, action)
                 cut = bool(cut) or len(episode.actions) >= most
                 if not over and not cut:
                     still.append(place)
+                elif see is not None:
+                    see(games[place], game.cell(states[place]), None)
                 episode.cut = cut and not over
             running = still
             steps = max(len(each.actions) for each in episodes)

@@ -42,10 +42,10 @@ def film(
     step = 0
     stride = 1
 
-    def see(environment: Any, cell: Cell, action: int) -> None:
+    def see(environment: Any, cell: Cell, action: int | None) -> None:
         nonlocal step, stride
-        if step % stride == 0:
-            text = f"{game.state(cell)} > {game.actions[action]}"
+        if step % stride == 0 or action is None:
+            text = game.state(cell) + ("" if action is None else f" > {game.actions[action]}")
             drawn.append(_frame(Image, environment.render(), text))
             if len(drawn) >= 2 * FRAMES:
                 drawn[:] = drawn[::2]

@@ -85,15 +85,20 @@ def play(
     if as_json:
         screen.print_json({"game": game, "route": record.route, **played.to_dict()})
         return
-    rounds_told = f", {record.rounds} rounds" if record.rounds else ""
+    rounds_told = f", {_number(record.rounds, 'round')}" if record.rounds else ""
     screen.say(
         f"{found.title} by {record.route}: mean return {played.mean:.1f} "
-        f"({played.low:.1f} to {played.high:.1f}) over {episodes} episodes, {played.edits} edits"
+        f"({played.low:.1f} to {played.high:.1f}) over {_number(episodes, 'episode')}, "
+        f"{_number(played.edits, 'edit')}"
         f"{rounds_told}, {played.steps_per_second:.0f} steps/s"
         + (f"; in {folder}" if folder else "")
     )
     if filmed is not None:
         screen.say(f"{video}: seed {seed}, return {filmed[0]:.1f}, {filmed[1]} frames")
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 @contextmanager
