@@ -56,7 +56,7 @@ from errata.model import EditModel
 SEEDS = range(500, 520)
 PARAGRAPHS, SHORTEST = 10, 200
 """Of text for perplexity, and the fewest characters of one that is taken from docs/."""
-PPO_STEPS = 100_000
+PPO_STEPS, PPO_ENVIRONMENTS = 100_000, 8
 CELLS = 40
 """Of another game that are asked, at most."""
 OTHERS = ("FrozenLake-v1", "CartPole-v1")
@@ -101,6 +101,7 @@ def ppo(game: Game, steps: int) -> list[float]:
     """PPO's returns after so many steps, on what the environment shows (one-hot where a number)."""
     import gymnasium
     from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
 
     torch.set_num_threads(1)
 
@@ -121,7 +122,8 @@ def ppo(game: Game, steps: int) -> list[float]:
             )
         return environment
 
-    policy = PPO("MlpPolicy", opened(), seed=0, device="cpu", verbose=0)
+    side_by_side = make_vec_env(opened, n_envs=PPO_ENVIRONMENTS, seed=0)
+    policy = PPO("MlpPolicy", side_by_side, n_steps=2048 // PPO_ENVIRONMENTS, seed=0, device="cpu")
     policy.learn(steps)
     found, environment = [], opened()
     for seed in SEEDS:

@@ -38,7 +38,7 @@ from errata.errors import ArtifactError, UnknownNameError, UsageError
 
 pytest.importorskip("gymnasium")
 
-FEW = LoopSizes(explore=300, rehearse=12, accept=12)
+FEW = LoopSizes(explore=60, rehearse=12, accept=12)
 
 
 class KilledError(Exception):

@@ -14,7 +14,7 @@ from typing import Any
 
 from errata.agents.figures import Played, bootstrapped
 from errata.agents.game import Game
-from errata.agents.improvement import Ground, LoopSizes, improve, reweigh
+from errata.agents.improvement import FAR, NEAR, Ground, LoopSizes, improve, reweigh
 from errata.agents.policies import Policy, RandomPolicy, ScriptedPolicy
 from errata.agents.prompts import Demonstrated, Experience, Instructed
 from errata.agents.record import AgentRecord
@@ -119,7 +119,7 @@ class Agent:
         while self.record.rounds < rounds:
             progress("reflecting", self.record.rounds, rounds)
             ground = Ground(self.game, self.record)
-            experience.add(ground.explore(self.policy(), sizes.explore))
+            experience.add(ground.explore(self.policy(), sizes.explore, NEAR + FAR))
             self.record.experience = experience.to_list()
             self.record.rounds += 1
             self.save()

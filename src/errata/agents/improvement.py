@@ -19,8 +19,10 @@ from errata.agents.values import Proposal, imitated, reward_weighted, worst_cell
 from errata.model import EditModel
 from errata.progress import OnProgress
 
-EXPLORE = ((0.3, 1), (0.1, 4), (0.05, 16), (1.0, 1), (1.0, 16))
-"""Shares of steps that begin something at random, and how long it lasts; as many steps each."""
+NEAR, FAR = ((0.3, 1), (0.1, 4), (0.05, 16)), ((1.0, 1), (1.0, 16))
+"""Shares of steps that begin something at random, and how long it lasts; as many steps each. Near
+its own policy is seen what single actions are worth; far from it, rewards that are rare are met.
+"""
 SIDE_BY_SIDE = 16
 """Episodes that are played side by side to learn from."""
 EXPLORE_FROM, REHEARSE_FROM, ACCEPT_FROM = 1_000_000, 100_000, 200_000
@@ -38,12 +40,12 @@ class LoopSizes:
     """How much each part of a round plays.
 
     Attributes:
-        explore: steps to learn from, at least.
+        explore: steps to learn from, at least, of each kind.
         rehearse: episodes to rehearse rules on.
         accept: episodes to judge edits by.
     """
 
-    explore: int = 20_000
+    explore: int = 4_000
     rehearse: int = 16
     accept: int = 16
 
@@ -61,15 +63,19 @@ class Ground:
         self.record.steps += rollout.steps
         return rollout
 
-    def explore(self, policy: Policy, steps: int) -> list[Episode]:
-        """Play episodes that are partly at random, so many steps; other ones in each round."""
+    def explore(
+        self, policy: Policy, steps: int, kinds: Sequence[tuple[float, int]]
+    ) -> list[Episode]:
+        """Play episodes that are partly at random, so many steps of each kind; other ones in each
+        round.
+        """
         found: list[Episode] = []
-        number = self.record.rounds * len(EXPLORE)
-        for kind, (chance, hold) in enumerate(EXPLORE):
-            first = EXPLORE_FROM + (number + kind) * steps  # no more episodes than steps
+        kinds_before = self.record.rounds * len(NEAR + FAR) + (len(NEAR) if kinds == FAR else 0)
+        for kind, (chance, hold) in enumerate(kinds, kinds_before):
+            first = EXPLORE_FROM + kind * steps  # no more episodes than steps
             exploring = Exploring(policy, self.game, chance, self.record.seed + first, hold)
             made = 0
-            while made < steps // len(EXPLORE):
+            while made < steps:
                 rollout = self.play(exploring, range(first, first + SIDE_BY_SIDE))
                 found += rollout.episodes
                 made, first = made + rollout.steps, first + SIDE_BY_SIDE
@@ -108,10 +114,11 @@ def improve(
     while record.rounds < rounds:
         number = record.rounds
         progress("improving", number, rounds)
-        episodes = ground.explore(speaker, sizes.explore)
+        near = ground.explore(speaker, sizes.explore, NEAR)
+        episodes = near + ground.explore(speaker, sizes.explore, FAR)
         cells = sorted({cell for each in episodes for cell in each.cells})
         said = dict(zip(cells, speaker.act(cells, cells), strict=True))
-        proposals = worst_cells(episodes, said)[:TRIED]
+        proposals = worst_cells(near, said)[:TRIED]
         together = [
             {each.cell: each.action for each in proposals[:count]} for count in (TRIED, TRIED // 4)
         ]
@@ -145,7 +152,7 @@ def reweigh(
     while record.rounds < rounds:
         number = record.rounds
         progress("reweighing", number, rounds)
-        episodes = ground.explore(speaker, sizes.explore)
+        episodes = ground.explore(speaker, sizes.explore, NEAR)
         wanted = reward_weighted(episodes)
         cells = list(wanted)
         said = dict(zip(cells, speaker.act(cells, cells), strict=True))

@@ -11,7 +11,7 @@ from statistics import fmean, pstdev
 from errata.agents.game import Cell
 from errata.agents.rollout import Episode
 
-DISCOUNT = 0.99
+DISCOUNT = 0.98
 LEAST = 3
 """Times that an action was tried in a cell before its worth counts."""
 
