@@ -120,7 +120,8 @@ def improve(
         said = dict(zip(cells, speaker.act(cells, cells), strict=True))
         proposals = worst_cells(near, said)[:TRIED]
         together = [
-            {each.cell: each.action for each in proposals[:count]} for count in (TRIED, TRIED // 4)
+            {each.cell: each.action for each in found}
+            for found in (proposals, proposals[: TRIED // 4], worst_cells(episodes, said)[:TRIED])
         ]
         learned = [reward_weighted(episodes), *(imitated(episodes, share) for share in BEST)]
         together += [differing(rules, said) for rules in learned]
