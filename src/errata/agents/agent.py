@@ -16,7 +16,7 @@ from errata.agents.figures import Played, bootstrapped
 from errata.agents.game import Game
 from errata.agents.improvement import FAR, NEAR, Ground, LoopSizes, improve, reweigh
 from errata.agents.policies import Policy, RandomPolicy, ScriptedPolicy
-from errata.agents.prompts import Demonstrated, Experience, Instructed
+from errata.agents.prompts import Demonstrated, Experience, Instructed, among
 from errata.agents.record import AgentRecord
 from errata.agents.rollout import play_episodes
 from errata.agents.rules import edits_of, scripted_rules
@@ -146,15 +146,14 @@ class Agent:
         if self.model is None:
             raise UsageError(f"the route {route!r} needs a language model: give --model.")
         scorer = ActionScorer(self.model, game.actions)
-        if route == INSTRUCTIONS:
-            instructed = Instructed(game)
-            return Speaker(game, scorer, instructed, instructed.neutral)
+        if is_method(route):
+            return Speaker(game, scorer)
+        asks: Instructed | Demonstrated = Instructed(game)
         if route == DEMONSTRATIONS:
-            return Speaker(game, scorer, Demonstrated(game, scripted_rules(game)))
-        if route == REFLECTION:
-            best = Experience.from_list(self.record.experience).best
-            return Speaker(game, scorer, Demonstrated(game, best))
-        return Speaker(game, scorer)
+            asks = Demonstrated(game, scripted_rules(game))
+        elif route == REFLECTION:
+            asks = Demonstrated(game, Experience.from_list(self.record.experience).best)
+        return Speaker(game, scorer, asks, among(game, asks))
 
     def play(
         self, seeds: Sequence[int], most_steps: int | None = None, policy: Policy | None = None

@@ -6,7 +6,7 @@ Nothing is written into the model; all of it is in the prompt, one for each cell
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,14 @@ from errata.agents.game import Cell, Game
 from errata.agents.rollout import Episode
 from errata.agents.values import discounted
 
-NOWHERE = "unknown"
-"""The state in a prompt that tells of none."""
+AMONG = 24
+"""Prompts that calibrate scores, at most."""
+
+
+def among(game: Game, prompt_of: Callable[[Cell], str]) -> list[str]:
+    """Return prompts of cells from all over the game, to calibrate scores by."""
+    cells = game.cells()
+    return [prompt_of(cell) for cell in cells[:: 1 + len(cells) // AMONG]]
 
 
 @dataclass(frozen=True)
@@ -26,19 +32,10 @@ class Instructed:
 
     def __call__(self, cell: Cell) -> str:
         """Ask for the action in a cell."""
-        return self.about(self.game.other_words(cell))
-
-    def about(self, state: str) -> str:
-        """Ask for the action in a state that is told in words."""
         return (
             f"{self.game.goal}\nThe possible actions are: {', '.join(self.game.actions)}.\n"
-            f"{self.game.questions[0].format(state=state)} Answer with one word."
+            f"{self.game.reworded(cell)} Answer with one word."
         )
-
-    @property
-    def neutral(self) -> str:
-        """The same without a state."""
-        return self.about(NOWHERE)
 
 
 @dataclass(frozen=True)
@@ -53,11 +50,15 @@ class Demonstrated:
 
     game: Game
     examples: Mapping[Cell, int]
-    count: int = 4
+    count: int = 1
 
     def __call__(self, cell: Cell) -> str:
         """Ask for the action in a cell."""
-        return self._ask(self.nearest(cell), self.game.state(cell))
+        lines = [
+            f"State: {self.game.state(near)}. Action: {self.game.actions[self.examples[near]]}"
+            for near in self.nearest(cell)
+        ]
+        return "\n".join([self.game.goal, *lines, f"State: {self.game.state(cell)}. Action:"])
 
     def nearest(self, cell: Cell) -> list[Cell]:
         """Return the cells of the nearest examples, the nearest last; of equals, the smaller."""
@@ -66,13 +67,6 @@ class Demonstrated:
             return sum(abs(a - b) for a, b in zip(cell, other, strict=True)), other
 
         return sorted(self.examples, key=far)[: self.count][::-1]
-
-    def _ask(self, shown: Sequence[Cell], state: str) -> str:
-        lines = [
-            f"State: {self.game.state(cell)}. Action: {self.game.actions[self.examples[cell]]}"
-            for cell in shown
-        ]
-        return "\n".join([self.game.goal, *lines, f"State: {state}. Action:"])
 
 
 class Experience:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import permutations
+from statistics import fmean
 from typing import Any
 
 from errata.agents.game import Cell, Game
@@ -98,8 +99,8 @@ class Speaker:
         game: the game.
         scorer: scores its actions.
         prompt_of: asks for the action in a cell; None: as edits ask for it.
-        neutral: a prompt that tells of no state; what it makes likely is taken from the scores
-            (contextual calibration, Zhao et al., arXiv 2102.09690).
+        among: prompts whose mean scores are taken from each score, so that what the model likes
+            to say anyway does not count (batch calibration, Zhou et al., arXiv 2309.17249).
     """
 
     def __init__(
@@ -107,18 +108,18 @@ class Speaker:
         game: Game,
         scorer: ActionScorer,
         prompt_of: Callable[[Cell], str] | None = None,
-        neutral: str | None = None,
+        among: Sequence[str] = (),
     ) -> None:
         self.game, self.scorer = game, scorer
         self.prompt_of = game.prompt if prompt_of is None else prompt_of
-        self.neutral = neutral
+        self.among = among
 
     def act(self, cells: Sequence[Cell], observations: Sequence[Any]) -> list[int]:
         """Score each cell's prompt and take the likeliest action, the first of equals."""
         found = self.scorer.scores([self.prompt_of(cell) for cell in cells])
-        prior = (0.0,) * len(self.game.actions)
-        if self.neutral is not None:
-            (prior,) = self.scorer.scores([self.neutral])
+        prior = [0.0] * len(self.game.actions)
+        if self.among:
+            prior = [fmean(each) for each in zip(*self.scorer.scores(self.among), strict=True)]
         return [
             max(range(len(prior)), key=lambda action: scores[action] - prior[action])
             for scores in found
