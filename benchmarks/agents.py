@@ -232,20 +232,28 @@ def keep(out: Path, name: str, row: dict[str, Any]) -> None:
 
 def record(out: Path) -> None:
     """Write docs/results/agents-*.csv from what was measured."""
-    order = [game_named(name).title for name in GAMES]
+    names = {game_named(name).title: name for name in GAMES}
     for kind in ("references", "routes", "loop"):
         rows = [json.loads(each.read_text()) for each in sorted(out.glob(f"{kind}-*.json"))]
-        rows.sort(key=lambda row: (order.index(row["game"]), row.get("on", "")))
-        command = f"python benchmarks/agents.py {kind}"
-        if kind == "routes":
-            rows = [{k: v for k, v in row.items() if k not in ("kept",)} for row in rows]
+        rows.sort(key=lambda row: ([*names].index(row["game"]), row.get("on", "")))
         results.write(
-            f"agents-{kind}",
-            [
-                {**row, "command": " ".join([command, row.get("on", ""), row.get("route", "")])}
-                for row in rows
-            ],
+            f"agents-{kind}", [{**row, "command": command(kind, row, names)} for row in rows]
         )
+
+
+def command(kind: str, row: dict[str, Any], names: dict[str, str]) -> str:
+    """The command that measures a line."""
+    parts = ["python benchmarks/agents.py", kind]
+    if "on" in row:
+        parts += [row["on"], row["route"].partition(",")[0]]
+    parts.append(names[row["game"]])
+    if "rounds" in row:
+        parts += ["--rounds", str(row["rounds"])]
+    if "," in row.get("route", ""):
+        parts += ["--by", "reward"]
+    if "PPO's steps" in row:
+        parts += ["--steps", str(row["PPO's steps"])]
+    return " ".join(parts)
 
 
 def main() -> None:
