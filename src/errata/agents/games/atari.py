@@ -17,7 +17,7 @@ class Pong(ScaledGame):
 
     name, title, needs = "ALE/Pong-v5", "Pong", "errata[agents]"
     options = MEMORY
-    actions, moves, most_steps = ("wait", "up", "down"), (0, 2, 3), 1000
+    actions, moves, most_steps = ("wait", "up", "down"), (0, 2, 3), 400
     questions = (
         "With {state}, which way does the paddle go?",
         "Which way should the paddle go with {state}?",
@@ -58,7 +58,7 @@ class Breakout(ScaledGame):
 
     name, title, needs = "ALE/Breakout-v5", "Breakout", "errata[agents]"
     options = MEMORY
-    actions, moves, most_steps = ("wait", "serve", "right", "left"), (0, 1, 2, 3), 1000
+    actions, moves, most_steps = ("wait", "serve", "right", "left"), (0, 1, 2, 3), 400
     questions = Pong.questions
     goal = (
         "A ball breaks bricks as long as the paddle catches it. Serve where there is no ball, else "
