@@ -37,7 +37,7 @@ VERBS = (
         "bench",
     ),
     *("serve", "audit", "key", "export", "consolidate", "move", "push"),
-    *("learn", "distill", "transfer", "unlearn", "sisa", "certify", "detox", "debias"),
+    *("learn", "distill", "transfer", "unlearn", "sisa", "certify", "detox", "debias", "play"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""
