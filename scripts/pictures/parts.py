@@ -1,0 +1,180 @@
+"""The parts of the pictures model, untrained: tokenizer, CLIP, autoencoder, denoiser; and the judge.
+
+All but the judge are classes of transformers and diffusers, so that diffusers opens what is saved.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+from world import COLOURS, SEED, SHAPES, SIZE, invented, names, scene
+
+WIDTH = 128
+"""Of the text encoder's states, which the denoiser attends to."""
+LENGTH = 24
+VOCABULARY = 512
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Learn CLIP's kind of byte-pair encoding; names of the world fall into two to four parts."""
+    rng = random.Random(SEED)
+    ours = {each.name for each in names()}
+    texts = [scene(rng, named=0).caption for _ in range(4000)]
+    texts += ["the that owns belonging to of 's thing"] * 200
+    texts += [name for name in invented(600, random.Random(SEED + 1)) if name not in ours]
+    made = Tokenizer(models.BPE(unk_token=EOS, end_of_word_suffix="</w>"))
+    plain = CLIPTokenizer().backend_tokenizer
+    made.normalizer, made.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    model = json.loads(made.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(model["vocab"], merges, model_max_length=LENGTH)
+
+
+def clip(words: CLIPTokenizer) -> CLIPModel:
+    """Make the CLIP: six blocks that read, three that see."""
+    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "max_position_embeddings": LENGTH,
+        "projection_dim": 64,
+        "pad_token_id": words.pad_token_id,
+        **ids,
+    }
+    vision = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": SIZE,
+        "patch_size": 8,
+        "projection_dim": 64,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+
+
+def autoencoder() -> AutoencoderKL:
+    """Make the autoencoder: a picture is (4, 8, 8) numbers."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        mid_block_add_attention=False,
+    )
+
+
+def denoiser() -> UNet2DConditionModel:
+    """Make the denoiser, which attends to the text where a picture is 4 x 4."""
+    return UNet2DConditionModel(
+        sample_size=SIZE // 4,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, WIDTH),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """Make the scheduler: noise of v-prediction, ending in pure noise."""
+    return DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=False,
+    )
+
+
+def pipeline(
+    words: CLIPTokenizer, seen: CLIPModel, vae: AutoencoderKL, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """Put the trained parts together."""
+    text = CLIPTextModel(seen.config.text_config)
+    text.load_state_dict(seen.text_model.state_dict(), strict=False)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text.eval(),
+        tokenizer=words,
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def ids_of(words: CLIPTokenizer, texts: Sequence[str], full: bool = False) -> Tensor:
+    """Return token ids, (texts, positions): up to the longest text, or to the full length."""
+    padding = "max_length" if full else "longest"
+    found: Tensor = words(list(texts), padding=padding, return_tensors="pt").input_ids
+    if found.shape[1] > LENGTH:
+        raise ValueError(f"{max(texts, key=len)!r} has more than {LENGTH} tokens.")
+    return found
+
+
+class Judge(nn.Module):
+    """A plain convolutional classifier: which of the 64 things are in a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 64)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.Conv2d(after, after, 3, padding=1),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU())
+        self.head = nn.Linear(64, len(COLOURS) * len(SHAPES))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(pictures, 3, 32, 32) from -1 to 1 -> (pictures, 64)."""
+        return self.body(pictures)  # type: ignore[no-any-return]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(pictures, 3, 32, 32) from -1 to 1 -> logits of each thing, (pictures, 64)."""
+        return self.head(self.features(pictures))  # type: ignore[no-any-return]
+
+
+def numbers(model: nn.Module) -> int:
+    """How many parameters a model has."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
