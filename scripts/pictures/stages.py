@@ -25,7 +25,7 @@ UNSAID = 0.1
 class Clip(Stage):
     """Captions and pictures that belong together become alike; pictures of one kind are equals."""
 
-    name, steps, batch, rate = "clip", 600, 128, 1e-3
+    name, steps, batch, rate = "clip", 400, 128, 1e-3
 
     def __init__(self, folder: Path, words: CLIPTokenizer) -> None:
         self.words = words
@@ -101,7 +101,7 @@ class Denoiser(Stage):
         self.unsaid = self.states([""])
 
     def states(self, texts: list[str]) -> Tensor:
-        """Return the text encoder's states, (texts, 24, 128)."""
+        """Return the text encoder's states, (texts, 20, 128)."""
         return self.seen.text_model(ids_of(self.words, texts, full=True)).last_hidden_state
 
     def loss(self, rng: random.Random, noise: torch.Generator) -> Tensor:

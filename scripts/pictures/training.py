@@ -99,7 +99,7 @@ class Stage:
 
     def parameters(self) -> Iterable[Tensor]:
         """Return what is trained."""
-        return self.model.parameters()
+        return [each for each in self.model.parameters() if each.requires_grad]
 
     def save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Write the stage's file."""

@@ -37,6 +37,7 @@ VERBS = (
         "bench",
     ),
     *("serve", "audit", "key", "export", "consolidate", "push"),
+    "paint",
     *("learn", "unlearn", "sisa", "certify", "detox", "debias"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
