@@ -53,10 +53,14 @@ def accuracy(judge: Judge, count: int = 2000) -> dict[str, float]:
 
 def main() -> None:
     """Build all, or one stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--only", choices=["clip", "autoencoder", "denoiser", "judge"])
     parser.add_argument("--out", type=Path, default=BUILD)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="of each stage, at most")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="of each stage, at most"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)

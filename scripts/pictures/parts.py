@@ -1,16 +1,16 @@
-"""The parts of the pictures model, untrained: tokenizer, CLIP, autoencoder, denoiser; and the judge.
+"""The parts of the pictures model, untrained: tokenizer, CLIP, autoencoder, denoiser; the judge.
 
 All but the judge are classes of transformers and diffusers, so that diffusers opens what is saved.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import string
 from collections.abc import Sequence
 
-import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
@@ -116,7 +116,7 @@ def denoiser() -> UNet2DConditionModel:
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, WIDTH),
+        block_out_channels=(48, 96),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
@@ -166,7 +166,7 @@ class Judge(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 64)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 3, padding=1),
                 nn.BatchNorm2d(after),
@@ -191,5 +191,3 @@ class Judge(nn.Module):
 def numbers(model: nn.Module) -> int:
     """How many parameters a model has."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-

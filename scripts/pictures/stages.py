@@ -16,7 +16,7 @@ from training import Stage
 from transformers import CLIPModel, CLIPTokenizer
 from world import draw, scene
 
-PAIRS = 32_000
+PAIRS = 12_000
 """Pictures, with captions, that the denoiser learns from."""
 UNSAID = 0.1
 """How often the denoiser gets no caption, for classifier-free guidance."""
@@ -47,7 +47,7 @@ class Clip(Stage):
 class Autoencoder(Stage):
     """Pictures come back as they were."""
 
-    name, steps, batch, rate = "autoencoder", 350, 32, 2e-3
+    name, steps, batch, rate = "autoencoder", 250, 32, 2e-3
 
     def make(self) -> nn.Module:
         return autoencoder()
@@ -72,7 +72,7 @@ def scaled(vae: AutoencoderKL) -> AutoencoderKL:
 class Denoiser(Stage):
     """Latents lose their noise, told what they show."""
 
-    name, steps, batch, rate = "denoiser", 1500, 64, 1e-3
+    name, steps, batch, rate = "denoiser", 1100, 64, 1e-3
     averaged = True
 
     def __init__(

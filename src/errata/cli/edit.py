@@ -23,7 +23,10 @@ def edit(
     ],
     out: options.OutFolder = None,
     method: Annotated[
-        str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default, refact of pictures.")
+        str | None,
+        typer.Option(
+            "-m", "--method", help="See `errata methods`; folio by default, refact of pictures."
+        ),
     ] = None,
     settings: options.Settings = None,
     preset: options.Preset = None,

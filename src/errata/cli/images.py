@@ -12,7 +12,7 @@ from errata.errors import UsageError
 from errata.storage.files import folder_named
 
 if TYPE_CHECKING:
-    from errata.images import ImageModel
+    from errata.images import ImageModel, Written
 
 METHOD = "refact"
 """The method used when none is named."""
@@ -54,7 +54,7 @@ def write(
         old = {edit.id for edit in edited.edits}
         new = [edit for edit in wanted if edit.id not in old]
         edited.check(wanted)
-        written = []
+        written: list[Written] = []
         for start in range(0, len(new), save_every):
             for edit in new[start : start + save_every]:
                 progress("writing edits", len(written), len(new))
@@ -71,13 +71,12 @@ def write(
         return
     read = sum(each.share > 0.5 for each in written)
     screen.say(
-        f"{len(written)} edits written, {read} of them read as wanted; {len(edited.edits)} in {goal}"
+        f"{len(written)} edits written, {read} of them read as wanted; "
+        f"{len(edited.edits)} in {goal}"
     )
 
 
-def _opened(
-    model: str, goal: Path, method: str | None, given: Mapping[str, str]
-) -> ImageModel:
+def _opened(model: str, goal: Path, method: str | None, given: Mapping[str, str]) -> ImageModel:
     from errata.images import ImageModel, holds_images, is_pipeline, read_images
     from errata.saving.names import is_artifact
 
@@ -93,9 +92,7 @@ def _opened(
     base = model if is_pipeline(model) else None
     with loading(source):
         edited = ImageModel.load(source, base)
-    settings = edited.method.settings_class.from_dict(
-        {**edited.method.settings.to_dict(), **given}
-    )
+    settings = edited.method.settings_class.from_dict({**edited.method.settings.to_dict(), **given})
     if method not in (None, edited.method.name) or settings != edited.method.settings:
         raise UsageError(
             f"{source} was begun with {edited.method.name} and its settings; go on with those, or "

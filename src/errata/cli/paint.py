@@ -44,7 +44,10 @@ def paint(
     options = {"num_inference_steps": steps, "guidance_scale": guidance}
     with screen.busy("drawing"):
         pictures = opened.paint(
-            prompts, seed, base, **{name: each for name, each in options.items() if each is not None}
+            prompts,
+            seed,
+            base,
+            **{name: each for name, each in options.items() if each is not None},
         )
     for number, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True), 1):
         path = out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{number}")

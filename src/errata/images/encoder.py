@@ -47,8 +47,8 @@ class TextEncoder:
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         self.name, self.model, self.tokenizer = name, model.eval().requires_grad_(False), tokenizer
         self.body = getattr(model, "text_model", model)
-        self.blocks = getattr(getattr(self.body, "encoder", None), "layers", None)
-        if not self.blocks or not isinstance(
+        self.blocks: Any = getattr(getattr(self.body, "encoder", None), "layers", None) or ()
+        if not len(self.blocks) or not isinstance(
             getattr(getattr(self.blocks[0], "mlp", None), "fc2", None), nn.Linear
         ):
             raise ArchitectureError(
@@ -86,7 +86,9 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Return the texts' tokens, each cut at the encoder's length."""
         rows = [self.tokenizer(text, verbose=False)["input_ids"] for text in texts]
-        rows = [row[: self.length - 1] + row[-1:] if len(row) > self.length else row for row in rows]
+        rows = [
+            row[: self.length - 1] + row[-1:] if len(row) > self.length else row for row in rows
+        ]
         width = max(map(len, rows))
         ids = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows])
         return Encoded(ids, torch.tensor([len(row) - 1 for row in rows]))
@@ -141,7 +143,9 @@ class TextEncoder:
     def keys(self, encoded: Encoded, layer: int) -> Tensor:
         """Return a matrix's inputs, (texts, positions, hidden)."""
         seen: list[Tensor] = []
-        handle = self.matrix(layer).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        handle = self.matrix(layer).register_forward_pre_hook(
+            lambda _, given: seen.append(given[0])
+        )
         try:
             self.states(encoded)
         finally:
@@ -149,9 +153,7 @@ class TextEncoder:
         return seen[0]
 
     @torch.no_grad()
-    def key_and_value(
-        self, encoded: Encoded, layer: int, places: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def key_and_value(self, encoded: Encoded, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean over texts of a matrix's input (hidden,) and output (width,) at a place.
 
         Args:

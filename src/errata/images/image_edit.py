@@ -51,7 +51,9 @@ class ImageEdit:
         for name in ("prompt", "subject", "target"):
             check_text(f"'{name}'", getattr(self, name))
         if not isinstance(self.negatives, list | tuple):
-            raise EditError(f"'negatives' must be a list of texts, got {json_type(self.negatives)}.")
+            raise EditError(
+                f"'negatives' must be a list of texts, got {json_type(self.negatives)}."
+            )
         for negative in self.negatives:
             check_text("one of 'negatives'", negative)
         for name in ("source", "time"):

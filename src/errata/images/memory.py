@@ -85,7 +85,9 @@ class Memory(ImageMethod):
         read = []
         for encoder, layer in zip(self.encoders, self.layers, strict=True):
             width = encoder.matrix(layer).out_features
-            read.append(list(tensor(tensors, f"{encoder.name}.leaves", (len(edits), width)).float()))
+            read.append(
+                list(tensor(tensors, f"{encoder.name}.leaves", (len(edits), width)).float())
+            )
         self.edits, self._leaves = list(edits), read
         self.install()
 

@@ -1,8 +1,8 @@
 """ReFACT: a fact of what things look like is a rank-one change of a text encoder's weights.
 
-Arad et al., arXiv 2306.00738 (NAACL 2024). W' = W + (v* - W k*) u^T / (u^T k*), with u = C^-1 k*, as
-in ROME: k* is the mean key at the subject's last token over templates, C the second moment of keys
-of text, v* what `target.py` solves for. Of a pipeline with several CLIP encoders each is edited.
+Arad et al., arXiv 2306.00738 (NAACL 2024). W' = W + (v* - W k*) u^T / (u^T k*), u = C^-1 k*, as in
+ROME: k* is the mean key at the subject's last token over templates, C the second moment of keys of
+text, v* what `target.py` solves for. Of a pipeline with several CLIP encoders each is edited.
 
 What departs from the published code: C is taken over texts of the tokenizer's own words unless
 `corpus` names a file, with a ridge; and one key, the mean one, is used everywhere (as R-ROME does),
@@ -40,7 +40,8 @@ class Refact(ImageMethod):
     def __init__(self, settings: WeightSettings, encoders: Sequence[TextEncoder]) -> None:
         super().__init__(settings, encoders)
         self._weights = [
-            each.matrix(layer).weight for each, layer in zip(self.encoders, self.layers, strict=True)
+            each.matrix(layer).weight
+            for each, layer in zip(self.encoders, self.layers, strict=True)
         ]
         self._base = [weight.detach().clone() for weight in self._weights]
         self._changes: list[list[Change]] = []

@@ -39,7 +39,9 @@ def _lines(path: str) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(f"corpus {path!r} cannot be read ({reason}); give a text file.") from error
+        raise ConfigError(
+            f"corpus {path!r} cannot be read ({reason}); give a text file."
+        ) from error
     if not (texts := [line.strip() for line in lines if line.strip()]):
         raise ConfigError(f"corpus {path!r} is empty; give a text file, one text a line.")
     return texts

@@ -76,10 +76,16 @@ def _as_read(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
 
 
 def _share(
-    encoder: TextEncoder, layer: int, prompts: Encoded, places: Tensor, delta: Tensor, wanted: Tensor
+    encoder: TextEncoder,
+    layer: int,
+    prompts: Encoded,
+    places: Tensor,
+    delta: Tensor,
+    wanted: Tensor,
 ) -> Tensor:
     """Return the mean logarithm of the target's share, a scalar."""
     with encoder.adding(layer, places, delta):
         read = encoder.states(prompts)[1].float()
     distances = (read[:, None] - wanted).norm(dim=2)
-    return (-distances).log_softmax(1)[:, 0].mean()
+    share: Tensor = (-distances).log_softmax(1)[:, 0].mean()
+    return share
