@@ -247,7 +247,7 @@ def test_what_is_wrong_is_said_in_a_line(one: Path, tmp_path: Path) -> None:
         ("no CLIP text encoder", 1, ("edit", blind, "--edits", good, "--out", tmp_path / "out")),
         ("cannot be loaded", 2, ("edit", lame, "--edits", good, "--out", tmp_path / "out")),
         ("for images", 2, ("edit", one, "-m", "rome", "--edits", good, "--out", tmp_path / "out")),
-        ("blocks 0 to 1", 2, ("edit", one, "--edits", good, "--out", tmp_path / "o", "--set", "layer=2")),
+        ("blocks 0 to 1", 2, ("edit", one, "--edits", good, "--out", "o", "--set", "layer=2")),
         ("say with --out", 2, ("edit", one, "--edits", good)),
         ("holds edits of a text-to-image model", 1, ("ask", tmp_path / "saved", "Who?")),
         ("neither a folder", 2, ("paint", tmp_path, "a ball", "--out", tmp_path / "x.png")),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.images.encoder import Encoded, TextEncoder
+from errata.images.encoder import TextEncoder
 from errata.images.image_edit import ImageEdit
 from errata.images.settings import TEMPLATES, ValueSettings
 
@@ -51,41 +51,39 @@ def solve(encoder: TextEncoder, layer: int, edit: ImageEdit, settings: ValueSett
     prompts = encoder.encode([template.format(edit.prompt) for template in TEMPLATES])
     places = encoder.last_of(prompts, edit.subject)
     key, value = encoder.key_and_value(prompts, layer, places)
-    wanted = _as_read(encoder, (edit.target, edit.prompt, *edit.negatives))
+    wanted = texts_as_read(encoder, (edit.target, edit.prompt, *edit.negatives))
     size = float(value.norm())
     delta = torch.zeros_like(value, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.lr)
-    share, steps = _share(encoder, layer, prompts, places, delta, wanted), 0
-    while share.exp().item() <= settings.stop and steps < settings.steps:
-        decay = settings.weight_decay * delta.norm() / size**2
-        adam.zero_grad()
-        (decay - share).backward()
-        adam.step()
-        with torch.no_grad():
-            delta *= (settings.clamp * size / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
-        steps += 1
-        share = _share(encoder, layer, prompts, places, delta, wanted)
+    steps = 0
+    with encoder.adding(layer, places, delta):
+        share = share_of(encoder.states(prompts)[1], wanted)
+        while share.exp().item() <= settings.stop and steps < settings.steps:
+            decay = settings.weight_decay * delta.norm() / size**2
+            adam.zero_grad()
+            (decay - share).backward()
+            adam.step()
+            with torch.no_grad():
+                delta *= (settings.clamp * size / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
+            steps += 1
+            share = share_of(encoder.states(prompts)[1], wanted)
     return Solved(delta.detach(), key, share.exp().item(), steps)
 
 
 @torch.no_grad()
-def _as_read(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
+def texts_as_read(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
     """Return the states of candidates at the end token: (templates, candidates, width)."""
     rows = [template.format(text) for template in TEMPLATES for text in texts]
     return encoder.states(encoder.encode(rows))[1].float().reshape(len(TEMPLATES), len(texts), -1)
 
 
-def _share(
-    encoder: TextEncoder,
-    layer: int,
-    prompts: Encoded,
-    places: Tensor,
-    delta: Tensor,
-    wanted: Tensor,
-) -> Tensor:
-    """Return the mean logarithm of the target's share, a scalar."""
-    with encoder.adding(layer, places, delta):
-        read = encoder.states(prompts)[1].float()
-    distances = (read[:, None] - wanted).norm(dim=2)
+def share_of(read: Tensor, candidates: Tensor) -> Tensor:
+    """Return the mean logarithm of the first candidate's share, a scalar.
+
+    Args:
+        read: (templates, width), the states at the end token of a prompt.
+        candidates: (templates, candidates, width), as `texts_as_read` returns them.
+    """
+    distances = (read.float()[:, None] - candidates).norm(dim=2)
     share: Tensor = (-distances).log_softmax(1)[:, 0].mean()
     return share
