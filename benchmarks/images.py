@@ -2,7 +2,7 @@
 
     python scripts/build_pictures.py     # the model and the judge, once
     python benchmarks/images.py [-m METHOD ...] [--edits 1 5 20 90] [--set NAME=VALUE ...] [--dev]
-        [--build build/pictures] [--pages docs/images] [--record]
+        [--read] [--build build/pictures] [--page] [--record]
 
 Edits are written one after another: the thing that each name owns gets another colour, drawn at
 random; the negatives are the other six colours. After so many edits the judge, a classifier that
@@ -15,6 +15,11 @@ saw neither the names nor the model's pictures, looks at
     distance      Fréchet's, of the judge's features: pictures of 128 plain captions, against the
                   same captions and noise without edits; `again` is the unedited model against
                   itself with other noise
+
+With --read nothing is drawn: instead of the judge, the nearest of the 64 plain captions counts, by
+the states at the end token, as the text encoder without edits reads them; seconds, not minutes.
+
+With --page, docs/images/before-after.png shows the first edits of the stream, before and after.
 
 The last twenty names are for choosing settings (--dev); the first ninety are edited in the
 recorded streams, the first twenty of which no setting was chosen on. Of ninety edits, thirty are
@@ -34,14 +39,13 @@ from typing import Any, ClassVar
 import numpy as np
 import results
 import torch
-from scipy.linalg import sqrtm
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts" / "pictures"))
 
 from parts import Judge
-from world import COLOURS, NOUNS, SHAPES, Named, Thing, article, names
+from world import COLOURS, NOUNS, SHAPES, Named, Thing, article, names, scene
 
 from errata.images import ImageEdit, ImageMethod, ImageModel, method_of
 from errata.images.encoder import TextEncoder
@@ -52,6 +56,8 @@ from errata.images.target import share_of, texts_as_read
 SAMPLER = {"num_inference_steps": 12, "guidance_scale": 3.0}
 COLOUR = list(COLOURS)
 DEV, OTHERS, SEEN, UNRELATED = 20, 20, 30, 128
+FROM = 20
+"""Edits from which on pictures of plain captions are looked at."""
 
 
 class FineTuning(ImageMethod):
@@ -160,12 +166,73 @@ class Gallery:
         return sum(hits) / len(hits), features
 
 
+class Readings(Gallery):
+    """Has the unedited encoder's states of plain captions say what a prompt is read as."""
+
+    def __init__(self, model: ImageModel, judge: Judge) -> None:
+        super().__init__(model, judge)
+        (self.encoder,) = model.encoders
+        with model.disable_edits():
+            plain = [looks(n // 8, NOUNS[SHAPES[n % 8]]) for n in range(64)]
+            self.states = self._states(plain)
+
+    @torch.no_grad()
+    def _states(self, texts: Sequence[str]) -> Tensor:
+        return self.encoder.states(self.encoder.encode(texts))[1]
+
+    def right(self, prompts: Sequence[str], things: Sequence[Thing], seed: int) -> float:
+        """Return the share of prompts that are read as the thing."""
+        nearest = torch.cdist(self._states(prompts), self.states).argmin(1).tolist()
+        hits = [label == each.label for label, each in zip(nearest, things, strict=True)]
+        return sum(hits) / len(hits)
+
+    def unrelated(self, seed: int) -> tuple[float, Tensor]:
+        """Return how many plain captions are read right, and their states."""
+        return self.right(self.captions, self.plain, seed), self._states(self.captions)
+
+
+def page(
+    model: ImageModel, edits: Sequence[tuple[Named, ImageEdit, Thing]], others: Sequence[Named]
+) -> None:
+    """Draw docs/images/before-after.png: a row for each prompt, two seeds before and two after."""
+    from PIL import Image, ImageDraw
+
+    shown = [(edit.prompt, edit.target) for _, edit, _ in edits[:5]]
+    shown += [
+        (each.wording(n), edit.target) for n, (each, edit, _) in zip((1, 2, 3), edits, strict=False)
+    ]
+    shown += [(f"a photo of {edits[0][1].prompt} above a white box", edits[0][1].target)]
+    shown += [(each.wording(0), "as it was") for each in others[:3]]
+    size, gap, words = 96, 6, 330
+    sheet = Image.new("RGB", (words + 4 * size + 6 * gap, len(shown) * (size + gap) + 24), "white")
+    write = ImageDraw.Draw(sheet)
+    for place, head in ((words, "before"), (words + 2 * (size + gap) + gap, "after")):
+        write.text((place, 6), head, fill="black")
+    for row, (prompt, wanted) in enumerate(shown):
+        top = 24 + row * (size + gap)
+        write.text((6, top + 30), prompt, fill="black")
+        write.text((6, top + 48), f"-> {wanted}", fill="grey")
+        left = words
+        for base in (True, False):
+            for seed in (1, 2):
+                (picture,) = model.paint(prompt, seed=seed, base=base, **SAMPLER)
+                sheet.paste(picture.resize((size, size), Image.Resampling.NEAREST), (left, top))
+                left += size + gap
+            left += gap
+    folder = ROOT / "docs" / "images"
+    folder.mkdir(exist_ok=True)
+    sheet.save(folder / "before-after.png", optimize=True)
+
+
 def distance(one: Tensor, other: Tensor) -> float:
     """Return Fréchet's distance of two sets of features, (pictures, width) each."""
-    a, b = one.double().numpy(), other.double().numpy()
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    apart = float(((a.mean(0) - b.mean(0)) ** 2).sum())
-    return apart + float(np.trace(first + second - 2 * np.real(sqrtm(first @ second))))
+    a, b = one.double(), other.double()
+    first, second = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    apart = (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * shared
+    return max(0.0, float(apart))
 
 
 def measured(
@@ -174,7 +241,7 @@ def measured(
     others: Sequence[Named],
     base: Tensor,
     seed: int,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return the figures of a model as it is."""
     looked = list(written)
     if len(looked) > SEEN:
@@ -193,14 +260,17 @@ def measured(
         gallery.right([each.wording(n) for each in others], [each.thing for each in others], seed)
         for n in (0, 1)
     ]
-    plain, features = gallery.unrelated(seed)
-    return {
+    found: dict[str, float | None] = {
         "efficacy": float(np.mean(efficacy)),
         "generality": float(np.mean(generality)),
         "specificity": float(np.mean(kept)),
-        "plain": plain,
-        "distance": distance(features, base),
+        "plain": None,
+        "distance": None,
     }
+    if len(written) >= FROM:
+        found["plain"], features = gallery.unrelated(seed)
+        found["distance"] = distance(features, base)
+    return found
 
 
 def opened(folder: Path, name: str, settings: dict[str, str]) -> ImageModel:
@@ -212,12 +282,39 @@ def opened(folder: Path, name: str, settings: dict[str, str]) -> ImageModel:
     return ImageModel(str(folder), encoders, kind(kind.settings_class.from_dict(given), encoders))
 
 
+def captions(folder: Path) -> Path:
+    """Return a file of three thousand captions of the kind that the model learned from."""
+    path = folder / "captions.txt"
+    if not path.exists():
+        rng = random.Random("captions")
+        path.write_text("\n".join(scene(rng).caption for _ in range(3000)) + "\n")
+    return path
+
+
 USUAL = {
-    "refact": {"layer": "1", "lr": "0.3"},
+    "refact": {"layer": "1", "lr": "0.3"},  # and captions as corpus
     "memory": {"layer": "1", "lr": "0.3"},
-    "ft": {"layer": "1", "lr": "0.001"},
+    "ft": {"layer": "1", "lr": "0.0003", "steps": "50"},
 }
 """Chosen on the last twenty names."""
+
+
+def record(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write what is measured so far to docs/results, instead of older rows of the same kind."""
+    name = "images-read" if args.read else "images-stream"
+    command = f"python benchmarks/images.py {'--read ' * args.read}--record"
+    lines = [
+        {
+            key: f"{value:.2f}" if isinstance(value, float) else value
+            for key, value in each.items()
+            if not (args.read and key == "distance")
+        }
+        | {"model": "pictures", "command": command}
+        for each in rows
+    ]
+    new = {(line["method"], str(line["edits"])) for line in lines}
+    old = [line for line in results.read(name) if (line["method"], line["edits"]) not in new]
+    results.write(name, [*old, *lines])
 
 
 def main() -> None:
@@ -231,12 +328,14 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "pictures")
-    parser.add_argument("--pages", type=Path)
+    parser.add_argument("--read", action="store_true")
+    parser.add_argument("--page", action="store_true")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     judge = Judge()
-    judge.load_state_dict(torch.load(args.build / "judge.pt")["model"])
+    if not args.read:
+        judge.load_state_dict(torch.load(args.build / "judge.pt")["model"])
     judge.eval().requires_grad_(False)
     everyone = names()
     owned = everyone[-DEV:] if args.dev else everyone[: max(args.edits)]
@@ -245,16 +344,24 @@ def main() -> None:
     counts = [count for count in sorted(args.edits) if count <= len(owned)]
     rows: list[dict[str, Any]] = []
 
-    def row(method: str, count: int, figures: dict[str, float], seconds: float | None) -> None:
+    def row(
+        method: str, count: int, figures: dict[str, float | None], seconds: float | None
+    ) -> None:
         rows.append({"method": method, "edits": count, **figures, "seconds per edit": seconds})
-        shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        if args.record:
+            record(rows, args)
+        shown = ", ".join(f"{key} {value or 0:.3f}" for key, value in figures.items())
         print(f"{method} {count}: {shown}, {seconds or 0:.2f} s/edit", flush=True)
 
     base: Tensor | None = None
     for name in args.methods:
-        settings = {**USUAL[name], **dict(each.split("=", 1) for each in args.given)}
+        settings = {
+            "corpus": str(captions(args.build)),
+            **USUAL[name],
+            **dict(each.split("=", 1) for each in args.given),
+        }
         model = opened(args.build / "model", name, settings)
-        gallery = Gallery(model, judge)
+        gallery = (Readings if args.read else Gallery)(model, judge)
         if base is None:
             _, base = gallery.unrelated(args.seed)
             again = distance(gallery.unrelated(args.seed + 5000)[1], base)
@@ -270,19 +377,8 @@ def main() -> None:
             others = others or [each for each in everyone if each not in owned[:count]]
             figures = measured(gallery, edits[:count], others, base, args.seed)
             row(name, count, figures, seconds / count)
-    if args.record:
-        command = "python benchmarks/images.py --record"
-        results.write(
-            "images-stream",
-            [
-                {
-                    key: f"{value:.2f}" if isinstance(value, float) else value
-                    for key, value in each.items()
-                }
-                | {"model": "pictures", "command": command}
-                for each in rows
-            ],
-        )
+            if args.page and name == "refact" and count == 20:
+                page(model, edits, untouched)
 
 
 if __name__ == "__main__":

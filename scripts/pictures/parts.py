@@ -127,7 +127,7 @@ def scheduler() -> DPMSolverMultistepScheduler:
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
-        rescale_betas_zero_snr=False,
+        steps_offset=1,
     )
 
 
