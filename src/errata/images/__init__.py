@@ -6,7 +6,8 @@ They are written into the pipeline's CLIP text encoders (ReFACT), or kept in a m
 from errata.images.folder import ImageArtifact, holds_images, read_images
 from errata.images.image_edit import ImageEdit, read_image_edits
 from errata.images.image_model import ImageModel
-from errata.images.method import ImageMethod, Written, method_of
+from errata.images.method import ImageMethod, Written
+from errata.images.methods import method_of
 from errata.images.opening import is_pipeline
 
 __all__ = [

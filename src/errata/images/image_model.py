@@ -17,7 +17,8 @@ from errata.errors import ArtifactError, BaseMismatchError, EditError, UnknownNa
 from errata.images.encoder import TextEncoder
 from errata.images.folder import ImageArtifact, read_images, write_images
 from errata.images.image_edit import ImageEdit
-from errata.images.method import ImageMethod, Written, method_of
+from errata.images.method import ImageMethod, Written
+from errata.images.methods import method_of
 from errata.images.opening import open_encoders, open_pipeline
 from errata.images.settings import TEMPLATES
 from errata.saving.names import IMAGES

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from errata.errors import UnknownNameError, suggest
 from errata.images.encoder import TextEncoder
 from errata.images.image_edit import ImageEdit
 from errata.images.settings import ValueSettings
@@ -90,21 +89,3 @@ class ImageMethod:
             KeyError, ValueError: a tensor is missing, or of another shape.
         """
         raise NotImplementedError
-
-
-def method_of(name: str) -> type[ImageMethod]:
-    """Return the class of a method.
-
-    Raises:
-        UnknownNameError: there is none of this name.
-    """
-    from errata.images.memory import Memory
-    from errata.images.refact import Refact
-
-    known: dict[str, type[ImageMethod]] = {each.name: each for each in (Refact, Memory)}
-    if name not in known:
-        raise UnknownNameError(
-            f"there is no method {name!r} for images.{suggest(name, known)} Other methods of "
-            "`errata methods` edit language models."
-        )
-    return known[name]
