@@ -367,6 +367,10 @@ def main() -> None:
             again = distance(gallery.unrelated(args.seed + 5000)[1], base)
             figures = measured(gallery, edits[: counts[-1]], untouched, base, args.seed)
             row("unedited", counts[-1], {**figures, "distance": again}, None)
+            wanted = [edit.target for _, edit, _ in edits[: counts[-1]]]
+            things = [thing for _, _, thing in edits[: counts[-1]]]
+            tried = [gallery.right(wanted, things, args.seed + 1000 * n) for n in range(3)]
+            row("target", counts[-1], {"efficacy": float(np.mean(tried))}, None)
         seconds, done = 0.0, 0
         for count in counts:
             begun = time.process_time()
