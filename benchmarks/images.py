@@ -293,7 +293,7 @@ def captions(folder: Path) -> Path:
 
 USUAL = {
     "refact": {"layer": "1", "lr": "0.3"},  # and captions as corpus
-    "memory": {"layer": "1", "lr": "0.3"},
+    "memory": {"layer": "0", "lr": "0.3"},
     "ft": {"layer": "1", "lr": "0.0003", "steps": "50"},
 }
 """Chosen on the last twenty names."""
