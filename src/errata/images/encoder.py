@@ -47,7 +47,8 @@ class TextEncoder:
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         self.name, self.model, self.tokenizer = name, model.eval().requires_grad_(False), tokenizer
         self.body = getattr(model, "text_model", model)
-        self.blocks: Any = getattr(getattr(self.body, "encoder", None), "layers", None) or ()
+        blocks: Any = getattr(getattr(self.body, "encoder", None), "layers", None)
+        self.blocks: Any = [] if blocks is None else blocks
         if not len(self.blocks) or not isinstance(
             getattr(getattr(self.blocks[0], "mlp", None), "fc2", None), nn.Linear
         ):
