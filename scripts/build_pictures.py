@@ -4,8 +4,8 @@ pictures.
     python scripts/build_pictures.py                 # everything; resumes from build/pictures/
     python scripts/build_pictures.py --only clip     # one stage
 
-Seeded; 55 minutes on two cores shared with others. What comes out lies in build/pictures/: `model/`, a folder that
-diffusers opens, `judge.pt`, and `figures.json` with what was measured.
+Seeded; 55 minutes on two cores shared with others. What comes out lies in build/pictures/:
+`model/`, a folder that diffusers opens, `judge.pt`, and `figures.json` with what was measured.
 """
 
 from __future__ import annotations
