@@ -59,7 +59,10 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
     yield from real_tables()
     for path in sorted(RESULTS.glob("continual-*.csv")):
         yield "docs/continual.md", path.stem.removeprefix("continual-"), averaged(read(path.stem))
-    for page in ("folio", "by-heart", "atlas", "erase", "memory", "transfer", "agents"):
+    for page in (
+        *("folio", "by-heart", "atlas", "erase", "memory"),
+        *("transfer", "agents", "images"),
+    ):
         for path in sorted(RESULTS.glob(f"{page}-*.csv")):
             yield (
                 f"docs/{page}.md",

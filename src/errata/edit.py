@@ -202,7 +202,16 @@ def _is_time(value: object) -> bool:
 
 
 def with_timestamp(edit: Edit) -> Edit:
-    """Return the edit with the present time, or that of `SOURCE_DATE_EPOCH` if set.
+    """Return the edit with the time that `timestamp` gives.
+
+    Raises:
+        ConfigError: `SOURCE_DATE_EPOCH` is not a number of seconds.
+    """
+    return dataclasses.replace(edit, time=timestamp())
+
+
+def timestamp() -> str:
+    """Return the present time, or that of `SOURCE_DATE_EPOCH` if set, as an edit has it.
 
     With `SOURCE_DATE_EPOCH`, saved folders are reproducible byte for byte.
 
@@ -217,7 +226,7 @@ def with_timestamp(edit: Edit) -> Edit:
             raise ConfigError(
                 f"SOURCE_DATE_EPOCH is {quoted(seconds)}; it is a number of seconds since 1970."
             ) from None
-    return dataclasses.replace(edit, time=time.strftime(_TIME))
+    return time.strftime(_TIME)
 
 
 @dataclass(frozen=True)

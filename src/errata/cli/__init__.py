@@ -37,7 +37,8 @@ VERBS = (
         "bench",
     ),
     *("serve", "audit", "key", "export", "consolidate", "move", "push"),
-    *("learn", "distill", "transfer", "unlearn", "sisa", "certify", "detox", "debias", "play"),
+    *("learn", "distill", "transfer", "unlearn", "sisa", "certify", "detox", "debias"),
+    *("paint", "play"),
     *("tasks", "report", "diff", "judge", "ability", "analyze", "failures", "methods", "cache"),
 )
 """In the order of `errata --help`."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import options, screen
+from errata.cli import images, options, screen
 from errata.cli.opening import open_to_edit
 from errata.storage.locking import WAIT
 
@@ -15,11 +15,18 @@ from errata.storage.locking import WAIT
 def edit(
     model: options.ModelToEdit,
     edits: Annotated[
-        Path, typer.Option(help="JSON lines: prompt, target, subject?, aliases?, operation?, id?.")
+        Path,
+        typer.Option(
+            help="JSON lines: prompt, target, subject?, aliases?, operation?, id?; of a pipeline "
+            "that draws: prompt, subject, target, negatives?."
+        ),
     ],
     out: options.OutFolder = None,
     method: Annotated[
-        str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")
+        str | None,
+        typer.Option(
+            "-m", "--method", help="See `errata methods`; folio by default, refact of pictures."
+        ),
     ] = None,
     settings: options.Settings = None,
     preset: options.Preset = None,
@@ -53,6 +60,10 @@ def edit(
     from errata.config import check_device, check_dtype
     from errata.edit import read_numbered_edits
 
+    if images.is_of_images(model):
+        given = Choices(None, settings or ()).given
+        images.write(model, edits, out, method, given, save_every, wait, as_json)
+        return
     choice = conflict_choice(on_conflict)
     check_dtype(dtype)
     check_device(device_map)

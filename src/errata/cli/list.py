@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import options, screen
+from errata.cli import images, options, screen
 
 
 def list(
@@ -14,6 +14,9 @@ def list(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of edits.")] = False,
 ) -> None:
     """List the edits in a folder, oldest first, with their time and source."""
+    if images.is_of_images(folder):
+        images.show_list(folder, as_json)
+        return
     from errata.cli.opening import read_edits
     from errata.methods import name_of
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import options, screen
+from errata.cli import images, options, screen
 from errata.cli.opening import open_artifact, writing_into
 from errata.storage.locking import WAIT
 
@@ -19,6 +19,9 @@ def undo(
     wait: options.Wait = WAIT,
 ) -> None:
     """Take edits back; the model is then one that never had them."""
+    if images.is_of_images(folder):
+        images.take_back(folder, ids, wait)
+        return
     from errata.saving import read_artifact
 
     read_artifact(folder)  # fails for any other folder, before `writing_into` makes a file in it

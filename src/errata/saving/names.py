@@ -11,6 +11,8 @@ from errata.errors import ArtifactError
 CONFIG, TENSORS, LEDGER = "edit_config.json", "edit_model.safetensors", "edits.jsonl"
 FILES = (TENSORS, LEDGER, CONFIG)
 """The files that every artifact has; the config, which has the others' checksums, is last."""
+IMAGES = "base_images"
+"""The field of a config that names the pipeline which edits of images were written for."""
 PART = ".safetensors"
 COMPLETE = ".edit_complete"
 """The marker of a transaction whose files are complete."""

@@ -25,6 +25,7 @@ from errata.saving.artifact import (
 )
 from errata.saving.names import (
     CONFIG,
+    IMAGES,
     LEDGER,
     PART,
     TENSORS,
@@ -87,6 +88,11 @@ def read_header(snapshot: Snapshot) -> Header:
     if not isinstance(config, dict):
         kind = type(config).__name__
         raise ArtifactError(f"{path}: damaged, expected a JSON object, got {kind}.")
+    if IMAGES in config:
+        raise ArtifactError(
+            f"{snapshot.folder}: holds edits of a text-to-image model, not of a language model; "
+            "`errata paint` draws with them."
+        )
     version = config.get("errata_version")
     if version != VERSION or isinstance(version, bool):
         raise ArtifactError(
