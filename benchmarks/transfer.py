@@ -4,7 +4,7 @@
     python benchmarks/transfer.py move SOURCE TARGET [-m METHOD ...] [-n 100]
     python benchmarks/transfer.py match ONE OTHER
     python benchmarks/transfer.py stitch LOWER UPPER
-    python benchmarks/transfer.py start TEACHER STUDENT [--seeds 5]
+    python benchmarks/transfer.py start TEACHER STUDENT [-m WAY ...] [--seeds 5]
     python benchmarks/transfer.py readout MODEL [-m METHOD ...] [-n 20]
                                   [--data FOLDER] [--record]
 
@@ -21,8 +21,9 @@ match   blocks matched by what their value rows say; `in order` is the rank corr
 stitch  LOWER's first blocks, then UPPER's last ones: how often an answer's tokens are the
         likeliest, of facts that both know. Control: a random kernel of the same size.
 start   STUDENT learns facts that TEACHER knows and it does not, by a LoRA that starts at the most
-        sensitive part of TEACHER's matrices, at a random one, or as usual. `learned` were trained
-        in two wordings, `reworded` are others of theirs; `never` are facts in no example.
+        sensitive part of TEACHER's matrices, at a random one, at the most sensitive one's numbers
+        in random order, or as usual. `learned` were trained in two wordings, `reworded` are others
+        of theirs; `never` are facts in no example.
 readout whether an edit is legible in the matrix that a method changed (`errata analyze readout`):
         the place of its answer's first token among all words, in the median, and how often it is
         one of the first five; in its own change, in another edit's, and in a random direction.
@@ -53,9 +54,9 @@ from errata.analyses import readout as readouts
 from errata.analyses.context import AnalysisContext
 from errata.atlas import Fact, build_world, make_cases
 from errata.bench.task import find_task, load
+from errata.cli.choices import Choices
 from errata.edit import same_answer
 from errata.lm import LM
-from errata.methods import method_config
 from errata.report import EditReport
 from errata.transfer import (
     Bridge,
@@ -73,7 +74,7 @@ UNTAUGHT = ("company_founder", "work_author")
 """Relations that scripts/atlas/narrow.py leaves out."""
 TRAINED, SAMPLES = 0.5, 32
 """Share of the untaught facts that are learned; passages on which sensitivity is measured."""
-WAYS = ("sensitive", "random", "none")
+WAYS = ("sensitive", "random", "shuffled", "none")
 ASKED = 200
 """Facts that are asked, at most."""
 
@@ -95,7 +96,8 @@ def quiet(what: str, done: int, total: int) -> None:
 def edited(name: str, method: str, cases: Sequence[Case]) -> EditModel:
     """Write the cases' edits into a model."""
     base, tokenizer = opened(name)
-    model = errata.get_edit_model(base, method_config(method), tokenizer)
+    config = Choices(method, (), "auto").config(base.config)
+    model = errata.get_edit_model(base, config, tokenizer)
     model.edit([case.edit for case in cases], check=False)
     return model
 
@@ -164,12 +166,11 @@ def move(options: argparse.Namespace) -> list[dict[str, Any]]:
     lines = []
     for method in options.method or ["grace", "neuraldb", "folio"]:
         cases = cases_of(options.models[0], options.n, options.data)
-        begun = time.monotonic()
         source = edited(options.models[0], method, cases)
-        written = time.monotonic() - begun
         for way in ("carried over", "random values", "written anew"):
             base, tokenizer = opened(options.models[1])
-            target = errata.get_edit_model(base, method_config(method), tokenizer)
+            config = replace(source.method.config, layer=None)  # as `errata move` does
+            target = errata.get_edit_model(base, config, tokenizer)
             before = target.ask([case.edit.prompt for case in cases])
             begun = time.monotonic()
             if way == "written anew":
@@ -192,7 +193,7 @@ def move(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "answers changed": share(
                     [a != b for a, b in zip(before, said(target, cases), strict=True)]
                 ),
-                "s/edit": (written if way == "there" else seconds) / len(cases),
+                "s/edit": seconds / len(cases),
             }
             print(line, flush=True)
             lines.append(line)
@@ -329,7 +330,7 @@ def start(options: argparse.Namespace) -> list[dict[str, Any]]:
     given = dict(each.split("=", 1) for each in options.set)
     lines = []
     for seed in range(options.seeds):
-        for way in WAYS:
+        for way in options.method or WAYS:
             student = LM(*opened(options.models[1]))
             settings = {"block": way, "seed": seed, "samples": SAMPLES, **given}
             config = ParametricTransferConfig.from_dict(settings)
@@ -355,7 +356,7 @@ def start(options: argparse.Namespace) -> list[dict[str, Any]]:
             lines.append(line)
     if not options.record:
         return lines
-    return [averaged(lines, way) for way in WAYS]
+    return [averaged(lines, way) for way in options.method or WAYS]
 
 
 def averaged(lines: Sequence[dict[str, Any]], way: str) -> dict[str, Any]:
@@ -433,7 +434,7 @@ def main() -> None:
             each
             for each in results.read(f"transfer-{options.kind}")
             if each["command"] != command
-            or (options.method and each.get("method") not in options.method)
+            or (options.method and (each.get("method") or each.get("start")) not in options.method)
         ]
         results.write(f"transfer-{options.kind}", [*kept, *lines])
 

@@ -136,6 +136,7 @@ def test_blocks_that_count_most_are_taken_in_order_and_a_random_part_is_another(
     ]
     assert set(range(4)) - set(sources) == {totals.index(min(totals))}
     assert taken("random").taken != run.taken and taken("none").taken == {}
+    assert taken("shuffled").taken == run.taken
 
 
 def test_it_learns_and_cut_off_it_goes_on(tmp_path):
@@ -317,11 +318,12 @@ def test_what_is_to_stay_is_held(tmp_path):
 
     def loss(weight: float) -> float:
         teacher, student = edit_model("llama", "folio", EDITS[:3]), tiny_lm()
-        run = Distillation(teacher, student, settings(anchor_weight=weight), {}, stay, quiet)
+        config = settings(anchor_weight=weight, epochs=8, prefixes=0)
+        run = Distillation(teacher, student, config, {}, stay, quiet)
         learned = LM(run.run(tmp_path / str(weight), quiet), student.tokenizer)
         return sum(score.loss for score in learned.score(pairs))
 
-    assert loss(10.0) < loss(0.0) - 2
+    assert loss(10.0) < loss(0.0) - 1
 
 
 def test_what_cannot_be_taught_is_told():
@@ -356,7 +358,7 @@ def test_moved_and_distilled_on_the_command_line(tmp_path):
     base = str(tmp_path / "base")
     told = said("move", folder, "--to", base, "--out", str(tmp_path / "moved"))
     assert "1 edits written anew, 1 of them answered as wanted" in told
-    small = ["--set", "epochs=15", "--set", "lr=0.005", "--set", "anchors=8"]
+    small = ["--set", "epochs=12", "--set", "lr=0.005", "--set", "anchors=8", "--set", "prefixes=0"]
     told = said("distill", folder, base, "--out", str(tmp_path / "student"), *small)
     assert "1 of 1 edits are answered as wanted by the student" in told
     asked = said("ask", str(tmp_path / "student"), edit["prompt"])

@@ -15,18 +15,11 @@ from errata.storage.locking import WAIT
 def edit(
     model: options.ModelToEdit,
     edits: Annotated[
-        Path,
-        typer.Option(
-            help="JSON lines: prompt, target, subject?, aliases?, operation?, id?; of a pipeline "
-            "that draws: prompt, subject, target, negatives?."
-        ),
+        Path, typer.Option(help="JSON lines: prompt, target, subject?, aliases?, operation?, id?.")
     ],
     out: options.OutFolder = None,
     method: Annotated[
-        str | None,
-        typer.Option(
-            "-m", "--method", help="See `errata methods`; folio by default, refact of pictures."
-        ),
+        str | None, typer.Option("-m", "--method", help="See `errata methods`; folio by default.")
     ] = None,
     settings: options.Settings = None,
     preset: options.Preset = None,

@@ -10,7 +10,8 @@ the task.
 
 The rows and columns of two models have nothing to do with each other, so there is no reason why
 this should transfer without training, and little with it: `block=random` takes any part instead of
-the most sensitive, and `none` starts a LoRA as usual. Compare with both.
+the most sensitive, `shuffled` the same numbers without their order, and `none` starts a LoRA as
+usual. Compare with all three.
 
 What departs: matrices outside the blocks (embeddings, head) are left alone. Where the teacher has
 fewer blocks, the student's that get one are spread evenly; what does not fit starts as usual, and
@@ -54,8 +55,8 @@ class ParametricTransferConfig(MethodConfig):
     """Settings of parametric transfer; the defaults are the paper's, but for the batch.
 
     Attributes:
-        block: which part of a teacher's matrix is taken: the most `sensitive`, a `random` one, or
-            `none`, which is LoRA.
+        block: which part of a teacher's matrix is taken: the most `sensitive`, a `random` one, the
+            most sensitive one's numbers in random order (`shuffled`), or `none`, which is LoRA.
         samples: the first of the passages, on which sensitivity is measured.
         rank: of what is taken, and of the LoRA.
         epochs: times that each passage is seen.
@@ -66,7 +67,7 @@ class ParametricTransferConfig(MethodConfig):
 
     method: ClassVar[str] = "parametric-transfer"
 
-    block: Literal["sensitive", "random", "none"] = "sensitive"
+    block: Literal["sensitive", "random", "shuffled", "none"] = "sensitive"
     samples: PositiveInt = 32
     rank: PositiveInt = 16
     epochs: PositiveInt = 3
@@ -215,9 +216,11 @@ class ParametricTransfer:
                 rows, columns = own.shape
                 place = self._place(scores[theirs], rows, columns, generator)
                 matrix = read_weight(self.teacher.model.get_submodule(theirs))
-                parts[path] = matrix[
-                    place[0] : place[0] + rows, place[1] : place[1] + columns
-                ].clone()
+                part = matrix[place[0] : place[0] + rows, place[1] : place[1] + columns]
+                if self.config.block == "shuffled":
+                    order = torch.randperm(part.numel(), generator=generator)
+                    part = part.reshape(-1)[order].reshape(part.shape)
+                parts[path] = part.clone()
                 self.taken[path] = (theirs, *place)
         self.left = [path for path in _linear_paths(self.lm) if path not in parts]
         if not parts:
@@ -250,7 +253,7 @@ class ParametricTransfer:
     def _place(
         self, scores: Tensor, rows: int, columns: int, generator: torch.Generator
     ) -> tuple[int, int]:
-        if self.config.block == "sensitive":
+        if self.config.block != "random":
             return best_block(scores, rows, columns)
         most = scores.shape[0] - rows + 1, scores.shape[1] - columns + 1
         row, column = (int(torch.randint(each, (1,), generator=generator)) for each in most)
