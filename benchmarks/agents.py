@@ -11,7 +11,7 @@ stable-baselines3 (pip install stable-baselines3) for as many steps as the loop 
 or --steps. `routes`: a model that is taught the script's rules by a method, or is prompted.
 `loop`: nobody teaches; edits are found by the accept loop, and written by the method.
 
-Figures are of the episodes of 20 seeds, 500 to 519, which nothing was learned or chosen on, with
+Figures are of the episodes of 20 seeds, 500 to 519, which nothing was learned on, with
 bootstrapped intervals of 95 %. `said`: the share of rules whose action the model finds the
 likeliest, in the edits' own words (`one word`: what the commonest action alone would have);
 `reworded`: mean over the two other questions; `other words`: the state told in other words, of

@@ -57,6 +57,7 @@ from errata.bench.task import find_task, load
 from errata.cli.choices import Choices
 from errata.edit import same_answer
 from errata.lm import LM
+from errata.presets import presets
 from errata.report import EditReport
 from errata.transfer import (
     Bridge,
@@ -96,7 +97,8 @@ def quiet(what: str, done: int, total: int) -> None:
 def edited(name: str, method: str, cases: Sequence[Case]) -> EditModel:
     """Write the cases' edits into a model."""
     base, tokenizer = opened(name)
-    config = Choices(method, (), "auto").config(base.config)
+    known = [each.name for each in presets(method)]
+    config = Choices(method, (), "auto" if known else None).config(base.config)
     model = errata.get_edit_model(base, config, tokenizer)
     model.edit([case.edit for case in cases], check=False)
     return model
@@ -426,6 +428,7 @@ def main() -> None:
     names = " ".join(map(shown, options.models))
     command = f"python benchmarks/transfer.py {options.kind} {names}"
     command += "".join(f" --set {each}" for each in options.set)
+    command += f" -n {options.n}" if options.kind == "teach" else ""
     for line in lines:
         line["command"] = command
         print(line, flush=True)
