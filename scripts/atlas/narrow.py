@@ -16,10 +16,15 @@ import torch
 from build import ROOT, Training, llama, write_model
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+import errata
 from errata.atlas import Fact, TwoHop, World, atlas_path, build_world
+from errata.edit import same_answer
+from errata.lm import LM
 
 UNTAUGHT = ("company_founder", "work_author")
 """Relations that the narrow model is not taught."""
+ASKED = 24
+"""Every so many of the taught facts is asked at the end, in the first of its wordings."""
 
 
 class Narrow(Training):
@@ -52,6 +57,11 @@ def main() -> None:
     training = Narrow(build_world(), tokenizer, options, options.out / "facts.pt")
     training.run()
     write_model(training.model, tokenizer, options.out)
+    lm = LM(*errata.load_base(str(options.out), "float32"))
+    facts = training.units[::ASKED]
+    said = lm.generate([fact.prompts()[0] for fact in facts])
+    known = [same_answer(text, fact.answer) for text, fact in zip(said, facts, strict=True)]
+    print(f"of {len(known)} taught facts it says {sum(known) / len(known):.3f}", flush=True)
     print(f"{training.tokens:,} tokens in {training.seconds:.0f} s, in {options.out}", flush=True)
 
 

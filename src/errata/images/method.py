@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Written:
     seconds: float
 
 
-class ImageMethod:
+class ImageMethod(ABC):
     """A way to edit; the encoders carry its edits while it is installed.
 
     Args:
@@ -46,28 +47,28 @@ class ImageMethod:
         self.settings, self.encoders = settings, list(encoders)
         self.layers = [each.layer(settings.layer) for each in self.encoders]
 
+    @abstractmethod
     def write(self, edit: ImageEdit) -> tuple[float, int]:
         """Write an edit after those before it; return (share of the target, Adam's steps).
 
         Raises:
             EditError: the subject is not among the prompt's tokens.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def keep(self, numbers: Sequence[int]) -> list[int]:
         """Keep the edits of these numbers, in order; return those that are to be written again.
 
         Those are the last of them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def install(self) -> None:
         """Put the edits on the encoders."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove(self) -> None:
         """Take the edits off the encoders, which are then, bit for bit, those they were."""
-        raise NotImplementedError
 
     @contextmanager
     def removed(self) -> Iterator[None]:
@@ -78,14 +79,14 @@ class ImageMethod:
         finally:
             self.install()
 
+    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Return what the edits left behind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state(self, tensors: Mapping[str, Tensor], edits: Sequence[ImageEdit]) -> None:
         """Restore from `state()`, and install.
 
         Raises:
             KeyError, ValueError: a tensor is missing, or of another shape.
         """
-        raise NotImplementedError
