@@ -1,8 +1,8 @@
 """Ways to forget, side by side, beside a model that never knew: on atlas, with new facts, or TOFU.
 
     python benchmarks/unlearning.py [-m OBJECTIVE ...] [--requests 1 20] [--set NAME=VALUE ...]
-        [--subjects 20] [--tofu FOLDER --model MODEL] [--device cpu] [--seed 0]
-        [--out build/unlearning] [--record]
+        [--subjects 20] [--tofu FOLDER --model MODEL [--questions 10] [--kept 200]]
+        [--device cpu] [--seed 0] [--out build/unlearning] [--record]
 
 As TOFU does, but in minutes: atlas, which knows its own world, is taught facts about people that
 are in no text (three groups of --subjects; their answers are things of its world). *All* learns the
@@ -16,10 +16,11 @@ and everything that `errata eval --forget --tamper` measures, with *retrained* b
 edits that erase, one for each fact, in the words in which it was taught first. Models that were
 taught are kept in --out.
 
-With --tofu it is TOFU itself, on a pretrained model: *all* is taught forget05 (those of forget01
-first, ten questions a request) and the first half of retain_perturbed_400, *retrained* that half
-alone, and nobody the other half; `own` are the real authors. Nothing there is reworded. It wants a
-GPU (--device cuda).
+With --tofu it is TOFU itself, on a pretrained model: *all* is taught the requests, each of
+--questions of forget05 (those of forget01 first), and the first --kept of retain_perturbed_400,
+*retrained* these alone, and nobody as many behind them; `own` are the real authors. Nothing there
+is reworded. All of forget05 wants a GPU (--device cuda); one question a request, twenty that are
+kept and --own 40 take three hours of a processor.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import argparse
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,8 +49,9 @@ from errata.unlearning import Passage, Unlearning, UnlearningConfig, config_of
 from errata.unlearning.objectives import OBJECTIVES, nll
 from errata.unlearning.parameters import trained_of
 from errata.unlearning.passages import read_passages
-from errata.unlearning.report import forgetting
+from errata.unlearning.report import Known, forgetting, known
 from errata.unlearning.scored import Side
+from errata.unlearning.tampering import STEPS
 
 TAUGHT, REWORDED = 2, 2
 """Phrasings in which a fact is taught, and the number of the one that it is asked in otherwise."""
@@ -59,8 +61,8 @@ OWN = 100
 """Facts of atlas's own world that are asked."""
 TOKENS = 16
 """Of a free answer of atlas."""
-QUESTIONS = 10
-"""Of TOFU in a request."""
+KNOWN = 0.3
+"""Nats a token, above which a model that is taught is not asked yet."""
 EDITS, NOTHING = "folio", "nothing"
 
 
@@ -92,6 +94,7 @@ class Material:
         own: what else it knows and is asked.
         batch, rate: of the teaching.
         tokens: of a free answer.
+        steps: with which it is tried to bring back what was forgotten.
     """
 
     model: str
@@ -103,6 +106,7 @@ class Material:
     batch: int
     rate: float
     tokens: int
+    steps: Sequence[int] = STEPS
 
 
 class Person:
@@ -156,27 +160,28 @@ def of_atlas(count: int, seed: int) -> Material:
     )
 
 
-def of_tofu(folder: Path, model: str) -> Material:
+def of_tofu(folder: Path, model: str, count: int, questions: int, kept: int, own: int) -> Material:
     first, all_, retain, real = (
-        read_passages(folder / f"{name}.json")
+        [replace(each, wrong=each.wrong[:WRONG]) for each in read_passages(folder / f"{name}.json")]
         for name in (
             "forget01_perturbed", "forget05", "retain_perturbed_400", "real_authors_perturbed"
         )
     )  # fmt: skip
     begun = {each.prompt for each in first}
     gone = [*first, *(each for each in all_ if each.prompt not in begun)]
-    requests = [gone[place : place + QUESTIONS] for place in range(0, len(gone), QUESTIONS)]
-    half = len(retain) // 2
+    starts = range(0, min(len(gone), count * questions), questions)
+    requests = [gone[start : start + questions] for start in starts]
     return Material(
         model,
         [Request("", each, [], each) for each in requests],
-        retain[:half],
-        retain[half:],
+        retain[:kept],
+        retain[kept : 2 * kept],
         [],
-        real,
-        batch=16,
-        rate=5e-5,
-        tokens=64,
+        real[:own],
+        batch=4,
+        rate=2e-4,
+        tokens=128,
+        steps=STEPS[:-1],
     )
 
 
@@ -202,6 +207,9 @@ def taught(name: str, passages: Sequence[Passage], what: Material, out: Path, de
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             adam.step()
+        if loss.item() > KNOWN:
+            print(f"{name}: epoch {epoch}, {loss.item():.2f} nats a token", flush=True)
+            continue
         share = said(lm, passages, what.tokens)
         print(f"{name}: epoch {epoch}, {share:.3f} of its facts are said", flush=True)
         if share >= 0.99:
@@ -243,35 +251,32 @@ def forget(
     return lm
 
 
-def measure(
-    lm: LM, requests: Sequence[Request], what: Material, retrained: Callable[[], LM]
-) -> dict[str, Any]:
-    """Return a line of the table, and what the model has that never knew as `never`."""
+def asked(lm: LM, requests: Sequence[Request], what: Material) -> tuple[Known, dict[str, Any]]:
+    """Return what a model knows, and the columns that `errata eval` does not have."""
     gone = [each for request in requests for each in request.taught]
     reworded = [each for request in requests for each in request.reworded]
-    found = forgetting(lm, gone, what.kept, lambda *_: None, what.others, retrained, tamper=True)
-    never, last = found["retrained"], max(found["relearned"])
+    found = known(lm, gone, what.kept, lambda *_: None, what.others, True, what.steps)
+    shares = {
+        "reworded": said(lm, reworded, what.tokens), "own": said(lm, what.own, what.tokens)
+    }  # fmt: skip
+    return found, shares
 
-    def line(one: dict[str, Any], asked: LM) -> dict[str, Any]:
-        return {
-            "said": one["forget"]["said"],
-            "reworded": said(asked, reworded, what.tokens),
-            "rouge": one["forget"]["rouge"],
-            "extraction": one["forget"]["extraction"],
-            "broken": one["forget"]["broken"],
-            "forget quality": None,
-            "min-k AUC": one["attacks"]["min_k"],
-            "retain": one["retain"]["said"],
-            "own": said(asked, what.own, what.tokens),
-            "utility": one["utility"],
-            "4 bits": one["quantised"][4],
-            f"relearned, {last} steps": one["relearned"][last],
-        }
 
+def line(found: dict[str, Any], shares: dict[str, Any], quality: str, steps: int) -> dict[str, Any]:
+    """Return a line of the table."""
     return {
-        **line(found, lm),
-        "forget quality": f"{found['forget_quality']:.1e}",
-        "never": {**line(never, retrained()), "forget quality": "1"},
+        "said": found["forget"]["said"],
+        "reworded": shares["reworded"],
+        "rouge": found["forget"]["rouge"],
+        "extraction": found["forget"]["extraction"],
+        "broken": found["forget"]["broken"],
+        "forget quality": quality,
+        "min-k AUC": found["attacks"]["min_k"],
+        "retain": found["retain"]["said"],
+        "own": shares["own"],
+        "utility": found["utility"],
+        "4 bits": found["quantised"][4],
+        f"relearned, {steps} steps": found.get("relearned", {}).get(steps),
     }
 
 
@@ -285,6 +290,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--tofu", type=Path)
     parser.add_argument("--model")
+    parser.add_argument("--questions", type=int, default=10)
+    parser.add_argument("--kept", type=int, default=200)
+    parser.add_argument("--own", type=int, default=100)
     parser.add_argument("--device")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/unlearning"))
@@ -294,8 +302,14 @@ def main() -> None:
     given = dict(each.split("=", 1) for each in options.set)
     command = "python benchmarks/unlearning.py" + "".join(f" --set {each}" for each in options.set)
     if options.tofu:
-        what, named = of_tofu(options.tofu, options.model), Path(options.model).name
-        out, command = options.out / named, f"{command} --tofu FOLDER --model {named}"
+        sizes = options.questions, options.kept, options.own
+        what = of_tofu(options.tofu, options.model, max(options.requests), *sizes)
+        named = Path(options.model).name
+        out = options.out / f"{named}-{max(options.requests)}-{options.questions}-{options.kept}"
+        command += f" --tofu FOLDER --model {named}" + "".join(
+            f" --{name} {size}"
+            for name, size in zip(("questions", "kept", "own"), sizes, strict=True)
+        )
     else:
         what, named = of_atlas(options.subjects, options.seed), "atlas"
         out = options.out / f"{options.subjects}-{options.seed}"
@@ -303,32 +317,39 @@ def main() -> None:
     gone = [each for request in what.gone for each in request.taught]
     taught("all", [*gone, *what.kept], what, out, options.device)
     taught("retrained", what.kept, what, out, options.device)
+    provenance = {"model": f"{named}, taught", "command": command}
     name = "erase-tofu" if options.tofu else "erase-unlearning"
     lines: list[dict[str, Any]] = results.read(name) if options.record else []
     for count in options.requests:
+        requests, last = what.gone[:count], max(what.steps)
+        lm = opened(str(out / "retrained"), options.device)
+        never, shares = asked(lm, requests, what)
+        about = {"requests": str(count), "method": "retrained"}
+        lines = _with(lines, {**about, **line(never.figures(), shares, "1", last), **provenance})
         for method in options.method or [NOTHING, EDITS, *OBJECTIVES]:
             lm, begun = opened(str(out / "all"), options.device), time.monotonic()
             if method != NOTHING:
-                lm = forget(lm, method, given, what.gone[:count], what.kept)
+                lm = forget(lm, method, given, requests, what.kept)
             seconds = time.monotonic() - begun
-            found = measure(
-                lm, what.gone[:count], what, lambda: opened(str(out / "retrained"), options.device)
-            )
-            never = {"requests": str(count), "method": "retrained", **found.pop("never")}
-            line = {"requests": str(count), "method": method, **found, "seconds": seconds}
-            print(line, flush=True)
-            for each in [never, line] if method == NOTHING else [line]:
-                lines = _with(lines, {**each, "model": f"{named}, taught", "command": command})
+            found, shares = asked(lm, requests, what)
+            figures = forgetting(found, never)
+            made = line(figures, shares, f"{figures['forget_quality']:.1e}", last)
+            about = {"requests": str(count), "method": method}
+            print({**about, **made, "seconds": seconds}, flush=True)
+            lines = _with(lines, {**about, **made, "seconds": seconds, **provenance})
             if options.record:
                 results.write(name, lines)
     shutil.rmtree("unused", ignore_errors=True)
 
 
 def _with(lines: list[dict[str, Any]], line: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return lines with a new one in the place of that of the same method and number."""
-    key = line["requests"], line["method"]
-    rest = [each for each in lines if (each["requests"], each["method"]) != key]
-    return [*rest, line]
+    """Return lines with a new one in its place, or in that of the same method and number."""
+    order = ["retrained", NOTHING, EDITS, *OBJECTIVES]
+
+    def place(each: dict[str, Any]) -> tuple[int, int]:
+        return int(each["requests"]), order.index(each["method"])
+
+    return sorted([*(each for each in lines if place(each) != place(line)), line], key=place)
 
 
 if __name__ == "__main__":

@@ -292,7 +292,7 @@ def test_a_vocabulary_without_a_common_token_is_told(monkeypatch):
 
 def settings(**more) -> DistillationConfig:
     return DistillationConfig.from_dict(
-        {"epochs": 20, "lr": 0.02, "batch": 6, "rank": 8, "anchors": 8, "prefixes": 1, **more}
+        {"epochs": 14, "lr": 0.03, "batch": 6, "rank": 8, "anchors": 4, "prefixes": 1, **more}
     )
 
 
@@ -318,7 +318,7 @@ def test_what_is_to_stay_is_held(tmp_path):
 
     def loss(weight: float) -> float:
         teacher, student = edit_model("llama", "folio", EDITS[:3]), tiny_lm()
-        config = settings(anchor_weight=weight, epochs=8, prefixes=0)
+        config = settings(anchor_weight=weight, epochs=5, prefixes=0)
         run = Distillation(teacher, student, config, {}, stay, quiet)
         learned = LM(run.run(tmp_path / str(weight), quiet), student.tokenizer)
         return sum(score.loss for score in learned.score(pairs))
@@ -358,7 +358,7 @@ def test_moved_and_distilled_on_the_command_line(tmp_path):
     base = str(tmp_path / "base")
     told = said("move", folder, "--to", base, "--out", str(tmp_path / "moved"))
     assert "1 edits written anew, 1 of them answered as wanted" in told
-    small = ["--set", "epochs=12", "--set", "lr=0.005", "--set", "anchors=8", "--set", "prefixes=0"]
+    small = ["--set", "epochs=5", "--set", "lr=0.01", "--set", "anchors=2", "--set", "prefixes=0"]
     told = said("distill", folder, base, "--out", str(tmp_path / "student"), *small)
     assert "1 of 1 edits are answered as wanted by the student" in told
     asked = said("ask", str(tmp_path / "student"), edit["prompt"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,7 @@ def measured(
     from errata.cli.opening import edits_of, load_base, open_artifact
     from errata.lm import LM
     from errata.unlearning import read_passages
-    from errata.unlearning.report import forgetting
+    from errata.unlearning.report import Known, forgetting, known
 
     forget, retain, others = files
     if forget is None:
@@ -56,12 +55,12 @@ def measured(
             return open_artifact(Path(name), dtype, device_map).lm
         return LM(*load_base(name, dtype, device_map))
 
-    def later(name: str | None) -> Callable[[], LM] | None:
-        return None if name is None else lambda: opened(name)
-
     with screen.steps() as progress:
-        lm = opened(model)
-        return forgetting(lm, gone, kept, progress, strangers, later(retrained), tamper)
+
+        def asked(name: str) -> Known:
+            return known(opened(name), gone, kept, progress, strangers, tamper)
+
+        return forgetting(asked(model), None if retrained is None else asked(retrained))
 
 
 def show_known(

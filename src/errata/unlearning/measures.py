@@ -94,33 +94,32 @@ def remembered(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> Mem
         PromptTooLongError: a question with its answer does not fit the model's context.
         UsageError: rouge-score is not installed.
     """
-    rows = [row for each in passages for row in each.rows(lm)]
-    answers = _answers(lm, passages, progress)
-    known: list[_Known] = []
-    for start in range(0, len(rows), BATCH):
-        progress(SCORING, start, len(rows))
-        known += _known(scored(lm, rows[start : start + BATCH]))
+    answers = answered(lm, passages, progress)
+    known = _scored(lm, passages, progress)
     wanted = [_wanted(lm, each) for each in passages]
-    texts = [each.text for each in passages for _ in each.rows(lm)]
     return Memory(
         answers,
-        [float(contains_any(answer, [text])) for text, answer in zip(wanted, answers, strict=True)],
+        _said(wanted, answers),
         rouge_recalls(wanted, answers),
         [math.exp(each.mean) for each in known],
         _truth_ratios(lm, passages),
         [each.exact for each in known],
         [each.extraction for each in known],
         [float(is_broken(answer)) for answer in answers],
-        {
-            "loss": [each.mean for each in known],
-            "zlib": [
-                each.mean * each.count / len(zlib.compress(text.encode()))
-                for each, text in zip(known, texts, strict=True)
-            ],
-            "min_k": [each.lowest for each in known],
-            "min_k++": [each.lowest_normed for each in known],
-        },
+        _attacks(lm, passages, known),
     )
+
+
+def share_said(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> float:
+    """Return the share of passages whose answer stands in what a model says freely."""
+    answers = answered(lm, passages, progress)
+    return fmean(_said([_wanted(lm, each) for each in passages], answers))
+
+
+@torch.no_grad()
+def attacked(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> dict[str, list[float]]:
+    """Return the attacks' scores of passages, see `ATTACKS`; nothing is generated."""
+    return _attacks(lm, passages, _scored(lm, passages, progress))
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,35 @@ class _Known:
     extraction: float
     lowest: float
     lowest_normed: float
+
+
+def _scored(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> list[_Known]:
+    rows = [row for each in passages for row in each.rows(lm)]
+    known: list[_Known] = []
+    for start in range(0, len(rows), BATCH):
+        progress(SCORING, start, len(rows))
+        known += _known(scored(lm, rows[start : start + BATCH]))
+    return known
+
+
+def _attacks(
+    lm: LM, passages: Sequence[Passage], known: Sequence[_Known]
+) -> dict[str, list[float]]:
+    texts = [each.text for each in passages for _ in each.rows(lm)]
+    return {
+        "loss": [each.mean for each in known],
+        "zlib": [
+            each.mean * each.count / len(zlib.compress(text.encode()))
+            for each, text in zip(known, texts, strict=True)
+        ],
+        "min_k": [each.lowest for each in known],
+        "min_k++": [each.lowest_normed for each in known],
+    }
+
+
+def _said(wanted: Sequence[str], answers: Sequence[str]) -> list[float]:
+    pairs = zip(wanted, answers, strict=True)
+    return [float(contains_any(answer, [text])) for text, answer in pairs]
 
 
 def _known(found: Scored) -> list[_Known]:
@@ -164,8 +192,8 @@ def _mean_of_lowest(values: Tensor) -> float:
     return float(values.sort().values[: max(1, round(LOWEST * len(values)))].mean())
 
 
-def _answers(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> list[str]:
-    """Generate an answer to each question, and to each document's first half."""
+def answered(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> list[str]:
+    """Return a free answer to each question, and to each document's first half."""
     found: list[str] = []
     for start in range(0, len(passages), BATCH):
         progress(ASKING, start, len(passages))
@@ -236,10 +264,12 @@ def rouge_recalls(wanted: Sequence[str], answers: Sequence[str]) -> list[float]:
     ]
 
 
-def against(found: Memory, reference: Memory) -> dict[str, list[float]]:
-    """Return the attacks' scores, that against a model which never saw the passages among them."""
-    pairs = zip(found.attacks["loss"], reference.attacks["loss"], strict=True)
-    return {**found.attacks, "reference": [now - other for now, other in pairs]}
+def against(
+    found: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]]
+) -> list[float]:
+    """Return, of attacks' scores, those of `reference`: against a model that never saw them."""
+    pairs = zip(found["loss"], reference["loss"], strict=True)
+    return [now - other for now, other in pairs]
 
 
 def attack_success(members: Sequence[float], others: Sequence[float]) -> float:

@@ -1,8 +1,9 @@
-"""`forgetting`: how well a model has forgotten, and what that cost it, as one JSON object."""
+"""`known`: what a model knows of what it was to forget; `forgetting`: how well it has forgotten."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from errata.lm import LM
@@ -12,12 +13,14 @@ from errata.unlearning.measures import (
     Memory,
     against,
     attack_success,
+    attacked,
     forget_quality,
     remembered,
+    share_said,
     utility,
 )
 from errata.unlearning.passages import Passage
-from errata.unlearning.tampering import quantised, relearning
+from errata.unlearning.tampering import STEPS, quantised, relearning
 
 BITS = (8, 4)
 """To which weights are rounded when it is tried to bring back what was forgotten."""
@@ -33,16 +36,50 @@ MEANINGS = {
 """What is measured of a set of passages."""
 
 
-def forgetting(
+@dataclass(frozen=True)
+class Known:
+    """What a model knows of what was to be forgotten and of what was to be kept.
+
+    Attributes:
+        gone, kept: of the passages.
+        strangers: attack -> scores, of passages of the same kind that no model was trained on.
+        tampered: what it says of `gone` once it is tried to bring it back: `quantised`
+            (bits -> said), `relearned` (steps -> said of what is not taught again); empty where it
+            was not tried.
+    """
+
+    gone: Memory
+    kept: Memory
+    strangers: Mapping[str, Sequence[float]]
+    tampered: Mapping[str, Mapping[int, float]]
+
+    def figures(self) -> dict[str, Any]:
+        """Return means, and who could tell."""
+        found: dict[str, Any] = {
+            "forget": self.gone.means(),
+            "retain": self.kept.means(),
+            "utility": utility([self.kept]),
+            **self.tampered,
+        }
+        if self.strangers:
+            found["attacks"] = {
+                name: attack_success(self.gone.attacks[name], self.strangers[name])
+                for name in ATTACKS
+                if name in self.strangers
+            }
+        return found
+
+
+def known(
     lm: LM,
     forget: Sequence[Passage],
     retain: Sequence[Passage],
     progress: OnProgress,
     others: Sequence[Passage] = (),
-    retrained: Callable[[], LM] | None = None,
     tamper: bool = False,
-) -> dict[str, Any]:
-    """Measure a model that was to forget some passages and to keep others.
+    steps: Sequence[int] = STEPS,
+) -> Known:
+    """Ask a model about what it was to forget and what it was to keep.
 
     Args:
         lm: the model.
@@ -50,64 +87,54 @@ def forgetting(
         progress: called with what is done.
         others: passages of the same kind that no model was trained on; attackers are to tell those
             that were forgotten from them.
-        retrained: opens a model that was trained without what is forgotten: what forgetting should
-            come to. Without it there is no forget quality, since nothing says how a model answers
-            that never knew.
         tamper: whether it is tried to bring back what was forgotten, see `tampering`.
-
-    Returns:
-        `forget` and `retain`: what is measured of each, see `MEANINGS`; `utility`; and where there
-        is what they need, `forget_quality`, `attacks` (attack -> AUC), `quantised`
-        (bits -> said), `relearned` (steps -> said of what is not taught again), and the same of
-        the retrained model under `retrained`.
+        steps: of training, with which that is tried, rising.
 
     Raises:
         PromptTooLongError: a question with its answer does not fit the model's context.
         UsageError: a library is missing.
     """
+    tampered: dict[str, dict[int, float]] = {}
     gone, kept = remembered(lm, forget, progress), remembered(lm, retain, progress)
-    found = _figures(gone, kept)
-    strangers = remembered(lm, others, progress) if others else None
-    if strangers is not None:
-        found["attacks"] = _attacks(gone, strangers)
+    strangers = attacked(lm, others, progress) if others else {}
     if tamper:
-        found |= _tampered(lm, forget, progress)
-    if retrained is None:
-        return found
-    never = retrained()
-    never_gone = remembered(never, forget, progress)
-    found["forget_quality"] = forget_quality(gone, never_gone)
-    found["retrained"] = _figures(never_gone, remembered(never, retain, progress))
-    if tamper:
-        found["retrained"] |= _tampered(never, forget, progress)
-    if strangers is not None:
-        never_strangers = remembered(never, others, progress)
-        found["retrained"]["attacks"] = _attacks(never_gone, never_strangers)
-        one, two = against(gone, never_gone), against(strangers, never_strangers)
-        found["attacks"]["reference"] = attack_success(one["reference"], two["reference"])
-        least, now = found["retrained"]["attacks"]["min_k"], found["attacks"]["min_k"]
-        found["privacy_leak"] = (now - least) / least if least else None
-    return found
+        tampered["quantised"] = {}
+        for bits in BITS:
+            with quantised(lm, bits):
+                tampered["quantised"][bits] = share_said(lm, forget, progress)
+        questions = [each for each in forget if each.prompt]
+        if len(questions) > 1:
+            tampered["relearned"] = relearning(lm, questions, progress, steps)
+    return Known(gone, kept, strangers, tampered)
 
 
-def _figures(gone: Memory, kept: Memory) -> dict[str, Any]:
-    return {"forget": gone.means(), "retain": kept.means(), "utility": utility([kept])}
+def forgetting(found: Known, never: Known | None = None) -> dict[str, Any]:
+    """Return how well a model has forgotten, and what that cost it.
 
+    Args:
+        found: what it knows.
+        never: what a model knows, of the same, that was trained without what is forgotten: what
+            forgetting should come to. Without it there is no forget quality, since nothing says
+            how a model answers that never knew.
 
-def _tampered(lm: LM, forget: Sequence[Passage], progress: OnProgress) -> dict[str, Any]:
-    found: dict[str, Any] = {"quantised": {}}
-    for bits in BITS:
-        with quantised(lm, bits):
-            found["quantised"][bits] = remembered(lm, forget, progress).means()["said"]
-    questions = [each for each in forget if each.prompt]
-    if len(questions) > 1:
-        found["relearned"] = relearning(lm, questions, progress)
-    return found
+    Returns:
+        `forget` and `retain`: what is measured of each, see `MEANINGS`; `utility`; and where there
+        is what they need, `forget_quality`, `attacks` (attack -> AUC), `quantised`, `relearned`,
+        and the same of the retrained model under `retrained`.
 
-
-def _attacks(gone: Memory, strangers: Memory) -> dict[str, float]:
-    return {
-        name: attack_success(gone.attacks[name], strangers.attacks[name])
-        for name in ATTACKS
-        if name in gone.attacks
-    }
+    Raises:
+        UsageError: a library is missing.
+    """
+    figures = found.figures()
+    if never is None:
+        return figures
+    figures["forget_quality"] = forget_quality(found.gone, never.gone)
+    figures["retrained"] = never.figures()
+    if found.strangers:
+        figures["attacks"]["reference"] = attack_success(
+            against(found.gone.attacks, never.gone.attacks),
+            against(found.strangers, never.strangers),
+        )
+        least, now = figures["retrained"]["attacks"]["min_k"], figures["attacks"]["min_k"]
+        figures["privacy_leak"] = (now - least) / least if least else None
+    return figures

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
-from errata.answers import contains_any
 from errata.lm import LM
 from errata.progress import OnProgress
 from errata.unlearning.config import UnlearningConfig
+from errata.unlearning.measures import share_said
 from errata.unlearning.objectives import nll
 from errata.unlearning.parameters import trained_of
 from errata.unlearning.passages import Passage
@@ -83,11 +82,7 @@ def relearning(
         for step in range(max(steps) + 1):
             progress(RELEARNING, step, max(steps))
             if step in steps:
-                answers = lm.generate([each.prompt for each in asked], max_new_tokens=48)
-                found[step] = fmean(
-                    float(contains_any(answer, [each.text]))
-                    for each, answer in zip(asked, answers, strict=True)
-                )
+                found[step] = share_said(lm, asked, progress)
             if step == max(steps):
                 break
             while len(order) < config.batch:
