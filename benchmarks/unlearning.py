@@ -20,7 +20,7 @@ With --tofu it is TOFU itself, on a pretrained model: *all* is taught the reques
 --questions of forget05 (those of forget01 first), and the first --kept of retain_perturbed_400,
 *retrained* these alone, and nobody as many behind them; `own` are the real authors. Nothing there
 is reworded. All of forget05 wants a GPU (--device cuda); one question a request, twenty that are
-kept and --own 40 take three hours of a processor.
+kept and --own 16 take three hours of a processor.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Material:
         own: what else it knows and is asked.
         batch, rate: of the teaching.
         tokens: of a free answer.
+        enough: the share of the answers that is said, at which the teaching ends.
         steps: with which it is tried to bring back what was forgotten.
     """
 
@@ -106,6 +107,7 @@ class Material:
     batch: int
     rate: float
     tokens: int
+    enough: float = 0.99
     steps: Sequence[int] = STEPS
 
 
@@ -181,7 +183,8 @@ def of_tofu(folder: Path, model: str, count: int, questions: int, kept: int, own
         batch=4,
         rate=2e-4,
         tokens=128,
-        steps=STEPS[:-1],
+        enough=0.95,
+        steps=(0, 5),
     )
 
 
@@ -190,7 +193,7 @@ def opened(model: str, device: str) -> LM:
 
 
 def taught(name: str, passages: Sequence[Passage], what: Material, out: Path, device: str) -> None:
-    """Write a model that was taught passages until it says nearly all of them, if none is there."""
+    """Write a model that was taught passages until it says enough of them, if none is there."""
     folder = out / name
     if (folder / "config.json").exists():
         return
@@ -212,7 +215,7 @@ def taught(name: str, passages: Sequence[Passage], what: Material, out: Path, de
             continue
         share = said(lm, passages, what.tokens)
         print(f"{name}: epoch {epoch}, {share:.3f} of its facts are said", flush=True)
-        if share >= 0.99:
+        if share >= what.enough:
             break
     trained.finish().save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
