@@ -16,7 +16,7 @@ and everything that `errata eval --forget --tamper` measures, with *retrained* b
 edits that erase, one for each fact, in the words in which it was taught first. Models that were
 taught are kept in --out.
 
-With --tofu it is TOFU itself, on a pretrained model: *all* is taught the requests, each of
+With --tofu it is TOFU itself, on a pretrained model: *all* is taught --subjects requests, each of
 --questions of forget05 (those of forget01 first), and the first --kept of retain_perturbed_400,
 *retrained* these alone, and nobody as many behind them; `own` are the real authors. Nothing there
 is reworded. All of forget05 wants a GPU (--device cuda); one question a request, twenty that are
@@ -304,11 +304,12 @@ def main() -> None:
     torch.set_num_threads(1)
     given = dict(each.split("=", 1) for each in options.set)
     command = "python benchmarks/unlearning.py" + "".join(f" --set {each}" for each in options.set)
+    command += f" --subjects {options.subjects}"
     if options.tofu:
         sizes = options.questions, options.kept, options.own
-        what = of_tofu(options.tofu, options.model, max(options.requests), *sizes)
+        what = of_tofu(options.tofu, options.model, options.subjects, *sizes)
         named = Path(options.model).name
-        out = options.out / f"{named}-{max(options.requests)}-{options.questions}-{options.kept}"
+        out = options.out / f"{named}-{options.subjects}-{options.questions}-{options.kept}"
         command += f" --tofu FOLDER --model {named}" + "".join(
             f" --{name} {size}"
             for name, size in zip(("questions", "kept", "own"), sizes, strict=True)
@@ -316,7 +317,6 @@ def main() -> None:
     else:
         what, named = of_atlas(options.subjects, options.seed), "atlas"
         out = options.out / f"{options.subjects}-{options.seed}"
-        command += f" --subjects {options.subjects}"
     gone = [each for request in what.gone for each in request.taught]
     taught("all", [*gone, *what.kept], what, out, options.device)
     taught("retrained", what.kept, what, out, options.device)
