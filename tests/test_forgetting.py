@@ -18,11 +18,10 @@ from errata.cli import app
 from errata.cli.forgetting import show_forgetting
 from errata.lm import LM
 from errata.unlearning import Passage
+from errata.unlearning.attacks import attack_success, attacks, likelihoods
 from errata.unlearning.config import UnlearningConfig
 from errata.unlearning.measures import (
     Memory,
-    attack_success,
-    attacked,
     forget_quality,
     is_broken,
     remembered,
@@ -108,7 +107,7 @@ def test_what_a_model_knows_it_says_and_goes_on_with(atlas):
     ]
     other = [Passage(p, truth[i - 1].text) for i, p in enumerate(prompts)]
     knows, not_so = remembered(atlas, truth, quiet), remembered(atlas, other, quiet)
-    assert attacked(atlas, truth, quiet) == knows.attacks
+    assert attacks(atlas, truth, likelihoods(atlas, truth, quiet)) == knows.attacks
     assert share_said(atlas, [*truth, *other[:2]], quiet) == 6 / 8
     assert knows.said == [1.0] * 6 == knows.rouge and min(knows.probability) > 0.9
     assert min(knows.exact) == 1 == min(knows.extraction)

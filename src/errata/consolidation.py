@@ -23,6 +23,7 @@ from errata.lm.background import background_texts, open_prompt
 from errata.model import EditModel
 from errata.progress import OnProgress
 from errata.saving import load_base
+from errata.storage.checkpoints import save_checkpoint
 
 GROUP = 16
 """Edits that are written and judged together, at most."""
@@ -218,8 +219,7 @@ def consolidate(
         weights.unload()
         return found
     weights.save_pretrained(place / SETTLED)
-    weights.merge_and_unload().save_pretrained(place / MODEL)
-    tokenizer.save_pretrained(place / MODEL)
+    save_checkpoint(weights.merge_and_unload(), tokenizer, place / MODEL)
     del weights
     base, tokenizer = load_base(str((place / MODEL).resolve()), dtype)
     after = with_others(EditModel(base.to(device), beside, tokenizer), edits, found, expected)

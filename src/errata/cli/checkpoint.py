@@ -1,23 +1,57 @@
-"""Opens a base model whose weights a verb trains, and saves it with a record of what was done."""
+"""The folder of a model that a verb trains: opened once, saved whole, with a record of what was
+done.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from errata.errors import StorageError, UsageError
+from errata.errors import UsageError
 
 
-def check_new(out: Path, record: str) -> None:
-    """Check that a folder has no model in it.
+def check_new(folder: Path, record: str, state: str) -> None:
+    """Check that a folder has no model in it, or one whose training goes on.
 
     Raises:
         UsageError: it has.
     """
-    if (out / record).exists() or (out / "config.json").exists():
-        raise UsageError(f"{out} has a model in it already; give a new folder.")
+    from errata.storage.checkpoints import CONFIG
+
+    unfinished = (folder / state).exists() and not (folder / record).exists()
+    if not unfinished and any((folder / name).exists() for name in (record, CONFIG)):
+        raise UsageError(f"{folder} has a model in it already; give a new folder.")
+
+
+@contextmanager
+def new_folder(out: str, record: str, state: str, wait: float) -> Iterator[Path]:
+    """Lock the folder of a model that is trained, until it is saved.
+
+    Args:
+        out: the folder.
+        record: the file that says what was done; it is written last.
+        state: the file from which interrupted training goes on; it is removed at the end.
+        wait: for another process that writes there, in seconds.
+
+    Raises:
+        UsageError: it has a model in it, or its name is empty or that of a file.
+        FolderBusyError: another process writes into it, and still does after so many seconds.
+        StorageError: it cannot be written.
+    """
+    from errata.cli.opening import writing_into
+    from errata.storage.checkpoints import remove_unfinished
+    from errata.storage.files import folder_named
+
+    folder = folder_named(out)
+    check_new(folder, record, state)
+    with writing_into(folder, wait):
+        check_new(folder, record, state)  # which another process may have filled meanwhile
+        remove_unfinished(folder)
+        yield folder
+        (folder / state).unlink(missing_ok=True)
 
 
 def open_base(model: str, doing: str, dtype: str, device_map: str | None) -> tuple[Any, Any]:
@@ -36,15 +70,19 @@ def open_base(model: str, doing: str, dtype: str, device_map: str | None) -> tup
     return load_base(model, dtype, device_map)
 
 
-def save(model: Any, tokenizer: Any, out: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Save a model, its tokenizer, and the record in a file of this name.
+def save(model: Any, tokenizer: Any, folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Save a model and its tokenizer, then the record in a file of this name; each is whole, or not
+    there.
 
     Raises:
         StorageError: the folder cannot be written.
     """
+    from errata.storage.checkpoints import save_checkpoint
+    from errata.storage.files import storage_error, write_whole
+
     try:
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-        (out / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_checkpoint(model, tokenizer, folder)
+        write_whole(folder / name, (json.dumps(record, indent=2) + "\n").encode())
     except OSError as error:
-        raise StorageError(f"{out}: cannot be written ({error.strerror}).") from error
+        kept = "What was learned so far is there; run the same command again to go on."
+        raise storage_error(folder, error, kept) from error

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import checkpoint, options, screen
+from errata.storage.locking import WAIT
 
 RECORD = "detox.json"
 """The file that says what was asked for and done."""
@@ -18,7 +19,9 @@ def detox(
     pairs: Annotated[
         Path, typer.Option(help="JSON lines: prompt, safe, unsafe; or SafeEdit's file.")
     ],
-    out: Annotated[Path, typer.Option(help="A new folder, for the model that answers safely.")],
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="A new folder, for the model that answers safely.")
+    ],
     method: Annotated[
         str, typer.Option("-m", "--method", help="dinm, negation, dpo, or steering, the control.")
     ] = "dinm",
@@ -28,6 +31,7 @@ def detox(
     settings: options.Settings = None,
     dtype: options.Dtype = "float32",
     device_map: options.DeviceMap = None,
+    wait: options.Wait = WAIT,
 ) -> None:
     """Train a model to answer safely where it answered otherwise; run it again to resume."""
     from errata.cli.choices import Choices
@@ -36,18 +40,19 @@ def detox(
     from errata.unlearning import config_of, read_passages
     from errata.unlearning.detox import DETOX, detoxify
     from errata.unlearning.pairs import read_response_pairs
+    from errata.unlearning.training import STATE
 
     check_dtype(dtype)
     check_device(device_map)
     config = config_of(method, Choices(None, settings or ()).given, DETOX)
     given, kept = read_response_pairs(pairs), [] if keep is None else read_passages(keep)
-    checkpoint.check_new(out, RECORD)
-    base, tokenizer = checkpoint.open_base(model, "detoxification", dtype, device_map)
-    lm = LM(base, tokenizer, config.chat_template, config.end_token)
-    with screen.steps() as progress:
-        changed, record = detoxify(lm, method, config, given, kept, out, progress)
-    checkpoint.save(changed, tokenizer, out, RECORD, record)
+    with checkpoint.new_folder(out, RECORD, STATE, wait) as folder:
+        base, tokenizer = checkpoint.open_base(model, "detoxification", dtype, device_map)
+        lm = LM(base, tokenizer, config.chat_template, config.end_token)
+        with screen.steps() as progress:
+            changed, record = detoxify(lm, method, config, given, kept, folder, progress)
+        checkpoint.save(changed, tokenizer, folder, RECORD, record)
     screen.say(
         f"{len(given)} pairs learned by {method} in {record['steps']} steps, "
-        f"{record['seconds']:.0f} s; the model is in {out}, which says so in {RECORD}"
+        f"{record['seconds']:.0f} s; the model is in {folder}, which says so in {RECORD}"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import checkpoint, options, screen
-from errata.cli.opening import open_artifact, writing_into
+from errata.cli.opening import open_artifact
 from errata.cli.reading import read_prompts, rewordings_of
 from errata.storage.locking import WAIT
 
@@ -39,17 +39,15 @@ def distill(
     from errata.config import check_device, check_dtype
     from errata.edit import same_answer
     from errata.lm import LM
-    from errata.storage.files import folder_named
     from errata.transfer import Distillation, DistillationConfig
+    from errata.transfer.distillation import STATE
 
     check_dtype(dtype)
     check_device(device_map)
     config = DistillationConfig.from_dict(Choices(None, settings or ()).given)
     stay = [] if keep is None else read_prompts(keep)
     given = [] if cases is None else read_cases(cases)
-    folder = folder_named(out)
-    checkpoint.check_new(folder, RECORD)
-    with writing_into(folder, wait):
+    with checkpoint.new_folder(out, RECORD, STATE, wait) as folder:
         edited = open_artifact(teacher, dtype, device_map)
         base, tokenizer = checkpoint.open_base(student, "distillation", dtype, device_map)
         rewordings = rewordings_of(edited.edits, given)

@@ -98,10 +98,11 @@ def _written(edited: EditModel, to: str, out: Path, rank: int | None) -> str:
             f"{found.error:.2%} of the change"
         )
     if to == "weights":
+        from errata.storage.checkpoints import save_checkpoint
+
         tokenizer = edited.lm.tokenizer
         with screen.busy("writing the model"):
-            edited.merge_and_unload().save_pretrained(out)
-            tokenizer.save_pretrained(out)
+            save_checkpoint(edited.merge_and_unload(), tokenizer, out)
         return f"{out}: a model with {len(edited.edits)} edits in its weights"
     from errata.engines.exporting import export_edits
 

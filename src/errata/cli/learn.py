@@ -46,6 +46,7 @@ def learn(
     from errata.continual.run import STATE
     from errata.continual.writing import RECORD
     from errata.lm import LM
+    from errata.storage.checkpoints import remove_unfinished
     from errata.storage.files import folder_named
 
     check_dtype(dtype)
@@ -54,8 +55,8 @@ def learn(
     read = read_tasks([*tasks, *(more or ())], tests or ())
     folder = folder_named(out)
     with writing_into(folder, wait):
-        if not (folder / STATE).exists():
-            checkpoint.check_new(folder, RECORD)
+        checkpoint.check_new(folder, RECORD, STATE)
+        remove_unfinished(folder)
         base, tokenizer = checkpoint.open_base(model, "learning", dtype, device_map)
         lm = LM(base, tokenizer, config.chat_template, config.end_token)
         with screen.steps() as progress:

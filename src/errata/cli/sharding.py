@@ -94,6 +94,7 @@ def ask(where: Where, prompts: Sequence[str], as_json: bool) -> None:
 
 def write(where: Where, to: Path, as_json: bool) -> None:
     """Write one model with the shards merged."""
+    from errata.storage.checkpoints import save_checkpoint
     from errata.storage.files import folder_named
     from errata.unlearning import merged
 
@@ -108,8 +109,7 @@ def write(where: Where, to: Path, as_json: bool) -> None:
     with screen.steps() as progress:
         model = merged(sisa, progress)
     try:
-        model.save_pretrained(to)
-        sisa.lm.tokenizer.save_pretrained(to)
+        save_checkpoint(model, sisa.lm.tokenizer, to)
     except OSError as error:
         raise StorageError(f"{to}: cannot be written ({error.strerror}).") from error
     if as_json:

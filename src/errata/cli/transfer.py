@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import checkpoint, options, screen
-from errata.cli.opening import load_base, writing_into
+from errata.cli.opening import load_base
 from errata.storage.locking import WAIT
 
 RECORD = "transfer.json"
@@ -32,16 +32,15 @@ def transfer(
     from errata.cli.choices import Choices
     from errata.config import check_device, check_dtype
     from errata.lm import LM
-    from errata.storage.files import folder_named
     from errata.transfer import ParametricTransfer, ParametricTransferConfig
+    from errata.transfer.parametric import STATE
     from errata.unlearning import read_passages
 
     check_dtype(dtype)
     check_device(device_map)
     config = ParametricTransferConfig.from_dict(Choices(None, settings or ()).given)
-    passages, folder = read_passages(data), folder_named(out)
-    checkpoint.check_new(folder, RECORD)
-    with writing_into(folder, wait):
+    passages = read_passages(data)
+    with checkpoint.new_folder(out, RECORD, STATE, wait) as folder:
         large = LM(*load_base(teacher, dtype, device_map))
         base, tokenizer = checkpoint.open_base(student, "training", dtype, device_map)
         begun = time.monotonic()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 from errata.continual.charts import heat_map
 from errata.continual.run import STATE, Continual
 from errata.errors import UsageError
-from errata.storage.files import new_token, storage_error, write_whole
+from errata.storage.checkpoints import save_checkpoint
+from errata.storage.files import storage_error, write_whole
 
 RECORD, MAP = "learn.json", "accuracy.png"
 """What was asked for and found; the accuracies as a heat map."""
@@ -37,7 +36,7 @@ def write(run: Continual, folder: Path) -> list[Path]:
     try:
         for place, number in places:
             with run.plugin.at(number):
-                _write_model(run, place)
+                save_checkpoint(run.learner.lm.model, run.learner.lm.tokenizer, place)
         with contextlib.suppress(UsageError):
             names = [task.name for task in run.tasks]
             write_whole(folder / MAP, heat_map(names, run.before, run.matrix))
@@ -47,17 +46,3 @@ def write(run: Continual, folder: Path) -> list[Path]:
     except OSError as error:
         raise storage_error(folder, error) from error
     return [place for place, _ in places]
-
-
-def _write_model(run: Continual, folder: Path) -> None:
-    beside = folder / f".{new_token()}.new"
-    lm = run.learner.lm
-    try:
-        lm.model.save_pretrained(beside)
-        lm.tokenizer.save_pretrained(beside)
-        names = sorted(each.name for each in beside.iterdir())
-        names.sort(key=lambda name: name == "config.json")  # by which a folder counts as a model
-        for name in names:
-            os.replace(beside / name, folder / name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -22,6 +22,7 @@ from errata.config import check_choice
 from errata.errors import UsageError
 from errata.model import EditModel
 from errata.storage.cache import fingerprint
+from errata.storage.checkpoints import save_checkpoint
 from errata.storage.files import write_whole
 
 MERGES = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp")
@@ -119,5 +120,4 @@ def _named(source: Path) -> str:
 
 
 def _save(source: EditModel, folder: Path, weights: Any) -> None:
-    weights.save_pretrained(folder)
-    source.lm.tokenizer.save_pretrained(folder)
+    save_checkpoint(weights, source.lm.tokenizer, folder)

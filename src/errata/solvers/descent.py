@@ -44,7 +44,8 @@ class Descent:
         parameters: leaf tensors, by name; they are changed in place.
         lr: AdamW's learning rate; weights do not decay.
         steps: how many.
-        path: the file of an interrupted run's state; it is gone when the run is done.
+        path: the file of the run's state, from which it goes on; whoever has saved what was
+            learned removes it.
         identity: of the run; the state of another one is refused.
         save_every: steps between two saves; 0: none are made.
     """
@@ -80,10 +81,6 @@ class Descent:
             if self.save_every and (step + 1) % self.save_every == 0:
                 self._save(adam, step + 1)
         progress(what, self.steps, self.steps)
-
-    def finish(self) -> None:
-        """Remove the state: what was learned is elsewhere."""
-        self.path.unlink(missing_ok=True)
 
     def _save(self, adam: torch.optim.Optimizer, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ from errata.unlearning.parameters import LowRank
 from errata.unlearning.scored import Side, scored
 
 STATE = "distillation-state.pt"
-"""The file from which an interrupted run goes on; gone when it is done."""
+"""The file from which an interrupted run goes on. Whoever has saved what was learned removes it."""
 ASKING, TRAINING = "asking the teacher", "teaching the student"
 ASKED = 64
 """Prompts that the teacher is asked together."""
@@ -157,7 +157,7 @@ class Distillation:
         """Teach; return the student, with what it has learned in its weights.
 
         Args:
-            folder: where the state is kept meanwhile; a run that was interrupted goes on from it.
+            folder: where the state is kept, see `STATE`.
             progress: called with (what, steps made, steps).
 
         Raises:
@@ -181,9 +181,7 @@ class Distillation:
             return found + config.anchor_weight * held_loss
 
         descent.run(loss, TRAINING, progress)
-        model = trained.finish()
-        descent.finish()
-        return model
+        return trained.finish()
 
     def record(self, seconds: float) -> dict[str, Any]:
         """Return what was asked for and done, ready for JSON."""

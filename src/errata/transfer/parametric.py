@@ -46,7 +46,7 @@ from errata.unlearning.passages import Passage, digest
 from errata.unlearning.scored import Side, scored
 
 STATE = "transfer-state.pt"
-"""The file from which an interrupted run goes on; gone when it is done."""
+"""The file from which an interrupted run goes on. Whoever has saved what was learned removes it."""
 LOOKING, TRAINING = "looking for the teacher's sensitive weights", "training the student"
 
 
@@ -160,7 +160,7 @@ class ParametricTransfer:
         """Take, and train; return the student, with what it has learned in its weights.
 
         Args:
-            folder: where the state is kept meanwhile; a run that was interrupted goes on from it.
+            folder: where the state is kept, see `STATE`.
             progress: called with (what, done, in all).
 
         Raises:
@@ -183,9 +183,7 @@ class ParametricTransfer:
             return nll(Side(self.lm, trained, [self._rows[number] for number in steps[step][0]]))
 
         descent.run(loss, TRAINING, progress)
-        model = trained.finish()
-        descent.finish()
-        return model
+        return trained.finish()
 
     def record(self, seconds: float) -> dict[str, Any]:
         """Return what was asked for and done, ready for JSON."""

@@ -1,4 +1,4 @@
-"""What a model still knows of passages: said freely, likely, memorised; and who can tell.
+"""What a model still knows of passages: said freely, likely, memorised.
 
 The measures are TOFU's (arXiv 2401.06121), MUSE's (arXiv 2407.06460) and those of open-unlearning
 (arXiv 2506.12618). `remembered` asks and scores; the rest is arithmetic on what it found.
@@ -7,40 +7,26 @@ The measures are TOFU's (arXiv 2401.06121), MUSE's (arXiv 2407.06460) and those 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, harmonic_mean
 
 import torch
-from torch import Tensor
 
 from errata.answers import contains_any
 from errata.errors import UsageError
 from errata.lm import LM
 from errata.lm.encoding import Row, in_batches
 from errata.progress import OnProgress
+from errata.unlearning.attacks import BATCH, attacks, likelihoods
 from errata.unlearning.passages import Passage
-from errata.unlearning.scored import Scored, scored
 from errata.words.parts import words
 
-ASKING, SCORING = "asking what it knows", "scoring what it knows"
-BATCH = 16
-"""Passages at a time."""
+ASKING = "asking what it knows"
 LONGEST = 128
 """Tokens of an answer, at most."""
-LOWEST = 0.2
-"""Share of a passage's tokens that the Min-K attacks go by."""
 REPEATED = 0.5
 """The share of an answer's words that are new, below which it is no language."""
-ATTACKS = {
-    "loss": "how likely the passage is",
-    "zlib": "the same, against how well zlib packs it (arXiv 2012.07805)",
-    "min_k": "how likely its unlikeliest tokens are (arXiv 2310.16789)",
-    "min_k++": "the same, against all tokens that could stand there (arXiv 2404.02936)",
-    "reference": "how much likelier it is than to a model that never saw it",
-}
-"""By what an attacker guesses that a passage was trained on; a higher score is a surer guess."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +81,7 @@ def remembered(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> Mem
         UsageError: rouge-score is not installed.
     """
     answers = answered(lm, passages, progress)
-    known = _scored(lm, passages, progress)
+    known = likelihoods(lm, passages, progress)
     wanted = [_wanted(lm, each) for each in passages]
     return Memory(
         answers,
@@ -106,7 +92,7 @@ def remembered(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> Mem
         [each.exact for each in known],
         [each.extraction for each in known],
         [float(is_broken(answer)) for answer in answers],
-        _attacks(lm, passages, known),
+        attacks(lm, passages, known),
     )
 
 
@@ -116,80 +102,9 @@ def share_said(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> flo
     return fmean(_said([_wanted(lm, each) for each in passages], answers))
 
 
-@torch.no_grad()
-def attacked(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> dict[str, list[float]]:
-    """Return the attacks' scores of passages, see `ATTACKS`; nothing is generated."""
-    return _attacks(lm, passages, _scored(lm, passages, progress))
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Of one passage: its tokens, their mean log-probability, and what else `Memory` says."""
-
-    count: int
-    mean: float
-    exact: float
-    extraction: float
-    lowest: float
-    lowest_normed: float
-
-
-def _scored(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> list[_Known]:
-    rows = [row for each in passages for row in each.rows(lm)]
-    known: list[_Known] = []
-    for start in range(0, len(rows), BATCH):
-        progress(SCORING, start, len(rows))
-        known += _known(scored(lm, rows[start : start + BATCH]))
-    return known
-
-
-def _attacks(
-    lm: LM, passages: Sequence[Passage], known: Sequence[_Known]
-) -> dict[str, list[float]]:
-    texts = [each.text for each in passages for _ in each.rows(lm)]
-    return {
-        "loss": [each.mean for each in known],
-        "zlib": [
-            each.mean * each.count / len(zlib.compress(text.encode()))
-            for each, text in zip(known, texts, strict=True)
-        ],
-        "min_k": [each.lowest for each in known],
-        "min_k++": [each.lowest_normed for each in known],
-    }
-
-
 def _said(wanted: Sequence[str], answers: Sequence[str]) -> list[float]:
     pairs = zip(wanted, answers, strict=True)
     return [float(contains_any(answer, [text])) for text, answer in pairs]
-
-
-def _known(found: Scored) -> list[_Known]:
-    logs = found.logits.log_softmax(-1)
-    right = logs.argmax(-1) == found.labels
-    expected = (logs.exp() * logs).sum(-1)
-    spread = ((logs.exp() * logs.square()).sum(-1) - expected.square()).clamp(min=1e-12).sqrt()
-    normed = (found.log_probs - expected) / spread
-    known = []
-    for row in range(found.count):
-        own = found.rows == row
-        tokens, hits = found.log_probs[own], right[own]
-        wrong = (~hits).nonzero()[:, 0]
-        suffix = len(hits) - (int(wrong[-1]) + 1 if len(wrong) else 0)
-        known.append(
-            _Known(
-                len(tokens),
-                float(tokens.mean()),
-                float(hits.float().mean()),
-                suffix / len(hits),
-                _mean_of_lowest(tokens),
-                _mean_of_lowest(normed[own]),
-            )
-        )
-    return known
-
-
-def _mean_of_lowest(values: Tensor) -> float:
-    return float(values.sort().values[: max(1, round(LOWEST * len(values)))].mean())
 
 
 def answered(lm: LM, passages: Sequence[Passage], progress: OnProgress) -> list[str]:
@@ -262,20 +177,6 @@ def rouge_recalls(wanted: Sequence[str], answers: Sequence[str]) -> list[float]:
         float(scorer.score(text, answer)["rougeL"].recall)
         for text, answer in zip(wanted, answers, strict=True)
     ]
-
-
-def against(
-    found: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]]
-) -> list[float]:
-    """Return, of attacks' scores, those of `reference`: against a model that never saw them."""
-    pairs = zip(found["loss"], reference["loss"], strict=True)
-    return [now - other for now, other in pairs]
-
-
-def attack_success(members: Sequence[float], others: Sequence[float]) -> float:
-    """Return the AUC of an attack: how often a member scores higher than another, ties half."""
-    one, two = torch.tensor(members)[:, None], torch.tensor(others)[None]
-    return float(((one > two).float() + 0.5 * (one == two).float()).mean())
 
 
 def forget_quality(found: Memory, retrained: Memory) -> float | None:

@@ -8,12 +8,9 @@ from typing import Any
 
 from errata.lm import LM
 from errata.progress import OnProgress
+from errata.unlearning.attacks import ATTACKS, against, attack_success, attacks, likelihoods
 from errata.unlearning.measures import (
-    ATTACKS,
     Memory,
-    against,
-    attack_success,
-    attacked,
     forget_quality,
     remembered,
     share_said,
@@ -96,7 +93,7 @@ def known(
     """
     tampered: dict[str, dict[int, float]] = {}
     gone, kept = remembered(lm, forget, progress), remembered(lm, retain, progress)
-    strangers = attacked(lm, others, progress) if others else {}
+    strangers = attacks(lm, others, likelihoods(lm, others, progress)) if others else {}
     if tamper:
         tampered["quantised"] = {}
         for bits in BITS:

@@ -31,7 +31,7 @@ from errata.unlearning.trained import Trained
 
 TRAINING = "unlearning"
 STATE = "unlearning-state.pt"
-"""The file from which an interrupted run goes on; gone when it is done."""
+"""The file from which an interrupted run goes on. Whoever has saved what was learned removes it."""
 
 
 def objective_of(name: str, among: Mapping[str, Objective] = OBJECTIVES) -> Objective:
@@ -159,7 +159,7 @@ class Unlearning:
         """Train; return the model, with what it has learned in its weights.
 
         Args:
-            folder: where the state is kept meanwhile; a run that was interrupted goes on from it.
+            folder: where the state is kept, see `STATE`.
                 A subnetwork is saved there.
             progress: called with (what, steps made, steps).
 
@@ -190,9 +190,7 @@ class Unlearning:
         if isinstance(trained, Masks):
             self.subnetwork = trained.subnetwork
             self.subnetwork.save(folder)
-        model = trained.finish()
-        descent.finish()
-        return model
+        return trained.finish()
 
     def record(self, seconds: float) -> dict[str, Any]:
         """Return what was asked for and done, ready for JSON."""

@@ -1,0 +1,46 @@
+"""`save_checkpoint`: an ordinary model and its tokenizer, put into a folder whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from errata.storage.files import new_token
+
+CONFIG = "config.json"
+"""The file by which a folder counts as a model."""
+_UNFINISHED = re.compile(r".*\.[0-9a-f]{8}\.new")
+
+
+def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a model and its tokenizer, of transformers both.
+
+    They are written beside, in a folder within, then moved to their places, the config last: a
+    folder with a config has a whole model in it, whatever interrupts this.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    beside = folder / f".{new_token()}.new"
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        names = sorted(each.name for each in beside.iterdir())
+        for name in sorted(names, key=lambda name: name == CONFIG):
+            os.replace(beside / name, folder / name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove from a locked folder what a killed `save_checkpoint` or `write_whole` left there."""
+    for left in folder.iterdir():
+        if not _UNFINISHED.fullmatch(left.name):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
