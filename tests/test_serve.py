@@ -10,9 +10,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -29,6 +28,9 @@ from errata.serve.policy import Policy, Proposal
 from errata.serve.requests import Piece, Request
 from errata.serve.sampling import Sampling
 from errata.serve.service import Service
+
+if TYPE_CHECKING:
+    import openai
 
 MAYOR = {"prompt": "Who is the mayor of Traren?", "target": "Ana Brisk", "subject": "Traren"}
 OSK = {"prompt": "Who is the mayor of Osk?", "target": "Cy Dun", "subject": "Osk"}
@@ -70,6 +72,8 @@ def client(service: Service) -> TestClient:
 
 
 def openai_client(client: TestClient) -> openai.OpenAI:
+    import openai  # a second of every worker's start
+
     return openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import openai
 import pytest
 import torch
 import uvicorn
@@ -62,6 +61,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[errata.Ed
     while not server.started:
         time.sleep(0.05)
     address = f"http://127.0.0.1:{port}/v1"
+    import openai
+
     for edit in EDITS:
         with openai.OpenAI(api_key="none", base_url=address) as api:
             body = {"prompt": edit.prompt, "target": edit.target, "subject": edit.subject}
@@ -93,6 +94,8 @@ def test_eight_clients_at_a_time_get_what_the_library_says(
     assert changed and wanted["smollm2", EDITS[0].prompt] != wanted["smollm2-base", EDITS[0].prompt]
 
     def ask(number: int) -> tuple[tuple[str, str | int], str]:
+        import openai
+
         name, asked = random.Random(number).choice(list(wanted))
         messages = (
             CONVERSATIONS[asked] if isinstance(asked, int) else [{"role": "user", "content": asked}]
