@@ -260,6 +260,19 @@ def test_a_mask_has_nothing_to_take_away(lm):
         Unlearning(lm, "negation", config_of("negation", {"trains": "masks"}), FORGET)
 
 
+def test_a_second_request_steers_no_farther(lm, tmp_path):
+    """It steered by lengths that the first had made: twice as far each time, until all was lost."""
+    given = {"trains": "all", "epochs": "60", "lr": "0.003", "steering": "6", "save_every": "0"}
+    layer, lengths = lm.architecture.n_layers // 2, []
+    for _ in range(2):
+        config = config_of("rmu", {**given, "layer": str(layer), "retain_weight": "30"})
+        run = Unlearning(lm, "rmu", config, FORGET[:1], RETAIN)
+        run.run(tmp_path, quiet)
+        side = Side(lm, trained_of(lm, config, 0), FORGET[0].rows(lm))
+        lengths.append(float(side.states(layer).norm(dim=-1).mean()))
+    assert lengths[1] < 2 * lengths[0], lengths
+
+
 def test_negation_goes_the_other_way(lm, known, tmp_path):
     given = {"trains": "all", "epochs": "3", "lr": "0.001", "scale": "0.5"}
     config = config_of("negation", given)

@@ -123,7 +123,9 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         ),
         "idk": Objective(_refusal, "refusals learned, TOFU, arXiv 2401.06121", refuses=True),
         "dpo": Objective(_dpo, "DPO to a refusal, arXiv 2305.18290 and 2404.05868", refuses=True),
-        "rmu": Objective(None, "RMU, arXiv 2403.03218", {"trains": "values", "lr": 1e-4}),
+        "rmu": Objective(
+            None, "RMU, arXiv 2403.03218", {"trains": "values", "lr": 1e-4, "retain_weight": 10.0}
+        ),
         "undial": Objective(_undial, "UNDIAL, arXiv 2402.10052", {"beta": 10.0}),
         "wga": Objective(_weighted_ascent, "WGA, arXiv 2502.19301", {"beta": 1.0}),
         "negation": Objective(

@@ -218,27 +218,30 @@ class Unlearning:
             return Side(self.lm, trained, [row for number in numbers for row in rows[number]])
 
         gone = side(self._rows, forget)
-        kept = side(self._kept, retain) if self.objective.retains else None
         if self.objective.loss is None:
-            return self._steered(gone, kept)
+            return self._steered(gone, side(self._kept, retain))
+        kept = side(self._kept, retain) if self.objective.retains else None
         refused = side(self._refused, forget) if self.objective.refuses else None
         loss: Tensor = config.forget_weight * self.objective.loss(gone, refused, config)
         if kept is not None:
             loss = loss + config.retain_weight * (nll(kept) if config.retain == "nll" else kl(kept))
         return loss
 
-    def _steered(self, gone: Side, kept: Side | None) -> Tensor:
-        """Return RMU's loss: states of what is forgotten go to one random vector, others stay."""
-        config, states = self.config, gone.states(self.layer)
+    def _steered(self, gone: Side, kept: Side) -> Tensor:
+        """Return RMU's loss: states of what is forgotten go to one random vector, others stay.
+
+        Lengths are those of what is kept: what was steered by an earlier request is longer, and
+        would be steered farther each time, and less and less would be held.
+        """
+        config, states, held = self.config, gone.states(self.layer), kept.states_before(self.layer)
         generator = torch.Generator().manual_seed(config.seed)
         direction = torch.rand(states.shape[-1], generator=generator).to(states.device)
-        length = gone.states_before(self.layer).norm(dim=-1).mean()
+        length = held.norm(dim=-1).mean()
         target = config.steering * length * direction / direction.norm()
         unit = length.square() / states.shape[-1]  # so that the weights mean the same in any model
-        loss: Tensor = config.forget_weight * F.mse_loss(states, target.expand_as(states)) / unit
-        if kept is not None:
-            stays = F.mse_loss(kept.states(self.layer), kept.states_before(self.layer))
-            loss = loss + config.retain_weight * stays / unit
+        away = F.mse_loss(states, target.expand_as(states)) / unit
+        stays = F.mse_loss(kept.states(self.layer), held) / unit
+        loss: Tensor = config.forget_weight * away + config.retain_weight * stays
         return loss
 
     def _identity(self) -> str:
