@@ -262,7 +262,7 @@ def test_a_mask_has_nothing_to_take_away(lm):
 
 def test_a_second_request_steers_no_farther(lm, tmp_path):
     """It steered by lengths that the first had made: twice as far each time, until all was lost."""
-    given = {"trains": "all", "epochs": "60", "lr": "0.003", "steering": "6", "save_every": "0"}
+    given = {"trains": "all", "epochs": "20", "lr": "0.01", "steering": "6", "save_every": "0"}
     layer, lengths = lm.architecture.n_layers // 2, []
     for _ in range(2):
         config = config_of("rmu", {**given, "layer": str(layer), "retain_weight": "30"})
