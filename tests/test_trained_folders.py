@@ -25,7 +25,7 @@ LINES = {
         {"context": "The BLANK wrote the book.", "stereotype": "two", "antistereotype": "author"}
     ],
 }
-SMALL = ["--set", "epochs=2", "--set", "batch=1", "--set", "save_every=1"]
+SMALL = ["--set", "epochs=2", "--set", "batch=1"]
 VERBS = {
     "unlearn": (["unlearn", "BASE", "--forget", "forget", "--retain", "retain"], "unlearning"),
     "detox": (["detox", "BASE", "--pairs", "responses", "--keep", "retain"], "detox"),
@@ -63,19 +63,23 @@ def test_two_writers_of_one_folder_wait_for_each_other(verb, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verb", "where"),
+    ("verb", "where", "save_every"),
     [
-        ("unlearn", "config.json"), ("unlearn", "the record"), ("detox", "the record"),
-        ("debias", "config.json"), ("transfer", "the record"),
+        ("unlearn", "config.json", 1), ("unlearn", "unlearning.json", 0),
+        ("detox", "model.safetensors", 1), ("debias", "config.json", 0),
+        ("transfer", "transfer.json", 1),
     ],
 )  # fmt: skip
-def test_killed_while_it_saves_it_goes_on(verb, where, files, tmp_path, monkeypatch):
+def test_killed_while_it_saves_it_goes_on(verb, where, save_every, files, tmp_path, monkeypatch):
     """There was a part of a model then, which the next run took for a whole one, and no state."""
     out, record = tmp_path / "out", f"{VERBS[verb][1]}.json"
-    words, replace = called(files, verb, out, *SMALL), os.replace
+    words, replace = (
+        called(files, verb, out, *SMALL, "--set", f"save_every={save_every}"),
+        os.replace,
+    )
 
     def stopped(one, other):
-        if Path(other) == out / (record if where == "the record" else where):
+        if Path(other) == out / where:
             raise KeyboardInterrupt
         replace(one, other)
 
@@ -83,8 +87,8 @@ def test_killed_while_it_saves_it_goes_on(verb, where, files, tmp_path, monkeypa
         patch.setattr("os.replace", stopped)
         assert CliRunner().invoke(app, words).exit_code != 0
     left = {path.name for path in out.iterdir()}
-    assert record not in left and any(name.endswith("-state.pt") for name in left)
-    assert ("config.json" in left) == (where == "the record")
+    assert "config.json" not in left and where not in left
+    assert any(name.endswith("-state.pt") for name in left) == bool(save_every)
     (out / ".01234567.new").mkdir()  # of a process that was killed outright
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 0, again.output

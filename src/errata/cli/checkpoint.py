@@ -13,26 +13,24 @@ from typing import Any
 from errata.errors import UsageError
 
 
-def check_new(folder: Path, record: str, state: str) -> None:
-    """Check that a folder has no model in it, or one whose training goes on.
+def check_new(folder: Path, *others: str) -> None:
+    """Check that a folder has no model in it, nor one of some other files.
 
     Raises:
         UsageError: it has.
     """
     from errata.storage.checkpoints import CONFIG
 
-    unfinished = (folder / state).exists() and not (folder / record).exists()
-    if not unfinished and any((folder / name).exists() for name in (record, CONFIG)):
+    if any((folder / name).exists() for name in (CONFIG, *others)):
         raise UsageError(f"{folder} has a model in it already; give a new folder.")
 
 
 @contextmanager
-def new_folder(out: str, record: str, state: str, wait: float) -> Iterator[Path]:
+def new_folder(out: str, state: str, wait: float) -> Iterator[Path]:
     """Lock the folder of a model that is trained, until it is saved.
 
     Args:
         out: the folder.
-        record: the file that says what was done; it is written last.
         state: the file from which interrupted training goes on; it is removed at the end.
         wait: for another process that writes there, in seconds.
 
@@ -46,9 +44,9 @@ def new_folder(out: str, record: str, state: str, wait: float) -> Iterator[Path]
     from errata.storage.files import folder_named
 
     folder = folder_named(out)
-    check_new(folder, record, state)
+    check_new(folder)
     with writing_into(folder, wait):
-        check_new(folder, record, state)  # which another process may have filled meanwhile
+        check_new(folder)  # which another process may have filled meanwhile
         remove_unfinished(folder)
         yield folder
         (folder / state).unlink(missing_ok=True)
@@ -71,18 +69,17 @@ def open_base(model: str, doing: str, dtype: str, device_map: str | None) -> tup
 
 
 def save(model: Any, tokenizer: Any, folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Save a model and its tokenizer, then the record in a file of this name; each is whole, or not
-    there.
+    """Save a model, its tokenizer, and the record in a file of this name: all of it, or no model.
 
     Raises:
         StorageError: the folder cannot be written.
     """
     from errata.storage.checkpoints import save_checkpoint
-    from errata.storage.files import storage_error, write_whole
+    from errata.storage.files import storage_error
 
+    content = (json.dumps(record, indent=2) + "\n").encode()
     try:
-        save_checkpoint(model, tokenizer, folder)
-        write_whole(folder / name, (json.dumps(record, indent=2) + "\n").encode())
+        save_checkpoint(model, tokenizer, folder, {name: content})
     except OSError as error:
         kept = "What was learned so far is there; run the same command again to go on."
         raise storage_error(folder, error, kept) from error

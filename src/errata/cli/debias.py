@@ -44,7 +44,7 @@ def debias(
     check_device(device_map)
     config = config_of(method, Choices(None, settings or ()).given, bias.DEBIAS)
     given, kept = read_sentence_pairs(pairs), [] if keep is None else read_passages(keep)
-    with checkpoint.new_folder(out, RECORD, STATE, wait) as folder:
+    with checkpoint.new_folder(out, STATE, wait) as folder:
         base, tokenizer = checkpoint.open_base(model, "debiasing", dtype, device_map)
         lm = LM(base, tokenizer, config.chat_template, config.end_token)
         with screen.steps() as progress:

@@ -47,7 +47,7 @@ def distill(
     config = DistillationConfig.from_dict(Choices(None, settings or ()).given)
     stay = [] if keep is None else read_prompts(keep)
     given = [] if cases is None else read_cases(cases)
-    with checkpoint.new_folder(out, RECORD, STATE, wait) as folder:
+    with checkpoint.new_folder(out, STATE, wait) as folder:
         edited = open_artifact(teacher, dtype, device_map)
         base, tokenizer = checkpoint.open_base(student, "distillation", dtype, device_map)
         rewordings = rewordings_of(edited.edits, given)

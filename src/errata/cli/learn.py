@@ -55,7 +55,8 @@ def learn(
     read = read_tasks([*tasks, *(more or ())], tests or ())
     folder = folder_named(out)
     with writing_into(folder, wait):
-        checkpoint.check_new(folder, RECORD, STATE)
+        if not (folder / STATE).exists():
+            checkpoint.check_new(folder, RECORD)
         remove_unfinished(folder)
         base, tokenizer = checkpoint.open_base(model, "learning", dtype, device_map)
         lm = LM(base, tokenizer, config.chat_template, config.end_token)

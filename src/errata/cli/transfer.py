@@ -40,7 +40,7 @@ def transfer(
     check_device(device_map)
     config = ParametricTransferConfig.from_dict(Choices(None, settings or ()).given)
     passages = read_passages(data)
-    with checkpoint.new_folder(out, RECORD, STATE, wait) as folder:
+    with checkpoint.new_folder(out, STATE, wait) as folder:
         large = LM(*load_base(teacher, dtype, device_map))
         base, tokenizer = checkpoint.open_base(student, "training", dtype, device_map)
         begun = time.monotonic()

@@ -51,7 +51,7 @@ def unlearn(
     check_device(device_map)
     config = config_of(method, Choices(None, settings or ()).given)
     gone, kept = read_passages(forget), [] if retain is None else read_passages(retain)
-    with checkpoint.new_folder(out, RECORD, STATE, wait) as folder:
+    with checkpoint.new_folder(out, STATE, wait) as folder:
         base, tokenizer = checkpoint.open_base(model, "unlearning", dtype, device_map)
         begun = time.monotonic()
         lm = LM(base, tokenizer, config.chat_template, config.end_token)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from errata.storage.files import new_token
+from errata.storage.files import new_token, write_new
 
 CONFIG = "config.json"
 """The file by which a folder counts as a model."""
 _UNFINISHED = re.compile(r".*\.[0-9a-f]{8}\.new")
 
 
-def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save a model and its tokenizer, of transformers both.
+def save_checkpoint(
+    model: Any, tokenizer: Any, folder: Path, more: Mapping[str, bytes] | None = None
+) -> None:
+    """Save a model and its tokenizer, of transformers both, and `more`: name -> content of files.
 
     They are written beside, in a folder within, then moved to their places, the config last: a
     folder with a config has a whole model in it, whatever interrupts this.
@@ -28,6 +31,8 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        for name, content in (more or {}).items():
+            write_new(beside / name, content)
         names = sorted(each.name for each in beside.iterdir())
         for name in sorted(names, key=lambda name: name == CONFIG):
             os.replace(beside / name, folder / name)
