@@ -71,10 +71,10 @@ def write_recipe(
         if isinstance(each, EditModel):
             each.method.weight_changes()  # refused before anything is written
     with model.disable_edits():
-        _save(model, folder / BASE, model.base)
+        save_checkpoint(model.base, model.lm.tokenizer, folder / BASE)
     for name, each in zip(names, (model, *others), strict=True):
         if isinstance(each, EditModel):
-            _save(each, folder / name, each.merge_and_unload())
+            save_checkpoint(each.merge_and_unload(), each.lm.tokenizer, folder / name)
     text = recipe(names, merge, str(model.base.dtype).removeprefix("torch."))
     write_whole(folder / RECIPE, text.encode())
     return names
@@ -117,7 +117,3 @@ def _named(source: Path) -> str:
         f"{source} holds neither edits nor a checkpoint nor a LoRA: neither edit_config.json nor "
         "config.json nor adapter_config.json is in it."
     )
-
-
-def _save(source: EditModel, folder: Path, weights: Any) -> None:
-    save_checkpoint(weights, source.lm.tokenizer, folder)
