@@ -242,7 +242,7 @@ def forget(
         model = errata.get_edit_model(lm.model, FolioConfig(), lm.tokenizer)
         for each in requests:
             edits = [
-                Edit(passage.prompt, subject=each.subject, operation="erase")
+                Edit(passage.prompt, subject=each.subject or None, operation="erase")
                 for passage in each.erased
             ]
             model.edit(edits, check=False)
