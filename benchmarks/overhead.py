@@ -27,6 +27,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from errata import Edit
 from errata.lm import LM
+from errata.lm.cache import cache_name
 from errata.methods.association.folio.calibration import RouterCalibration
 from errata.methods.association.folio.config import FolioConfig
 from errata.methods.association.folio.intents import INTENTS, IntentClassifier
@@ -46,15 +47,14 @@ class Generation:
 
     def __init__(self, model: PreTrainedModel, ids: torch.Tensor) -> None:
         self.model, self.ids, self.cache = model, ids, DynamicCache(config=model.config)
+        self.given = {cache_name(model): self.cache}
         self.width = ids.shape[1]
 
     def forward(self) -> float:
         """Run one pass, the prompt's or the next token's; returns its seconds."""
         mask = torch.ones(self.ids.shape[0], self.width, dtype=torch.long)
         begun = time.process_time()
-        logits = self.model(
-            self.ids, attention_mask=mask, past_key_values=self.cache, logits_to_keep=1
-        ).logits
+        logits = self.model(self.ids, attention_mask=mask, logits_to_keep=1, **self.given).logits
         took = time.process_time() - begun
         self.ids = logits[:, -1:].argmax(-1)
         self.width += 1

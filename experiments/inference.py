@@ -17,6 +17,7 @@ from command import run
 import errata
 from errata.analyses.context import AnalysisContext
 from errata.bench.charts import new_figure
+from errata.lm.cache import cache_in
 from errata.model import EditModel
 from errata.stream import edit_stream
 
@@ -44,10 +45,8 @@ def passes(model: EditModel, prompts: Sequence[str]) -> tuple[float, float]:
     for _ in range(TOKENS):
         token, position = out.logits[:, -1:].argmax(-1), position + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        cache = out.past_key_values
-        out, seconds = timed(
-            input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache
-        )
+        cache = {model.lm.cache_name: cache_in(out)}
+        out, seconds = timed(input_ids=token, attention_mask=mask, position_ids=position, **cache)
         later += seconds
     return first, later / TOKENS
 

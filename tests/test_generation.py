@@ -166,8 +166,8 @@ def test_the_page_says_what_the_code_does():
 
 
 ELSEWHERE = {
-    "inputs", "input_ids", "attention_mask", "past_key_values", "assistant_model", "streamer",
-    "stop_strings", "return_dict_in_generate", "output_scores", "output_logits",
+    "inputs", "input_ids", "attention_mask", "past_key_values", "cache", "assistant_model",
+    "streamer", "stop_strings", "return_dict_in_generate", "output_scores", "output_logits",
     "output_hidden_states", "output_attentions", "pad_token_id", "eos_token_id", "bos_token_id",
     "generate", "forward", "pipeline", "ask", "position_ids", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "watermarking_config",

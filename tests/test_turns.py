@@ -17,6 +17,7 @@ from grid import grid, patch_kind
 from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm import prompt_tokens
+from errata.lm.cache import cache_in
 
 NEW = 2
 METHODS = grid(
@@ -92,6 +93,24 @@ def test_a_prefix_read_once_and_gone_on_from(method, settings):
                 got = read(model, ids[place:], past_key_values=copy.deepcopy(held))
             torch.testing.assert_close(got.logits[0, -1], with_cache, rtol=0, atol=1e-4)
     assert moved or method in (*VIRTUAL, *WEIGHTS), "the edits must show"
+
+
+@torch.no_grad()
+def test_a_cache_is_seen_by_either_name():
+    """`generate` gives it by the model's own name, which transformers 5.24 changed: a token behind
+    it is the answer's next, and no prompt.
+    """
+    model = model_of("folio", {})
+    ids = model.lm.encode_prompt(PROMPTS[0])
+    wanted = answer(model, ids)
+    for name in {"past_key_values", model.lm.cache_name}:
+        said: list[int] = []
+        new, held = ids, None
+        while len(said) < NEW:
+            out = read(model, new, **{name: held})
+            new, held = [int(out.logits[0, -1].argmax())], cache_in(out)
+            said += new
+        assert said == wanted
 
 
 @METHODS

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
+from errata.lm.cache import cache_name
 from errata.lm.encoding import Batch, Row
 from errata.lm.hooks import capture_input, capture_output, stop_after, tensor_of
 from errata.lm.lm import LM
@@ -198,7 +199,7 @@ class BodyReader:
             "use_cache": cache is not None,
         }
         if cache is not None:
-            arguments["past_key_values"] = cache
+            arguments[cache_name(self.body)] = cache
         if "position_ids" in self._arguments:
             arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         return tensor_of(self.body, self.body(**arguments))

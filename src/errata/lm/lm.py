@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from errata.arguments import as_list
 from errata.errors import ConfigError
 from errata.lm.architecture import Architecture, architecture_of
+from errata.lm.cache import cache_name
 from errata.lm.encoding import Batch, Row, in_batches, prompt_tokens
 from errata.lm.hooks import tensor_of
 from errata.lm.prompt_encoder import PromptEncoder
@@ -75,6 +76,7 @@ class LM(PromptEncoder):
         arguments = inspect.signature(model.forward).parameters
         self.takes_position_ids = "position_ids" in arguments
         self.leaves_out_logits = "logits_to_keep" in arguments
+        self.cache_name = cache_name(model)
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.lm.cache import cache_in
 from errata.lm.encoding import Batch
 from errata.lm.lm import LM
 
@@ -40,5 +41,5 @@ def next_logits(lm: LM, ids: Sequence[int], cache: Any = None) -> tuple[Tensor, 
     """
     options = {"logits_to_keep": 1} if lm.leaves_out_logits else {}
     tokens = torch.tensor([list(ids)], device=lm.device)
-    output = lm.model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
-    return output.logits[0, -1].float(), output.past_key_values
+    output = lm.model(input_ids=tokens, use_cache=True, **{lm.cache_name: cache}, **options)
+    return output.logits[0, -1].float(), cache_in(output)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from errata.lm.cache import cache_in
 from errata.lm.encoding import Batch
 from errata.lm.lm import LM
 from errata.lm.tail import Tail
@@ -45,13 +46,12 @@ class SuffixTail(Tail):
     def _forward(self) -> Any:
         if self._cache is None:
             return super()._forward()
-        whole, options = self._whole, {}
+        whole, options = self._whole, {self._lm.cache_name: copy.deepcopy(self._cache)}
         if self._lm.takes_position_ids:
             options["position_ids"] = whole.position_ids[:, self.first :]
         return self._lm.model(
             input_ids=self.batch.input_ids,
             attention_mask=whole.attention_mask,
-            past_key_values=copy.deepcopy(self._cache),
             use_cache=True,
             **options,
         )
@@ -81,4 +81,4 @@ def cache_of(lm: LM, batch: Batch, first: int) -> Any:
         use_cache=True,
         **options,
     )
-    return getattr(output, "past_key_values", None)
+    return cache_in(output)

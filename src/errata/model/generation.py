@@ -18,6 +18,7 @@ from torch import Tensor
 
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.cache import cache_in
 from errata.methods.base import Method
 from errata.patches import Patch
 
@@ -107,7 +108,7 @@ def prepare_call(lm: LM, patch: Patch, inputs: Mapping[str, Any]) -> GenerateCal
         if ids is not None and pad is not None and pad not in lm.end_ids:
             mask = ids != pad
     all_ids = ids if ids is not None and ids.shape == mask.shape else None
-    cache = options.get("past_key_values")
+    cache = cache_in(options)
     if all_ids is None or cache is None or not cache.get_seq_length():
         return GenerateCall(options, mask.bool(), all_ids)
     if patch.reads_prompts and not patch.keeps_cache(cache, all_ids, mask.bool()):

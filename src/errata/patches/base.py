@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from errata.lm import LM
+from errata.lm.cache import name_cache
 from errata.storage import state
 
 Arguments = dict[str, Any]
@@ -153,11 +154,13 @@ class ForwardPatch(Patch):
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._argument_names: tuple[str, ...] = ()
+        self._cache_name: str
         self._bind: Callable[..., inspect.BoundArguments]
 
     def _attach(self, lm: LM) -> None:
         signature = inspect.signature(lm.model.forward)
         self._bind, self._argument_names = signature.bind_partial, tuple(signature.parameters)
+        self._cache_name = lm.cache_name
         self._handles = [
             *self._register_hooks(lm),
             lm.model.register_forward_pre_hook(
@@ -178,9 +181,11 @@ class ForwardPatch(Patch):
     def _arguments(self, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
         """Return the arguments of the model's forward, by name."""
         if not args:  # as generation calls it, every token anew
-            return dict(kwargs)
-        arguments = dict(self._bind(*args, **kwargs).arguments)
-        arguments.update(arguments.pop("kwargs", {}))
+            arguments = dict(kwargs)
+        else:
+            arguments = dict(self._bind(*args, **kwargs).arguments)
+            arguments.update(arguments.pop("kwargs", {}))
+        name_cache(arguments, self._cache_name)
         return arguments
 
     @abstractmethod

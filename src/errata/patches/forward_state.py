@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import ConfigError
+from errata.lm.cache import cache_in
 from errata.lm.encoding import announced_prompt_ids, announced_prompt_tokens
 from errata.patches.base import Arguments, Rows
 from errata.patches.history import History, repeated, resized
@@ -209,7 +210,7 @@ def can_grow(arguments: Arguments, cache: Any) -> bool:
 
 def caches_in(output: Any, cache: Any) -> list[Any]:
     """Return the key-value caches of a call: the one it was given, and those in its output."""
-    parts = output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
+    parts = output if isinstance(output, tuple) else [cache_in(output)]
     return [part for part in (cache, *parts) if hasattr(part, "get_seq_length")]
 
 
@@ -227,7 +228,7 @@ def announced_cache_state(rows: int, columns: int) -> CacheState:
     if ids is None or mask is None or ids.shape[1] < columns or mask.shape != ids.shape:
         raise ConfigError(
             "this cache was filled without these edits, so it is not known what was asked before; "
-            "give the whole text without past_key_values."
+            "give the whole text without a cache."
         )
     prompt = repeated(mask, rows)
     history = History(repeated(ids, rows), prompt, prompt)

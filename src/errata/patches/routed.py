@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.cache import cache_in
 from errata.lm.encoding import Row, announced_prompt_tokens, prompt_tokens
 from errata.lm.hooks import PerThread
 from errata.patches.base import Arguments, ForwardPatch, idle
@@ -106,7 +107,7 @@ class RoutedPatch(ForwardPatch):
             return [False] * len(prompts)
         batch = lm.batch([Row(ids, len(ids)) for ids in prompts])
         with torch.no_grad(), prompt_tokens(batch.prompt_mask, batch.input_ids):
-            cache = lm.run(batch, keep=1, use_cache=True).past_key_values
+            cache = cache_in(lm.run(batch, keep=1, use_cache=True))
         known: CacheState = getattr(cache, self.mark)
         return self.answered(known.route).tolist()
 
@@ -136,7 +137,7 @@ class RoutedPatch(ForwardPatch):
 
     def _follow(self, arguments: Arguments) -> tuple[tuple[()], Arguments] | None:
         """Make the state of a call; return other arguments where the cache is read again."""
-        ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
+        ids, cache = arguments.get("input_ids"), cache_in(arguments)
         tokens = arguments.get("inputs_embeds") if ids is None else ids
         if tokens is None:
             return None
@@ -158,7 +159,7 @@ class RoutedPatch(ForwardPatch):
         columns: int,
     ) -> tuple[tuple[()], Arguments] | None:
         """Follow a call whose cache is filled: more of the answer, or a new prompt."""
-        (rows, width), cache = size, arguments["past_key_values"]
+        (rows, width), cache = size, cache_in(arguments)
         known: CacheState | None = getattr(cache, self.mark, None)
         if known is None:
             known = announced_cache_state(rows, columns)
@@ -174,7 +175,7 @@ class RoutedPatch(ForwardPatch):
         if history.ids is None or ids is None:
             raise ConfigError(
                 "this cache was filled from embeddings, so it is not known what was asked; give "
-                "token ids, or the whole prompt without past_key_values."
+                "token ids, or the whole prompt without a cache."
             )
         all_ids = torch.cat([history.ids.to(device), ids], dim=1)
         if (announced := announced_prompt_tokens()) is not None:
@@ -196,12 +197,12 @@ class RoutedPatch(ForwardPatch):
         self, arguments: Arguments, ids: Tensor, seen: Tensor, past: int, width: int
     ) -> Arguments:
         """Return the arguments of a call that reads the cache's tokens again, then those given."""
-        cache = arguments["past_key_values"]
+        cache = cache_in(arguments)
         if not can_grow(arguments, cache):
             raise ConfigError(
                 "behind what was read before stands a new prompt, and a cache of fixed size, or a "
                 "mask made for it, cannot be filled anew; leave cache_implementation out, or give "
-                "the whole prompt without past_key_values."
+                "the whole prompt without a cache."
             )
         cache.reset()
         changed = {**arguments, "input_ids": ids, "attention_mask": seen.long()}

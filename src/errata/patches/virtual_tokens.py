@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from errata.errors import ConfigError, PromptTooLongError
 from errata.lm import LM
+from errata.lm.cache import cache_in
 from errata.lm.hooks import PerThread
 from errata.patches.base import Arguments, ForwardPatch, TrainablePatch
 from errata.patches.forward_state import caches_in, column_mask
@@ -103,7 +104,8 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
 
         cache.update = record
         with self.on(lm):
-            lm.model(input_ids=torch.tensor([[lm.pad_id]], device=lm.device), past_key_values=cache)
+            token = torch.tensor([[lm.pad_id]], device=lm.device)
+            lm.model(input_ids=token, **{lm.cache_name: cache})
         return VirtualTokens(self.embeddings, memory)
 
     # installed
@@ -121,7 +123,7 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
         arguments = self._arguments(args, kwargs)
         tokens = arguments.get("inputs_embeds")
         tokens = arguments.get("input_ids") if tokens is None else tokens
-        cache = arguments.get("past_key_values")
+        cache = cache_in(arguments)
         self._insertions.set(None)
         if tokens is None:
             return None
@@ -134,8 +136,8 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
         past = cache.get_seq_length() if cache is not None else 0
         if past and not hasattr(cache, self._cache_mark):
             raise ConfigError(
-                "this cache was filled without the virtual tokens; give the whole text without "
-                "past_key_values."
+                "this cache was filled without the virtual tokens; give the whole text without a "
+                "cache."
             )
         if self._limit and past + tokens.shape[1] + (0 if past else self.count) > self._limit:
             raise PromptTooLongError(
@@ -205,7 +207,7 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
 
     def _wrap_cache(self, insertion: _Insertion, arguments: Arguments) -> None:
         """Let the cache take the memory for each layer's keys and values of the virtual tokens."""
-        cache = arguments.get("past_key_values")
+        cache = cache_in(arguments)
         use_cache = arguments.get("use_cache")
         if use_cache is None:
             use_cache = getattr(self._model.config.get_text_config(), "use_cache", True)
@@ -225,7 +227,7 @@ class VirtualTokens(ForwardPatch, TrainablePatch):
             return update(keys, values, layer, *args, **kwargs)
 
         cache.update = update_with_memory
-        insertion.cache = arguments["past_key_values"] = cache
+        insertion.cache = arguments[self._cache_name] = cache
 
     def _after_forward(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any

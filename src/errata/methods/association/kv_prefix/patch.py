@@ -26,6 +26,7 @@ from transformers import DynamicCache
 
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.cache import cache_in
 from errata.lm.hooks import PerThread
 from errata.patches.base import Arguments, idle
 from errata.patches.context import MAX_CACHED, ContextPatch, room_left
@@ -67,7 +68,8 @@ def read_prefix(lm: LM, text: str) -> Prefix:
     """
     ids = lm.encode_text(text)
     cache = DynamicCache()
-    lm.model(input_ids=torch.tensor([ids], device=lm.device), past_key_values=cache, use_cache=True)
+    tokens = torch.tensor([ids], device=lm.device)
+    lm.model(input_ids=tokens, use_cache=True, **{lm.cache_name: cache})
     found = [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized]
     shapes = {(keys.dim(), keys.shape[-2]) for pair in found for keys in pair}
     if shapes != {(4, len(ids))} or len(found) != len(cache.layers):
@@ -191,7 +193,7 @@ class KeyValuePrefix(ContextPatch):
         state.route = route_of(seen, grown, placed.wider)
         changed: Arguments = {
             "attention_mask": seen,
-            "past_key_values": self._filled(lm, arguments, placed),
+            lm.cache_name: self._filled(lm, arguments, placed),
         }
         if lm.takes_position_ids:
             positions = arguments.get("position_ids")
@@ -206,7 +208,7 @@ class KeyValuePrefix(ContextPatch):
 
     def _filled(self, lm: LM, arguments: Arguments, placed: _Placed) -> Any:
         """Return the cache with the prefixes, to which the prompts' keys and values are added."""
-        cache, keeps = arguments.get("past_key_values"), arguments.get("use_cache")
+        cache, keeps = cache_in(arguments), arguments.get("use_cache")
         if keeps is None:
             keeps = getattr(lm.model.config.get_text_config(), "use_cache", True)
         is_asked_for = cache is not None or keeps

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,16 +137,16 @@ class Learning:
         for layer, pair in enumerate(patch.keys_and_values(lm)):
             cache.update(*(each.expand(size, *each.shape[1:]) for each in pair), layer)
         mask = F.pad(batch.attention_mask, (patch.count, 0), value=1)
-        options = {"position_ids": batch.position_ids} if lm.takes_position_ids else {}
+        options: dict[str, Any] = {lm.cache_name: cache}
+        if lm.takes_position_ids:
+            options["position_ids"] = batch.position_ids
         with contextlib.ExitStack() as hooks:
             hooks.enter_context(patch.adapters.on(lm))
             inputs = [
                 hooks.enter_context(capture_input(lm.architecture.block(lm.model, layer)))
                 for layer in range(lm.architecture.n_layers if self.network.retriever else 0)
             ]
-            output = lm.model(
-                input_ids=batch.input_ids, attention_mask=mask, past_key_values=cache, **options
-            )
+            output = lm.model(input_ids=batch.input_ids, attention_mask=mask, **options)
         return output.logits, [each[0].to(lm.device) for each in inputs]
 
     def _rows(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Row]:

@@ -72,7 +72,7 @@ class MemoryTokens(VirtualTokens):
         cache = DynamicCache(config=lm.model.config)
         with self.on(lm):
             token = torch.tensor([[lm.pad_id]], device=lm.device)
-            lm.model(input_ids=token, past_key_values=cache)
+            lm.model(input_ids=token, **{lm.cache_name: cache})
         n = self.count
         return [(layer.keys[:, :, :n], layer.values[:, :, :n]) for layer in cache.layers]
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.cache import cache_in, cache_name
 from errata.lm.encoding import Batch
 from errata.patches.context import ContextFor, ContextPatch
 from errata.patches.grown import COLUMNS, GROWN
@@ -142,7 +143,7 @@ class SmallModelPatch(ContextPatch):
             return None
         if (inputs := state.kept.get("small_inputs")) is None:
             return None
-        cache = output[1] if isinstance(output, tuple) else output.get("past_key_values")
+        cache = output[1] if isinstance(output, tuple) else cache_in(output)
         cache = cache if hasattr(cache, "layers") else None
         small_logits = self._small_logits(inputs, cache, host_layers)[:, -state.size[1] :]
         logits = (output[0] if isinstance(output, tuple) else output.logits).clone()
@@ -172,7 +173,8 @@ class SmallModelPatch(ContextPatch):
         own = DynamicCache(config=self.small.config)
         if len(cache.layers) > host_layers:
             own.layers = cache.layers[host_layers:]
-        small_logits = self.small(**options, past_key_values=own, use_cache=True).logits
+        options[cache_name(self.small)] = own
+        small_logits = self.small(**options, use_cache=True).logits
         if len(cache.layers) == host_layers:
             cache.layers.extend(own.layers)
         return small_logits
