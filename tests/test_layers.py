@@ -62,8 +62,13 @@ MODULES = {module_name(path): path for path in sorted((SRC / "errata").rglob("*.
 
 
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+def parsed(path: Path) -> list[ast.AST]:
+    return nodes_of(path.read_text(encoding="utf-8"), str(path))
+
+
+def nodes_of(text: str, name: str = "") -> list[ast.AST]:
+    """All that stands in a file, walked through once."""
+    return list(ast.walk(ast.parse(text, name)))
 
 
 def room(module: str) -> str:
@@ -72,13 +77,13 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else FACE
 
 
-def imported(tree: ast.Module, module: str, package: bool = False) -> dict[str, int]:
+def imported(nodes: list[ast.AST], module: str, package: bool = False) -> dict[str, int]:
     """What a module imports of errata -> the line; wherever the import stands. Relative ones are
     resolved.
     """
     parents = module.split(".") if package else module.split(".")[:-1]
     found: dict[str, int] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -99,21 +104,19 @@ def all_imports() -> Imports:
     }
 
 
-def strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def strings(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
     """(line, text) of every string that is no documentation."""
     alone = {
-        id(n.value)
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
+        id(n.value) for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
             yield node.lineno, node.value
 
 
-def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def identifiers(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
     """(line, name) of every identifier."""
-    for node in ast.walk(tree):
+    for node in nodes:
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Name):
             yield line, node.id
@@ -191,25 +194,31 @@ def own_room(method: str) -> str:
     return ".".join(METHODS[method].partition(":")[0].split(".")[:4])
 
 
-def misnamed(tree: ast.Module, module: str) -> list[str]:
+@cache
+def names_a_family(text: str) -> bool:
+    return FAMILIES.search(text) is not None
+
+
+def misnamed(nodes: list[ast.AST], module: str) -> list[str]:
     """Model families and methods that a module names and should not know."""
+    written = list(strings(nodes))
     found = [
         f"{module}:{line} names a model family: {text[:60]!r}"
-        for line, text in chain(strings(tree), identifiers(tree))
-        if FAMILIES.search(text) and module.rpartition(".")[2] != "architecture"
+        for line, text in chain(written, identifiers(nodes))
+        if names_a_family(text) and module.rpartition(".")[2] != "architecture"
     ]
     found += [
         f"{module}:{line} names a method: {text!r}"
-        for line, text in strings(tree)
+        for line, text in written
         if text in METHODS and module != "errata.methods" and not module.startswith(own_room(text))
     ]
     return found
 
 
-def untidy(tree: ast.Module, module: str, text: str) -> list[str]:
+def untidy(nodes: list[ast.AST], module: str, text: str) -> list[str]:
     """What a module does against the rules of the house."""
     found = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
@@ -279,8 +288,8 @@ def test_the_checks_see_what_they_should() -> None:
         "kind = 'LlamaForCausalLM', 'wise', 'otherwise'\n"
         "def g():\n    global kind\n    assert print()\n" + "#" * (MAX_WIDTH + 1) + "\n" * MAX_LINES
     )
-    tree = ast.parse(text)
-    found = imported(tree, "errata.patches.delta")
+    nodes = nodes_of(text)
+    found = imported(nodes, "errata.patches.delta")
     assert found == {
         "errata.lm": 3, FACE: 3, "errata.patches.base": 4, "errata.serve.app": 5,
         "errata.cli.main": 6, "errata.bench.run": 8, "errata.store": 9,
@@ -302,7 +311,7 @@ def test_the_checks_see_what_they_should() -> None:
     assert list(circles(graph)) == [("a", "b", "c"), ("e",)]
     assert told(("a", "b", "c"), graph) == "a circle: a:1 imports b; b:2 imports c; c:4 imports a"
 
-    assert [line.rpartition(": ")[2] for line in misnamed(tree, "errata.lm")] == [
+    assert [line.rpartition(": ")[2] for line in misnamed(nodes, "errata.lm")] == [
         "'LlamaForCausalLM'",
         "'wise'",
     ]
@@ -312,9 +321,9 @@ def test_the_checks_see_what_they_should() -> None:
         "errata.lm.architecture": 1,
         "errata.methods": 1,
     }
-    assert {module: len(misnamed(tree, module)) for module in counts} == counts
+    assert {module: len(misnamed(nodes, module)) for module in counts} == counts
 
-    said = untidy(tree, "errata.utils.delta", text)
+    said = untidy(nodes, "errata.utils.delta", text)
     assert [line.split()[1] for line in said] == [
         "global",
         "assert",
@@ -323,4 +332,4 @@ def test_the_checks_see_what_they_should() -> None:
         "has",
         "is",
     ]
-    assert not any("print" in line for line in untidy(tree, "errata.cli.delta", text))
+    assert not any("print" in line for line in untidy(nodes, "errata.cli.delta", text))
