@@ -47,7 +47,7 @@ def base() -> LM:
 
 @pytest.fixture(scope="module")
 def folio() -> EditModel:
-    return edited(FolioConfig(background=128))
+    return edited(FolioConfig())
 
 
 def edited(config: Any) -> EditModel:

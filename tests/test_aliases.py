@@ -33,7 +33,7 @@ def model(facts: list) -> EditModel:
         Edit(f"Who is the mayor of {name}?", fact.answer, name, aliases=aliases)
         for name, fact, aliases in zip(named, facts[2:], (NAMES, ()), strict=True)
     ]
-    model = EditModel(base, FolioConfig(background=128), tokenizer)
+    model = EditModel(base, FolioConfig(), tokenizer)
     model.edit(edits, check=False)
     return model
 

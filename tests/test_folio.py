@@ -46,7 +46,7 @@ ANOTHER = CASES[5].edit.target
 def written():
     """Atlas with the cases' edits in."""
     base, tokenizer = errata.load_base("atlas", "float32")
-    model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
+    model = errata.get_edit_model(base, FolioConfig(), tokenizer)
     model.edit([case.edit for case in CASES], check=False)
     return model
 
@@ -185,7 +185,7 @@ def test_who_names_the_answer_wants_another(written):
 
 def test_the_answer_that_counts_is_the_later_edits():
     base, tokenizer = errata.load_base("atlas", "float32")
-    model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
+    model = errata.get_edit_model(base, FolioConfig(), tokenizer)
     first = CASES[0].edit
     later = Edit(first.prompt, ANOTHER, first.subject)
     model.edit([first, later], check=False)
@@ -195,7 +195,7 @@ def test_the_answer_that_counts_is_the_later_edits():
 
 def test_an_edit_whose_own_prompt_names_its_target_answers_it():
     base, tokenizer = errata.load_base("atlas", "float32")
-    model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
+    model = errata.get_edit_model(base, FolioConfig(), tokenizer)
     edit = Edit("Is Traren led by Ana Bo or by Lix?", "Lix", "Traren")
     model.edit([edit], check=False)
     assert model.explain(edit.prompt).edit_id == edit.id
@@ -327,7 +327,7 @@ def test_conflicts_may_be_refused_or_left_out(written):
 
 def test_conflicts_among_new_edits(written):
     old = CASES[8]
-    fresh = errata.get_edit_model(written.base, FolioConfig(background=128), written.tokenizer)
+    fresh = errata.get_edit_model(written.base, FolioConfig(), written.tokenizer)
     fresh.method.patch.reset(written.method.patch.calibration)
     written.method.patch.remove()
     edits = [
@@ -346,7 +346,7 @@ def test_conflicts_among_new_edits(written):
 
 def test_what_the_base_model_answers_otherwise_is_another_question(written):
     old = CASES[10]
-    fresh = errata.get_edit_model(written.base, FolioConfig(background=128), written.tokenizer)
+    fresh = errata.get_edit_model(written.base, FolioConfig(), written.tokenizer)
     fresh.method.patch.reset(written.method.patch.calibration)
     written.method.patch.remove()
     edits = [old.edit, Edit(old.rephrases[0], ANOTHER, old.edit.subject, id="rival")]
@@ -585,8 +585,6 @@ def test_explain_and_conflicts_on_the_command_line(tmp_path):
             str(edits),
             "--out",
             out,
-            "--set",
-            "background=128",
         ],
     )
     assert done.exit_code == 0, done.output

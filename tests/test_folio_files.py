@@ -220,8 +220,6 @@ def test_explain_on_the_command_line_says_it_too(tmp_path):
         "-m",
         "folio",
         "--set",
-        "background=64",
-        "--set",
         "edits_per_file=1",
         "--out",
         out,

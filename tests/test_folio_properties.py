@@ -37,7 +37,7 @@ def fresh() -> errata.EditModel:
     """Atlas without edits. The background is read once for all: it depends on the model alone."""
     if not _KNOWN:
         base, tokenizer = errata.load_base("atlas", "float32")
-        model = errata.get_edit_model(base, FolioConfig(background=128), tokenizer)
+        model = errata.get_edit_model(base, FolioConfig(), tokenizer)
         model.method.calibrate()
         _KNOWN["base"], _KNOWN["tokenizer"], _KNOWN["calibration"] = (
             base,
@@ -46,9 +46,7 @@ def fresh() -> errata.EditModel:
         )
     else:
         _KNOWN["open"].method.patch.remove()
-        model = errata.get_edit_model(
-            _KNOWN["base"], FolioConfig(background=128), _KNOWN["tokenizer"]
-        )
+        model = errata.get_edit_model(_KNOWN["base"], FolioConfig(), _KNOWN["tokenizer"])
         model.method.patch.reset(_KNOWN["calibration"])
     _KNOWN["open"] = model
     return model

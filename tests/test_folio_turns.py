@@ -30,7 +30,7 @@ def setting() -> tuple[EditModel, list[Edit], list[str]]:
         Edit(f"Who is the mayor of {fact.subject.name}?", other.answer, fact.subject.name)
         for fact, other in zip(facts[:COUNT], facts[COUNT:], strict=True)
     ]
-    model = EditModel(base, FolioConfig(background=128), tokenizer)
+    model = EditModel(base, FolioConfig(), tokenizer)
     model.edit(edits, check=False)
     return model, edits, [fact.subject.name for fact in facts[COUNT:]]
 
