@@ -327,8 +327,11 @@ def main() -> None:
         requests, last = what.gone[:count], max(what.steps)
         lm = opened(str(out / "retrained"), options.device)
         never, shares = asked(lm, requests, what)
-        about = {"requests": str(count), "method": "retrained"}
-        lines = _with(lines, {**about, **line(never.figures(), shares, "1", last), **provenance})
+        about = {"requests": str(count)}
+        if options.tofu:
+            about["questions"] = str(sum(len(each.taught) for each in requests))
+        made = line(never.figures(), shares, "1", last)
+        lines = _with(lines, {**about, "method": "retrained", **made, **provenance})
         for method in options.method or [NOTHING, EDITS, *OBJECTIVES]:
             lm, begun = opened(str(out / "all"), options.device), time.monotonic()
             if method != NOTHING:
@@ -337,20 +340,21 @@ def main() -> None:
             found, shares = asked(lm, requests, what)
             figures = forgetting(found, never)
             made = line(figures, shares, f"{figures['forget_quality']:.1e}", last)
-            about = {"requests": str(count), "method": method}
-            print({**about, **made, "seconds": seconds}, flush=True)
-            lines = _with(lines, {**about, **made, "seconds": seconds, **provenance})
+            row = {**about, "method": method, **made, "seconds": seconds}
+            print(row, flush=True)
+            lines = _with(lines, {**row, **provenance})
             if options.record:
                 results.write(name, lines)
     shutil.rmtree("unused", ignore_errors=True)
 
 
 def _with(lines: list[dict[str, Any]], line: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return lines with a new one in its place, or in that of the same method and number."""
+    """Return lines with a new one in its place, or in that of the same method and numbers."""
     order = ["retrained", NOTHING, EDITS, *OBJECTIVES]
 
-    def place(each: dict[str, Any]) -> tuple[int, int]:
-        return int(each["requests"]), order.index(each["method"])
+    def place(each: dict[str, Any]) -> tuple[int, int, int]:
+        numbers = int(each["requests"]), int(each.get("questions") or 0)
+        return *numbers, order.index(each["method"])
 
     return sorted([*(each for each in lines if place(each) != place(line)), line], key=place)
 
