@@ -20,7 +20,7 @@ With --tofu it is TOFU itself, on a pretrained model: *all* is taught --subjects
 --questions of forget05 (those of forget01 first), and the first --kept of retain_perturbed_400,
 *retrained* these alone, and nobody as many behind them; `own` are the real authors. Nothing there
 is reworded. All of forget05 wants a GPU (--device cuda); one question a request, twenty that are
-kept and --own 16 take four hours of a processor.
+kept and --own 16 take half an hour of a core to teach, and ten minutes for each way.
 """
 
 from __future__ import annotations
