@@ -69,6 +69,7 @@ class BodyReader:
         self.body = lm.architecture.body_module(lm.model)
         self.head = lm.architecture.head_module(lm.model)
         self._arguments = inspect.signature(self.body.forward).parameters
+        self._cache_name = cache_name(self.body)
         config = lm.model.config.get_text_config()
         windows = (getattr(config, name, None) for name in WINDOWS)
         self._window = min((each for each in windows if each), default=1 << 30)
@@ -199,7 +200,7 @@ class BodyReader:
             "use_cache": cache is not None,
         }
         if cache is not None:
-            arguments[cache_name(self.body)] = cache
+            arguments[self._cache_name] = cache
         if "position_ids" in self._arguments:
             arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         return tensor_of(self.body, self.body(**arguments))

@@ -101,6 +101,7 @@ class SmallModelPatch(ContextPatch):
         super().__init__(context_for)
         self.small = small
         self._takes_position_ids = "position_ids" in inspect.signature(small.forward).parameters
+        self._small_cache = cache_name(small)
 
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
         host_layers = lm.architecture.n_layers
@@ -173,7 +174,7 @@ class SmallModelPatch(ContextPatch):
         own = DynamicCache(config=self.small.config)
         if len(cache.layers) > host_layers:
             own.layers = cache.layers[host_layers:]
-        options[cache_name(self.small)] = own
+        options[self._small_cache] = own
         small_logits = self.small(**options, use_cache=True).logits
         if len(cache.layers) == host_layers:
             cache.layers.extend(own.layers)
