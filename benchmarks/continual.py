@@ -6,8 +6,11 @@
     facts    atlas, five relations, 16 new facts each; a fact is asked as it was learned
     labels   atlas, which of two relations a question asks, five times: ten labels in the end, all
              of them to choose from; the tests are other questions in other words
-    texts    SmolLM2-135M-Instruct, documents of three kinds, others of which are the tests (--data
-             is a folder with `text/wikitext-2-valid.txt` and `tofu/retain_perturbed_400.json`)
+    texts    SmolLM2-135M-Instruct, documents of five kinds, others of which are the tests: of an
+             encyclopaedia, questions about authors who do not exist, web pages, descriptions of
+             topics, lists of names (--data is a folder with `text/wikitext-2-valid.txt`, and with
+             the files of TOFU and of WISE's hallucination and temporal tasks in `tofu`,
+             `wise_hallucination` and `wise_temporal`)
 
 Beside what `errata learn` reports it asks, on atlas, 30 facts of the model's own world (`own
 world`). A line is written as soon as it is there, and one that is there already is kept, so that a
@@ -46,8 +49,10 @@ LABELS = (
     ("work_genre", "landmark_country"),
 )  # fmt: skip
 PER_LABEL, TESTS = 12, 4
-DOCUMENTS, LENGTH = 12, 400
-"""Of a kind; characters of each."""
+DOCUMENTS, SHORTEST, LENGTH = 12, 120, 400
+"""Of a kind; characters that each has at least, and that are read of it."""
+WEB_PAGES = Path("wise_hallucination", "hallucination-edit.json")
+TOPICS = Path("wise_temporal", "temporal-edit.json")
 COMMON: dict[str, dict[str, Any]] = {
     "facts": {"lr": 2e-3, "epochs": 8, "batch": 8},
     "labels": {"lr": 5e-4, "epochs": 4, "batch": 8},
@@ -67,7 +72,13 @@ LINES = {
         "gpm", "derpp memory=20", "si strength=3", "lwf", "a-gem memory=20",
         "packnet keep=0.1 task=found", f"o-lora {BESIDE}", "prompt-pool lr=0.03",
     ),
-    "texts": ("naive", "ewc strength=1e7", "er memory=12", "lora lr=0.001"),
+    "texts": (
+        "naive", "er memory=12", "ewc strength=1e7", "lora lr=0.001", "gpm", "si strength=3",
+        "lora lr=0.001 task=found", "derpp memory=12", "a-gem memory=12", "lwf",
+        "mas strength=0.01", "o-lora lr=0.001", "sam", "mir memory=12",
+        "gem per_task=6", "ogd", "packnet keep=0.1",
+        "prompt-pool lr=0.03", "progressive lr=0.001", "ewc strength=1e7 decay=0.9",
+    ),
 }  # fmt: skip
 """What is run, with the settings that are its own."""
 
@@ -115,25 +126,31 @@ def labels(seed: int) -> list[Task]:
 
 
 def texts(seed: int, data: Path) -> list[Task]:
-    """Encyclopaedia, questions about authors who do not exist, lists of names that do not."""
-    world = build_world().facts.values()
+    """Documents of five kinds; of each kind as many to learn from as to be asked."""
     wiki = (data / "text" / "wikitext-2-valid.txt").read_text(encoding="utf-8").split("\n")
+    authors = parse_json_lines(data / "tofu" / "retain_perturbed_400.json", dict)
+    facts = build_world().facts.values()
     kinds = {
-        "wikipedia": [line.strip() for line in wiki if len(line) > LENGTH],
-        "authors": [
-            f"{one['question']} {one['answer']}"
-            for _, one in parse_json_lines(data / "tofu" / "retain_perturbed_400.json", dict)
-        ],
+        "wikipedia": [line.strip() for line in wiki],
+        "authors": [f"{one['question']} {one['answer']}" for _, one in authors],
+        "web pages": _joined(data / WEB_PAGES, "locality_prompt", "locality_ground_truth", ""),
+        "topics": _joined(data / TOPICS, "prompt", "target_new", " "),
         "lists": [
             "\n".join(f"{each.subject.name}; {each.answer}" for each in part)
-            for part in zip(*[iter(world)] * 8, strict=False)
+            for part in zip(*[iter(facts)] * 8, strict=False)
         ],
     }
     rng, tasks = random.Random(f"texts {seed}"), []
     for name, whole in kinds.items():
-        drawn = [Passage("", text[:LENGTH]) for text in rng.sample(whole, 2 * DOCUMENTS)]
-        tasks.append(Task(name, "documents", tuple(drawn[:DOCUMENTS]), tuple(drawn[DOCUMENTS:])))
+        drawn = rng.sample([each for each in whole if len(each) >= SHORTEST], 2 * DOCUMENTS)
+        told = [Passage("", text[:LENGTH]) for text in drawn]
+        tasks.append(Task(name, "documents", tuple(told[:DOCUMENTS]), tuple(told[DOCUMENTS:])))
     return tasks
+
+
+def _joined(path: Path, first: str, second: str, between: str) -> list[str]:
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return [f"{each[first]}{between}{each[second]}" for each in records]
 
 
 def line(
