@@ -1,21 +1,22 @@
 """Tasks one after another, under each plug-in of `errata learn`, on three streams.
 
     python benchmarks/continual.py facts [labels texts] [-m NAME ...] [--seeds 0 1 2 3 4]
-        [--data FOLDER] [--out build/continual] [--set NAME=VALUE ...] [--record]
+        [--model FOLDER --data FOLDER] [--out build/continual] [--set NAME=VALUE ...] [--record]
 
     facts    atlas, five relations, 16 new facts each; a fact is asked as it was learned
     labels   atlas, which of two relations a question asks, five times: ten labels in the end, all
              of them to choose from; the tests are other questions in other words
     texts    SmolLM2-135M-Instruct, documents of five kinds, others of which are the tests: of an
              encyclopaedia, questions about authors who do not exist, web pages, descriptions of
-             topics, lists of names (--data is a folder with `text/wikitext-2-valid.txt`, and with
-             the files of TOFU and of WISE's hallucination and temporal tasks in `tofu`,
-             `wise_hallucination` and `wise_temporal`)
+             topics, lists of names (--model is that model, --data a folder with
+             `text/wikitext-2-valid.txt`, and with the files of TOFU and of WISE's hallucination
+             and temporal tasks in `tofu`, `wise_hallucination` and `wise_temporal`)
 
-Beside what `errata learn` reports it asks, on atlas, 30 facts of the model's own world (`own
-world`). A line is written as soon as it is there, and one that is there already is kept, so that a
-run that was cut off goes on. The rate of a stream was set by hand on other seeds, by plain
-fine-tuning; the strengths follow from the sizes of what they weigh, and were not searched for.
+Beside what `errata learn` reports it asks what no task is about: on atlas 30 facts of the model's
+own world (`own world`), on SmolLM2 TOFU's facts of the world (`world facts`). A line is written as
+soon as it is there, and one that is there already is kept, so that a run that was cut off goes on.
+The rate of a stream was set by hand on other seeds, by plain fine-tuning; the strengths follow from
+the sizes of what they weigh, and were not searched for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import results
@@ -153,39 +155,55 @@ def _joined(path: Path, first: str, second: str, between: str) -> list[str]:
     return [f"{each[first]}{between}{each[second]}" for each in records]
 
 
+def world_facts(data: Path) -> Task:
+    """Facts of the world that no document is about, as documents: questions with their answers."""
+    records = parse_json_lines(data / "tofu" / "world_facts_perturbed.json", dict)
+    asked = tuple(Passage("", f"{one['question']} {one['answer']}") for _, one in records)
+    return Task("world facts", "documents", asked, asked)
+
+
 def line(
-    stream: str, name: str, settings: dict[str, Any], seed: int, tasks: list[Task], out: Path
+    stream: str, name: str, settings: dict[str, Any], seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Run one plug-in on one stream."""
-    model = "smollm2" if stream == "texts" else "atlas"
+    on_texts = stream == "texts"
+    model = options.model if on_texts else "atlas"
+    tasks = texts(seed, options.data) if on_texts else globals()[stream](seed)
+    elsewhere = world_facts(options.data) if on_texts else own_world(seed, tasks)
     lm = LM(*errata.load_base(model, "float32"))
     config = config_of(name, {**COMMON[stream], **settings, "seed": seed})
     run = Continual(lm, name, config, tasks)
-    folder = out / f"{stream}-{name}-{seed}"
+    rows = [each.rows(lm) for each in elsewhere.tests] if on_texts else []
+
+    def kept(asked: int | None) -> float:
+        return accuracy(run.plugin, run.learner, elsewhere, {}, rows, asked, lambda: None)
+
+    before = kept(None)
+    folder = options.out / f"{stream}-{name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     run.run(folder, lambda *_: None)
     record = run.record()
-    kept = None
-    if model == "atlas":
-        own, asked = own_world(seed, tasks), None if run.plugin.separate else len(tasks) - 1
-        kept = accuracy(run.plugin, run.learner, own, {}, [], asked, lambda: None)
+    after = kept(None if run.plugin.separate else len(tasks) - 1)
     (folder / "learn.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     (folder / "learn-state.pt").unlink()
     return {
         "with": " ".join([name, *(f"{key}={value}" for key, value in settings.items())]),
         "kind": PLUGINS[name].kind,
         "seed": seed,
+        **({"before": fmean(record["before"])} if on_texts else {}),
         "average accuracy": record["average_accuracy"],
         "forgetting": record["forgetting"],
         "backward transfer": record["backward_transfer"],
         "plasticity": record["plasticity"],
         "first task, at the end": record["accuracy"][-1][0],
-        **({} if kept is None else {"own world": kept}),
+        **({f"{elsewhere.name}, before": before} if on_texts else {}),
+        elsewhere.name: after,
         "seconds": record["seconds"],
         "settings": json.dumps(config.to_dict()),
-        "model": model,
+        "model": Path(model).name,
         "data": stream,
-        "command": f"python benchmarks/continual.py {stream} --record",
+        "command": f"python benchmarks/continual.py {stream} "
+        + ("--model FOLDER --data FOLDER --record" if on_texts else "--record"),
     }
 
 
@@ -194,16 +212,18 @@ def main() -> None:
     parser.add_argument("streams", nargs="+", choices=list(COMMON))
     parser.add_argument("-m", dest="methods", nargs="+", default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--model", help="of texts")
+    parser.add_argument("--data", type=Path, help="of texts")
     parser.add_argument("--out", type=Path, default=Path("build/continual"))
     parser.add_argument("--set", dest="settings", nargs="+", default=[])
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
+    if "texts" in args.streams and not (args.data and args.model):
+        parser.error("texts needs --model and --data.")
     torch.set_num_threads(1)
     more = dict(each.split("=", 1) for each in args.settings)
     for seed in args.seeds:
         for stream in args.streams:
-            tasks = texts(seed, args.data) if stream == "texts" else globals()[stream](seed)
             for entry in args.methods or list(LINES[stream]):
                 name = entry.split()[0]
                 own = dict(each.split("=", 1) for each in entry.split()[1:])
@@ -215,7 +235,7 @@ def main() -> None:
                     row["with"] == label and row["seed"] == str(seed) for row in rows
                 ):
                     continue
-                made = line(stream, name, {**own, **more}, seed, tasks, args.out)
+                made = line(stream, name, {**own, **more}, seed, args)
                 print(json.dumps({key: made[key] for key in list(made)[:10]}), flush=True)
                 if args.record:
                     results.write(f"continual-{stream}", [*rows, made])
