@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,28 @@ def test_peft_and_the_edited_model_give_the_same_logits(family, method, tmp_path
     if max(found.ranks.values()) > 1:
         cut = export_lora(model, tmp_path / "cut", rank=1)
         assert 0 < cut.error < 1 and set(cut.ranks.values()) == {1}
+
+
+def test_a_lora_is_whole_or_not_there(tmp_path, monkeypatch):
+    """Its files were written one by one where a loader finds them."""
+    pytest.importorskip("peft")
+    from edited import EDITS as TINY
+    from edited import edited_model
+
+    model, replace = edited_model("llama", "ft", TINY[:1]), os.replace
+
+    def stopped(one, other):
+        if Path(other).name == "adapter_config.json":
+            raise KeyboardInterrupt
+        replace(one, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export_lora(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_model.safetensors"]
+    export_lora(model, tmp_path)
+    assert (tmp_path / "adapter_config.json").exists()
 
 
 # the command line, and what cannot be

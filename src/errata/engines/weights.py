@@ -16,7 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from errata.errors import ConfigError, UsageError
 from errata.model import EditModel
+from errata.storage.checkpoints import put_whole
 
+CONFIG = "adapter_config.json"
+"""The file by which a folder counts as a LoRA."""
 NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest are rounding."""
 
@@ -46,6 +49,7 @@ def export_lora(model: EditModel, folder: str | Path, rank: int | None = None) -
     Raises:
         ConfigError: the edits are beside the weights, or change more than the matrices of linear
             layers, or change nothing.
+        OSError: the disk refused; there is no part of a LoRA then.
         UsageError: PEFT is not installed.
     """
     try:
@@ -56,7 +60,7 @@ def export_lora(model: EditModel, folder: str | Path, rank: int | None = None) -
     if method.patch.reads_prompts:
         raise ConfigError(
             f"edits of {method.config.method} are beside the weights, by the prompt, so that no "
-            "LoRA holds them; export them with --to logits, or serve them (`errata serve`)."
+            "LoRA holds them; export them for an engine (--to vllm), or serve them: `errata serve`."
         )
     changes = _changes(model)
     if not changes:
@@ -80,9 +84,9 @@ def export_lora(model: EditModel, folder: str | Path, rank: int | None = None) -
         rank_pattern=ranks, alpha_pattern=ranks, lora_dropout=0.0, bias="none",
         fan_in_fan_out=is_conv, base_model_name_or_path=model.lm.name, inference_mode=True,
     )  # fmt: skip
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(tensors, Path(folder) / "adapter_model.safetensors")
-    config.save_pretrained(str(folder))
+    with put_whole(Path(folder), CONFIG) as beside:
+        save_file(tensors, beside / "adapter_model.safetensors")
+        config.save_pretrained(str(beside))
     return LoraReport(ranks, (lost / all_of_it) ** 0.5)
 
 

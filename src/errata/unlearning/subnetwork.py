@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from errata.errors import ArtifactError, StorageError
+from errata.errors import ArtifactError
 from errata.lm import LM
+from errata.storage.files import storage_error, write_whole
 
 FILE = "subnetwork.safetensors"
 _BITS = tuple(1 << place for place in range(8))
@@ -88,10 +89,9 @@ class Subnetwork:
         packed = {name: _packed(mask) for name, mask in self.masks.items()}
         shapes = {name: " ".join(map(str, mask.shape)) for name, mask in self.masks.items()}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(packed, folder / FILE, metadata=shapes)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{folder}: cannot be written ({error}).") from error
+            write_whole(folder / FILE, save(packed, metadata=shapes))
+        except OSError as error:
+            raise storage_error(folder, error) from error
 
     @classmethod
     def load(cls, folder: Path) -> Subnetwork:
