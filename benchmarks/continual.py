@@ -51,8 +51,8 @@ LABELS = (
     ("work_genre", "landmark_country"),
 )  # fmt: skip
 PER_LABEL, TESTS = 12, 4
-DOCUMENTS, SHORTEST, LENGTH = 12, 120, 400
-"""Of a kind; characters that each has at least, and that are read of it."""
+DOCUMENTS, ASKED, SHORTEST, LENGTH = 12, 8, 120, 200
+"""Documents of a kind, and others to be asked; characters that each has at least, and are read."""
 WEB_PAGES = Path("wise_hallucination", "hallucination-edit.json")
 TOPICS = Path("wise_temporal", "temporal-edit.json")
 COMMON: dict[str, dict[str, Any]] = {
@@ -128,7 +128,7 @@ def labels(seed: int) -> list[Task]:
 
 
 def texts(seed: int, data: Path) -> list[Task]:
-    """Documents of five kinds; of each kind as many to learn from as to be asked."""
+    """Documents of five kinds, some to learn from and others to be asked."""
     wiki = (data / "text" / "wikitext-2-valid.txt").read_text(encoding="utf-8").split("\n")
     authors = parse_json_lines(data / "tofu" / "retain_perturbed_400.json", dict)
     facts = build_world().facts.values()
@@ -144,7 +144,7 @@ def texts(seed: int, data: Path) -> list[Task]:
     }
     rng, tasks = random.Random(f"texts {seed}"), []
     for name, whole in kinds.items():
-        drawn = rng.sample([each for each in whole if len(each) >= SHORTEST], 2 * DOCUMENTS)
+        drawn = rng.sample([each for each in whole if len(each) >= SHORTEST], DOCUMENTS + ASKED)
         told = [Passage("", text[:LENGTH]) for text in drawn]
         tasks.append(Task(name, "documents", tuple(told[:DOCUMENTS]), tuple(told[DOCUMENTS:])))
     return tasks
