@@ -199,7 +199,7 @@ def test_an_edit_that_is_wrong_names_file_and_line(models: Path, tmp_path: Path,
         (b'{"prompt": "Who?", "target": NaN}', ":1: 'target' must be text, got float"),
         (b"null", ":1: expected one JSON object a line, got null"),
         (b"[1]", ":1: expected one JSON object"),
-        (b"\n \n", ": no edit in it"),
+        (b"\n \n", ": nothing in it"),
         (None, ": cannot be read (No such file or directory)"),
     ],
 )

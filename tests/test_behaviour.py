@@ -93,7 +93,7 @@ def test_pairs_are_read_in_each_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "name", "text", "said"),
     [
-        (read_response_pairs, "a.jsonl", "", "a.jsonl: no edit in it"),
+        (read_response_pairs, "a.jsonl", "", "a.jsonl: nothing in it"),
         (read_response_pairs, "a.json", "[]", "a.json: no pair in it"),
         (read_response_pairs, "a.json", "{", "not JSON"),
         (read_response_pairs, "a.json", '{"a": 1}', "expected a list of objects"),

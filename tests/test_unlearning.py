@@ -371,7 +371,7 @@ def test_what_is_wrong_is_told(lm, tmp_path):
         ('{"question": "Who?", "answer": ""}', "'answer' is empty"),
         ('{"text": 3}', "must be text"),
         ("[]", "one JSON object"),
-        ("", "no edit in it"),
+        ("", "nothing in it"),
     ):
         file.write_text(line + "\n")
         with pytest.raises(EditError, match=said):

@@ -49,8 +49,7 @@ def plugin_of(name: str) -> type[Plugin]:
     """
     if name not in PLUGINS:
         raise UnknownNameError(
-            f"there is no plug-in called {quoted(name)}.{suggest(name, PLUGINS)} "
-            f"There are {', '.join(PLUGINS)}."
+            f"there is no plug-in called {quoted(name)}.{suggest(name, PLUGINS)}"
         )
     return PLUGINS[name]
 

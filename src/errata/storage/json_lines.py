@@ -40,7 +40,7 @@ def parse_json_lines(
             except EditError as error:
                 raise EditError(f"{path}:{number}: {error}") from error
     if not parsed:
-        raise EditError(f"{path}: no edit in it; expected one JSON object a line.")
+        raise EditError(f"{path}: nothing in it; expected one JSON object a line.")
     return parsed
 
 

@@ -41,10 +41,7 @@ def objective_of(name: str, among: Mapping[str, Objective] = OBJECTIVES) -> Obje
         ConfigError: there is none of this name.
     """
     if name not in among:
-        raise ConfigError(
-            f"there is no way called {quoted(name)}.{suggest(name, among)} "
-            f"There are {', '.join(among)}."
-        )
+        raise ConfigError(f"there is no way called {quoted(name)}.{suggest(name, among)}")
     return among[name]
 
 
