@@ -40,6 +40,16 @@ IN_README = (
     "passes/edit",
 )
 """Columns of the README's table; docs/real.md has all."""
+MEMORIES = (
+    *("unedited", "given", "rag", "scr", "kv-prefix", "retro", "memorizing", "memoria"),
+    *("memoryllm", "mplus", "neuraldb", "t-patcher", "memoir", "wise", "grace"),
+    *("knn-lm", "spalm", "pipeline", "folio"),
+)
+"""Rows of docs/memory.md's table of a real model, from the input to the output."""
+IN_MEMORY = (
+    *("reliability", "generalization", "neighbour unchanged", "same_subject unchanged"),
+    *("portability", "hop", "long", "s/edit", "passes/edit"),
+)
 Row = dict[str, Any]
 
 
@@ -50,6 +60,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
     for data in ("atlas", "zsre", "counterfact"):
         yield "docs/compare.md", data, [compared(row) for row in read(f"compare-{data}")]
     yield "docs/memory.md", "atlas", [compared(row) for row in read("compare-memory")]
+    yield "docs/memory.md", "smollm2", in_memory("real-smollm2-counterfact")
     for task in ("zsre", "counterfact", "hallucination", "temporal"):
         rows = read(f"records-{task}")
         shown = [column for column in rows[0] if column not in ("edits", "method")]
@@ -166,6 +177,19 @@ def in_readme(rows: Sequence[Row]) -> list[Row]:
             columns = {name: shown.get(name) for name in IN_README}
             found.append({f"T = {edits:,}": row["method"], **columns})
     return found
+
+
+def in_memory(name: str) -> list[Row]:
+    """Memories after all edits of a real model, with two of the sceptic's probes beside."""
+    rows, probes = read(name), {row["method"]: row for row in read(f"{name}-probes")}
+    edits = max((row["edits"] for row in rows), key=int)
+    found = {}
+    for row in rows:
+        if row["edits"] == edits and not row.get("left out"):
+            shown = measured(row) | measured(probes.get(row["method"], {}))
+            columns = {column: shown.get(column) for column in IN_MEMORY}
+            found[row["method"]] = {f"T = {edits}": row["method"], **columns}
+    return [found[method] for method in MEMORIES if method in found]
 
 
 def over_time(rows: Sequence[Row]) -> list[Row]:
