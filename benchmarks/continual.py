@@ -67,12 +67,15 @@ LINES = {
         "naive", "er memory=30", "ewc strength=1e7", f"lora {BESIDE}", "gpm", "packnet keep=0.1",
         "si strength=3", "derpp memory=30", "a-gem memory=30", f"lora {BESIDE} task=found", "lwf",
         "mas strength=0.01", f"o-lora {BESIDE}", "sam", "ogd", "mir memory=30", "gem per_task=6",
-        "prompt-pool lr=0.03", f"progressive {BESIDE}", "ewc strength=1e7 decay=0.9",
+        "prompt-pool lr=0.1", "progressive lr=0.01", "ewc strength=1e7 decay=0.9",
+        "ogd lr=3e-4 epochs=64", "naive lr=3e-4 epochs=64",
     ),
     "labels": (
         "naive", "er memory=20", "nearest-mean", "ewc strength=1e7", f"lora {BESIDE} task=found",
         "gpm", "derpp memory=20", "si strength=3", "lwf", "a-gem memory=20",
-        "packnet keep=0.1 task=found", f"o-lora {BESIDE}", "prompt-pool lr=0.03",
+        "packnet keep=0.1 task=found", f"o-lora {BESIDE}", "prompt-pool lr=0.1",
+        "progressive lr=0.01 task=found", "mas strength=0.01", "sam", "ogd", "mir memory=20",
+        "gem per_task=4", "ewc strength=1e7 decay=0.9",
     ),
     "texts": (
         "naive", "er memory=12", "ewc strength=1e7", "lora lr=0.001", "gpm", "si strength=3",
