@@ -10,7 +10,9 @@ from families import TWELVE, tiny_model, tiny_tokenizer
 import errata
 from errata import Edit
 from errata.errors import ConfigError
-from errata.methods.association.kv_prefix.patch import KeyValuePrefix, Prefix, read_prefix
+from errata.methods.association.kv_prefix.patch import KeyValuePrefix
+from errata.methods.association.kv_prefix.prefix import Prefix, read_opening, read_prefix
+from errata.methods.fact_method import fact_text
 
 SENTENCE = "New Fact: {fact}.\n"
 
@@ -47,7 +49,7 @@ def test_a_first_token_that_every_text_has_is_there_once() -> None:
     base, tokenizer = tiny_model("llama"), tiny_tokenizer("bos")
     words = {"layer": 2, "background": 32, "passage": SENTENCE}
     lm = errata.LM(base, tokenizer)
-    assert read_prefix(lm, "The king").opening == 1
+    assert len(read_opening(lm).ids) == 1
     answers = []
     for config in (
         errata.RagConfig(question="", passages=1, **words), errata.KvPrefixConfig(**words),
@@ -62,6 +64,40 @@ def test_a_first_token_that_every_text_has_is_there_once() -> None:
         mask[:, 0] = False
         model.unload()
     torch.testing.assert_close(answers[0][mask], answers[1][mask], rtol=2e-4, atol=2e-4)
+
+
+LINES = (
+    "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>\n{{ message['content'] }}"
+    "\n{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
+"""A chat template after which a question begins with a token of its own."""
+
+
+@pytest.mark.parametrize(("family", "beginning"), [("llama", True), ("gpt2", False)])
+def test_in_a_chat_template_a_fact_stands_inside_the_users_turn(family, beginning) -> None:
+    """It stood in front of the template, where SmolLM2 reads a third of what it reads inside."""
+    tokenizer = tiny_tokenizer("bos" if beginning else "bytelevel")
+    tokenizer.chat_template = LINES if beginning else LINES.replace("{{ bos_token }}", "")
+    words = {"layer": 2, "background": 32, "passage": SENTENCE, "min_score": -2.0}
+    logits, answers = [], []
+    for config in (
+        errata.RagConfig(question="", passages=1, **words), errata.KvPrefixConfig(**words),
+    ):  # fmt: skip
+        model = errata.get_edit_model(tiny_model(family), config, tokenizer)
+        model.edit(EDITS, check=False)
+        with torch.no_grad():
+            logits.append(model.lm.run(model.lm.prompt_batch(PROMPTS[:3])).logits[:, -1])
+        answers.append(model.ask(PROMPTS[:3], max_new_tokens=6))
+    torch.testing.assert_close(logits[0], logits[1], rtol=2e-4, atol=2e-4)
+    assert answers[0] == answers[1] != model.ask_base(PROMPTS[:3], max_new_tokens=6)
+    opening = model.method.patch.opening
+    assert opening.in_front_of(model.lm.encode_prompt("x")) == len(opening.ids) > 2
+    begun = tokenizer.bos_token if beginning else ""
+    other = [(9, 9), tuple(model.lm.encode_text(f"{begun}<system>\nBe brief.\n<user>\nx"))]
+    assert [opening.in_front_of(ids) for ids in other] == [0, int(beginning)]
+    texts = [SENTENCE.replace("{fact}", fact_text(edit)) for edit in EDITS]
+    kept = sum(each.length for each in model.method.patch.prefixes.values())
+    assert kept == sum(map(len, model.lm.encode_pieces(texts)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -129,7 +165,7 @@ def test_bad_settings_and_files_are_refused_in_a_line() -> None:
         errata.KvPrefixConfig(passage="New Fact.")
     model = edit_model("llama", "kv-prefix", EDITS[:2])
     tensors, values = model.method.state()
-    wrong = {**tensors, "lengths": tensors["lengths"] + 1}
+    wrong = {**tensors, "tokens": tensors["tokens"] + 1}
     with pytest.raises(ValueError, match=r"'keys\.0' is of shape"):
         model.method.load_state(EDITS[:2], wrong, values)
     with pytest.raises(KeyError):

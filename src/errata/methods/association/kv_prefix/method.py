@@ -7,11 +7,11 @@ with Precomputed KV Caches for Chunked Text", arXiv 2410.07590; for the position
 "Parallel Context Windows for Large Language Models", arXiv 2212.10947 (see `patch`).
 
 What departs: the model is not trained to read texts that do not attend to each other; where no edit
-is relevant the base model answers; in a conversation the facts stand in front of all of it, since
-what stands before a key would have changed it.
+is relevant the base model answers; in a conversation the facts stand in the user's first turn,
+since what stands before a key would have changed it.
 
-With one fact this is exactly what `rag` reads with the same words in front of a plain prompt, but
-for the pass over them; see `rag` for several, or for conversations.
+With one fact this is exactly what `rag` reads with the same words in front of a prompt, in a chat
+template or without, but for the pass over them; see `rag` for several, or for conversations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from errata.config import PositiveInt
 from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
-from errata.methods.association.kv_prefix.patch import KeyValuePrefix, Prefix, read_prefix
+from errata.methods.association.kv_prefix.patch import KeyValuePrefix
+from errata.methods.association.kv_prefix.prefix import Prefix, read_opening, read_prefix
 from errata.methods.base import Progress, no_progress
 from errata.methods.fact_method import FactMethod, fact_text
 from errata.retrieval import RetrievalConfig
@@ -88,6 +89,7 @@ class KvPrefix(FactMethod):
             ConfigError: the model does not keep keys and values of each token.
         """
         self.retriever.calibrate()
+        self._patch.opening = read_opening(self.lm)
         for edit in edits:
             passage = self.config.passage.replace("{fact}", fact_text(edit))
             prefix = read_prefix(self.lm, passage)
@@ -107,7 +109,7 @@ class KvPrefix(FactMethod):
                 tensors |= {
                     f"{kind}.{layer}": torch.cat(parts, dim=1) for layer, parts in enumerate(layers)
                 }
-            tensors["lengths"] = torch.tensor([prefix.length for prefix in kept])
+            tensors["tokens"] = torch.tensor([prefix.length for prefix in kept])
         return tensors, values
 
     def load_state(
@@ -117,7 +119,7 @@ class KvPrefix(FactMethod):
         prefixes: dict[str, Prefix] = {}
         if edits:
             like = read_prefix(self.lm, "x")
-            lengths = state.numbers(tensors, "lengths", len(edits), 1 + like.opening, MOST_TOKENS)
+            lengths = state.numbers(tensors, "tokens", len(edits), 1, MOST_TOKENS)
             parts = []
             for kind in ("keys", "values"):
                 layers = []
@@ -127,9 +129,9 @@ class KvPrefix(FactMethod):
                     layers.append(torch.split(stored, lengths, dim=1))
                 parts.append(zip(*layers, strict=True))
             for edit, keys, read in zip(edits, *parts, strict=True):
-                prefixes[edit.id] = Prefix(keys, read, like.opening)
+                prefixes[edit.id] = Prefix(keys, read)
         super().load_state(edits, tensors, values)
-        self._patch.prefixes = prefixes
+        self._patch.prefixes, self._patch.opening = prefixes, read_opening(self.lm)
 
     def _store(self, edits: list[Edit]) -> None:
         """Replace all edits; what was read of others is forgotten."""

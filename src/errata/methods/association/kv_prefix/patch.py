@@ -1,16 +1,17 @@
 """`KeyValuePrefix`: keys and values of texts, in front of the prompts that they are relevant to.
 
-A text's keys and values are what the model computes for it alone, behind a beginning-of-text token
-if the tokenizer writes one. Where several stand in front of a prompt, none attends to another. With
-positions (rotary, or looked up) each of them has those directly behind the beginning of the text,
-and the prompt goes on behind the longest: windows in parallel (Ratner et al., arXiv 2212.10947), so
-that their order does not matter and no key is rotated again. Where distances are counted by column
-(ALiBi, sliding windows), they stand one behind another, the best last, and directly in front of the
-row's first token, whatever its padding.
+A text's keys and values are what the model computes for it behind the opening: what every prompt
+begins with, which is a beginning-of-text token if the tokenizer writes one, and all that a chat
+template puts in front of a question. So a fact stands inside the user's turn. Where several stand
+in front of a prompt, none attends to another. With positions (rotary, or looked up) each of them
+has those directly behind the opening, and the prompt goes on behind the longest: windows in
+parallel (Ratner et al., arXiv 2212.10947), so that their order does not matter and no key is
+rotated again. Where distances are counted by column (ALiBi, sliding windows), they stand one behind
+another, the best last, and directly in front of what is read of the row, whatever its padding.
 
 They are put into the key-value cache before a prompt is read; the caller's tokens, and the outputs
-for them, stay as they are. A prompt's own beginning-of-text token is not attended to: the prefix
-has one.
+for them, stay as they are. A prompt's own opening is not attended to: the prefix has one. A
+conversation that begins otherwise, with a system message of its own, goes on behind the prefix.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from errata.errors import ConfigError
 from errata.lm import LM
 from errata.lm.cache import cache_in
 from errata.lm.hooks import PerThread
+from errata.methods.association.kv_prefix.prefix import Opening, Prefix
 from errata.patches.base import Arguments, idle
 from errata.patches.context import MAX_CACHED, ContextPatch, room_left
 from errata.patches.grown import check_growable, check_length, route_of
@@ -35,64 +36,11 @@ from errata.patches.routed import ForwardState
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """Keys and values of a text.
-
-    Attributes:
-        keys: layers, each (heads, tokens, head width) in fp32.
-        values: as keys.
-        opening: tokens at the beginning that every text has (one beginning-of-text token, or none).
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    opening: int
-
-    @property
-    def length(self) -> int:
-        """Tokens, the opening ones too."""
-        return int(self.keys[0].shape[1])
-
-    @property
-    def text_length(self) -> int:
-        """Tokens behind the opening."""
-        return self.length - self.opening
-
-
-@torch.no_grad()
-def read_prefix(lm: LM, text: str) -> Prefix:
-    """Return the keys and values of a text. The model must carry no patch.
-
-    Raises:
-        ConfigError: the model keeps other things than keys and values of each token.
-    """
-    ids = lm.encode_text(text)
-    cache = DynamicCache()
-    tokens = torch.tensor([ids], device=lm.device)
-    lm.model(input_ids=tokens, use_cache=True, **{lm.cache_name: cache})
-    found = [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized]
-    shapes = {(keys.dim(), keys.shape[-2]) for pair in found for keys in pair}
-    if shapes != {(4, len(ids))} or len(found) != len(cache.layers):
-        raise ConfigError(
-            f"{type(lm.model).__name__} does not keep keys and values of each token at each layer, "
-            "so none can be put in front; rag puts the text there."
-        )
-    keys, values = zip(*((k[0].float().cpu(), v[0].float().cpu()) for k, v in found), strict=True)
-    return Prefix(keys, values, opening_length(lm, ids))
-
-
-def opening_length(lm: LM, ids: Sequence[int]) -> int:
-    """Return 1 where a text's first token is the one that the tokenizer begins texts with."""
-    begins = lm.tokenizer.bos_token_id
-    return int(bool(ids) and begins is not None and ids[0] == begins)
-
-
-@dataclass(frozen=True)
 class _Placed:
     """The prefixes of a batch.
 
     Attributes:
-        rows: the prefixes of each row, the best last.
+        rows: the prefixes of each row, the opening first, the best last.
         lengths: columns that each row's take.
         wider: columns that the batch grows by.
         order: (batch, wider + width), which of the columns, prefixes first, stands where.
@@ -110,8 +58,8 @@ class _Placed:
         result = torch.zeros(shape, device=device, dtype=dtype)
         for place, prefixes in enumerate(self.rows):
             column = self.wider - self.lengths[place]
-            for number, prefix in enumerate(prefixes):
-                part = getattr(prefix, kind)[layer][:, prefix.opening if number else 0 :]
+            for prefix in prefixes:
+                part = getattr(prefix, kind)[layer]
                 result[place, :, column : column + part.shape[1]] = part.to(device, dtype)
                 column += part.shape[1]
         return result
@@ -135,6 +83,7 @@ class KeyValuePrefix(ContextPatch):
 
     Attributes:
         prefixes: by edit id.
+        opening: what stands in front of them.
     """
 
     grows = False
@@ -142,6 +91,7 @@ class KeyValuePrefix(ContextPatch):
     def __init__(self, room: int | None = None) -> None:
         super().__init__(room=room)
         self.prefixes: Mapping[str, Prefix] = {}
+        self.opening = Opening()
         self._chosen: dict[tuple[int, tuple[int, ...]], list[Prefix]] = {}
         self._filling: PerThread[tuple[Any, bool] | None] = PerThread(None)
 
@@ -160,8 +110,9 @@ class KeyValuePrefix(ContextPatch):
             found = self._contexts([lm.questions(ids) for ids in new])
             for ids, names in zip(new, found, strict=True):
                 prefixes = [self.prefixes[name] for name in names]
+                taken = len(self.opening.ids) - self.opening.in_front_of(ids) + len(ids) + room
                 while prefixes and lm.context_length:
-                    if sum(each.length for each in prefixes) + len(ids) + room <= lm.context_length:
+                    if sum(each.length for each in prefixes) + taken <= lm.context_length:
                         break
                     prefixes = prefixes[1:]
                 cached[room, ids] = prefixes
@@ -188,7 +139,7 @@ class KeyValuePrefix(ContextPatch):
         if not any(rows):
             return None
         check_growable(arguments, state)
-        placed, seen, growth = _place(lm, rows, prompts, seen)
+        placed, seen, growth = _place(self.opening, rows, prompts, seen)
         grown = torch.tensor(growth, device=seen.device)
         state.route = route_of(seen, grown, placed.wider)
         changed: Arguments = {
@@ -261,7 +212,7 @@ def _without(cache: Any, output: Any) -> Any:
 
 
 def _place(
-    lm: LM,
+    opening: Opening,
     rows: list[list[Prefix]],
     prompts: Sequence[tuple[int, ...]],
     seen: Tensor,
@@ -269,12 +220,14 @@ def _place(
     """Return where the prefixes stand, the attention mask, and the positions rows grow by.
 
     Args:
-        lm: the model.
+        opening: what stands in front of prefixes.
         rows: the prefixes of each row.
         prompts: the token ids of each.
         seen: (batch, width), the attention mask of what is given.
     """
-    lengths = [row[0].opening + sum(each.text_length for each in row) if row else 0 for row in rows]
+    begun = [opening.prefix] if opening.prefix else []
+    placed = [[*begun, *row] if row else [] for row in rows]
+    lengths = [sum(each.length for each in row) for row in placed]
     wider, width = max(lengths), seen.shape[1]
     starts = seen.ne(0).int().argmax(-1).tolist()
     order = torch.arange(wider + width).repeat(len(rows), 1)
@@ -283,12 +236,12 @@ def _place(
         if not row:
             growth.append(0)
             continue
-        own = opening_length(lm, prompts[place]) if row[0].opening else 0
+        own = opening.in_front_of(prompts[place])
         start, given = wider + starts[place] + own, order[place].clone()
         mask[place, wider - length : wider] = 1
         mask[place, start - own : start] = 0
         order[place, :start] = torch.cat(
             [given[: wider - length], given[wider:start], given[wider - length : wider]]
         )
-        growth.append(max(each.text_length for each in row) + row[0].opening - own)
-    return _Placed(rows, lengths, wider, order), mask.gather(1, order.to(mask.device)), growth
+        growth.append(max(each.length for each in row) + len(opening.ids) - own)
+    return _Placed(placed, lengths, wider, order), mask.gather(1, order.to(mask.device)), growth
