@@ -10,8 +10,9 @@ from families import TWELVE, tiny_model, tiny_tokenizer
 import errata
 from errata import Edit
 from errata.errors import ConfigError
+from errata.lm.encoding import Row
 from errata.methods.association.kv_prefix.patch import KeyValuePrefix
-from errata.methods.association.kv_prefix.prefix import Prefix, read_opening, read_prefix
+from errata.methods.association.kv_prefix.prefix import Opening, Prefix, opening_of, read_prefix
 from errata.methods.fact_method import fact_text
 
 SENTENCE = "New Fact: {fact}.\n"
@@ -49,7 +50,7 @@ def test_a_first_token_that_every_text_has_is_there_once() -> None:
     base, tokenizer = tiny_model("llama"), tiny_tokenizer("bos")
     words = {"layer": 2, "background": 32, "passage": SENTENCE}
     lm = errata.LM(base, tokenizer)
-    assert len(read_opening(lm).ids) == 1
+    assert opening_of(lm, lm.encode_prompt("The king")).ids == (tokenizer.bos_token_id,)
     answers = []
     for config in (
         errata.RagConfig(question="", passages=1, **words), errata.KvPrefixConfig(**words),
@@ -75,26 +76,35 @@ LINES = (
 
 @pytest.mark.parametrize(("family", "beginning"), [("llama", True), ("gpt2", False)])
 def test_in_a_chat_template_a_fact_stands_inside_the_users_turn(family, beginning) -> None:
-    """It stood in front of the template, where SmolLM2 reads a third of what it reads inside."""
+    """It stood in front of the template, where SmolLM2 reads a third of what it reads inside.
+
+    Behind a system message of the conversation's own, too, in one batch with others.
+    """
     tokenizer = tiny_tokenizer("bos" if beginning else "bytelevel")
     tokenizer.chat_template = LINES if beginning else LINES.replace("{{ bos_token }}", "")
     words = {"layer": 2, "background": 32, "passage": SENTENCE, "min_score": -2.0}
+    system = {"role": "system", "content": "Be brief."}
+    asked = [
+        tokenizer.apply_chat_template(
+            [*begun, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        for text in PROMPTS[:2]
+        for begun in ([system], [])
+    ]
     logits, answers = [], []
     for config in (
         errata.RagConfig(question="", passages=1, **words), errata.KvPrefixConfig(**words),
     ):  # fmt: skip
         model = errata.get_edit_model(tiny_model(family), config, tokenizer)
         model.edit(EDITS, check=False)
+        rows = [Row(tuple(ids), len(ids)) for ids in map(model.lm.encode_text, asked)]
         with torch.no_grad():
-            logits.append(model.lm.run(model.lm.prompt_batch(PROMPTS[:3])).logits[:, -1])
+            logits.append(model.lm.run(model.lm.batch(rows)).logits[:, -1])
         answers.append(model.ask(PROMPTS[:3], max_new_tokens=6))
     torch.testing.assert_close(logits[0], logits[1], rtol=2e-4, atol=2e-4)
     assert answers[0] == answers[1] != model.ask_base(PROMPTS[:3], max_new_tokens=6)
-    opening = model.method.patch.opening
-    assert opening.in_front_of(model.lm.encode_prompt("x")) == len(opening.ids) > 2
-    begun = tokenizer.bos_token if beginning else ""
-    other = [(9, 9), tuple(model.lm.encode_text(f"{begun}<system>\nBe brief.\n<user>\nx"))]
-    assert [opening.in_front_of(ids) for ids in other] == [0, int(beginning)]
+    openings = [opening_of(model.lm, row.ids) for row in rows]
+    assert len({*openings}) == 2 and model.method.patch.opening == openings[1]
     texts = [SENTENCE.replace("{fact}", fact_text(edit)) for edit in EDITS]
     kept = sum(each.length for each in model.method.patch.prefixes.values())
     assert kept == sum(map(len, model.lm.encode_pieces(texts)))
@@ -108,8 +118,8 @@ def test_the_order_of_several_facts_does_not_matter(family: str) -> None:
     texts = ["The king of Spain is Arthur.\n", "The flag of Peru is blue and white.\n"]
     found = []
     for order in (texts, texts[::-1]):
-        patch = KeyValuePrefix()
-        patch.prefixes = {text: read_prefix(lm, text) for text in order}
+        patch = KeyValuePrefix(lambda text, opening: read_prefix(lm, text, opening))
+        patch.prefixes = {text: read_prefix(lm, text, Opening()) for text in order}
         patch.context_for = lambda prompts, order=order: [tuple(order) for _ in prompts]
         with patch.on(lm), torch.no_grad():
             found.append(lm.run(lm.prompt_batch(PROMPTS[:2])).logits)

@@ -28,7 +28,13 @@ from errata.edit import Edit
 from errata.errors import ConfigError
 from errata.lm import LM
 from errata.methods.association.kv_prefix.patch import KeyValuePrefix
-from errata.methods.association.kv_prefix.prefix import Prefix, read_opening, read_prefix
+from errata.methods.association.kv_prefix.prefix import (
+    Opening,
+    Prefix,
+    opening_of,
+    read_opening,
+    read_prefix,
+)
 from errata.methods.base import Progress, no_progress
 from errata.methods.fact_method import FactMethod, fact_text
 from errata.retrieval import RetrievalConfig
@@ -71,7 +77,7 @@ class KvPrefix(FactMethod):
 
     def __init__(self, config: KvPrefixConfig, lm: LM) -> None:
         super().__init__(config, lm, config.passages)
-        self._patch: KeyValuePrefix = KeyValuePrefix(room=config.room)
+        self._patch: KeyValuePrefix = KeyValuePrefix(self._read, room=config.room)
 
     @property
     def patch(self) -> KeyValuePrefix:
@@ -89,13 +95,25 @@ class KvPrefix(FactMethod):
             ConfigError: the model does not keep keys and values of each token.
         """
         self.retriever.calibrate()
-        self._patch.opening = read_opening(self.lm)
+        self._open()
         for edit in edits:
-            passage = self.config.passage.replace("{fact}", fact_text(edit))
-            prefix = read_prefix(self.lm, passage)
+            prefix = read_prefix(self.lm, self._passage(edit), self._patch.opening)
             self._patch.prefixes = {**self._patch.prefixes, edit.id: prefix}
             self._store([*self._edits, edit])
             progress(1)
+
+    def _open(self) -> None:
+        """Read what the model's prompts begin with."""
+        usual = opening_of(self.lm, self.lm.encode_prompt("x"))
+        self._patch.opening = read_opening(self.lm, usual)
+
+    def _passage(self, edit: Edit) -> str:
+        return self.config.passage.replace("{fact}", fact_text(edit))
+
+    def _read(self, edit_id: str, opening: Opening) -> Prefix:
+        """Return the prefix of an edit behind another opening than the usual one."""
+        edit = next(each for each in self._edits if each.id == edit_id)
+        return read_prefix(self.lm, self._passage(edit), opening)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the retriever's state, and keys and values (heads, tokens, head width) of each
@@ -118,7 +136,8 @@ class KvPrefix(FactMethod):
         """Restore from `state`."""
         prefixes: dict[str, Prefix] = {}
         if edits:
-            like = read_prefix(self.lm, "x")
+            self._open()
+            like = read_prefix(self.lm, "x", self._patch.opening)
             lengths = state.numbers(tensors, "tokens", len(edits), 1, MOST_TOKENS)
             parts = []
             for kind in ("keys", "values"):
@@ -131,7 +150,7 @@ class KvPrefix(FactMethod):
             for edit, keys, read in zip(edits, *parts, strict=True):
                 prefixes[edit.id] = Prefix(keys, read)
         super().load_state(edits, tensors, values)
-        self._patch.prefixes, self._patch.opening = prefixes, read_opening(self.lm)
+        self._patch.prefixes = prefixes
 
     def _store(self, edits: list[Edit]) -> None:
         """Replace all edits; what was read of others is forgotten."""

@@ -1,22 +1,22 @@
 """`KeyValuePrefix`: keys and values of texts, in front of the prompts that they are relevant to.
 
-A text's keys and values are what the model computes for it behind the opening: what every prompt
-begins with, which is a beginning-of-text token if the tokenizer writes one, and all that a chat
-template puts in front of a question. So a fact stands inside the user's turn. Where several stand
-in front of a prompt, none attends to another. With positions (rotary, or looked up) each of them
-has those directly behind the opening, and the prompt goes on behind the longest: windows in
-parallel (Ratner et al., arXiv 2212.10947), so that their order does not matter and no key is
-rotated again. Where distances are counted by column (ALiBi, sliding windows), they stand one behind
-another, the best last, and directly in front of what is read of the row, whatever its padding.
+A text's keys and values are what the model computes for it behind the opening, what a prompt begins
+with: a beginning-of-text token, or all that a chat template puts in front of the user's first
+words, so that a fact stands inside the user's turn. Where several stand in front of a prompt, none
+attends to another. With positions (rotary, or looked up) each of them has those directly behind the
+opening, and the prompt goes on behind the longest: windows in parallel (Ratner et al., arXiv
+2212.10947), so that their order does not matter and no key is rotated again. Where distances are
+counted by column (ALiBi, sliding windows), they stand one behind another, the best last, and
+directly in front of what is read of the row, whatever its padding.
 
 They are put into the key-value cache before a prompt is read; the caller's tokens, and the outputs
-for them, stay as they are. A prompt's own opening is not attended to: the prefix has one. A
-conversation that begins otherwise, with a system message of its own, goes on behind the prefix.
+for them, stay as they are. A prompt's own opening is not attended to: the prefix has it. Behind
+another opening than the usual one, such as a system message, facts are read when they are needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,11 +28,19 @@ from transformers import DynamicCache
 from errata.lm import LM
 from errata.lm.cache import cache_in
 from errata.lm.hooks import PerThread
-from errata.methods.association.kv_prefix.prefix import Opening, Prefix
-from errata.patches.base import Arguments, idle
+from errata.methods.association.kv_prefix.prefix import (
+    Opening,
+    Prefix,
+    opening_of,
+    read_opening,
+)
+from errata.patches.base import Arguments, idle, patches_idle
 from errata.patches.context import MAX_CACHED, ContextPatch, room_left
 from errata.patches.grown import check_growable, check_length, route_of
 from errata.patches.routed import ForwardState
+
+MOST_OPENINGS = 8
+"""Besides the usual one, behind which facts are kept that were read."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class KeyValuePrefix(ContextPatch):
     """Put precomputed keys and values in front of prompts; contexts are edits' ids here.
 
     Args:
+        read: returns the prefix of an edit, given by its id, behind an opening.
         room: see `ContextPatch`.
 
     Attributes:
@@ -88,10 +97,12 @@ class KeyValuePrefix(ContextPatch):
 
     grows = False
 
-    def __init__(self, room: int | None = None) -> None:
+    def __init__(self, read: Callable[[str, Opening], Prefix], room: int | None = None) -> None:
         super().__init__(room=room)
+        self.read = read
         self.prefixes: Mapping[str, Prefix] = {}
         self.opening = Opening()
+        self._others: dict[Opening, tuple[Opening, dict[str, Prefix]]] = {}
         self._chosen: dict[tuple[int, tuple[int, ...]], list[Prefix]] = {}
         self._filling: PerThread[tuple[Any, bool] | None] = PerThread(None)
 
@@ -109,14 +120,40 @@ class KeyValuePrefix(ContextPatch):
         if new:
             found = self._contexts([lm.questions(ids) for ids in new])
             for ids, names in zip(new, found, strict=True):
-                prefixes = [self.prefixes[name] for name in names]
-                taken = len(self.opening.ids) - self.opening.in_front_of(ids) + len(ids) + room
+                prefixes = self._behind(lm, ids, names) if names else []
                 while prefixes and lm.context_length:
-                    if sum(each.length for each in prefixes) + taken <= lm.context_length:
+                    if sum(each.length for each in prefixes) + len(ids) + room <= lm.context_length:
                         break
                     prefixes = prefixes[1:]
                 cached[room, ids] = prefixes
         return [cached[room, ids] for ids in prompts]
+
+    def _behind(self, lm: LM, ids: tuple[int, ...], names: Sequence[str]) -> list[Prefix]:
+        """Return the prefixes of edits behind a prompt's own opening."""
+        opening = opening_of(lm, ids)
+        if opening == self.opening:
+            return [self.prefixes[name] for name in names]
+        _, known = self._other(lm, opening)
+        for name in names:
+            if name not in known:
+                with patches_idle():
+                    known[name] = self.read(name, opening)
+        return [known[name] for name in names]
+
+    def _other(self, lm: LM, opening: Opening) -> tuple[Opening, dict[str, Prefix]]:
+        """Return another opening than the usual one, read, and what was read behind it."""
+        if opening not in self._others:
+            with patches_idle():
+                read = read_opening(lm, opening)
+            if len(self._others) >= MOST_OPENINGS:
+                self._others = {}
+            self._others[opening] = read, {}
+        return self._others[opening]
+
+    def _opened(self, lm: LM, ids: tuple[int, ...]) -> Opening:
+        """Return a prompt's opening, read."""
+        opening = opening_of(lm, ids)
+        return self.opening if opening == self.opening else self._other(lm, opening)[0]
 
     def with_contexts(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Return what differs from the prompts where there are prefixes."""
@@ -126,7 +163,7 @@ class KeyValuePrefix(ContextPatch):
     # installed
 
     def _attach(self, lm: LM) -> None:
-        self._chosen = {}
+        self._chosen, self._others = {}, {}
         super()._attach(lm)
 
     def _grow(
@@ -139,7 +176,11 @@ class KeyValuePrefix(ContextPatch):
         if not any(rows):
             return None
         check_growable(arguments, state)
-        placed, seen, growth = _place(self.opening, rows, prompts, seen)
+        openings = [
+            self._opened(lm, ids) if row else Opening()
+            for ids, row in zip(prompts, rows, strict=True)
+        ]
+        placed, seen, growth = _place(openings, rows, seen)
         grown = torch.tensor(growth, device=seen.device)
         state.route = route_of(seen, grown, placed.wider)
         changed: Arguments = {
@@ -212,36 +253,33 @@ def _without(cache: Any, output: Any) -> Any:
 
 
 def _place(
-    opening: Opening,
-    rows: list[list[Prefix]],
-    prompts: Sequence[tuple[int, ...]],
-    seen: Tensor,
+    openings: list[Opening], rows: list[list[Prefix]], seen: Tensor
 ) -> tuple[_Placed, Tensor, list[int]]:
     """Return where the prefixes stand, the attention mask, and the positions rows grow by.
 
     Args:
-        opening: what stands in front of prefixes.
+        openings: those of the rows.
         rows: the prefixes of each row.
-        prompts: the token ids of each.
         seen: (batch, width), the attention mask of what is given.
     """
-    begun = [opening.prefix] if opening.prefix else []
-    placed = [[*begun, *row] if row else [] for row in rows]
+    placed = [
+        [*([opening.prefix] if opening.prefix else []), *row]
+        for opening, row in zip(openings, rows, strict=True)
+    ]
     lengths = [sum(each.length for each in row) for row in placed]
     wider, width = max(lengths), seen.shape[1]
     starts = seen.ne(0).int().argmax(-1).tolist()
     order = torch.arange(wider + width).repeat(len(rows), 1)
-    mask, growth = torch.cat([seen.new_zeros(len(rows), wider), seen], dim=1), []
-    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        if not row:
-            growth.append(0)
+    mask = torch.cat([seen.new_zeros(len(rows), wider), seen], dim=1)
+    for place, length in enumerate(lengths):
+        if not length:
             continue
-        own = opening.in_front_of(prompts[place])
+        own = len(openings[place].ids)
         start, given = wider + starts[place] + own, order[place].clone()
         mask[place, wider - length : wider] = 1
         mask[place, start - own : start] = 0
         order[place, :start] = torch.cat(
             [given[: wider - length], given[wider:start], given[wider - length : wider]]
         )
-        growth.append(max(each.length for each in row) + len(opening.ids) - own)
+    growth = [max((each.length for each in row), default=0) for row in rows]
     return _Placed(placed, lengths, wider, order), mask.gather(1, order.to(mask.device)), growth

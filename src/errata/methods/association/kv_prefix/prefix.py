@@ -1,9 +1,9 @@
-"""`Prefix`: keys and values of a text; `Opening`: those of what every prompt begins with."""
+"""`Prefix`: keys and values of a text; `Opening`: those of what a prompt begins with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 import torch
@@ -34,60 +34,59 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Opening:
-    """What every prompt begins with.
+    """What a prompt begins with, in front of what the user says first.
 
     Attributes:
         ids: its tokens; there may be none.
-        prefix: its keys and values; None where it has no tokens.
-        begins: the token that the tokenizer begins texts with, if it is the first of them.
+        text: in a chat template, the text.
+        prefix: its keys and values, once they were read; None where it has no tokens.
     """
 
     ids: tuple[int, ...] = ()
-    prefix: Prefix | None = None
-    begins: int | None = None
-
-    def in_front_of(self, ids: Sequence[int]) -> int:
-        """Return how many of a prompt's first tokens are of the opening.
-
-        They are all of it or, where a conversation begins otherwise, the first token of texts.
-        """
-        if tuple(ids[: len(self.ids)]) == self.ids:
-            return len(self.ids)
-        return int(bool(ids) and ids[0] == self.begins)
+    text: str = field(default="", compare=False)
+    prefix: Prefix | None = field(default=None, compare=False)
 
 
-def read_opening(lm: LM) -> Opening:
-    """Return the opening of a model's prompts. The model must carry no patch.
+def opening_of(lm: LM, ids: Sequence[int]) -> Opening:
+    """Return the opening of a prompt, given by its tokens; it is not read.
+
+    It is the beginning-of-text token where the prompt begins with one; in a chat template, all that
+    stands in front of the user's first words, a system message, too.
+    """
+    if lm.template is not None:
+        whole = str(lm.tokenizer.decode(list(ids), skip_special_tokens=False))
+        spans = lm.template.marks.spans(whole)
+        if text := whole[: spans[0][0]] if spans else "":
+            both = zip(ids, lm.encode_text(text), strict=False)
+            return Opening(tuple(one for one, _ in takewhile(_alike, both)), text)
+    begins = lm.tokenizer.bos_token_id
+    return Opening((begins,) if begins is not None and ids[0] == begins else ())
+
+
+def read_opening(lm: LM, opening: Opening) -> Opening:
+    """Return an opening with its keys and values. The model must carry no patch.
 
     Raises:
         ConfigError: see `read_prefix`.
     """
-    ids, begins = _opening_ids(lm), lm.tokenizer.bos_token_id
-    first = begins if ids and ids[0] == begins else None
-    return Opening(ids, _read(lm, ids) if ids else None, first)
+    return replace(opening, prefix=_read(lm, opening.ids)) if opening.ids else opening
 
 
-def read_prefix(lm: LM, text: str) -> Prefix:
-    """Return the keys and values of a text behind the opening. The model must carry no patch.
+def read_prefix(lm: LM, text: str, opening: Opening) -> Prefix:
+    """Return the keys and values of a text behind an opening. The model must carry no patch.
 
     Raises:
         ConfigError: the model keeps other things than keys and values of each token.
     """
-    opening, front = _opening_ids(lm), lm.template.front if lm.template else ""
-    ids = tuple(lm.encode_text(front + text))
-    if ids[: len(opening)] != opening or len(ids) == len(opening):
-        ids = (*opening, *lm.encode_piece(text))
-    return _read(lm, ids, len(opening))
+    ids = lm.encode_text(opening.text + text)
+    start = len(opening.ids)
+    if tuple(ids[:start]) != opening.ids or len(ids) == start:
+        ids = [*opening.ids, *lm.encode_piece(text)]
+    return _read(lm, ids, start)
 
 
-def _opening_ids(lm: LM) -> tuple[int, ...]:
-    """Return the tokens that a prompt begins with, whatever is asked."""
-    if lm.template is None:
-        first = lm.encode_text("x")[0]
-        return (first,) if first == lm.tokenizer.bos_token_id else ()
-    one, other = (lm.encode_text(lm.template.front + text) for text in ("x", "1"))
-    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
-    return tuple(one[:same])
+def _alike(pair: tuple[int, int]) -> bool:
+    return pair[0] == pair[1]
 
 
 @torch.no_grad()
