@@ -6,12 +6,17 @@ import inspect
 from typing import Any
 
 import pytest
+import torch
 from families import FAMILIES_TINY, tiny_model
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from errata.errors import ArchitectureError
 from errata.lm.architecture import architecture_of
 from errata.lm.cache import NAMES, cache_in, cache_name, name_cache
+
+HERE = next(name for name in NAMES if hasattr(CausalLMOutputWithPast, name))
+"""What the installed transformers calls it."""
 
 
 class Before(nn.Module):
@@ -58,3 +63,16 @@ def test_it_is_found_and_named_whichever_name_was_used(given, wanted):
     name_cache(arguments, wanted)
     assert arguments == {"input_ids": 1, wanted: held}
     assert cache_in({"input_ids": 1, given: None}) is None
+
+
+def test_an_output_without_a_cache_is_looked_at_without_a_word(monkeypatch):
+    """transformers told whoever asked an edited model that a name is deprecated."""
+    from transformers.utils import generic
+
+    told = []
+    monkeypatch.setattr(generic.logger, "warning_once", told.append)
+    output = CausalLMOutputWithPast(logits=torch.zeros(1))
+    assert cache_in(output) is None and not told
+    held = object()
+    assert cache_in(CausalLMOutputWithPast(logits=torch.zeros(1), **{HERE: held})) is held
+    assert not told

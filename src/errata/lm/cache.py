@@ -35,7 +35,8 @@ def cache_name(module: nn.Module) -> str:
 
 def cache_in(named: Mapping[str, Any]) -> Any:
     """Return the cache among a call's arguments or in its output; None where there is none."""
-    return next((named[name] for name in NAMES if named.get(name) is not None), None)
+    # an output that is asked for it by the older name warns whoever uses the model
+    return next((held for name, held in named.items() if name in NAMES and held is not None), None)
 
 
 def name_cache(arguments: MutableMapping[str, Any], name: str) -> None:
