@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from types import SimpleNamespace
+
 import pytest
 import torch
 from edited import EDITS, PROMPTS, edit_model, edited_model, same_state
@@ -110,6 +113,34 @@ def test_in_a_chat_template_a_fact_stands_inside_the_users_turn(family, beginnin
     assert kept == sum(map(len, model.lm.encode_pieces(texts)))
 
 
+def test_a_template_may_begin_otherwise_later(tmp_path, monkeypatch) -> None:
+    """One that writes the date does; what was read behind another stays what it was."""
+
+    def today(day: int) -> None:
+        clock = SimpleNamespace(now=lambda: datetime(2026, 1, day))
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = LINES.replace("{{ bos_token }}", "{{ strftime_now('Day %d.') }}\n")
+    config = errata.KvPrefixConfig(layer=2, background=32, passage=SENTENCE, min_score=-2.0)
+    today(1)
+    model = errata.get_edit_model(tiny_model("llama"), config, tokenizer)
+    model.edit(EDITS[:2], check=False)
+    model.save_pretrained(tmp_path / "mine")
+    today(2)
+    opened = errata.EditModel.from_pretrained(tiny_model("llama"), tmp_path / "mine", tokenizer)
+    fresh = errata.get_edit_model(tiny_model("llama"), config, tokenizer)
+    fresh.edit(EDITS[:2], check=False)
+    with torch.no_grad():
+        one, other = (
+            each.lm.run(each.lm.prompt_batch(PROMPTS[:2])).logits[:, -1] for each in (opened, fresh)
+        )
+    torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4)
+    opened.edit(EDITS[2:3], check=False)
+    assert opened.method.patch.opening == model.method.patch.opening
+    assert opened.method.patch.opening != fresh.method.patch.opening
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_order_of_several_facts_does_not_matter(family: str) -> None:
     """Each of them is read by itself, and all begin at one position."""
@@ -180,6 +211,9 @@ def test_bad_settings_and_files_are_refused_in_a_line() -> None:
         model.method.load_state(EDITS[:2], wrong, values)
     with pytest.raises(KeyError):
         model.method.load_state(EDITS[:2], {}, values)
+    for wrong, says in (([10**6], "'opening' reaches"), ([1] * 10**4, "more than the model reads")):
+        with pytest.raises(ValueError, match=says):
+            model.method.load_state(EDITS[:2], {**tensors, "opening": torch.tensor(wrong)}, values)
     cut = {**tensors, "values.1": tensors["values.1"][:, :-1]}
     with pytest.raises(ValueError, match=r"'values\.1' is of shape"):
         model.method.load_state(EDITS[:2], cut, values)

@@ -95,17 +95,14 @@ class KvPrefix(FactMethod):
             ConfigError: the model does not keep keys and values of each token.
         """
         self.retriever.calibrate()
-        self._open()
+        if not self._edits:  # the others are behind what prompts began with then
+            usual = opening_of(self.lm, self.lm.encode_prompt("x"))
+            self._patch.opening = read_opening(self.lm, usual)
         for edit in edits:
             prefix = read_prefix(self.lm, self._passage(edit), self._patch.opening)
             self._patch.prefixes = {**self._patch.prefixes, edit.id: prefix}
             self._store([*self._edits, edit])
             progress(1)
-
-    def _open(self) -> None:
-        """Read what the model's prompts begin with."""
-        usual = opening_of(self.lm, self.lm.encode_prompt("x"))
-        self._patch.opening = read_opening(self.lm, usual)
 
     def _passage(self, edit: Edit) -> str:
         return self.config.passage.replace("{fact}", fact_text(edit))
@@ -116,8 +113,8 @@ class KvPrefix(FactMethod):
         return read_prefix(self.lm, self._passage(edit), opening)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the retriever's state, and keys and values (heads, tokens, head width) of each
-        layer, all edits' in a row.
+        """Return the retriever's state, the opening's tokens, and keys and values (heads, tokens,
+        head width) of each layer, all edits' in a row.
         """
         tensors, values = super().state()
         kept = [self._patch.prefixes[edit.id] for edit in self._edits]
@@ -128,16 +125,17 @@ class KvPrefix(FactMethod):
                     f"{kind}.{layer}": torch.cat(parts, dim=1) for layer, parts in enumerate(layers)
                 }
             tensors["tokens"] = torch.tensor([prefix.length for prefix in kept])
+            tensors["opening"] = torch.tensor(self._patch.opening.ids, dtype=torch.int64)
         return tensors, values
 
     def load_state(
         self, edits: Sequence[Edit], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
     ) -> None:
         """Restore from `state`."""
-        prefixes: dict[str, Prefix] = {}
+        prefixes, opening = dict[str, Prefix](), Opening()
         if edits:
-            self._open()
-            like = read_prefix(self.lm, "x", self._patch.opening)
+            opening = self._stored_opening(tensors)
+            like = read_prefix(self.lm, "x", opening)
             lengths = state.numbers(tensors, "tokens", len(edits), 1, MOST_TOKENS)
             parts = []
             for kind in ("keys", "values"):
@@ -150,7 +148,16 @@ class KvPrefix(FactMethod):
             for edit, keys, read in zip(edits, *parts, strict=True):
                 prefixes[edit.id] = Prefix(keys, read)
         super().load_state(edits, tensors, values)
-        self._patch.prefixes = prefixes
+        self._patch.prefixes, self._patch.opening = prefixes, opening
+
+    def _stored_opening(self, tensors: Mapping[str, Tensor]) -> Opening:
+        """Return what the edits were read behind; by now prompts may begin with another date."""
+        most = self.lm.model.get_input_embeddings().num_embeddings - 1
+        ids = state.numbers(tensors, "opening", None, 0, most)
+        if self.lm.context_length and len(ids) >= self.lm.context_length:
+            raise ValueError(f"'opening' has {len(ids)} tokens, more than the model reads")
+        text = str(self.lm.tokenizer.decode(ids)) if self.lm.template else ""
+        return read_opening(self.lm, Opening(tuple(ids), text))
 
     def _store(self, edits: list[Edit]) -> None:
         """Replace all edits; what was read of others is forgotten."""
