@@ -142,13 +142,13 @@ class KeyValuePrefix(ContextPatch):
 
     def _other(self, lm: LM, opening: Opening) -> tuple[Opening, dict[str, Prefix]]:
         """Return another opening than the usual one, read, and what was read behind it."""
-        if opening not in self._others:
+        if (found := self._others.get(opening)) is None:
             with patches_idle():
-                read = read_opening(lm, opening)
+                found = read_opening(lm, opening), {}
             if len(self._others) >= MOST_OPENINGS:
                 self._others = {}
-            self._others[opening] = read, {}
-        return self._others[opening]
+            self._others[opening] = found
+        return found
 
     def _opened(self, lm: LM, ids: tuple[int, ...]) -> Opening:
         """Return a prompt's opening, read."""
