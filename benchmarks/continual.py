@@ -59,7 +59,7 @@ TOPICS = Path("wise_temporal", "temporal-edit.json")
 COMMON: dict[str, dict[str, Any]] = {
     "facts": {"lr": 2e-3, "epochs": 8, "batch": 8},
     "labels": {"lr": 5e-4, "epochs": 4, "batch": 8},
-    "texts": {"lr": 1e-4, "epochs": 3, "batch": 4, "trains": "values", "blocks": 6},
+    "texts": {"lr": 2e-3, "epochs": 3, "batch": 4, "trains": "values", "blocks": 6},
 }
 BESIDE = "lr=0.003"
 """Of what is put beside the model, which begins at nothing."""
