@@ -174,9 +174,10 @@ def world_facts(data: Path) -> Task:
 
 
 def line(
-    stream: str, name: str, settings: dict[str, Any], seed: int, options: argparse.Namespace
+    stream: str, label: str, settings: dict[str, Any], seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Run one plug-in on one stream."""
+    """Run one plug-in, the first word of its label, on one stream."""
+    name = label.split()[0]
     on_texts = stream == "texts"
     model = options.model if on_texts else "atlas"
     tasks = texts(seed, options.data) if on_texts else globals()[stream](seed)
@@ -198,7 +199,7 @@ def line(
     (folder / "learn.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     (folder / "learn-state.pt").unlink()
     return {
-        "with": " ".join([name, *(f"{key}={value}" for key, value in settings.items())]),
+        "with": label,
         "kind": PLUGINS[name].kind,
         "seed": seed,
         **({"before": fmean(record["before"])} if on_texts else {}),
@@ -241,12 +242,13 @@ def main() -> None:
                 if name == "nearest-mean" and stream != "labels":
                     continue
                 rows = results.read(f"continual-{stream}")
-                label = entry if not more else f"{entry} {more}"
+                settings = {**own, **more}
+                label = " ".join([name, *(f"{key}={each}" for key, each in settings.items())])
                 if args.record and any(
                     row["with"] == label and row["seed"] == str(seed) for row in rows
                 ):
                     continue
-                made = line(stream, name, {**own, **more}, seed, args)
+                made = line(stream, label, settings, seed, args)
                 print(json.dumps({key: made[key] for key in list(made)[:10]}), flush=True)
                 if args.record:
                     results.write(f"continual-{stream}", [*rows, made])

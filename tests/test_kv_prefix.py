@@ -79,7 +79,7 @@ LINES = (
 
 @pytest.mark.parametrize(("family", "beginning"), [("llama", True), ("gpt2", False)])
 def test_in_a_chat_template_a_fact_stands_inside_the_users_turn(family, beginning) -> None:
-    """It stood in front of the template, where SmolLM2 reads a third of what it reads inside.
+    """It stood in front of the template, where SmolLM2 reads less than inside.
 
     Behind a system message of the conversation's own, too, in one batch with others.
     """

@@ -49,7 +49,7 @@ def export_lora(model: EditModel, folder: str | Path, rank: int | None = None) -
     Raises:
         ConfigError: the edits are beside the weights, or change more than the matrices of linear
             layers, or change nothing.
-        OSError: the disk refused; there is no part of a LoRA then.
+        OSError: the disk refused; a folder with a config has a whole LoRA.
         UsageError: PEFT is not installed.
     """
     try:
