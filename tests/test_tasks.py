@@ -82,13 +82,15 @@ def read(folder, task, *records):
 
 
 def test_zsre(tmp_path):
+    another = {"rephrase": "Yes?", "subject": "An", "loc": "nq question: where", "portability": {}}
     written(
         tmp_path,
         "zsre_mend_train.json",
         [
-            ZSRE | {"src": "Another?", "rephrase": "Yes?", "subject": "An"},
+            ZSRE | another | {"src": "Another?"},
             ZSRE,
             {**ZSRE, "alt": " "},
+            ZSRE | another | {"src": "Whose other questions judge?", "loc": ZSRE["loc"]},
         ],
     )
     written(tmp_path, "loc_prompts.json", [{"loc_prompt": "nq question: what"}])
@@ -104,9 +106,22 @@ def test_zsre(tmp_path):
     assert found.irrelevant == ["nq question: what"]
     assert [each.edit.prompt for each in found.training] == [
         "Another?"
-    ]  # what is in the stream is not trained on
+    ]  # what is asked about the stream is not trained on
     assert found.source.startswith("zsre_mend_edit.json ") and found.empty == 0
     assert read(tmp_path, "zsre", ZSRE, {**ZSRE, "alt": ""}).empty == 1
+
+
+def test_nested_counterfact_is_trained_for_on_flat_records_that_ask_nothing_of_it(tmp_path):
+    flat = {
+        "prompt": "Brask lies in", "target_new": "Vand", "subject": "Brask", "ground_truth": "Osk",
+        "rephrase_prompt": "Brask is in", "locality_prompt": "Mor lies in",
+        "locality_ground_truth": "Osk",
+    }  # fmt: skip
+    records = [flat, *(flat | {name: "Tamis lies in"} for name in flat if "prompt" in name)]
+    written(tmp_path, "counterfact-edit.json", records)
+    (case,) = read(tmp_path, "counterfact-nested", NESTED).training
+    assert case.edit == Edit("Brask lies in", "Vand", "Brask", id=case.edit.id)
+    assert case.example().others == ("Mor lies in",) and case.rephrases == ("Brask is in",)
 
 
 def test_nested_counterfact_puts_the_subject_into_its_prompts(tmp_path):

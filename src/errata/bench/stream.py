@@ -20,6 +20,7 @@ from errata.bench.provenance import provenance
 from errata.cases import Case
 from errata.evaluation import NO_PROBES
 from errata.measures import MEASURES, Answer
+from errata.methods import resolve
 from errata.probes import Probes
 from errata.storage import files
 from errata.storage.files import storage_error
@@ -114,7 +115,8 @@ class Stream:
     def writing_key(self, run: Run) -> str:
         """Return a hash of what the edited model depends on."""
         edits = [case.edit.to_dict() for case in self.cases[: self.checkpoints[-1]]]
-        training = [case.to_dict() for case in self.training]
+        trains = run.method is not None and resolve(run.method)[0].needs_training
+        training = [case.to_dict() for case in self.training if trains]
         inputs = [self.fingerprint, self.dtype, edits, training]
         return _hash([*inputs, run.method, run.settings, errata.__version__])
 

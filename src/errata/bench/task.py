@@ -36,6 +36,7 @@ class Task:
             that is longer.
         file: the records, under a folder of data; None where they are made.
         train: other records, for methods that are trained, if there are any.
+        train_as: the task whose fields these have; None: this one's.
         hub: where they lie on the hub.
         irrelevant: a file of texts that no edit is about, and the path of the text in its records.
         operation: of its edits.
@@ -51,6 +52,7 @@ class Task:
     new_tokens: int
     file: str | None = None
     train: str | None = None
+    train_as: str | None = None
     hub: Mapping[str, str] | None = None
     irrelevant: Mapping[str, str] | None = None
     operation: str = "modify"
@@ -132,15 +134,14 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
     """
     path = _located(task, data)
     cases, empty, contradicted = _read(task, path)
-    prompts = {prompt for case in cases for prompt in (case.edit.prompt, *case.rephrases)}
+    asked = {prompt for case in cases for prompt in _prompts(case)}
+    trained_as = find_task(task.train_as) if task.train_as else task
     training: list[Case] = []
     if train:
-        training = _read(task, train)[0]
+        training = _read(trained_as, train)[0]
     elif beside := _beside(path, task.train):
         training = [
-            case
-            for case in _read(task, beside)[0]
-            if not {case.edit.prompt, *case.rephrases} & prompts
+            case for case in _read(trained_as, beside)[0] if asked.isdisjoint(_prompts(case))
         ]
     texts: list[str] = []
     if task.irrelevant and (other := _beside(path, task.irrelevant["file"] + "?")):
@@ -151,6 +152,12 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
         ]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return TaskData(cases, training, texts, f"{path.name} {digest}", empty, contradicted)
+
+
+def _prompts(case: Case) -> list[str]:
+    """Return all that is asked about a case."""
+    probes = (*case.locality, *case.portability, *case.ood)
+    return [case.edit.prompt, *case.rephrases, *(probe.prompt for probe in probes)]
 
 
 def _located(task: Task, data: Path | None) -> Path:

@@ -23,8 +23,8 @@ _TEXT, _TEXTS, _TABLE, _PATH, _PATHS = (
 )
 _TASK = {
     "title": _TEXT, "version": "number", "paper": _TEXT, "metrics": _TEXTS, "new_tokens": "number",
-    "file": _TEXT, "train": _TEXT, "hub": _TABLE, "irrelevant": _TABLE, "operation": _TEXT,
-    "instead": _TEXT, "fields": _TABLE,
+    "file": _TEXT, "train": _TEXT, "train_as": _TEXT, "hub": _TABLE, "irrelevant": _TABLE,
+    "operation": _TEXT, "instead": _TEXT, "fields": _TABLE,
 }  # fmt: skip
 _HUB, _IRRELEVANT = {"name": _TEXT, "file": _TEXT}, {"file": _TEXT, "text": _PATH}
 _FIELDS = {

@@ -35,11 +35,13 @@ class Prefill:
 
     Attributes:
         cache: the key-value cache.
-        mask: (rows, width) of the tokens in the cache that are no padding.
+        ids: (rows, width), the tokens in the cache.
+        mask: (rows, width) of those that are no padding.
         states: (rows, hidden), the head's inputs at the last tokens, in fp32.
     """
 
     cache: Cache
+    ids: Tensor
     mask: Tensor
     states: Tensor
 
@@ -48,7 +50,8 @@ class Prefill:
         if len(rows) < len(self.mask):
             places = torch.tensor(rows, device=self.mask.device)
             self.cache.batch_select_indices(places)
-            self.mask, self.states = self.mask[places], self.states[places]
+            self.ids, self.mask = self.ids[places], self.mask[places]
+            self.states = self.states[places]
 
 
 class BodyReader:
@@ -90,9 +93,9 @@ class BodyReader:
 
         What lies above the module does not run.
         """
-        batch, mask, cache = self._begin(rows)
+        batch, begun = self._begin(rows)
         with capture_input(module) as inputs, capture_output(module) as outputs, stop_after(module):
-            self._hidden_states(batch.input_ids, mask, cache)
+            self._hidden_states(batch.input_ids, begun.mask, begun.cache)
         size = batch.input_ids.shape
         keys, values = (each[-1].reshape(*size, -1)[:, -1] for each in (inputs, outputs))
         return keys, values
@@ -140,32 +143,35 @@ class BodyReader:
     @torch.no_grad()
     def prefill(self, rows: Sequence[Sequence[int]]) -> Prefill:
         """Read rows of tokens; what all begin with (a chat template, mostly) is read once."""
-        batch, mask, cache = self._begin(rows)
-        states = self._hidden_states(batch.input_ids, mask, cache)[:, -1].float()
-        return Prefill(cache, mask, states)
+        batch, begun = self._begin(rows)
+        begun.states = self._hidden_states(batch.input_ids, begun.mask, begun.cache)[:, -1].float()
+        return begun
 
     @torch.no_grad()
     def extend(self, prefill: Prefill, tokens: Tensor) -> None:
         """Read one more token, of tokens (rows,), in each row of a prefill."""
         prefill.mask = F.pad(prefill.mask, (0, 1), value=1)
+        prefill.ids = torch.cat([prefill.ids, tokens[:, None].to(prefill.ids)], dim=1)
         hidden = self._hidden_states(tokens[:, None], prefill.mask, prefill.cache)
         prefill.states = hidden[:, -1].float()
 
-    def _begin(self, rows: Sequence[Sequence[int]]) -> tuple[Batch, Tensor, Cache]:
+    def _begin(self, rows: Sequence[Sequence[int]]) -> tuple[Batch, Prefill]:
         """Read what all rows begin with.
 
         Returns:
-            The rests of the rows, padded; the mask of these and of what is read; and the cache.
+            The rests of the rows, padded; and the rows with what they begin with read, which have
+            no states yet.
         """
         cache, shared = DynamicCache(config=self.lm.model.config), self._shared(rows)
         batch = self._batch([row[shared:] for row in rows])
-        mask = batch.attention_mask
+        ids, mask = batch.input_ids, batch.attention_mask
         if shared:
             start = self._batch([rows[0][:shared]])
             self._hidden_states(start.input_ids, start.attention_mask, cache)
             cache.batch_repeat_interleave(len(rows))
+            ids = torch.cat([start.input_ids.expand(len(rows), -1), ids], dim=1)
             mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
-        return batch, mask, cache
+        return batch, Prefill(cache, ids, mask, torch.empty(0))
 
     def _shared(self, rows: Sequence[Sequence[int]]) -> int:
         """Return how many tokens all rows begin with, leaving one to each; 0 if too few.

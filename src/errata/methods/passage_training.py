@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from errata.edit import Example
 from errata.lm import LM
-from errata.lm.encoding import Row, prompt_tokens
+from errata.lm.begun import BegunRows
+from errata.lm.encoding import Row
 from errata.patches.passages import Passage, PassageReader
 from errata.solvers.adapters import divergence
 
@@ -81,27 +82,16 @@ class PassageTraining:
         others = self._own_answers([rng.choice(each.others) for each in told])
         names = [self._names(place, len(told), rng) for _ in range(2) for place in range(len(told))]
 
-        with self.patch.on(lm), self.patch.giving(names):
-            logits, labels, row = self._logits([*asked, *others])
-        is_asked = row < len(asked)
-        loss = F.cross_entropy(logits[is_asked], labels[is_asked])
+        begun = BegunRows(lm, [*asked, *others])
         with torch.no_grad():
-            before, _, _ = self._logits(others)
-        after = logits[~is_asked].log_softmax(-1)
-        kept = divergence(before.log_softmax(-1), after)
+            before = begun.logits()
+        with self.patch.on(lm), self.patch.giving(names):
+            self.patch.begin(begun)
+            after = begun.logits()
+        is_asked = begun.rows < len(asked)
+        loss = F.cross_entropy(after[is_asked], begun.labels[is_asked])
+        kept = divergence(before[~is_asked].log_softmax(-1), after[~is_asked].log_softmax(-1))
         return loss + self.config.locality_weight * kept
-
-    def _logits(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the logits (n, vocabulary) where answers are predicted, their tokens, their rows.
-
-        Only the last columns' are computed.
-        """
-        batch = self.lm.batch(rows)
-        row, column, labels = batch.label_positions(batch.target_mask | batch.ending_mask)
-        first = int(column.min())
-        with prompt_tokens(batch.prompt_mask):
-            output = self.lm.run(batch, keep=batch.input_ids.shape[1] - first, use_cache=False)
-        return output.logits[row, column - first].float(), labels, row
 
     def _names(self, place: int, count: int, rng: random.Random) -> tuple[str, ...]:
         """Return the passage at a place among others, up to as many as a prompt reads."""

@@ -23,10 +23,12 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.errors import ConfigError
 from errata.lm import LM
+from errata.lm.begun import BegunRows
 from errata.lm.hooks import PerThread
 from errata.patches.base import Arguments
 from errata.patches.context import MAX_CACHED, ContextPatch
 from errata.patches.forward_state import MAIN, CacheState, ForwardState
+from errata.patches.history import History
 
 _PASSAGES, _READING = "passages", "reading"
 
@@ -158,6 +160,16 @@ class PassageReader(ContextPatch):
         if known is None or known.decided_by != self._installation:
             return False
         return bool((known.route == MAIN).all())
+
+    def begin(self, rows: BegunRows) -> None:
+        """Note that no token that the base model has read in rows has read a passage.
+
+        The patch is installed.
+        """
+        columns = slice(rows.read)
+        history = History(rows.ids[:, columns], rows.mask[:, columns], rows.prompt[:, columns])
+        route = torch.full((len(rows.ids), 1), MAIN)
+        setattr(rows.cache, self.mark, CacheState(self._installation, history, route))
 
     def chosen(self, lm: LM, prompts: Sequence[tuple[int, ...]]) -> list[tuple[str, ...]]:
         """Return the ids of what prompts read (token ids without padding), the best last."""
