@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from errata.edit import Example
 from errata.lm import LM
 from errata.lm.begun import BegunRows
+from errata.lm.body_reader import BodyReader
 from errata.lm.encoding import Row
 from errata.patches.passages import Passage, PassageReader
 from errata.solvers.adapters import divergence
@@ -65,6 +66,7 @@ class PassageTraining:
     ) -> None:
         self.lm, self.patch, self.reader, self.config = lm, patch, reader, config
         self.examples = list(examples)
+        self._reader = BodyReader(lm)
         self._endings: dict[tuple[str, str], str | None] = {}
         self._others: dict[str, Row] = {}
 
@@ -102,7 +104,7 @@ class PassageTraining:
     def _rows(
         self, examples: Sequence[Example], targets: Sequence[str], rng: random.Random
     ) -> list[Row]:
-        """Encode a wording of each with a target, and with the ending that its own has there."""
+        """Encode a wording of each with a target, and with the ending of its own target there."""
         pairs = [
             (rng.choice((each.edit.prompt, *each.rephrases)), each.edit.target) for each in examples
         ]
@@ -116,7 +118,8 @@ class PassageTraining:
     def _own_answers(self, prompts: Sequence[str]) -> list[Row]:
         """Encode prompts with the base model's own answers, generated once."""
         if new := [each for each in dict.fromkeys(prompts) if each not in self._others]:
-            answers = self.lm.generate(new, max_new_tokens=ANSWER_LENGTH)
-            for prompt, answer in zip(new, answers, strict=True):
-                self._others[prompt] = self.lm.encode(prompt, answer or ".", "")
+            asked = [self.lm.encode_prompt(prompt) for prompt in new]
+            answers = self._reader.continue_greedily(asked, ANSWER_LENGTH)
+            for prompt, ids, answer in zip(new, asked, answers, strict=True):
+                self._others[prompt] = Row((*ids, *answer), len(ids), len(answer))
         return [self._others[prompt] for prompt in prompts]
