@@ -625,6 +625,15 @@ def test_a_judge_reads_the_probes_that_are_answered_in_words(tmp_path):
     assert row[-1] == "1.000"
 
 
+def test_only_what_is_trained_depends_on_the_training_cases(few_training_cases):
+    then = "pipeline.then=mend training_steps=3"
+    plan = Plan("atlas", methods=("ft", "mend", "pipeline"), edits=1, settings=(then,))
+    loaded = load_plan(plan)
+    fewer = dataclasses.replace(loaded.stream, training=loaded.stream.training[1:])
+    changed = {run.name for run in loaded.runs if loaded.stream.key(run, 1) != fewer.key(run, 1)}
+    assert changed == {"mend", "pipeline"}
+
+
 def test_bad_input(tmp_path, few_training_cases):
     def complaint(*args):
         result = CliRunner().invoke(app, ["bench", *args, "--out", str(tmp_path / "out")])

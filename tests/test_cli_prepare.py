@@ -56,6 +56,24 @@ def test_prepare_then_edit(base: Path, cases: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
 
 
+def test_a_pipeline_is_trained_where_one_of_its_methods_is(
+    base: Path, cases: Path, tmp_path: Path
+) -> None:
+    then = "mend training_steps=3 batch=2 rank=8"
+    pipeline = ["-m", "pipeline", "--set", "first=rag", "--set", f"then={then}"]
+    edits = json_lines(tmp_path / "e.jsonl", EDITS)
+    said = fails("edit", base, *pipeline, "--edits", edits, "--out", tmp_path / "a")
+    assert f"`errata prepare MODEL -m pipeline --set 'first=rag' --set 'then={then}'" in said
+    said = ok("prepare", base, *pipeline, "--cases", cases, "--out", tmp_path / "a")
+    assert said.startswith("pipeline trained with 4 cases, 3 steps")
+    assert errata.load(tmp_path / "a").method.then.prepared
+    assert "is trained already" in ok("prepare", tmp_path / "a", "--cases", cases)
+    assert ok("edit", tmp_path / "a", "--edits", edits, "--no-check").startswith("3 edits written")
+    assert "pipeline needs no training" in fails(
+        "prepare", base, *pipeline[:-1], "then=lora", "--cases", cases, "--out", tmp_path / "b"
+    )
+
+
 @pytest.mark.long
 def test_stopped_by_hand_and_run_again(
     base: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

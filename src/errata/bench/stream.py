@@ -46,6 +46,14 @@ class Run:
         """Whether it is one of the `references`, and no method."""
         return self.method is None or self.name.startswith(FORCED)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether its method is trained on other cases first."""
+        if self.method is None:
+            return False
+        method, settings = resolve(self.method)
+        return method.is_trained(method.config_class.from_dict({**settings, **self.settings}))
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -115,8 +123,7 @@ class Stream:
     def writing_key(self, run: Run) -> str:
         """Return a hash of what the edited model depends on."""
         edits = [case.edit.to_dict() for case in self.cases[: self.checkpoints[-1]]]
-        trains = run.method is not None and resolve(run.method)[0].needs_training
-        training = [case.to_dict() for case in self.training if trains]
+        training = [case.to_dict() for case in self.training if run.is_trained]
         inputs = [self.fingerprint, self.dtype, edits, training]
         return _hash([*inputs, run.method, run.settings, errata.__version__])
 

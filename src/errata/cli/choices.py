@@ -68,7 +68,8 @@ class Choices:
         """
         from errata.methods import resolve, variants
 
-        if not self._resolved()[0].needs_training:
+        method, settings = self._resolved()
+        if not method.is_trained(method.config_class.from_dict({**settings, **self.given})):
             trained = ", ".join(name for name in variants() if resolve(name)[0].needs_training)
             raise ConfigError(
                 f"{self.name} needs no training; say with -m one that does ({trained}), "

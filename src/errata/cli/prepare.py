@@ -48,7 +48,11 @@ def prepare(
             edited.method.config.method,
             f"`errata edit {folder} --edits FILE` goes on from there",
         )
-        if edited.method.needs_training and edited.method.prepared and is_artifact(folder):
+        if (
+            edited.method.is_trained(edited.method.config)
+            and edited.method.prepared
+            and is_artifact(folder)
+        ):
             screen.say(f"{name} in {folder} is trained already; {then}")
             return
         check_cases_fit(edited.lm, cases, numbered)

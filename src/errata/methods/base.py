@@ -91,6 +91,11 @@ class Method(ABC):
     def patch(self) -> Patch:
         """The patch that carries the edits; the same object until something is written."""
 
+    @classmethod
+    def is_trained(cls, config: MethodConfig) -> bool:
+        """Return whether a method of these settings is trained before it writes."""
+        return cls.needs_training
+
     @property
     def steps_left(self) -> int:
         """Training steps still to be made; a method that `needs_training` overrides this."""

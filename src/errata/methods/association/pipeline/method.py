@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from errata.config import MethodConfig
 from errata.conflicts import Conflict
 from errata.edit import Edit, Example
 from errata.errors import ConfigError
@@ -50,6 +51,12 @@ class TwoMemories(Method):
         super().__init__(config, lm)
         self.first, self.then = (method_class(part.method)(part, lm) for part in config.parts)
         self._patch = Pipeline(self.first.patch, self.then.patch)
+
+    @classmethod
+    def is_trained(cls, config: MethodConfig) -> bool:
+        """Return whether one of the two methods is trained before it writes."""
+        parts = config.parts if isinstance(config, PipelineConfig) else ()
+        return any(method_class(part.method).is_trained(part) for part in parts)
 
     @property
     def edits(self) -> list[Edit]:
@@ -90,8 +97,9 @@ class TwoMemories(Method):
         for method in (self.first, self.then):
             if not method.prepared:
                 raise ConfigError(
-                    f"{method.name} is not trained for this model yet; in a pipeline that is done "
-                    "in Python, by EditModel.prepare."
+                    f"{method.name} is not trained for this model yet: `errata prepare MODEL -m "
+                    f"pipeline --set 'first={self.config.first}' --set 'then={self.config.then}' "
+                    "--cases FILE --out DIR`, then edit DIR (in Python, EditModel.prepare)."
                 )
             method.check(edits)
 
