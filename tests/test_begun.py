@@ -6,11 +6,14 @@ import pytest
 import torch
 from edited import EDITS, PROMPTS, edited_model
 from families import FAMILIES_TINY, tiny_model, tiny_tokenizer
+from grid import grid, token_places
 
 from errata.lm import LM
 from errata.lm.begun import BegunRows
 from errata.lm.encoding import Row, prompt_tokens
 
+LOOK_BACK = ("gemma2", "gemma3_text", "gpt_neo")
+"""Families of which some blocks look back over so many tokens only."""
 OPENING = "The following is what a reader of the old atlas was told: "
 
 
@@ -29,7 +32,11 @@ def whole(lm: LM, rows: list[Row]) -> torch.Tensor:
         return lm.run(batch, use_cache=False).logits[row, column].float()
 
 
-@pytest.mark.parametrize("family", list(FAMILIES_TINY))
+@grid(
+    "family",
+    [(family,) for family in FAMILIES_TINY],
+    lambda family: {token_places(family), "window" if family in LOOK_BACK else "all"},
+)
 def test_what_is_predicted_is_what_whole_rows_predict(family: str) -> None:
     lm = LM(tiny_model(family), tiny_tokenizer())
     for rows in (rows_of(lm), rows_of(lm)[:3]):
