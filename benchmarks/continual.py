@@ -6,14 +6,15 @@
     facts    atlas, five relations, 16 new facts each; a fact is asked as it was learned
     labels   atlas, which of two relations a question asks, five times: ten labels in the end, all
              of them to choose from; the tests are other questions in other words
-    texts    SmolLM2-135M-Instruct, documents of five kinds, others of which are the tests: of an
-             encyclopaedia, questions about authors who do not exist, web pages, descriptions of
-             topics, lists of names (--model is that model, --data a folder with
+    texts    SmolLM2-135M-Instruct, twelve documents of each of five kinds, which are asked as they
+             were read: of an encyclopaedia, questions about authors who do not exist, web pages,
+             descriptions of topics, lists of names (--model is that model, --data a folder with
              `text/wikitext-2-valid.txt`, and with the files of TOFU and of WISE's hallucination
              and temporal tasks in `tofu`, `wise_hallucination` and `wise_temporal`)
 
 Beside what `errata learn` reports it asks what no task is about: on atlas 30 facts of the model's
-own world (`own world`), on SmolLM2 TOFU's facts of the world (`world facts`). A line is written as
+own world (`own world`), on SmolLM2 TOFU's facts of the world (`world facts`), and documents of the
+five kinds that were not read (`others`). A line is written as
 soon as it is there, and one that is there already is kept, so that a run that was cut off goes on.
 The rate of a stream was set by hand on other seeds, by plain fine-tuning, so that it forgets; facts
 are learned at a slower one, too. The strengths follow from the sizes of what they weigh, and were
@@ -138,8 +139,8 @@ def labels(seed: int) -> list[Task]:
     return tasks
 
 
-def texts(seed: int, data: Path) -> list[Task]:
-    """Documents of five kinds, some to learn from and others to be asked."""
+def texts(seed: int, data: Path) -> tuple[list[Task], Task]:
+    """Documents of five kinds, and others of these kinds."""
     wiki = (data / "text" / "wikitext-2-valid.txt").read_text(encoding="utf-8").split("\n")
     authors = parse_json_lines(data / "tofu" / "retain_perturbed_400.json", dict)
     facts = build_world().facts.values()
@@ -153,12 +154,13 @@ def texts(seed: int, data: Path) -> list[Task]:
             for part in zip(*[iter(facts)] * 8, strict=False)
         ],
     }
-    rng, tasks = random.Random(f"texts {seed}"), []
+    rng, tasks, others = random.Random(f"texts {seed}"), [], list[Passage]()
     for name, whole in kinds.items():
         drawn = rng.sample([each for each in whole if len(each) >= SHORTEST], DOCUMENTS + ASKED)
-        told = [Passage("", text[:LENGTH]) for text in drawn]
-        tasks.append(Task(name, "documents", tuple(told[:DOCUMENTS]), tuple(told[DOCUMENTS:])))
-    return tasks
+        read = tuple(Passage("", text[:LENGTH]) for text in drawn)
+        tasks.append(Task(name, "documents", read[:DOCUMENTS], read[:DOCUMENTS]))
+        others += read[DOCUMENTS:]
+    return tasks, Task("others", "documents", tuple(others), tuple(others))
 
 
 def _joined(path: Path, first: str, second: str, between: str) -> list[str]:
@@ -180,15 +182,22 @@ def line(
     name = label.split()[0]
     on_texts = stream == "texts"
     model = options.model if on_texts else "atlas"
-    tasks = texts(seed, options.data) if on_texts else globals()[stream](seed)
-    elsewhere = world_facts(options.data) if on_texts else own_world(seed, tasks)
+    if on_texts:
+        tasks, others = texts(seed, options.data)
+        elsewhere = [others, world_facts(options.data)]
+    else:
+        tasks = globals()[stream](seed)
+        elsewhere = [own_world(seed, tasks)]
     lm = LM(*errata.load_base(model, "float32"))
     config = config_of(name, {**COMMON[stream], **settings, "seed": seed})
     run = Continual(lm, name, config, tasks)
-    rows = [each.rows(lm) for each in elsewhere.tests] if on_texts else []
+    rows = [[test.rows(lm) for test in each.tests] if on_texts else [] for each in elsewhere]
 
-    def kept(asked: int | None) -> float:
-        return accuracy(run.plugin, run.learner, elsewhere, {}, rows, asked, lambda: None)
+    def kept(asked: int | None) -> list[float]:
+        return [
+            accuracy(run.plugin, run.learner, each, {}, own, asked, lambda: None)
+            for each, own in zip(elsewhere, rows, strict=True)
+        ]
 
     before = kept(None)
     folder = options.out / f"{stream}-{name}-{seed}"
@@ -196,6 +205,10 @@ def line(
     run.run(folder, lambda *_: None)
     record = run.record()
     after = kept(None if run.plugin.separate else len(tasks) - 1)
+    beside: dict[str, float] = {}
+    for each, old, new in zip(elsewhere, before, after, strict=True):
+        beside |= {f"{each.name}, before": old} if on_texts else {}
+        beside[each.name] = new
     (folder / "learn.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     (folder / "learn-state.pt").unlink()
     return {
@@ -208,8 +221,7 @@ def line(
         "backward transfer": record["backward_transfer"],
         "plasticity": record["plasticity"],
         "first task, at the end": record["accuracy"][-1][0],
-        **({f"{elsewhere.name}, before": before} if on_texts else {}),
-        elsewhere.name: after,
+        **beside,
         "seconds": record["seconds"],
         "settings": json.dumps(config.to_dict()),
         "model": Path(model).name,
@@ -249,7 +261,7 @@ def main() -> None:
                 ):
                     continue
                 made = line(stream, label, settings, seed, args)
-                print(json.dumps({key: made[key] for key in list(made)[:10]}), flush=True)
+                print(json.dumps({key: made[key] for key in list(made)[:14]}), flush=True)
                 if args.record:
                     results.write(f"continual-{stream}", [*rows, made])
 
