@@ -87,11 +87,11 @@ LINES = {
         "gem per_task=4", "ewc strength=1e7 decay=0.9",
     ),
     "texts": (
-        "naive", "er memory=12", "ewc strength=1e7", "lora lr=0.001", "gpm", "si strength=3",
-        "lora lr=0.001 task=found", "derpp memory=12", "a-gem memory=12", "lwf",
-        "mas strength=0.01", "o-lora lr=0.001", "sam", "mir memory=12",
+        "naive", "er memory=12", "ewc strength=1e7", "lora lr=0.01", "gpm", "si strength=3",
+        "lora lr=0.01 task=found", "derpp memory=12", "a-gem memory=12", "lwf",
+        "mas strength=0.01", "o-lora lr=0.01", "sam", "mir memory=12",
         "gem per_task=6", "ogd", "packnet keep=0.1",
-        "prompt-pool lr=0.03", "progressive lr=0.001", "ewc strength=1e7 decay=0.9",
+        "prompt-pool lr=0.03", "progressive lr=0.01", "ewc strength=1e7 decay=0.9",
     ),
 }  # fmt: skip
 """What is run, with the settings that are its own."""
