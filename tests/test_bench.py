@@ -625,6 +625,7 @@ def test_a_judge_reads_the_probes_that_are_answered_in_words(tmp_path):
     assert row[-1] == "1.000"
 
 
+@pytest.mark.long
 def test_only_what_is_trained_depends_on_the_training_cases(few_training_cases):
     then = "pipeline.then=mend training_steps=3"
     plan = Plan("atlas", methods=("ft", "mend", "pipeline"), edits=1, settings=(then,))

@@ -56,6 +56,7 @@ def test_prepare_then_edit(base: Path, cases: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
 
 
+@pytest.mark.long
 def test_a_pipeline_is_trained_where_one_of_its_methods_is(
     base: Path, cases: Path, tmp_path: Path
 ) -> None:
