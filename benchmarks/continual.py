@@ -14,11 +14,11 @@
 
 Beside what `errata learn` reports it asks what no task is about: on atlas 30 facts of the model's
 own world (`own world`), on SmolLM2 TOFU's facts of the world (`world facts`), and documents of the
-five kinds that were not read (`others`). A line is written as
-soon as it is there, and one that is there already is kept, so that a run that was cut off goes on.
-The rate of a stream was set by hand on other seeds, by plain fine-tuning, so that it forgets; facts
-are learned at a slower one, too. The strengths follow from the sizes of what they weigh, and were
-not searched for.
+five kinds that were not read (`others`). A line is written as soon as it is there, and one that is
+there already is kept, so that a run that was cut off goes on. The rate of a stream was set by hand
+on other seeds, by plain fine-tuning, so that it forgets, that of what stands beside the model by
+itself; facts are learned at a slower one, too. The strengths follow from the sizes of
+what they weigh, and were not searched for.
 """
 
 from __future__ import annotations

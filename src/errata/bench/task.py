@@ -36,7 +36,8 @@ class Task:
             that is longer.
         file: the records, under a folder of data; None where they are made.
         train: other records, for methods that are trained, if there are any.
-        train_as: the task whose fields these have; None: this one's.
+        train_as: the task whose fields these have; None: this one's. (A file of training records
+            that is given has this one's.)
         hub: where they lie on the hub.
         irrelevant: a file of texts that no edit is about, and the path of the text in its records.
         operation: of its edits.
@@ -135,11 +136,11 @@ def load(task: Task, data: Path | None = None, train: Path | None = None) -> Tas
     path = _located(task, data)
     cases, empty, contradicted = _read(task, path)
     asked = {prompt for case in cases for prompt in _prompts(case)}
-    trained_as = find_task(task.train_as) if task.train_as else task
     training: list[Case] = []
     if train:
-        training = _read(trained_as, train)[0]
+        training = _read(task, train)[0]
     elif beside := _beside(path, task.train):
+        trained_as = find_task(task.train_as) if task.train_as else task
         training = [
             case for case in _read(trained_as, beside)[0] if asked.isdisjoint(_prompts(case))
         ]
