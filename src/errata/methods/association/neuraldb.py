@@ -10,8 +10,9 @@ key the mean one over the bare prompt and prefixed ones.
 
 What departs: each value is solved for on the base model alone, not on what earlier edits left, so
 that neither order nor number of the others matters, and an edit is undone by taking its column out.
-Of equally near keys the latest counts. Prefixes are self-generated. The layer is by default the
-last of those that MEMIT changes, as published (8 of 28 blocks), at other depths the same share.
+Of equally near keys the latest counts. Prefixes are self-generated, as many as MEMIT has. The layer
+is by default the last of those that MEMIT changes, as published (8 of 28 blocks), at other depths
+the same share.
 
 What follows from the design: the key is the subject's, and a subject at the beginning of a prompt
 has one key whatever is asked of it.
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from errata.config import Fraction
+from errata.config import Fraction, NonNegativeInt
 from errata.edit import Edit
 from errata.lm import LM
 from errata.lm.background import background_texts
@@ -51,6 +52,7 @@ class NeuralDbConfig(ValueConfig):
     method: ClassVar[str] = "neuraldb"
 
     gate: Fraction = 0.65
+    prefixes: NonNegativeInt = 5
 
 
 class GatedStore(KeyValues):
