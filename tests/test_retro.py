@@ -14,6 +14,7 @@ import errata
 from errata import EditModel
 from errata.errors import ConfigError, EditError
 from errata.lm.hooks import capture_output
+from errata.lm.self_attention import SelfAttention
 from errata.methods.association.retro.patch import REACH, CrossAttention
 from errata.patches.passages import Passage, Passages
 
@@ -39,7 +40,8 @@ def found(model: EditModel, prompts: list[str]) -> list[tuple[str, ...]]:
 
 def test_cross_attention_is_the_formula() -> None:
     draw = torch.Generator().manual_seed(0)
-    attention = CrossAttention(8, 2, draw)
+    drawn = [torch.randn(8, 8, generator=draw) for _ in range(4)]
+    attention = CrossAttention(SelfAttention(2, *drawn))
     attention.distance.data.normal_(generator=draw)
     attention.gate.data.fill_(0.7)
     texts = [Passage(torch.randn(n, 8, generator=draw), answer) for n, answer in ((3, 2), (5, 1))]

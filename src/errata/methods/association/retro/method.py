@@ -9,9 +9,11 @@ time. Here a prompt is a chunk, and what is retrieved are the edits that are fou
 What departs from the paper: the encoder is the model itself, up to a block, and its states are kept
 with the edit, so that they do not depend on the prompt; the cross-attention stands behind a block,
 not between its attention and its feed-forward network, with a tanh gate of zero at first (as in
-Flamingo, arXiv 2204.14198), so that before training the model is the base model; distances count
-from the prompt's end and the answer's beginning, and have a learned number each; it is trained on
-examples of edits and not on a corpus; where no edit is found the base model answers, bit for bit.
+Flamingo, arXiv 2204.14198), so that before training the model is the base model; it begins as the
+attention of the block behind it, without positions, and not from nothing, for which a hundred steps
+of training would not do; distances count from the prompt's end and the answer's beginning, and have
+a learned number each; it is trained on examples of edits and not on a corpus; where no edit is
+found the base model answers, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from errata.config import NonNegativeInt, PositiveInt
+from errata.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from errata.lm import LM
 from errata.lm.encoding import Row
 from errata.lm.hooks import capture_output, stop_after
+from errata.lm.self_attention import self_attentions
 from errata.methods.association.retro.patch import CrossAttention, CrossAttentionReader
 from errata.methods.passage_method import PassageConfig, PassageMethod
 
@@ -38,7 +40,9 @@ class RetroConfig(PassageConfig):
     Attributes:
         first_block: where cross-attention begins; None: at nine of thirty-two, as published.
         every: blocks from one with cross-attention to the next.
-        encoder_layer: whose outputs are a text's states; None: the block before `first_block`.
+        encoder_layer: whose outputs are a text's states; None: halfway up the blocks that read, so
+            that none of them is far from what its attention knows to read.
+        lr: lower than where weights are learned from nothing.
     """
 
     method: ClassVar[str] = "retro"
@@ -46,6 +50,7 @@ class RetroConfig(PassageConfig):
     first_block: NonNegativeInt | None = None
     every: PositiveInt = 3
     encoder_layer: NonNegativeInt | None = None
+    lr: NonNegativeFloat = 3e-4
 
 
 class Retro(PassageMethod):
@@ -59,7 +64,7 @@ class Retro(PassageMethod):
         depth = lm.architecture.n_layers
         first = depth * 9 // 32 if config.first_block is None else config.first_block
         own = config.encoder_layer
-        self.encoder_layer = max(0, first - 1) if own is None else own
+        self.encoder_layer = (first + depth - 1) // 2 if own is None else own
         for layer in (first, self.encoder_layer):
             lm.architecture.block(lm.model, layer)  # raises where there is none
         self.layers = list(range(first, depth, config.every))
@@ -67,10 +72,9 @@ class Retro(PassageMethod):
 
     def reader(self) -> CrossAttentionReader:
         """Return a cross-attention for each block, which adds nothing yet."""
-        hidden = self.lm.architecture.hidden_size
-        heads = self.lm.model.config.get_text_config().num_attention_heads
-        generator = torch.Generator().manual_seed(self.config.seed)
-        made = [CrossAttention(hidden, heads, generator) for _ in self.layers]
+        last = self.lm.architecture.n_layers - 1
+        begins = self_attentions(self.lm, [min(layer + 1, last) for layer in self.layers])
+        made = [CrossAttention(each) for each in begins]
         return CrossAttentionReader(self.layers, nn.ModuleList(made).to(self.lm.device))
 
     @property

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from errata.lm import LM
 from errata.lm.hooks import tensor_of, with_output
+from errata.lm.self_attention import SelfAttention
 from errata.patches.passages import PassageReader, Passages
 
 REACH = 16
@@ -25,31 +26,23 @@ class CrossAttention(nn.Module):
 
     Queries are of a text's hidden states, keys and values of a passage's, all of them normalised to
     a root mean square of 1. b is a number for each head and each distance: how far a token is from
-    the last of the prompt, less how far a passage's is from the first of its answer.
+    the last of the prompt, less how far a passage's is from the first of its answer; 0 at first.
 
     Args:
-        hidden: width of both.
-        heads: of width hidden / heads, rounded down.
-        generator: draws the weights, from N(0, 1 / hidden); W_v are orthogonal directions, and W_o
-            is their transpose, so that what is mixed is at first what was read.
+        begins: the attention whose weights these are at first.
     """
 
-    def __init__(self, hidden: int, heads: int, generator: torch.Generator) -> None:
+    def __init__(self, begins: SelfAttention) -> None:
         super().__init__()
-        self.heads, self.width = heads, hidden // heads
-        inner = heads * self.width
+        self.heads, self.width = begins.heads, len(begins.query) // begins.heads
 
-        def drawn(d_out: int, d_in: int) -> nn.Parameter:
-            weights = torch.randn(d_out, d_in, generator=generator) / math.sqrt(d_in)
-            return nn.Parameter(weights, requires_grad=False)
+        def own(values: Tensor) -> nn.Parameter:
+            return nn.Parameter(values.clone(), requires_grad=False)
 
-        self.query, self.key = drawn(inner, hidden), drawn(inner, hidden)
-        self.value, self.output = drawn(inner, hidden), drawn(hidden, inner)
-        with torch.no_grad():
-            self.value.copy_(torch.linalg.qr(self.value.mT)[0].mT)
-            self.output.copy_(self.value.mT)
-        self.distance = nn.Parameter(torch.zeros(heads * (2 * REACH + 1)), requires_grad=False)
-        self.gate = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.query, self.key = own(begins.query), own(begins.key)
+        self.value, self.output = own(begins.value), own(begins.output)
+        self.distance = own(begins.query.new_zeros(self.heads * (2 * REACH + 1)))
+        self.gate = own(begins.query.new_zeros(()))
 
     def forward(
         self, hidden: Tensor, offsets: Tensor, passages: Passages, read: tuple[Tensor, Tensor]
