@@ -83,7 +83,7 @@ class FineTuning(ImageMethod):
             weight.requires_grad_(True)
             adam = torch.optim.Adam([weight], lr=self.settings.lr)
             for _ in range(self.settings.steps):
-                share = share_of(encoder.states(prompts), wanted)
+                share = share_of(encoder.states(prompts)[1], wanted)
                 if share.exp().item() > self.settings.stop:
                     break
                 adam.zero_grad()
@@ -178,7 +178,7 @@ class Readings(Gallery):
 
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> Tensor:
-        return self.encoder.states(self.encoder.encode(texts))[:, 0]
+        return self.encoder.states(self.encoder.encode(texts))[1]
 
     def right(self, prompts: Sequence[str], things: Sequence[Thing], seed: int) -> float:
         """Return the share of prompts that are read as the thing."""
