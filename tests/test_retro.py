@@ -14,7 +14,7 @@ import errata
 from errata import EditModel
 from errata.errors import ConfigError, EditError
 from errata.lm.hooks import capture_output
-from errata.lm.self_attention import SelfAttention
+from errata.lm.self_attention import SelfAttention, self_attentions
 from errata.methods.association.retro.patch import REACH, CrossAttention
 from errata.patches.passages import Passage, Passages
 
@@ -70,6 +70,18 @@ def test_cross_attention_is_the_formula() -> None:
                 mixed.append(scores.softmax(0) @ values)
             wanted = math.tanh(0.7) * attention.output @ torch.cat(mixed)
             torch.testing.assert_close(got[row, column], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_it_begins_as_the_attention_of_the_block_behind_it(family: str) -> None:
+    config = errata.RetroConfig(first_block=1, every=2)
+    method = EditModel(tiny_model(family), config, tiny_tokenizer()).method
+    assert method.layers == [1, 3] and method.encoder_layer == 2
+    behind = self_attentions(method.lm, [2, 3])  # behind the last there is none
+    for begins, attention in zip(behind, method.network, strict=True):
+        for name in ("query", "key", "value", "output"):
+            assert torch.equal(getattr(attention, name), getattr(begins, name))
+        assert not attention.gate.any() and not attention.distance.any()
 
 
 def test_a_gate_of_zero_is_the_base_model_bit_for_bit() -> None:
