@@ -57,6 +57,7 @@ def play(
     ] = None,
     out: options.OutFolder = None,
     settings: options.Settings = None,
+    preset: options.Preset = None,
     dtype: options.Dtype = "float32",
     device_map: options.DeviceMap = None,
     wait: options.Wait = WAIT,
@@ -74,7 +75,7 @@ def play(
     found = game_named(game)
     found.make().close()  # fails before a model is loaded, where it can
     with _agent(
-        found, model, route, teacher, out, settings or [], dtype, device_map, wait
+        found, model, route, teacher, out, (settings or [], preset), dtype, device_map, wait
     ) as agent:
         with screen.steps() as progress:
             agent.learn(rounds, learn_by, progress=progress)
@@ -108,7 +109,7 @@ def _agent(
     route: str | None,
     teacher: str | None,
     out: str | None,
-    settings: list[str],
+    chosen: tuple[list[str], str | None],
     dtype: str,
     device_map: str | None,
     wait: float,
@@ -125,7 +126,7 @@ def _agent(
     elif not record.model:
         raise UsageError(f"the route {record.route!r} needs a language model: give --model.")
     elif is_method(record.route):
-        choices = Choices(record.route, settings)
+        choices = Choices(record.route, *chosen)
         opened = _edited(model or record.model, goal, choices, dtype, device_map, wait)
         with opened as (edited, folder):
             yield Agent(game, record, edited, folder)
