@@ -335,3 +335,27 @@ def test_training_is_adam():
     assert values["training_steps_made"] == 4 and not kept
     for p, weight in zip(wanted, weights.values(), strict=True):
         torch.testing.assert_close(weight, p.detach())
+
+
+def test_training_is_kept_where_no_loss_reaches_a_parameter():
+    """It has no moments, and is as it was when the training goes on."""
+    kept, values = {}, {"training_steps_made": 0, "learned_from": ""}
+    weights = {"reached": torch.ones(2), "not": torch.ones(3)}
+    for _ in range(2):
+        mine = {name: torch.nn.Parameter(weight.clone()) for name, weight in weights.items()}
+        config = EditorTrainingConfig(training_steps=3, clip=1e9)
+        training = EditorTraining(mine, dict.fromkeys(mine, 0.1), config)
+        training.load_state(kept, values)
+        seen = []
+
+        def progress(_, training=training, seen=seen):
+            seen.append(training.state())
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            training.run(EXAMPLES, lambda *_, m=mine: m["reached"].square().sum(), progress)
+        ((kept, values),) = seen
+        weights = {name: p.detach() for name, p in mine.items()}
+    assert values["training_steps_made"] == 2
+    assert torch.equal(weights["not"], torch.ones(3)) and not kept["adam.exp_avg.not"].any()
+    assert (weights["reached"] < 1).all() and kept["adam.exp_avg.reached"].all()
