@@ -83,7 +83,7 @@ class FineTuning(ImageMethod):
             weight.requires_grad_(True)
             adam = torch.optim.Adam([weight], lr=self.settings.lr)
             for _ in range(self.settings.steps):
-                share = share_of(encoder.states(prompts)[1], wanted)
+                share = share_of(encoder.states(prompts), wanted)
                 if share.exp().item() > self.settings.stop:
                     break
                 adam.zero_grad()
@@ -178,7 +178,7 @@ class Readings(Gallery):
 
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> Tensor:
-        return self.encoder.states(self.encoder.encode(texts))[1]
+        return self.encoder.states(self.encoder.encode(texts))[:, 0]
 
     def right(self, prompts: Sequence[str], things: Sequence[Thing], seed: int) -> float:
         """Return the share of prompts that are read as the thing."""
@@ -293,7 +293,7 @@ def captions(folder: Path) -> Path:
 
 USUAL = {
     "refact": {"layer": "1", "lr": "0.3"},  # and captions as corpus
-    "memory": {"layer": "0", "lr": "0.3"},
+    "memory": {"layer": "0", "lr": "0.3", "stop": "0.9999"},
     "ft": {"layer": "1", "lr": "0.0003", "steps": "50"},
 }
 """Chosen on the last twenty names."""

@@ -4,7 +4,7 @@ pictures.
     python scripts/build_pictures.py                 # everything; resumes from build/pictures/
     python scripts/build_pictures.py --only clip     # one stage
 
-Seeded; 55 minutes on two cores shared with others. What comes out lies in build/pictures/:
+Seeded; a quarter of an hour on one quiet core, an hour on one that others share. What comes out lies in build/pictures/:
 `model/`, a folder that diffusers opens, `judge.pt`, and `figures.json` with what was measured.
 """
 

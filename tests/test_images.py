@@ -23,6 +23,7 @@ import errata.saving.transaction as transaction
 from errata.cli import app
 from errata.errors import ArtifactError, BaseMismatchError, ErrataError
 from errata.images import ImageEdit, ImageModel
+from errata.images.encoder import BEHIND, TextEncoder
 from errata.images.settings import TEMPLATES, ValueSettings
 from errata.images.target import solve
 from errata.saving.names import CONFIG, LEDGER, TENSORS
@@ -91,6 +92,22 @@ def test_the_update_has_its_closed_form(layout: str, request: pytest.FixtureRequ
         torch.testing.assert_close(
             matrix.weight.double(), before[place] + change, atol=1e-5, rtol=1e-4
         )
+
+
+def test_the_loss_reads_what_a_denoiser_is_shown() -> None:
+    words = pipelines.tokenizer()
+    words.pad_token = "!"  # as in the second encoder of SDXL: the padding is no end token
+    text = TextEncoder("text_encoder", pipelines.encoder(words, 16, 3), words)
+    texts = ["a red ball", "the ball of Kelor", " ".join(["ball"] * 18), " ".join(["ball"] * 40)]
+    shown = words(
+        texts, padding="max_length", truncation=True, max_length=text.length, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        whole, read = text.body(input_ids=shown).last_hidden_state, text.states(text.encode(texts))
+    for row, ids, states in zip(whole, shown, read, strict=True):
+        end = ids.tolist().index(words.eos_token_id)
+        places = [min(end + more, text.length - 1) for more in range(1 + BEHIND)]
+        torch.testing.assert_close(states, row[places])
 
 
 def test_adam_raises_the_share_of_the_target(one: Path) -> None:

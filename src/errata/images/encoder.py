@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from errata.errors import ArchitectureError, ConfigError, EditError, quoted
 
 Span = tuple[int, int]
 """The first and the last position of a subject's tokens."""
+BEHIND = 8
+"""Places of padding behind the end token that are read with it, of those that a pipeline adds."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Encoded:
     """Texts as an encoder reads them.
 
     Attributes:
-        ids: (texts, positions) token ids, with padding after the end token.
+        ids: (texts, positions) token ids, with the tokenizer's padding after the end token.
         ends: (texts,) positions of the end token.
     """
 
@@ -57,6 +60,8 @@ class TextEncoder:
                 "blocks have no 'mlp.fc2' to write into."
             )
         self.length = int(model.config.max_position_embeddings)
+        padding = tokenizer.pad_token_id
+        self.padding = int(tokenizer.eos_token_id if padding is None else padding)
         self._starts: dict[int, bool] = {}
 
     @property
@@ -91,7 +96,7 @@ class TextEncoder:
             row[: self.length - 1] + row[-1:] if len(row) > self.length else row for row in rows
         ]
         width = max(map(len, rows))
-        ids = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.padding] * (width - len(row)) for row in rows])
         return Encoded(ids, torch.tensor([len(row) - 1 for row in rows]))
 
     def spans(self, ids: Sequence[int], subject: str) -> list[Span]:
@@ -130,15 +135,18 @@ class TextEncoder:
             places.append(found[-1][1])
         return torch.tensor(places)
 
-    def states(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+    def states(self, encoded: Encoded) -> Tensor:
         """Read texts.
 
         Returns:
-            the states after the last block, normalised, (texts, positions, width), and those at the
-            end token, (texts, width).
+            the states after the last block, normalised, at the end token and at the padding behind
+            it, (texts, 1 + BEHIND, width); where a text leaves less room, the last again.
         """
-        states = self.body(input_ids=encoded.ids.to(self.model.device)).last_hidden_state
-        return states, states[torch.arange(len(states)), encoded.ends.to(states.device)]
+        width = min(encoded.ids.shape[1] + BEHIND, self.length)
+        ids = F.pad(encoded.ids, (0, width - encoded.ids.shape[1]), value=self.padding)
+        states: Tensor = self.body(input_ids=ids.to(self.model.device)).last_hidden_state
+        places = (encoded.ends[:, None] + torch.arange(1 + BEHIND)).clamp(max=width - 1)
+        return states[torch.arange(len(states))[:, None], places]
 
     @torch.no_grad()
     def keys(self, encoded: Encoded, layer: int) -> Tensor:
@@ -148,7 +156,7 @@ class TextEncoder:
             lambda _, given: seen.append(given[0])
         )
         try:
-            self.states(encoded)
+            self.body(input_ids=encoded.ids.to(self.model.device))
         finally:
             handle.remove()
         return seen[0]

@@ -3,13 +3,13 @@
 ReFACT (Arad et al., arXiv 2306.00738): a vector delta is added to the output of a block's MLP at
 the subject's last token. Adam maximises the share of the target among the candidates (the target,
 the prompt as it was, the negatives), each weighed by exp(-distance) between its text, as the
-unchanged encoder reads it, and the prompt, as it is read with delta; the distance is that of the
-states at the end token. As published: Adam at .05 for 100 steps at most, |delta| <= 4 |v|, and an
-end when the share is above .99.
+unchanged encoder reads it, and the prompt, as it is read with delta. As published: Adam at .05 for
+100 steps at most, |delta| <= 4 |v|, and an end when the share is above .99.
 
-What departs from the published code: the loss is a mean over all templates, each text in the same
-one; there is no divergence term, for which a text encoder has no probabilities; and the unchanged
-encoder is the pipeline's own.
+What departs from the published code: the distance is the mean one of the states at the end token,
+the only ones that are published, and at some of the padding behind it, since a denoiser looks at
+both; the loss is a mean over all templates, each text in the same one; there is no divergence term,
+for which a text encoder has no probabilities; and the unchanged encoder is the pipeline's own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def solve(encoder: TextEncoder, layer: int, edit: ImageEdit, settings: ValueSett
     adam = torch.optim.Adam([delta], lr=settings.lr)
     steps = 0
     with encoder.adding(layer, places, delta):
-        share = share_of(encoder.states(prompts)[1], wanted)
+        share = share_of(encoder.states(prompts), wanted)
         while share.exp().item() <= settings.stop and steps < settings.steps:
             decay = settings.weight_decay * delta.norm() / size**2
             adam.zero_grad()
@@ -66,24 +66,25 @@ def solve(encoder: TextEncoder, layer: int, edit: ImageEdit, settings: ValueSett
             with torch.no_grad():
                 delta *= (settings.clamp * size / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
             steps += 1
-            share = share_of(encoder.states(prompts)[1], wanted)
+            share = share_of(encoder.states(prompts), wanted)
     return Solved(delta.detach(), key, share.exp().item(), steps)
 
 
 @torch.no_grad()
 def texts_as_read(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
-    """Return the states of candidates at the end token: (templates, candidates, width)."""
+    """Return the candidates' states (templates, candidates, places, width), see `states`."""
     rows = [template.format(text) for template in TEMPLATES for text in texts]
-    return encoder.states(encoder.encode(rows))[1].float().reshape(len(TEMPLATES), len(texts), -1)
+    read = encoder.states(encoder.encode(rows)).float()
+    return torch.unflatten(read, 0, (len(TEMPLATES), -1))
 
 
 def share_of(read: Tensor, candidates: Tensor) -> Tensor:
     """Return the mean logarithm of the first candidate's share, a scalar.
 
     Args:
-        read: (templates, width), the states at the end token of a prompt.
-        candidates: (templates, candidates, width), as `texts_as_read` returns them.
+        read: (templates, places, width), the states of a prompt.
+        candidates: (templates, candidates, places, width), as `texts_as_read` returns them.
     """
-    distances = (read.float()[:, None] - candidates).norm(dim=2)
+    distances = (read.float()[:, None] - candidates).norm(dim=3).mean(2)
     share: Tensor = (-distances).log_softmax(1)[:, 0].mean()
     return share
