@@ -32,7 +32,7 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,6 +52,7 @@ from errata.images.encoder import TextEncoder
 from errata.images.opening import open_encoders
 from errata.images.settings import TEMPLATES, ValueSettings
 from errata.images.target import share_of, texts_as_read
+from errata.storage.state import tensor
 
 SAMPLER = {"num_inference_steps": 12, "guidance_scale": 3.0}
 COLOUR = list(COLOURS)
@@ -94,6 +95,24 @@ class FineTuning(ImageMethod):
             shares.append(share.exp().item())
         self.now = [weight.detach().clone() for weight in self.weights]
         return min(shares), steps
+
+    def keep(self, numbers: Sequence[int]) -> list[int]:
+        """Begin again: what was trained after an edit cannot be told from it."""
+        self.now = self.base
+        self.install()
+        return list(numbers)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the trained matrix of each encoder."""
+        return {each.name: now for each, now in zip(self.encoders, self.now, strict=True)}
+
+    def load_state(self, tensors: Mapping[str, Tensor], edits: Sequence[ImageEdit]) -> None:
+        """Restore the matrices, and set them."""
+        self.now = [
+            tensor(tensors, each.name, base.shape)
+            for each, base in zip(self.encoders, self.base, strict=True)
+        ]
+        self.install()
 
     def install(self) -> None:
         """Set the trained weights."""

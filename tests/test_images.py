@@ -317,3 +317,25 @@ def test_a_missing_library_is_named(one: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_templates_hold_their_prompt_once() -> None:
     assert TEMPLATES[0] == "{}" and all(each.count("{}") == 1 for each in TEMPLATES)
+
+
+def test_the_control_of_the_benchmark_is_a_method(
+    one: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuning, as `benchmarks/images.py` has it: it moves its matrix, and comes off again."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    for each in (folder, folder.parent / "scripts" / "pictures"):
+        monkeypatch.syspath_prepend(str(each))
+    spec = importlib.util.spec_from_file_location("images_benchmark", folder / "images.py")
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    model = benchmark.opened(one, "ft", {"steps": "3", "lr": "0.01"})
+    (encoder,) = model.encoders
+    weight = encoder.matrix(model.method.layers[0]).weight
+    before = weight.clone()
+    model.edit(EDITS[:2])
+    assert not torch.equal(weight, before)
+    for each in list(model.edits):
+        model.undo(each.id)
+    assert torch.equal(weight, before)
