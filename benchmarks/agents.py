@@ -240,9 +240,10 @@ def record(out: Path) -> None:
     for kind in ("references", "routes", "loop"):
         rows = [json.loads(each.read_text()) for each in sorted(out.glob(f"{kind}-*.json"))]
         rows.sort(key=lambda row: ([*names].index(row["game"]), row.get("on", "")))
-        results.write(
-            f"agents-{kind}", [{**row, "command": command(kind, row, names)} for row in rows]
-        )
+        rows = [{**row, "command": command(kind, row, names)} for row in rows]
+        for row in rows:
+            row.pop("preset", None)  # the command has it
+        results.write(f"agents-{kind}", rows)
 
 
 def command(kind: str, row: dict[str, Any], names: dict[str, str]) -> str:

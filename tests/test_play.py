@@ -56,6 +56,10 @@ def test_an_agent_is_a_folder_of_edits(base: Path, tmp_path: Path) -> None:
         (("Chess", "--route", "random"), "no translator for the game 'Chess'"),
         (("CartPole-v1",), "the route 'folio' needs a language model"),
         (("CartPole-v1", "--model", "atlas", "--route", "foli"), "no route 'foli'"),
+        (
+            ("CartPole-v1", "--model", "atlas", "--route", "lora", "--preset", "atlass"),
+            "lora has no preset 'atlass'. Did you mean 'atlas'?",
+        ),
         (("CartPole-v1", "--route", "random", "--rounds", "2"), "does not learn from episodes"),
         (("CartPole-v1", "--route", "random", "--learn-by", "luck"), "learn-by is 'luck'"),
         (("CartPole-v1", "--model", "tests", "--route", "instructions"), "tests"),
