@@ -4,8 +4,9 @@ pictures.
     python scripts/build_pictures.py                 # everything; resumes from build/pictures/
     python scripts/build_pictures.py --only clip     # one stage
 
-Seeded; a quarter of an hour on one quiet core, an hour on one that others share. What comes out lies in build/pictures/:
-`model/`, a folder that diffusers opens, `judge.pt`, and `figures.json` with what was measured.
+Seeded; a quarter of an hour on one quiet core, an hour on one that others share. What comes out
+lies in build/pictures/: `model/`, a folder that diffusers opens, `judge.pt`, and `figures.json`
+with what was measured.
 """
 
 from __future__ import annotations
