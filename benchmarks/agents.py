@@ -218,9 +218,10 @@ def routes(args: argparse.Namespace, game: Game, teacher: str, kind: str) -> Non
         row["route"] += ", reward-weighted"
     if args.preset:
         row["preset"] = args.preset
-    if args.rounds and is_method(args.route):
+    if args.rounds:
         kept = sum(bool(each.get("kept")) for each in record.trials)
-        row = {**row, "rounds": args.rounds, "kept": kept, "steps": record.steps}
+        row |= {"rounds": args.rounds, "steps": record.steps}
+        row |= {"kept": kept} if is_method(args.route) else {}
     keep(args.out, goal, row)
 
 

@@ -37,6 +37,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -56,8 +57,8 @@ from errata.atlas import Fact, build_world, make_cases
 from errata.bench.task import find_task, load
 from errata.cli.choices import Choices
 from errata.edit import same_answer
+from errata.errors import UnknownNameError
 from errata.lm import LM
-from errata.presets import presets
 from errata.report import EditReport
 from errata.transfer import (
     Bridge,
@@ -97,8 +98,9 @@ def quiet(what: str, done: int, total: int) -> None:
 def edited(name: str, method: str, cases: Sequence[Case]) -> EditModel:
     """Write the cases' edits into a model."""
     base, tokenizer = opened(name)
-    known = [each.name for each in presets(method)]
-    config = Choices(method, (), "auto" if known else None).config(base.config)
+    config = Choices(method, ()).config(base.config)
+    with suppress(UnknownNameError):  # no settings were published for such a model
+        config = Choices(method, (), "auto").config(base.config)
     model = errata.get_edit_model(base, config, tokenizer)
     model.edit([case.edit for case in cases], check=False)
     return model

@@ -61,7 +61,6 @@ class Game(ABC):
         questions: ways to ask for an action, each with {state}; edits are written in the first.
         goal: what is to be done, in a sentence or two; a prompt of instructions begins with it.
         most_steps: after so many steps an episode is cut.
-        needs: the package that it needs beside gymnasium.
     """
 
     name: ClassVar[str]
@@ -72,7 +71,6 @@ class Game(ABC):
     questions: ClassVar[tuple[str, ...]]
     goal: ClassVar[str]
     most_steps: ClassVar[int]
-    needs: ClassVar[str] = f"errata[{EXTRA}]"
 
     @abstractmethod
     def cell(self, observation: Any) -> Cell:
@@ -131,7 +129,7 @@ class Game(ABC):
         Raises:
             UsageError: what it needs is not installed.
         """
-        gymnasium = imported(self.needs)
+        gymnasium = imported()
         if drawn:  # in memory, whatever screen there is
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         options = {**self.options, "max_episode_steps": self.most_steps}
@@ -140,7 +138,7 @@ class Game(ABC):
         except (gymnasium.error.Error, ImportError, AttributeError) as error:
             raise UsageError(
                 f"{self.name} cannot be played here ({str(error).splitlines()[0]}): "
-                f"`pip install '{self.needs}'`."
+                f"`pip install 'errata[{EXTRA}]'`."
             ) from error
 
 
@@ -174,7 +172,7 @@ class ScaledGame(Game):
         return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
 
 
-def imported(needs: str = f"errata[{EXTRA}]") -> Any:
+def imported() -> Any:
     """Import gymnasium, with the Atari games where they are installed.
 
     Raises:
@@ -183,7 +181,7 @@ def imported(needs: str = f"errata[{EXTRA}]") -> Any:
     try:
         import gymnasium
     except ImportError as error:
-        raise UsageError(f"games need gymnasium: `pip install '{needs}'`.") from error
+        raise UsageError(f"games need gymnasium: `pip install 'errata[{EXTRA}]'`.") from error
     try:
         import ale_py
     except ImportError:

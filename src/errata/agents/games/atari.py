@@ -15,7 +15,7 @@ MEMORY = MappingProxyType({"obs_type": "ram", "frameskip": 4, "repeat_action_pro
 class Pong(ScaledGame):
     """Pong: the paddle on the right plays against the console."""
 
-    name, title, needs = "ALE/Pong-v5", "Pong", "errata[agents]"
+    name, title = "ALE/Pong-v5", "Pong"
     options = MEMORY
     actions, moves, most_steps = ("wait", "up", "down"), (0, 2, 3), 400
     questions = (
@@ -56,7 +56,7 @@ class Pong(ScaledGame):
 class Breakout(ScaledGame):
     """Breakout: a ball breaks bricks as long as the paddle catches it."""
 
-    name, title, needs = "ALE/Breakout-v5", "Breakout", "errata[agents]"
+    name, title = "ALE/Breakout-v5", "Breakout"
     options = MEMORY
     actions, moves, most_steps = ("wait", "serve", "right", "left"), (0, 1, 2, 3), 400
     questions = Pong.questions

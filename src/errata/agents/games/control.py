@@ -172,7 +172,7 @@ class LunarLander(ScaledGame):
     the lower it is. That course is gymnasium's own heuristic's.
     """
 
-    name, title, needs = "LunarLander-v3", "LunarLander", "gymnasium[box2d]"
+    name, title = "LunarLander-v3", "LunarLander"
     actions, moves, most_steps = ("wait", "left", "main", "right"), (0, 1, 2, 3), 1000
     questions = (
         "With {state}, which engine is fired?",
