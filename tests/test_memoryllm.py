@@ -15,7 +15,7 @@ import errata
 from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm.encoding import Row
-from errata.methods.association.memoryllm.learning import Learning
+from errata.methods.association.memoryllm.learning import Learning, _shared
 from errata.methods.association.memoryllm.pool import Pool, after_updates
 
 N, K = 6, 2
@@ -151,12 +151,15 @@ def test_undo_is_as_if_the_edit_had_never_been():
 # training
 
 
-def test_a_memory_read_once_for_all_rows_is_the_memory_in_front_of_each():
+@pytest.mark.parametrize("opening", ["", PROMPTS[0]])
+def test_what_is_read_once_for_all_rows_is_what_stands_in_front_of_each(opening):
     model = untrained(**PLUS)
     network, lm = model.method.network, model.lm
     awake(network)
     learning, memory = Learning(lm, network, EXAMPLES), network.filled().vectors
-    batch = lm.batch([Row(tuple(ids), len(ids)) for ids in map(lm.encode_prompt, PROMPTS)], "right")
+    texts = [lm.encode_prompt(f"{opening} {prompt}".strip()) for prompt in PROMPTS]
+    batch = lm.batch([Row(tuple(ids), len(ids)) for ids in texts], "right")
+    assert (_shared(batch) > 2) == bool(opening)
     with torch.no_grad():
         logits, inputs = learning._logits(batch, memory)
         with network.tokens(memory).on(lm):

@@ -129,25 +129,38 @@ class Learning:
         """Return the logits (batch, width, vocabulary) of rows padded on the right, and what each
         block reads, (batch, width, hidden), detached.
 
-        All read the same memory, (layers, N, hidden), so that it is read once.
+        All read the same memory, (layers, N, hidden), so that it is read once, as are the tokens
+        that all begin with, such as a chat's opening.
         """
-        lm, size = self.lm, len(batch.input_ids)
+        lm, size, width = self.lm, *batch.input_ids.shape
         patch = self.network.tokens(memory)
         cache = DynamicCache(config=lm.model.config)
         for layer, pair in enumerate(patch.keys_and_values(lm)):
-            cache.update(*(each.expand(size, *each.shape[1:]) for each in pair), layer)
+            cache.update(*pair, layer)
         mask = F.pad(batch.attention_mask, (patch.count, 0), value=1)
-        options: dict[str, Any] = {lm.cache_name: cache}
-        if lm.takes_position_ids:
-            options["position_ids"] = batch.position_ids
+        logits: list[Tensor] = []
         with contextlib.ExitStack() as hooks:
             hooks.enter_context(patch.adapters.on(lm))
             inputs = [
                 hooks.enter_context(capture_input(lm.architecture.block(lm.model, layer)))
                 for layer in range(lm.architecture.n_layers if self.network.retriever else 0)
             ]
-            output = lm.model(input_ids=batch.input_ids, attention_mask=mask, **options)
-        return output.logits, [each[0].to(lm.device) for each in inputs]
+            shared = _shared(batch)
+            for rows, start, end in ((1, 0, shared), (size, shared, width)):
+                if start == end:
+                    continue
+                cache.batch_repeat_interleave(rows)
+                options: dict[str, Any] = {lm.cache_name: cache}
+                if lm.takes_position_ids:
+                    options["position_ids"] = batch.position_ids[:rows, start:end]
+                output = lm.model(
+                    input_ids=batch.input_ids[:rows, start:end],
+                    attention_mask=mask[:rows, : patch.count + end],
+                    **options,
+                )
+                logits.append(output.logits.expand(size, -1, -1))
+        joined = [torch.cat([x.expand(size, -1, -1) for x in each], 1) for each in inputs]
+        return torch.cat(logits, dim=1), [each.to(lm.device) for each in joined]
 
     def _rows(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Row]:
         """Encode prompts with targets and endings, which are looked up once."""
@@ -155,3 +168,9 @@ class Learning:
         if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._endings]:
             self._endings |= dict(zip(new, self.lm.endings(new), strict=True))
         return [self.lm.encode(*pair, self._endings[pair]) for pair in pairs]
+
+
+def _shared(batch: Batch) -> int:
+    """Return how many tokens all rows, padded on the right, begin with; the last is left out."""
+    alike = (batch.input_ids == batch.input_ids[:1]).all(0) & batch.attention_mask.bool().all(0)
+    return int(alike[:-1].int().cumprod(0).sum())
