@@ -20,10 +20,11 @@ match   blocks matched by what their value rows say; `in order` is the rank corr
         matched blocks' numbers. Control: the rows of OTHER in a random basis.
 stitch  LOWER's first blocks, then UPPER's last ones: how often an answer's tokens are the
         likeliest, of facts that both know. Control: a random kernel of the same size.
-start   STUDENT learns facts that TEACHER knows and it does not, by a LoRA that starts at the most
-        sensitive part of TEACHER's matrices, at a random one, at the most sensitive one's numbers
-        in random order, or as usual. `learned` were trained in two wordings, `reworded` are others
-        of theirs; `never` are facts in no example.
+start   STUDENT learns facts that TEACHER knows and it does not (atlas's, or with --data the true
+        answers of CounterFact's records that the one says and the other not), by a LoRA that starts
+        at the most sensitive part of TEACHER's matrices, at a random one, at the most sensitive
+        one's numbers in random order, or as usual. `learned` were trained in two wordings,
+        `reworded` are others of theirs; `never` are facts in no example.
 readout whether an edit is legible in the matrix that a method changed (`errata analyze readout`):
         the place of its answer's first token among all words, in the median, and how often it is
         one of the first five; in its own change, in another edit's, and in a random direction.
@@ -38,8 +39,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,7 +53,8 @@ import errata
 from errata import Case, EditModel
 from errata.analyses import readout as readouts
 from errata.analyses.context import AnalysisContext
-from errata.atlas import Fact, build_world, make_cases
+from errata.answers import contains_any
+from errata.atlas import build_world, make_cases
 from errata.bench.task import find_task, load
 from errata.cli.choices import Choices
 from errata.edit import same_answer
@@ -77,6 +78,8 @@ UNTAUGHT = ("company_founder", "work_author")
 TRAINED, SAMPLES = 0.5, 32
 """Share of the untaught facts that are learned; passages on which sensitivity is measured."""
 WAYS = ("sensitive", "random", "shuffled", "none")
+ALL = 300
+"""Records of CounterFact from which facts are taken."""
 ASKED = 200
 """Facts that are asked, at most."""
 
@@ -312,10 +315,36 @@ def stitch(options: argparse.Namespace) -> list[dict[str, Any]]:
 # start
 
 
-@cache
-def untaught() -> tuple[list[Fact], list[Fact]]:
+@dataclass(frozen=True)
+class Known:
+    """A fact that the teacher knows and the student does not.
+
+    Attributes:
+        wordings: two that are trained, if it is learned, and one that is not.
+        answer: the right one.
+    """
+
+    wordings: tuple[str, str, str]
+    answer: str
+
+
+def known(teacher: LM, student: LM, data: Path | None) -> list[Known]:
+    """Return such facts: two relations of atlas's, or CounterFact's true answers, as they are."""
+    if data is None:
+        facts = [fact for fact in build_world().facts.values() if fact.relation.name in UNTAUGHT]
+        return [Known((f.prompts()[0], f.prompts()[1], f.prompts()[3]), f.answer) for f in facts]
+    cases = cases_of(teacher.name, ALL, data)
+    prompts = [case.edit.prompt for case in cases]
+    said = zip(teacher.generate(prompts), student.generate(prompts), cases, strict=True)
+    return [
+        Known((case.edit.prompt, *case.rephrases[:2]), case.truth[0])
+        for there, here, case in said
+        if contains_any(there, case.truth) and not contains_any(here, case.truth)
+    ]
+
+
+def halves(facts: Sequence[Known]) -> tuple[list[Known], list[Known]]:
     """Return the facts that are learned, and those that are in no example."""
-    facts = [fact for fact in build_world().facts.values() if fact.relation.name in UNTAUGHT]
     order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(0)).tolist()
     cut = round(TRAINED * len(facts))
     return [facts[i] for i in order[:cut]], [facts[i] for i in order[cut:]]
@@ -323,13 +352,14 @@ def untaught() -> tuple[list[Fact], list[Fact]]:
 
 def start(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train a student from parts of a teacher."""
-    learned, never = untaught()
     teacher = LM(*opened(options.models[0]))
-    passages = [Passage(fact.prompts()[n], fact.answer) for fact in learned for n in (0, 1)]
+    learned, never = halves(known(teacher, LM(*opened(options.models[1])), options.data))
+    print(f"{len(learned)} facts to learn, {len(never)} in no example", flush=True)
+    passages = [Passage(fact.wordings[n], fact.answer) for fact in learned for n in (0, 1)]
     asked = {
-        "learned": [(fact.prompts()[0], fact.answer) for fact in learned[:ASKED]],
-        "reworded": [(fact.prompts()[3], fact.answer) for fact in learned[:ASKED]],
-        "never": [(fact.prompts()[0], fact.answer) for fact in never[:ASKED]],
+        "learned": [(fact.wordings[0], fact.answer) for fact in learned[:ASKED]],
+        "reworded": [(fact.wordings[2], fact.answer) for fact in learned[:ASKED]],
+        "never": [(fact.wordings[0], fact.answer) for fact in never[:ASKED]],
     }
     given = dict(each.split("=", 1) for each in options.set)
     lines = []
@@ -366,7 +396,7 @@ def start(options: argparse.Namespace) -> list[dict[str, Any]]:
 def averaged(lines: Sequence[dict[str, Any]], way: str) -> dict[str, Any]:
     """Return the means over seeds, with the lowest and the highest."""
     of = [line for line in lines if line["start"] == way]
-    found: dict[str, Any] = {"start": way, "seeds": len(of)}
+    found = {name: of[0][name] for name in ("teacher", "student", "start")} | {"seeds": len(of)}
     for name in of[0]:
         if name not in ("teacher", "student", "start", "seed"):
             values = [float(line[name]) for line in of]
