@@ -107,6 +107,16 @@ class Turned(WalkGame):
     turned = range(loop.ACCEPT_FROM, loop.ACCEPT_FROM + 100)
 
 
+def test_no_sentence_is_said_in_two_games() -> None:
+    """Else the rules of the one would answer in the other."""
+    said_in: dict[str, str] = {}
+    for game in map(game_named, GAMES):
+        for cell in game.cells():
+            asked = {game.prompt(cell, at) for at in range(len(game.questions))}
+            for sentence in {*asked, game.reworded(cell), game.state(cell), game.other_words(cell)}:
+                assert said_in.setdefault(sentence, game.name) == game.name
+
+
 @pytest.mark.parametrize("name", GAMES)
 def test_a_translator_covers_the_states_of_its_game(name: str) -> None:
     """Each state lies in a cell; each cell has sentences of its own; actions are the game's."""

@@ -19,9 +19,9 @@ def square(row: int, column: int) -> str:
     return f"{'ABCDEFGHIJKL'[column]}{row + 1}"
 
 
-def square_in_words(row: int, column: int) -> str:
+def square_in_words(row: int, column: int, place: str = "square") -> str:
     """Name a square in words."""
-    return f"the {ORDINALS[column]} square of the {ORDINALS[row]} row"
+    return f"the {ORDINALS[column]} {place} of the {ORDINALS[row]} row"
 
 
 class Planned(Game):
@@ -41,10 +41,17 @@ class Planned(Game):
 
 
 class OnSquares(Planned):
-    """A walk over a board of squares; the state is the square's number."""
+    """A walk over a board of squares; the state is the square's number.
+
+    Attributes:
+        rows: of the board.
+        columns: of the board.
+        place: what a square is called; no two games have it in common.
+    """
 
     rows: int
     columns: int
+    place: str
 
     def cell(self, observation: Any) -> Cell:
         """Return the row and the column."""
@@ -57,17 +64,17 @@ class OnSquares(Planned):
 
     def state(self, cell: Cell) -> str:
         """Name the square."""
-        return f"square {square(*cell)}"
+        return f"{self.place} {square(*cell)}"
 
     def other_words(self, cell: Cell) -> str:
         """Name the square in words."""
-        return square_in_words(*cell)
+        return square_in_words(*cell, self.place)
 
 
 class FrozenLake(OnSquares):
     """A walk over ice with holes, to the square at the lower right; it is not slippery here."""
 
-    name, title, rows, columns = "FrozenLake-v1", "FrozenLake", 4, 4
+    name, title, rows, columns, place = "FrozenLake-v1", "FrozenLake", 4, 4, "square"
     options = MappingProxyType({"is_slippery": False})
     actions, moves, most_steps = ("left", "down", "right", "up"), (0, 1, 2, 3), 100
     questions = (
@@ -81,10 +88,10 @@ class FrozenLake(OnSquares):
 class CliffWalking(OnSquares):
     """A walk along a cliff, from the lower left to the lower right."""
 
-    name, title, rows, columns = "CliffWalking-v1", "CliffWalking", 4, 12
+    name, title, rows, columns, place = "CliffWalking-v1", "CliffWalking", 4, 12, "ledge"
     actions, moves, most_steps = ("up", "right", "down", "left"), (0, 1, 2, 3), 200
     questions = FrozenLake.questions
-    goal = "Walk from square A4 to square L4, and never onto the squares B4 to K4: a cliff."
+    goal = "Walk from ledge A4 to ledge L4, and never onto the ledges B4 to K4: there one falls."
 
     def cells(self) -> list[Cell]:
         """Return all squares on which one can stand."""
