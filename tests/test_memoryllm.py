@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 from edited import EDITS, EXAMPLES, PROMPTS, edit_model, edited_model, same_state
-from families import HIDDEN, N_LAYERS, tiny_model, tiny_tokenizer
+from families import HIDDEN, N_LAYERS, TWELVE, tiny_model, tiny_tokenizer
 from safetensors.torch import save_file
+from transformers import DynamicCache
 
 import errata
 from errata import EditModel
@@ -22,11 +23,11 @@ N, K = 6, 2
 PLUS = {"recalled_tokens": 4, "retriever_width": 8}
 
 
-def untrained(**settings):
+def untrained(family="llama", **settings):
     config = errata.method_class("memoryllm").config_class.from_dict(
         {"memory_tokens": N, "new_tokens": K, "training_steps": 3, **settings}
     )
-    return EditModel(tiny_model("llama"), config, tiny_tokenizer())
+    return EditModel(tiny_model(family), config, tiny_tokenizer())
 
 
 def awake(network):
@@ -167,6 +168,30 @@ def test_what_is_read_once_for_all_rows_is_what_stands_in_front_of_each(opening)
     mask = batch.prompt_mask
     torch.testing.assert_close(logits[mask], wanted[mask], rtol=0, atol=1e-4)
     assert len(inputs) == N_LAYERS and inputs[0].shape == (*mask.shape, HIDDEN)
+
+
+@pytest.mark.parametrize("family", TWELVE)
+def test_keys_and_values_are_those_of_the_whole_blocks(family):
+    """Their feed-forward part is left out where they are read once."""
+    model = untrained(family)
+    network, lm = model.method.network, model.lm
+    awake(network)
+    patch, wanted = network.tokens(network.filled().vectors), []
+    cache = DynamicCache(config=lm.model.config)
+    update = cache.update
+
+    def record(keys, values, layer, *args, **kwargs):
+        wanted.append((keys[:, :, :-1].clone(), values[:, :, :-1].clone()))
+        return update(keys, values, layer, *args, **kwargs)
+
+    cache.update = record
+    with torch.no_grad():
+        with patch.on(lm):
+            lm.model(input_ids=torch.tensor([[lm.pad_id]]), **{lm.cache_name: cache})
+        read = patch.keys_and_values(lm)
+    assert len(read) == len(wanted) == N_LAYERS
+    for own, other in zip(read, wanted, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.long

@@ -68,7 +68,8 @@ class OnSquares(Planned):
 
     def other_words(self, cell: Cell) -> str:
         """Name the square in words."""
-        return square_in_words(*cell, self.place)
+        row, column = cell
+        return square_in_words(row, column, self.place)
 
 
 class FrozenLake(OnSquares):

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from errata.lm import LM
 from errata.lm.encoding import Batch
-from errata.lm.hooks import capture_input, capture_output
+from errata.lm.hooks import capture_input, capture_output, last_token_only
 from errata.patches import Adapters, VirtualTokens
 from errata.patches.base import Arguments
 from errata.patches.forward_state import prompt_mask
@@ -67,10 +67,15 @@ class MemoryTokens(VirtualTokens):
     def keys_and_values(self, lm: LM) -> list[tuple[Tensor, Tensor]]:
         """Return what each layer's attention sees of the memory, (1, heads, n, head width) each.
 
-        Gradients flow into the memory and the adapters.
+        Gradients flow into the memory and the adapters. What a block makes of the memory is not
+        read, so that its feed-forward part, where it is a module, makes nothing of it.
         """
-        cache = DynamicCache(config=lm.model.config)
-        with self.on(lm):
+        architecture, cache = lm.architecture, DynamicCache(config=lm.model.config)
+        with self.on(lm), contextlib.ExitStack() as hooks:
+            for layer in range(architecture.n_layers):
+                part = architecture.value_path(layer).rpartition(".")[0]
+                if part != f"{architecture.blocks}.{layer}":
+                    hooks.enter_context(last_token_only(lm.model.get_submodule(part)))
             token = torch.tensor([[lm.pad_id]], device=lm.device)
             lm.model(input_ids=token, **{lm.cache_name: cache})
         n = self.count
