@@ -10,14 +10,15 @@ import torch
 from edited import EDITS, EXAMPLES, PROMPTS, edit_model, edited_model, same_state
 from families import HIDDEN, N_LAYERS, TWELVE, tiny_model, tiny_tokenizer
 from safetensors.torch import save_file
-from transformers import DynamicCache
 
 import errata
 from errata import EditModel
 from errata.errors import ConfigError
 from errata.lm.encoding import Row
 from errata.methods.association.memoryllm.learning import Learning, _shared
+from errata.methods.association.memoryllm.patch import MemoryTokens
 from errata.methods.association.memoryllm.pool import Pool, after_updates
+from errata.patches.layout import Layout
 
 N, K = 6, 2
 PLUS = {"recalled_tokens": 4, "retriever_width": 8}
@@ -171,27 +172,27 @@ def test_what_is_read_once_for_all_rows_is_what_stands_in_front_of_each(opening)
 
 
 @pytest.mark.parametrize("family", TWELVE)
-def test_keys_and_values_are_those_of_the_whole_blocks(family):
-    """Their feed-forward part is left out where they are read once."""
+def test_what_is_made_of_the_memory_is_left_out_and_nothing_changes(family, monkeypatch):
     model = untrained(family)
     network, lm = model.method.network, model.lm
     awake(network)
-    patch, wanted = network.tokens(network.filled().vectors), []
-    cache = DynamicCache(config=lm.model.config)
-    update = cache.update
-
-    def record(keys, values, layer, *args, **kwargs):
-        wanted.append((keys[:, :, :-1].clone(), values[:, :, :-1].clone()))
-        return update(keys, values, layer, *args, **kwargs)
-
-    cache.update = record
+    vectors = network.filled().vectors
+    batch = lm.batch([Row(tuple(ids), len(ids)) for ids in map(lm.encode_prompt, PROMPTS)])
+    read = []
+    monkeypatch.setattr(
+        Layout, "narrowed", lambda layout, x, own=Layout.narrowed: read.append(1) or own(layout, x)
+    )
     with torch.no_grad():
-        with patch.on(lm):
-            lm.model(input_ids=torch.tensor([[lm.pad_id]]), **{lm.cache_name: cache})
-        read = patch.keys_and_values(lm)
-    assert len(read) == len(wanted) == N_LAYERS
-    for own, other in zip(read, wanted, strict=True):
-        torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+        with network.tokens(vectors).on(lm):
+            logits = lm.run(batch).logits
+        some = len(read)
+        monkeypatch.setattr(MemoryTokens, "_narrow", lambda *_: None)
+        monkeypatch.setattr(MemoryTokens, "_widen", lambda *_: None)
+        with network.tokens(vectors).on(lm):
+            wanted = lm.run(batch).logits
+    mask = batch.attention_mask.bool()
+    torch.testing.assert_close(logits[mask], wanted[mask], rtol=0, atol=1e-4)
+    assert (some > len(read) - some) == (family != "opt")  # whose block has no such module
 
 
 @pytest.mark.long

@@ -139,28 +139,6 @@ def add_to_output(module: nn.Module, extra: Change) -> Iterator[None]:
 
 
 @contextmanager
-def last_token_only(module: nn.Module) -> Iterator[None]:
-    """Let a module read the last token alone of (batch, time, d_in); all others get its output."""
-
-    def cut(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        times.append(_input(module, args, kwargs).shape[-2])
-        if args:
-            return (args[0][..., -1:, :], *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"][..., -1:, :]}
-
-    def repeat(_: tuple[Any, ...], output: object) -> object:
-        one = tensor_of(module, output)[..., -1:, :]
-        return with_output(output, one.repeat_interleave(times.pop(), dim=-2))
-
-    times: list[int] = []
-    with (
-        module.register_forward_pre_hook(_in_this_thread(cut), with_kwargs=True),
-        module.register_forward_hook(_in_this_thread(repeat)),
-    ):
-        yield
-
-
-@contextmanager
 def stop_after(module: nn.Module) -> Iterator[None]:
     """Leave the `with` block as soon as the module has run: what lies above it does not run.
 

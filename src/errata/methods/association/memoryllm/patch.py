@@ -2,7 +2,8 @@
 
 They are virtual tokens (see `patches/virtual_tokens.py`) whose hidden states are set anew at the
 input of each block, so that the block's own norm and projections make keys and values of them, and
-whatever a block makes of them does not reach the next. Low-rank adapters come on and off with them.
+whatever a block makes of them does not reach the next; so its feed-forward part, most of its price,
+does not read them. Low-rank adapters come on and off with them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from transformers import DynamicCache
 
 from errata.lm import LM
 from errata.lm.encoding import Batch
-from errata.lm.hooks import capture_input, capture_output, last_token_only
+from errata.lm.hooks import capture_input, capture_output, tensor_of, with_output
 from errata.patches import Adapters, VirtualTokens
 from errata.patches.base import Arguments
 from errata.patches.forward_state import prompt_mask
@@ -67,15 +68,10 @@ class MemoryTokens(VirtualTokens):
     def keys_and_values(self, lm: LM) -> list[tuple[Tensor, Tensor]]:
         """Return what each layer's attention sees of the memory, (1, heads, n, head width) each.
 
-        Gradients flow into the memory and the adapters. What a block makes of the memory is not
-        read, so that its feed-forward part, where it is a module, makes nothing of it.
+        Gradients flow into the memory and the adapters.
         """
-        architecture, cache = lm.architecture, DynamicCache(config=lm.model.config)
-        with self.on(lm), contextlib.ExitStack() as hooks:
-            for layer in range(architecture.n_layers):
-                part = architecture.value_path(layer).rpartition(".")[0]
-                if part != f"{architecture.blocks}.{layer}":
-                    hooks.enter_context(last_token_only(lm.model.get_submodule(part)))
+        cache = DynamicCache(config=lm.model.config)
+        with self.on(lm):
             token = torch.tensor([[lm.pad_id]], device=lm.device)
             lm.model(input_ids=token, **{lm.cache_name: cache})
         n = self.count
@@ -92,11 +88,33 @@ class MemoryTokens(VirtualTokens):
         self.adapters.remove()
 
     def _register_hooks(self, lm: LM) -> list[RemovableHandle]:
-        blocks = (lm.architecture.block(lm.model, i) for i in range(lm.architecture.n_layers))
-        return [
-            block.register_forward_pre_hook(partial(self._enter_block, layer), with_kwargs=True)
-            for layer, block in enumerate(blocks)
-        ]
+        model, architecture, hooks = lm.model, lm.architecture, []
+        for layer in range(architecture.n_layers):
+            block = architecture.block(model, layer)
+            enter = partial(self._enter_block, layer)
+            hooks.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+            part = model.get_submodule(architecture.value_path(layer).rpartition(".")[0])
+            if self.mark is None and part is not block:  # else what is made of them is read
+                hooks.append(part.register_forward_pre_hook(self._narrow, with_kwargs=True))
+                hooks.append(part.register_forward_hook(self._widen))
+        return hooks
+
+    def _narrow(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: Arguments
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
+        """Leave the memory out of what a module reads."""
+        insertion = self._insertions.get()
+        if insertion is None:
+            return None
+        narrowed = insertion.layout.narrowed
+        return tuple(map(narrowed, args)), {name: narrowed(x) for name, x in kwargs.items()}
+
+    def _widen(self, module: nn.Module, _: tuple[Any, ...], output: object) -> object:
+        """Make room for the memory again; what stands there is not read."""
+        insertion = self._insertions.get()
+        if insertion is None:
+            return output
+        return with_output(output, insertion.layout.widened(tensor_of(module, output)))
 
     def _insert(self, arguments: Arguments, tokens: Tensor) -> None:
         prompt = None
