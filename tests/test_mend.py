@@ -337,25 +337,36 @@ def test_training_is_adam():
         torch.testing.assert_close(weight, p.detach())
 
 
-def test_training_is_kept_where_no_loss_reaches_a_parameter():
-    """It has no moments, and is as it was when the training goes on."""
-    kept, values = {}, {"training_steps_made": 0, "learned_from": ""}
-    weights = {"reached": torch.ones(2), "not": torch.ones(3)}
-    for _ in range(2):
-        mine = {name: torch.nn.Parameter(weight.clone()) for name, weight in weights.items()}
-        config = EditorTrainingConfig(training_steps=3, clip=1e9)
-        training = EditorTraining(mine, dict.fromkeys(mine, 0.1), config)
-        training.load_state(kept, values)
-        seen = []
+def test_broken_off_it_goes_on_exactly_where_losses_reach_a_parameter_late_or_never():
+    class Broken(Exception):
+        pass
 
-        def progress(_, training=training, seen=seen):
-            seen.append(training.state())
-            raise ZeroDivisionError
+    def trained(breaks):
+        kept, values = {}, {"training_steps_made": 0, "learned_from": ""}
+        weights = {"reached": torch.ones(2), "late": torch.ones(2), "never": torch.ones(3)}
+        while values["training_steps_made"] < 5:
+            mine = {name: torch.nn.Parameter(weight.clone()) for name, weight in weights.items()}
+            config = EditorTrainingConfig(training_steps=5, clip=1e9)
+            training = EditorTraining(mine, dict.fromkeys(mine, 0.1), config)
+            training.load_state(kept, values)
 
-        with pytest.raises(ZeroDivisionError):
-            training.run(EXAMPLES, lambda *_, m=mine: m["reached"].square().sum(), progress)
-        ((kept, values),) = seen
-        weights = {name: p.detach() for name, p in mine.items()}
-    assert values["training_steps_made"] == 2
-    assert torch.equal(weights["not"], torch.ones(3)) and not kept["adam.exp_avg.not"].any()
-    assert (weights["reached"] < 1).all() and kept["adam.exp_avg.reached"].all()
+            def loss(*_, training=training, mine=mine):
+                some = ("reached", "late") if training.steps_made > 1 else ("reached",)
+                return sum(mine[name].square().sum() for name in some)
+
+            def progress(_, training=training):
+                if breaks:
+                    raise Broken(training.state())
+
+            try:
+                training.run(EXAMPLES, loss, progress)
+                kept, values = training.state()
+            except Broken as broken:
+                kept, values = broken.args[0]
+            weights = {name: p.detach() for name, p in mine.items()}
+        return weights
+
+    broken, unbroken = trained(True), trained(False)
+    assert all(torch.equal(broken[name], unbroken[name]) for name in unbroken)
+    assert torch.equal(unbroken["never"], torch.ones(3))
+    assert (unbroken["reached"] < unbroken["late"]).all() and (unbroken["late"] < 1).all()

@@ -119,7 +119,8 @@ class EditorTraining:
         self._examples_digest = digest
         while self.steps_left:
             rng = random.Random(f"{self.config.seed} {self.steps_made}")
-            self._adam.zero_grad()
+            for parameter in self.parameters.values():  # each has a gradient, reached or not
+                parameter.grad = torch.zeros_like(parameter)
             for example in rng.choices(examples, k=self.config.batch):
                 (loss(example, rng) / self.config.batch).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
@@ -136,7 +137,7 @@ class EditorTraining:
         moments: dict[str, Tensor] = {}
         if self.steps_made and self.steps_left:
             moments = {
-                f"adam.{moment}.{name}": self._moment(parameter, moment).cpu().clone()
+                f"adam.{moment}.{name}": self._adam.state[parameter][moment].cpu().clone()
                 for name, parameter in self.parameters.items()
                 for moment in _MOMENTS
             }
@@ -145,11 +146,6 @@ class EditorTraining:
             "learned_from": self._examples_digest,
         }
         return moments, values
-
-    def _moment(self, parameter: Tensor, moment: str) -> Tensor:
-        """Adam's moment of a parameter; nothing was learned of one that no loss has reached."""
-        found: Tensor | None = self._adam.state[parameter].get(moment)
-        return torch.zeros_like(parameter, requires_grad=False) if found is None else found
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Restore from `state()`.
