@@ -30,9 +30,10 @@ from errata.agents import (
     scripted_rules,
 )
 from errata.agents import improvement as loop
+from errata.agents.experience import Experience
 from errata.agents.planning import plan
 from errata.agents.policies import Exploring, RandomPolicy, Rules, ScriptedPolicy
-from errata.agents.prompts import Demonstrated, Experience, Instructed
+from errata.agents.prompts import Demonstrated, Instructed, among
 from errata.agents.video import MOST_BYTES, film
 from errata.errors import ArtifactError, UnknownNameError, UsageError
 
@@ -263,9 +264,47 @@ def test_reward_weighted_regression_and_reflection_learn_from_episodes() -> None
     assert (
         Experience.from_list(json.loads(json.dumps(experience.to_list()))).best == experience.best
     )
+    with pytest.raises(ArtifactError, match="experience is damaged"):
+        Experience.from_list([[[0], [[0, 0.5, 3]]]])
     shown = Demonstrated(game, experience.best, count=2)
     assert shown.nearest((5,)) == [(4,), (5,)] and "W5. Action: right" in shown((5,))
     assert Instructed(game)((3,)).startswith(game.goal)
+
+
+def test_experience_knows_the_way_where_episodes_that_stand_still_earn_most() -> None:
+    """By the means of what followed, a policy that pushes against the border goes on doing so."""
+    game = game_named("FrozenLake-v1")
+    against = Rules(dict.fromkeys(game.cells(), game.actions.index("left")), RandomPolicy(game, 0))
+    experience = Experience()
+    for chance, hold in (*loop.NEAR, *loop.FAR):
+        exploring = Exploring(against, game, chance, 0, hold)
+        experience.add(play_episodes(game, exploring, range(200)).episodes)
+    ways = Rules(experience.best, RandomPolicy(game, 0))
+    assert play_episodes(game, ways, range(5)).mean == 1.0
+
+
+def test_what_most_prompts_show_does_not_pass_for_what_the_model_likes() -> None:
+    """Six prompts show one action, one the other: each is followed, the weakly told one, too."""
+    game = WalkGame()
+    asks = Demonstrated(game, {(at,): int(at < 6) for at in range(7)})
+
+    class Liking:
+        """Likes to go left, and a little more where that is shown."""
+
+        def scores(self, prompts: list[str]) -> list[tuple[float, float]]:
+            return [
+                (-1.0, -4.0) if "Action: left" in each
+                else (-1.3, -3.6) if "W3. Action: right" in each
+                else (-1.5, -3.5)
+                for each in prompts
+            ]  # fmt: skip
+
+    groups = among(game, asks)
+    assert sorted(map(len, groups)) == [1, 6]
+    speaker = Speaker(game, Liking(), asks, groups)  # type: ignore[arg-type]
+    assert speaker.act(game.cells(), range(7)) == [1, 1, 1, 1, 1, 1, 0]
+    flat = Speaker(game, Liking(), asks, [sum(groups, [])])  # type: ignore[arg-type]
+    assert flat.act([(3,)], [3]) == [0]  # as it was
 
 
 def test_a_film_is_small(tmp_path: Path) -> None:

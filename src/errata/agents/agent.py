@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.agents.experience import Experience
 from errata.agents.figures import Played, bootstrapped
 from errata.agents.game import Game
 from errata.agents.improvement import FAR, NEAR, Ground, LoopSizes, improve, reweigh
 from errata.agents.policies import Policy, RandomPolicy, ScriptedPolicy
-from errata.agents.prompts import Demonstrated, Experience, Instructed, among
+from errata.agents.prompts import Demonstrated, Instructed, among
 from errata.agents.record import AgentRecord
 from errata.agents.rollout import play_episodes
 from errata.agents.rules import edits_of, scripted_rules

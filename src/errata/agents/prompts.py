@@ -1,4 +1,4 @@
-"""Route A: what stands in front of the question: instructions, demonstrations, own experience.
+"""Route A: what stands in front of the question: instructions, or demonstrations.
 
 Nothing is written into the model; all of it is in the prompt, one for each cell.
 """
@@ -6,22 +6,13 @@ Nothing is written into the model; all of it is in the prompt, one for each cell
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from errata.agents.game import Cell, Game
-from errata.agents.rollout import Episode
-from errata.agents.values import discounted
 
 AMONG = 24
 """Prompts that calibrate scores, at most."""
-
-
-def among(game: Game, prompt_of: Callable[[Cell], str]) -> list[str]:
-    """Return prompts of cells from all over the game, to calibrate scores by."""
-    cells = game.cells()
-    return [prompt_of(cell) for cell in cells[:: 1 + len(cells) // AMONG]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +20,10 @@ class Instructed:
     """Asks with the goal and the list of actions in front of the question."""
 
     game: Game
+
+    def shown(self, cell: Cell) -> int | None:
+        """Return the action that a cell's prompt shows: none."""
+        return None
 
     def __call__(self, cell: Cell) -> str:
         """Ask for the action in a cell."""
@@ -60,6 +55,11 @@ class Demonstrated:
         ]
         return "\n".join([self.game.goal, *lines, f"State: {self.game.state(cell)}. Action:"])
 
+    def shown(self, cell: Cell) -> int | None:
+        """Return the action of the nearest example; None where there is none."""
+        nearest = self.nearest(cell)
+        return self.examples[nearest[-1]] if nearest else None
+
     def nearest(self, cell: Cell) -> list[Cell]:
         """Return the cells of the nearest examples, the nearest last; of equals, the smaller."""
 
@@ -69,46 +69,10 @@ class Demonstrated:
         return sorted(self.examples, key=far)[: self.count][::-1]
 
 
-class Experience:
-    """What an agent's own episodes say of each cell: how well each action went there.
-
-    Reflexion (Shinn et al., arXiv 2303.11366) has the model write what it learns from an episode;
-    here the episode's returns are put into the words of an example, since small models cannot.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[Cell, dict[int, list[float]]] = defaultdict(dict)
-
-    def add(self, episodes: Sequence[Episode]) -> None:
-        """Take in episodes."""
-        for episode in episodes:
-            for cell, action, worth in zip(
-                episode.cells, episode.actions, discounted(episode), strict=True
-            ):
-                sums = self._sums[cell].setdefault(action, [0.0, 0.0])
-                sums[0] += worth
-                sums[1] += 1
-
-    @property
-    def best(self) -> dict[Cell, int]:
-        """The action that went best in each cell in which two were tried."""
-        return {
-            cell: max(sorted(tried), key=lambda action: tried[action][0] / tried[action][1])
-            for cell, tried in sorted(self._sums.items())
-            if len(tried) > 1
-        }
-
-    def to_list(self) -> list[Any]:
-        """Return it, ready for JSON."""
-        return [
-            [list(cell), [[action, *sums] for action, sums in sorted(tried.items())]]
-            for cell, tried in sorted(self._sums.items())
-        ]
-
-    @classmethod
-    def from_list(cls, data: Sequence[Any]) -> Experience:
-        """Build it from what `to_list` returned."""
-        made = cls()
-        for cell, tried in data:
-            made._sums[tuple(cell)] = {action: [worth, count] for action, worth, count in tried}
-        return made
+def among(game: Game, asks: Instructed | Demonstrated) -> list[list[str]]:
+    """Return prompts of cells from all over the game, to calibrate scores by, by what they show."""
+    cells = game.cells()
+    found: dict[int | None, list[str]] = defaultdict(list)
+    for cell in cells[:: 1 + len(cells) // AMONG]:
+        found[asks.shown(cell)].append(asks(cell))
+    return list(found.values())

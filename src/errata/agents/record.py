@@ -29,7 +29,7 @@ class AgentRecord:
         rounds: rounds of its own experience so far.
         steps: of the game that it made in them.
         trials: what was tried in them: {"round", "edits", "mean", "best", "kept"}.
-        experience: what its episodes were worth, see `Experience.to_list`.
+        experience: where its steps led, see `Experience.to_list`.
         played: how it played: {"episodes", "mean", "low", "high", "edits", ...}.
     """
 

@@ -88,6 +88,10 @@ def _ids(lm: LM, action: str) -> tuple[int, ...]:
     return row.ids[row.prompt_length :]
 
 
+def _means(scores: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(each) for each in zip(*scores, strict=True)]
+
+
 def _whole(score: Score) -> Any:
     return score.log_probs
 
@@ -99,8 +103,10 @@ class Speaker:
         game: the game.
         scorer: scores its actions.
         prompt_of: asks for the action in a cell; None: as edits ask for it.
-        among: prompts whose mean scores are taken from each score, so that what the model likes
-            to say anyway does not count (batch calibration, Zhou et al., arXiv 2309.17249).
+        among: groups of prompts, by what they show, whose mean scores are taken from each score, so
+            that what the model likes to say anyway does not count (batch calibration, Zhou et al.,
+            arXiv 2309.17249), each group as much as another: else what is shown in most prompts
+            would pass for liked.
     """
 
     def __init__(
@@ -108,7 +114,7 @@ class Speaker:
         game: Game,
         scorer: ActionScorer,
         prompt_of: Callable[[Cell], str] | None = None,
-        among: Sequence[str] = (),
+        among: Sequence[Sequence[str]] = (),
     ) -> None:
         self.game, self.scorer = game, scorer
         self.prompt_of = game.prompt if prompt_of is None else prompt_of
@@ -119,7 +125,8 @@ class Speaker:
         found = self.scorer.scores([self.prompt_of(cell) for cell in cells])
         prior = [0.0] * len(self.game.actions)
         if self.among:
-            prior = [fmean(each) for each in zip(*self.scorer.scores(self.among), strict=True)]
+            means = [_means(self.scorer.scores(group)) for group in self.among]
+            prior = _means(means)
         return [
             max(range(len(prior)), key=lambda action: scores[action] - prior[action])
             for scores in found
