@@ -303,7 +303,7 @@ def test_what_most_prompts_show_does_not_pass_for_what_the_model_likes() -> None
     assert sorted(map(len, groups)) == [1, 6]
     speaker = Speaker(game, Liking(), asks, groups)  # type: ignore[arg-type]
     assert speaker.act(game.cells(), range(7)) == [1, 1, 1, 1, 1, 1, 0]
-    flat = Speaker(game, Liking(), asks, [sum(groups, [])])  # type: ignore[arg-type]
+    flat = Speaker(game, Liking(), asks, [[each for group in groups for each in group]])  # type: ignore[arg-type]
     assert flat.act([(3,)], [3]) == [0]  # as it was
 
 
