@@ -70,6 +70,7 @@ from errata.transfer import (
     match_layers,
 )
 from errata.transfer.moving import carried_values
+from errata.transfer.parametric import sensitivity
 from errata.transfer.stitching import Stitched
 from errata.unlearning import Passage
 
@@ -362,6 +363,7 @@ def start(options: argparse.Namespace) -> list[dict[str, Any]]:
         "never": [(fact.wordings[0], fact.answer) for fact in never[:ASKED]],
     }
     given = dict(each.split("=", 1) for each in options.set)
+    scores = sensitivity(teacher, passages[: int(given.get("samples", SAMPLES))], quiet)
     lines = []
     for seed in range(options.seeds):
         for way in options.method or WAYS:
@@ -369,7 +371,7 @@ def start(options: argparse.Namespace) -> list[dict[str, Any]]:
             settings = {"block": way, "seed": seed, "samples": SAMPLES, **given}
             config = ParametricTransferConfig.from_dict(settings)
             begun = time.monotonic()
-            run = ParametricTransfer(teacher, student, config, passages)
+            run = ParametricTransfer(teacher, student, config, passages, scores)
             with tempfile.TemporaryDirectory() as folder:
                 model = LM(run.run(Path(folder), quiet), student.tokenizer)
             seconds = time.monotonic() - begun

@@ -139,6 +139,18 @@ def test_blocks_that_count_most_are_taken_in_order_and_a_random_part_is_another(
     assert taken("shuffled").taken == run.taken
 
 
+def test_sensitivity_that_was_measured_before_is_taken_as_it_is(tmp_path):
+    config = ParametricTransferConfig.from_dict({"rank": 2, "samples": 2, "epochs": 1})
+    scores = sensitivity(tiny_lm(), PASSAGES[:2], quiet)
+    taken = []
+    for given in (None, scores, {path: each.flip(0, 1) for path, each in scores.items()}):
+        run = ParametricTransfer(tiny_lm(), narrow_lm(), config, PASSAGES, given)
+        run.run(tmp_path, quiet)
+        (tmp_path / STATE).unlink(missing_ok=True)
+        taken.append(run.taken)
+    assert taken[0] == taken[1] != taken[2]
+
+
 def test_it_learns_and_cut_off_it_goes_on(tmp_path):
     config = ParametricTransferConfig.from_dict(
         {"epochs": 12, "lr": 0.01, "batch": 4, "rank": 4, "save_every": 1}

@@ -130,6 +130,7 @@ class ParametricTransfer:
         student: the model that learns; it is changed.
         config: the settings.
         passages: the task: questions with their answers.
+        scores: the teacher's `sensitivity`, where it was measured before; None: it is measured.
 
     Attributes:
         taken: student's matrix -> (teacher's matrix, row, column) where what it starts with begins.
@@ -146,11 +147,13 @@ class ParametricTransfer:
         student: LM,
         config: ParametricTransferConfig,
         passages: Sequence[Passage],
+        scores: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not passages:
             raise UsageError("there is no passage to learn from.")
         self.teacher, self.lm, self.config = teacher, student, config
         self.passages = list(passages)
+        self._scores = scores
         self.taken: dict[str, tuple[str, int, int]] = {}
         self.left: list[str] = []
         self._base = fingerprint(student.model)
@@ -202,7 +205,9 @@ class ParametricTransfer:
 
     def _parts(self, progress: OnProgress) -> dict[str, Tensor]:
         """Return the teacher's part for each matrix of the student that one fits, by its path."""
-        scores = sensitivity(self.teacher, self.passages[: self.config.samples], progress)
+        scores = self._scores
+        if scores is None:
+            scores = sensitivity(self.teacher, self.passages[: self.config.samples], progress)
         generator = torch.Generator().manual_seed(self.config.seed)
         parts = {}
         for layer, source in self._blocks(scores).items():
