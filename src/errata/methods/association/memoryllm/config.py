@@ -48,7 +48,7 @@ class MemoryLlmConfig(EditorTrainingConfig):
     training_steps: PositiveInt = 1000
     batch: PositiveInt = 1
     clip: NonNegativeFloat = 1.0
-    lr: NonNegativeFloat = 1e-3
+    lr: NonNegativeFloat = 1e-4
     locality_weight: NonNegativeFloat = 1.0
     checkpoint: str | None = None
 
