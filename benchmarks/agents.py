@@ -219,9 +219,10 @@ def routes(args: argparse.Namespace, game: Game, teacher: str, kind: str) -> Non
     if args.preset:
         row["preset"] = args.preset
     if args.rounds:
-        kept = sum(bool(each.get("kept")) for each in record.trials)
-        row |= {"rounds": args.rounds, "steps": record.steps}
-        row |= {"kept": kept} if is_method(args.route) else {}
+        row["rounds"] = args.rounds
+        if is_method(args.route) and not by:
+            row["kept"] = sum(bool(each.get("kept")) for each in record.trials)
+        row["steps"] = record.steps
     keep(args.out, goal, row)
 
 
